@@ -1,0 +1,180 @@
+"""Which sentence splitter for biomedical text? Boundary F1 and speed of the libraries, side by side.
+
+    python -m benchmarks.sentences --blurb $BERT_PIPELINE_DATA/blurb [--json]
+
+Libraries that are not installed are named and passed over. Gold sentences are rebuilt from NER files:
+
+- BC5CDR: the sentences of BLURB's token files laid over the original abstracts (PubTator, looked for beside
+  the BLURB folder), so boundaries are judged in real text. These sentences come from a splitter themselves
+  (Crichton et al. 2017) and a part of them is wrong, so 100 % is no goal.
+- JNLPBA: GENIA's sentences, which people checked but whose spacing is lost; the text is put together by rules
+  in runs of ten sentences.
+
+A boundary is the number of non-blank characters before it, so splitters that normalise blanks are judged alike.
+The ends of a text, which nobody can miss, do not count. Title and abstract are texts of their own.
+"""
+
+import argparse
+import gzip
+import importlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
+from pathlib import Path
+
+Splitter = Callable[[str], list[str]]
+GoldText = tuple[str, frozenset[int]]
+"""A text and its boundaries."""
+
+BC5CDR_FILES = {"train": "Training", "dev": "Development", "test": "Test"}
+
+
+def boundaries(sentences: list[str]) -> frozenset[int]:
+    ends = list(accumulate(len("".join(sentence.split())) for sentence in sentences))
+    return frozenset(ends[:-1]) - {0, *ends[-1:]}
+
+
+def read_token_file(path: Path) -> list[list[str]]:
+    """The tokens of each sentence: `token TAB label`, a blank line between sentences."""
+    blocks = path.read_text(encoding="utf-8").split("\n\n")
+    sentences = [[line.split("\t")[0] for line in block.splitlines() if line] for block in blocks]
+    return [tokens for tokens in sentences if tokens and tokens[0] != "-DOCSTART-"]
+
+
+def bc5cdr(blurb: Path) -> Iterator[GoldText]:
+    for split, name in BC5CDR_FILES.items():
+        sentences = read_token_file(blurb / "BC5CDR-chem" / f"{split}.tsv")
+        ends = set(accumulate(sum(map(len, tokens)) for tokens in sentences))
+        gold = "".join("".join(tokens) for tokens in sentences)
+        pubtator = blurb.parent / "bc5cdr-pubtator" / f"CDR_{name}Set.PubTator.txt.gz"
+        with gzip.open(pubtator, "rt", encoding="utf-8") as lines:
+            fields = re.findall(r"^\d+\|[ta]\|(.*)$", lines.read(), re.MULTILINE)
+        for title, abstract in zip(fields[::2], fields[1::2], strict=True):
+            start = gold.find("".join((title + abstract).split()))
+            if start < 0:
+                continue  # the file named TrainingSet holds the dev documents too
+            for text in (title, abstract):
+                length = len("".join(text.split()))
+                yield text, frozenset(end - start for end in ends if start < end < start + length)
+                start += length
+
+
+def jnlpba(blurb: Path) -> Iterator[GoldText]:
+    sentences = [detokenize(tokens) for tokens in read_token_file(blurb / "JNLPBA" / "train.tsv")]
+    for first in range(0, len(sentences), 10):
+        run = sentences[first : first + 10]
+        yield " ".join(run), boundaries(run)
+
+
+def detokenize(tokens: list[str]) -> str:
+    text = " ".join(tokens)
+    text = re.sub(r" ([.,;:?!%)\]}])", r"\1", text)
+    text = re.sub(r"([(\[{]) ", r"\1", text)
+    return re.sub(r" ([-/]) ", r"\1", text)
+
+
+def pysbd() -> Splitter:
+    return importlib.import_module("pysbd").Segmenter(language="en", clean=False).segment
+
+
+def syntok() -> Splitter:
+    segmenter = importlib.import_module("syntok.segmenter")
+
+    def split(text: str) -> list[str]:
+        starts = [sentence[0].offset for paragraph in segmenter.process(text) for sentence in paragraph]
+        return [text[start:end] for start, end in zip([0, *starts[1:]], [*starts[1:], len(text)], strict=True)]
+
+    return split
+
+
+def sentencex() -> Splitter:
+    segment = importlib.import_module("sentencex").segment
+    return lambda text: list(segment("en", text))
+
+
+def blingfire() -> Splitter:
+    text_to_sentences = importlib.import_module("blingfire").text_to_sentences
+    return lambda text: text_to_sentences(text).split("\n")
+
+
+def segtok() -> Splitter:
+    split_single = importlib.import_module("segtok.segmenter").split_single
+    return lambda text: list(split_single(text))
+
+
+def sentence_splitter() -> Splitter:
+    return importlib.import_module("sentence_splitter").SentenceSplitter(language="en").split
+
+
+def spacy() -> Splitter:
+    pipeline = importlib.import_module("spacy").blank("en")
+    pipeline.add_pipe("sentencizer")
+    return lambda text: [sentence.text for sentence in pipeline(text).sents]
+
+
+def nupunkt() -> Splitter:
+    return importlib.import_module("nupunkt").sent_tokenize
+
+
+def bert_pipeline() -> Splitter:
+    return importlib.import_module("bert_pipeline.data.sentences").split_sentences
+
+
+LIBRARIES = {
+    "pysbd": pysbd,
+    "syntok": syntok,
+    "sentencex": sentencex,
+    "blingfire": blingfire,
+    "segtok": segtok,
+    "sentence-splitter": sentence_splitter,
+    "spacy": spacy,
+    "nupunkt": nupunkt,
+    "bert-pipeline": bert_pipeline,
+}
+
+
+def measure(split: Splitter, texts: list[GoldText]) -> dict[str, float]:
+    split(texts[0][0])  # what is loaded at first use is not timed
+    started = time.perf_counter()
+    found = [split(text) for text, _ in texts]
+    seconds = time.perf_counter() - started
+    hits = expected = given = altered = 0
+    for (text, gold), sentences in zip(texts, found, strict=True):
+        guess = boundaries(sentences)
+        hits, expected, given = hits + len(guess & gold), expected + len(gold), given + len(guess)
+        altered += "".join("".join(sentences).split()) != "".join(text.split())
+    return {
+        "precision": hits / given,
+        "recall": hits / expected,
+        "f1": 2 * hits / (given + expected),
+        "texts_altered": altered,
+        "mb_per_second": sum(len(text.encode()) for text, _ in texts) / 1e6 / seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blurb", type=Path, required=True, help="BLURB's folder of token files")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    arguments = parser.parse_args()
+    sets = {"BC5CDR": list(bc5cdr(arguments.blurb)), "JNLPBA": list(jnlpba(arguments.blurb))}
+    for name, library in LIBRARIES.items():
+        try:
+            release, split = version(name), library()
+        except (PackageNotFoundError, ModuleNotFoundError):
+            print(json.dumps({"library": name, "skipped": "not installed"}) if arguments.json else f"{name:18} skipped")
+            continue
+        for gold, texts in sets.items():
+            scores = measure(split, texts)
+            if arguments.json:
+                print(json.dumps({"library": name, "version": release, "gold": gold} | scores))
+            else:
+                columns = "  ".join(f"{key} {value:.4f}" for key, value in scores.items() if key != "texts_altered")
+                print(f"{name:18} {release:8} {gold:7} {columns}  texts_altered {scores['texts_altered']}")
+
+
+if __name__ == "__main__":
+    main()

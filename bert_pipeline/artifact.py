@@ -1,0 +1,156 @@
+"""The artifact store: a directory is written once, whole, under the fingerprint of what made it.
+
+    origin = {kind, section, fingerprints of the inputs, code version}
+    <root>/<kind>/<fingerprint>/            the artifact; appears by one rename, never changes
+    <root>/<kind>/<fingerprint>.partial/    work in progress, or what a crash left of it
+    <root>/<kind>/<fingerprint>.lock        held by the one process that builds
+
+Whoever asks for the same origin a second time, in this process or in another, gets what stands.
+"""
+
+import getpass
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+Facts = dict[str, Any]
+"""What a stage reports of what it made: JSON values, shown in Dagster and MLflow, checked by the gates."""
+
+log = logging.getLogger(__name__)
+
+
+class ArtifactError(ValueError):
+    """A directory that is not what the caller takes it for."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished directory and its record."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return self.record["origin"]["kind"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.record["fingerprint"]
+
+    @property
+    def facts(self) -> Facts:
+        return self.record["facts"]
+
+
+def origin(kind: str, section: Mapping[str, Any], inputs: Mapping[str, str], code_version: str) -> dict[str, Any]:
+    """What decides an artifact's content. `inputs` maps the name of each input to its fingerprint."""
+    return {"kind": kind, "section": dict(section), "inputs": dict(inputs), "code_version": code_version}
+
+
+def fingerprint(origin: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of the SHA-256 of the origin as canonical JSON."""
+    return hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make(
+    destination: Path, origin: Mapping[str, Any], build: Callable[[Path], Facts], *, resumable: bool = False
+) -> Artifact:
+    """Return the artifact at `destination`; call `build(directory)` only where it does not stand yet.
+
+    A resumable build finds in its directory what an interrupted one left there; any other starts empty.
+    Raises ArtifactError where `destination` holds something else.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{destination}.lock"):  # whoever waits here finds the work done
+        if not destination.exists():
+            partial = destination.with_name(destination.name + ".partial")
+            if not resumable:
+                shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(exist_ok=True)
+            started, clock = datetime.now(UTC), time.monotonic()
+            facts = build(partial)
+            record = {
+                "fingerprint": fingerprint(origin),
+                "origin": origin,
+                "facts": facts,
+                "made": _circumstances() | {"at": started.isoformat(), "seconds": round(time.monotonic() - clock, 3)},
+            }
+            (partial / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            _flush_to_disk(partial)
+            partial.rename(destination)  # until this line there is no artifact; after it, a whole one
+            _flush_to_disk(destination.parent, recurse=False)
+        else:
+            log.info("%s: %s stands already, nothing to build", origin["kind"], destination)
+    made = load(destination)
+    if made.fingerprint != fingerprint(origin):
+        raise ArtifactError(
+            f"{destination} holds another {made.kind} ({made.fingerprint}, not {fingerprint(origin)}); "
+            "remedy: choose another directory"
+        )
+    return made
+
+
+def load(path: Path, kind: str | None = None) -> Artifact:
+    """Open a finished artifact. Raises ArtifactError where there is none, or one of another kind."""
+    try:
+        record = json.loads((path / "record.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is no artifact: it has no record.json; remedy: build it first") from None
+    made = Artifact(path, record)
+    if kind is not None and made.kind != kind:
+        raise ArtifactError(f"{path} holds a {made.kind}; a {kind} is needed here")
+    return made
+
+
+def files_fingerprint(files: Mapping[str, Path]) -> str:
+    """A fingerprint of files outside the store: their names and their bytes."""
+    digests = {}
+    for name, path in sorted(files.items()):
+        with path.open("rb") as stream:
+            digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return fingerprint(digests)
+
+
+def _circumstances() -> dict[str, Any]:
+    """Who made it, where, and from which commit: told, but no part of the fingerprint."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "by": getpass.getuser(),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "commit": described.stdout.strip() or None,
+    }
+
+
+def _flush_to_disk(path: Path, recurse: bool = True) -> None:
+    """fsync a directory (with all it holds): a rename may not become durable before its content."""
+    for inner in path.rglob("*") if recurse else ():
+        _fsync(inner)
+    _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,234 @@
+"""Masked language modelling: which tokens of a row are asked for, and what stands there instead.
+
+Devlin et al. 2019, section 3.1 and appendix A.1, and google-research/bert, create_masked_lm_predictions.
+The masks of a row are a pure function of (seed, pass, shard, row): the loader draws the masks of an
+epoch that is not on disk by the same function that wrote the ones that are.
+"""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from bert_pipeline import formats
+from bert_pipeline.artifact import Facts
+from bert_pipeline.formats import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID, MaskShard, PairShard
+from bert_pipeline.randomness import HELDOUT, MASKS, below, happens, open_stream
+from bert_pipeline.recipe import MaskingRecipe
+from bert_pipeline.shards import map_shards
+
+CODE_VERSION = "1"
+
+NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)  # ids below this are special
+
+
+class Masker:
+    """Draws masks under one section of a recipe for rows over one vocabulary."""
+
+    def __init__(self, section: MaskingRecipe, is_continuation: np.ndarray) -> None:
+        self.section = section
+        self.is_continuation = is_continuation  # (vocabulary,) bool: the `##` pieces
+
+    def max_predictions(self, max_seq_length: int) -> int:
+        return self.section.max_predictions_per_seq or math.ceil(self.section.masked_lm_prob * max_seq_length)
+
+    def mask(
+        self,
+        input_ids: np.ndarray,
+        offsets: np.ndarray,
+        shards: np.ndarray,
+        rows: np.ndarray,
+        *,
+        pass_number: int,
+        split: str,
+        max_seq_length: int,
+    ) -> MaskShard:
+        """Masks of rows that lie one after the other in `input_ids`, row n at offsets[n]:offsets[n + 1].
+
+        `shards` and `rows` (rows,) int64 say which row of which shard each one is: that decides its masks.
+        """
+        capacity = int(offsets[-1] - offsets[0])
+        positions, replacements = np.empty(capacity, np.uint16), np.empty(capacity, input_ids.dtype)
+        mask_offsets = np.empty(len(rows) + 1, np.int32)
+        _mask(
+            input_ids,
+            offsets,
+            shards,
+            rows,
+            self.is_continuation,
+            self.section.masked_lm_prob,
+            self.max_predictions(max_seq_length),
+            self.section.do_whole_word_mask,
+            self.section.replacement == "word",
+            self.section.seed,
+            MASKS + (HELDOUT if split == "heldout" else 0),
+            pass_number,
+            positions,
+            replacements,
+            mask_offsets,
+        )
+        used = mask_offsets[-1]
+        return MaskShard(positions[:used], replacements[:used], mask_offsets)
+
+
+@njit(cache=True)
+def _mask(
+    input_ids,
+    offsets,
+    shards,
+    rows,
+    is_continuation,
+    masked_lm_prob,
+    max_predictions,
+    whole_words,
+    replace_words,
+    seed,
+    what,
+    pass_number,
+    positions,
+    replacements,
+    mask_offsets,
+):
+    vocab_size = len(is_continuation)
+    longest = 0
+    for n in range(len(rows)):
+        longest = max(longest, offsets[n + 1] - offsets[n])
+    starts, ends = np.empty(longest, np.int64), np.empty(longest, np.int64)
+    chosen = np.empty(longest, np.int64)  # what stands at a place now, or -1
+    stream = np.zeros(11, np.uint32)
+    written = 0
+    mask_offsets[0] = 0
+    for n in range(len(rows)):
+        row = input_ids[offsets[n] : offsets[n + 1]]
+        open_stream(stream, seed, what, pass_number, shards[n], rows[n])
+        num_words = 0
+        after_candidate = False
+        for i in range(len(row)):
+            chosen[i] = -1
+            candidate = row[i] != CLS_ID and row[i] != SEP_ID and row[i] != PAD_ID
+            if candidate:
+                if whole_words and after_candidate and is_continuation[row[i]]:
+                    ends[num_words - 1] = i + 1
+                else:
+                    starts[num_words], ends[num_words] = i, i + 1
+                    num_words += 1
+            after_candidate = candidate
+
+        budget = min(max_predictions, max(1, round(masked_lm_prob * len(row))))
+        count = 0
+        for k in range(num_words):  # Fisher-Yates, as far as it is needed
+            if count >= budget:
+                break
+            j = k + below(stream, num_words - k)
+            starts[k], starts[j] = starts[j], starts[k]
+            ends[k], ends[j] = ends[j], ends[k]
+            if count + ends[k] - starts[k] > budget:
+                continue
+            count += ends[k] - starts[k]
+            masks, keeps = False, False
+            for i in range(starts[k], ends[k]):
+                if i == starts[k] or not replace_words:
+                    masks = happens(stream, 0.8)
+                    keeps = not masks and happens(stream, 0.5)
+                if masks:
+                    chosen[i] = MASK_ID
+                elif keeps:
+                    chosen[i] = row[i]
+                else:
+                    chosen[i] = NUM_SPECIAL_TOKENS + below(stream, vocab_size - NUM_SPECIAL_TOKENS)
+
+        for i in range(len(row)):
+            if chosen[i] >= 0:
+                positions[written], replacements[written] = i, chosen[i]
+                written += 1
+        mask_offsets[n + 1] = written
+
+
+def build_masked_dataset(section: MaskingRecipe, tokenizer: Path, nsp_dataset: Path, out: Path) -> Facts:
+    """Mask every pass of an NSP dataset; the shards stand row for row beside those they mask."""
+    sources = sorted(nsp_dataset.glob("len-*/*/pass-*/shard-*.arrow"))
+    if not sources:
+        raise FileNotFoundError(f"{nsp_dataset} holds no len-*/*/pass-*/shard-*.arrow: not a finished nsp_dataset")
+    names = [str(path.relative_to(nsp_dataset)) for path in sources]
+    shards = [
+        (name, (section, tokenizer, path, number, out / name))
+        for number, (name, path) in enumerate(zip(names, sources, strict=True))
+        for number in [int(path.stem.removeprefix("shard-"))]
+    ]
+    merged: Counter[Any] = Counter()
+    for count in map_shards("masked_dataset", _build_shard, shards, total=len(shards)):
+        merged.update(count)
+    lengths = sorted({length for _, length in merged})
+    facts = {f"len_{length}": _facts(merged, length) for length in lengths}
+    return facts | {"example": _example(tokenizer, nsp_dataset, out, lengths[0])}
+
+
+def _build_shard(section: MaskingRecipe, tokenizer: Path, source: Path, shard_number: int, out: Path) -> Counter[Any]:
+    length_folder, split, pass_folder = source.parts[-4:-1]
+    max_seq_length = int(length_folder.removeprefix("len-"))
+    vocabulary = formats.read_tokenizer(tokenizer)
+    masker = Masker(section, formats.continuation_pieces(vocabulary))
+    pairs = PairShard.read(source)
+    rows = np.arange(len(pairs))
+    masks = masker.mask(
+        pairs.input_ids,
+        pairs.offsets,
+        np.full(len(rows), shard_number),
+        rows,
+        pass_number=int(pass_folder.removeprefix("pass-")),
+        split=split,
+        max_seq_length=max_seq_length,
+    )
+    formats.write_table(out, masks.table(vocabulary.get_vocab_size()))
+    return _count(masker, pairs, masks, max_seq_length) if split == "train" else Counter()
+
+
+def _count(masker: Masker, pairs: PairShard, masks: MaskShard, max_seq_length: int) -> Counter[Any]:
+    """What the facts are shares of, keyed by (what, sequence length)."""
+    flat = masks.positions.astype(np.int64) + np.repeat(pairs.offsets[:-1], np.diff(masks.offsets))
+    original = pairs.input_ids[flat]
+    hidden = np.zeros(len(pairs.input_ids), np.bool_)
+    hidden[flat] = True
+    # A word is cut where a piece and its continuation differ in being masked.
+    continues = masker.is_continuation[pairs.input_ids[1:]] & (pairs.input_ids[:-1] >= UNK_ID)
+    continues &= ~np.isin(pairs.input_ids[:-1], (CLS_ID, SEP_ID))
+    touched = continues & (hidden[1:] | hidden[:-1])
+    return Counter(
+        {
+            ("rows", max_seq_length): len(pairs),
+            ("tokens", max_seq_length): len(pairs.input_ids),
+            ("masked", max_seq_length): len(flat),
+            ("mask", max_seq_length): int((masks.input_ids == MASK_ID).sum()),
+            ("kept", max_seq_length): int((masks.input_ids == original).sum()),
+            ("joints", max_seq_length): int(touched.sum()),
+            ("whole", max_seq_length): int((touched & hidden[1:] & hidden[:-1]).sum()),
+        }
+    )
+
+
+def _facts(counts: Counter[Any], length: int) -> Facts:
+    masked = counts["masked", length]
+    return {
+        "masked_fraction": masked / counts["tokens", length],
+        "mask_token_fraction": counts["mask", length] / masked,
+        "random_token_fraction": (masked - counts["mask", length] - counts["kept", length]) / masked,
+        "kept_fraction": counts["kept", length] / masked,
+        "whole_word_fraction": counts["whole", length] / max(counts["joints", length], 1),
+        "predictions_per_row": masked / counts["rows", length],
+    }
+
+
+def _example(tokenizer: Path, nsp_dataset: Path, out: Path, max_seq_length: int) -> str:
+    """The first training row as the model sees it, and what it is asked for."""
+    vocabulary = formats.read_tokenizer(tokenizer)
+    path = formats.shard_paths(formats.pass_directory(out, max_seq_length, "train"), "arrow")[0]
+    pairs, masks = PairShard.read(nsp_dataset / path.relative_to(out)), MaskShard.read(path)
+    row = pairs.input_ids[: pairs.offsets[1]].tolist()
+    positions = masks.positions[: masks.offsets[1]].tolist()
+    asked = [vocabulary.id_to_token(row[place]) for place in positions]
+    for place, replacement in zip(positions, masks.input_ids[: masks.offsets[1]].tolist(), strict=True):
+        row[place] = replacement
+    return f"{vocabulary.decode(row, skip_special_tokens=False)}\nasked for: {' '.join(asked)}"

@@ -1,0 +1,241 @@
+"""What stands on disk, and its readers: the one truth about the data that passes between stages.
+
+    raw_corpus/       {train,heldout}/shard-00000.parquet     one row a document
+    tokenizer/        tokenizer.json, tokenizer_config.json, vocab.txt
+    nsp_dataset/      len-128/{train,heldout}/pass-000/shard-00000.arrow     one row a pair
+    masked_dataset/   the same paths; row for row beside the nsp_dataset
+
+Only what cannot be derived is stored. token_type_ids, attention_mask, position_ids and labels are made
+here, by `training_rows` (flat arrays, for our loop) and `hugging_face_dataset` (for any Trainer).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SPLITS = ("train", "heldout")
+IGNORE_INDEX = -100
+"""The label of a position (or of a row without a next-sentence label) that no loss is asked for."""
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
+"""The ids of the special tokens: the tokenizer stage puts them first and checks that it did."""
+
+CORPUS_SCHEMA = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("sentences", pa.list_(pa.string()), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # name of the file that the document came from
+    ]
+)
+
+
+def token_type(vocab_size: int) -> pa.DataType:
+    """uint16 where the vocabulary fits, else uint32."""
+    return pa.uint16() if vocab_size <= 2**16 else pa.uint32()
+
+
+def nsp_schema(vocab_size: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("input_ids", pa.list_(token_type(vocab_size)), nullable=False),  # [CLS] A [SEP] B [SEP]
+            pa.field("segment_a_length", pa.uint16(), nullable=False),  # tokens of A, specials not counted
+            pa.field("next_sentence_label", pa.int8(), nullable=False),  # 0 follows, 1 random; -100 not asked
+        ]
+    )
+
+
+def mask_schema(vocab_size: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("masked_positions", pa.list_(pa.uint16()), nullable=False),  # ascending
+            pa.field("masked_input_ids", pa.list_(token_type(vocab_size)), nullable=False),  # what stands there now
+        ]
+    )
+
+
+def shard_paths(directory: Path, suffix: str) -> list[Path]:
+    """The shards of a folder in their order. Raises FileNotFoundError where there are none."""
+    paths = sorted(directory.glob(f"shard-*.{suffix}"))
+    if not paths:
+        raise FileNotFoundError(f"{directory} holds no shard-*.{suffix}: not a finished dataset, or another split")
+    return paths
+
+
+def pass_directory(dataset: Path, max_seq_length: int, split: str, number: int = 0) -> Path:
+    return dataset / f"len-{max_seq_length}" / split / f"pass-{number:03d}"
+
+
+def num_passes(dataset: Path, max_seq_length: int, split: str) -> int:
+    return len(list((dataset / f"len-{max_seq_length}" / split).glob("pass-*")))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """One shard: Parquet for documents, Arrow's stream format (what `datasets` memory-maps) for rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, compression="zstd")
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+
+
+def read_table(path: Path) -> pa.Table:
+    """A shard; an Arrow shard is memory-mapped, not read."""
+    if path.suffix == ".parquet":
+        return pq.read_table(path)
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_stream(source).read_all()
+
+
+def iterate_documents(corpus: Path, split: str) -> Iterator[list[str]]:
+    """The sentences of every document of a split, shard by shard, in constant memory."""
+    for path in shard_paths(corpus / split, "parquet"):
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1000, columns=["sentences"]):
+            yield from batch.column(0).to_pylist()
+
+
+def flat_list(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """A list column as (values, offsets): row r is values[offsets[r]:offsets[r + 1]]. No copy for one chunk."""
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    offsets = array.offsets.to_numpy()
+    return array.values.to_numpy(zero_copy_only=True), offsets
+
+
+def list_array(values: np.ndarray, offsets: np.ndarray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+
+
+@dataclass(frozen=True)
+class PairShard:
+    """The pairs of one shard and pass as flat arrays."""
+
+    input_ids: np.ndarray  # (tokens,) uint16 or uint32
+    offsets: np.ndarray  # (rows + 1,) int32
+    segment_a_length: np.ndarray  # (rows,) uint16
+    next_sentence_label: np.ndarray  # (rows,) int8
+
+    def __len__(self) -> int:
+        return len(self.segment_a_length)
+
+    @classmethod
+    def read(cls, path: Path) -> "PairShard":
+        table = read_table(path)
+        input_ids, offsets = flat_list(table["input_ids"])
+        return cls(input_ids, offsets, table["segment_a_length"].to_numpy(), table["next_sentence_label"].to_numpy())
+
+    def table(self, vocab_size: int) -> pa.Table:
+        columns = [
+            list_array(self.input_ids, self.offsets),
+            pa.array(self.segment_a_length),
+            pa.array(self.next_sentence_label),
+        ]
+        return pa.Table.from_arrays(columns, schema=nsp_schema(vocab_size))
+
+
+@dataclass(frozen=True)
+class MaskShard:
+    """The masks of one shard and pass as flat arrays, row for row beside its PairShard."""
+
+    positions: np.ndarray  # (masked tokens,) uint16: place in the row
+    input_ids: np.ndarray  # (masked tokens,) what stands there instead of the original
+    offsets: np.ndarray  # (rows + 1,) int32
+
+    @classmethod
+    def read(cls, path: Path) -> "MaskShard":
+        table = read_table(path)
+        positions, offsets = flat_list(table["masked_positions"])
+        return cls(positions, flat_list(table["masked_input_ids"])[0], offsets)
+
+    def table(self, vocab_size: int) -> pa.Table:
+        columns = [list_array(self.positions, self.offsets), list_array(self.input_ids, self.offsets)]
+        return pa.Table.from_arrays(columns, schema=mask_schema(vocab_size))
+
+
+def token_type_ids(length: int, segment_a_length: int) -> np.ndarray:
+    """0 up to and including the first [SEP], then 1 (Devlin et al. 2019, figure 2). (length,) int64."""
+    return (np.arange(length) >= segment_a_length + 2).astype(np.int64)
+
+
+def training_row(
+    original: np.ndarray,
+    segment_a_length: int,
+    next_sentence_label: int,
+    positions: np.ndarray,
+    replacements: np.ndarray,
+    *,
+    padded_length: int | None = None,
+) -> dict[str, Any]:
+    """One pair and its masks joined to what `BertForPreTraining.forward` takes.
+
+    Arrays are int64 of `padded_length` (default: the row's own length); `next_sentence_label` is an int.
+    """
+    length = len(original)
+    width = padded_length or length
+    row = {name: np.zeros(width, np.int64) for name in ("input_ids", "token_type_ids", "attention_mask")}
+    row["labels"] = np.full(width, IGNORE_INDEX, np.int64)
+    row["position_ids"] = np.arange(width)
+    row["input_ids"][:length] = original
+    row["labels"][positions] = row["input_ids"][positions]
+    row["input_ids"][positions] = replacements
+    row["token_type_ids"][:length] = token_type_ids(length, segment_a_length)
+    row["attention_mask"][:length] = 1
+    return row | {"next_sentence_label": int(next_sentence_label)}
+
+
+def hugging_face_dataset(
+    nsp_dataset: Path, masked_dataset: Path, max_seq_length: int, split: str = "train", number: int = 0
+):
+    """One pass as a memory-mapped `datasets.Dataset` in the standard Hugging Face view.
+
+    Rows are padded to `max_seq_length` and hold input_ids, token_type_ids, position_ids, attention_mask,
+    labels and next_sentence_label. They are joined when read, so a Trainer needs
+    `TrainingArguments(remove_unused_columns=False)`.
+    """
+    from datasets import Dataset, concatenate_datasets
+
+    def column_wise(dataset: Path) -> Dataset:
+        paths = shard_paths(pass_directory(dataset, max_seq_length, split, number), "arrow")
+        return concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+
+    def join(batch: dict[str, list]) -> dict[str, list]:
+        rows = [
+            training_row(np.asarray(original), a, label, positions, replacements, padded_length=max_seq_length)
+            for original, a, label, positions, replacements in zip(
+                batch["input_ids"],
+                batch["segment_a_length"],
+                batch["next_sentence_label"],
+                batch["masked_positions"],
+                batch["masked_input_ids"],
+                strict=True,
+            )
+        ]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    both = concatenate_datasets([column_wise(nsp_dataset), column_wise(masked_dataset)], axis=1)
+    return both.with_transform(join)
+
+
+def read_tokenizer(directory: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer artifact, for encoding text that is data.
+
+    A "[SEP]" that stands in a text is text: it is encoded as its characters, never as the special token.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def continuation_pieces(tokenizer: Any) -> np.ndarray:
+    """(vocabulary,) bool: true for the pieces that continue a word (`##...`)."""
+    table = np.zeros(tokenizer.get_vocab_size(), np.bool_)
+    for piece, number in tokenizer.get_vocab().items():
+        table[number] = piece.startswith("##") and len(piece) > 2
+    return table

@@ -1,0 +1,107 @@
+"""The model card (Mitchell et al. 2019, arXiv 1810.03993) of a checkpoint, written from its records.
+
+Whatever a stage did not report is left out, so the same function serves a bare checkpoint and a registered model.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bert_pipeline.artifact import Facts
+
+HEADER = """\
+---
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [bert, trained-from-scratch]
+---
+
+# {name}
+
+A BERT encoder (Devlin et al. 2019, arXiv 1810.04805) trained from scratch on the text described below.
+
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(DIRECTORY)
+model = AutoModelForMaskedLM.from_pretrained(DIRECTORY)
+```
+"""
+
+LIMITS = """\
+## Limits
+
+- The model has read nothing but the text described above; what is rare there it does not know.
+- It represents text and fills gaps in it. It does not state facts, and is not fit for decisions about patients.
+- The scores hold for the data that they were measured on. Social biases of the text were neither measured nor removed.
+"""
+
+GENERATED_TEXT = (
+    "- The training text was **generated** to demonstrate the pipeline: names, doses and findings in it are invented.\n"
+)
+
+
+def model_card(name: str, recipe_sections: Mapping[str, Any], facts_by_stage: Mapping[str, Facts]) -> str:
+    """Markdown. `recipe_sections` maps section names to their values, `facts_by_stage` artifact kinds to facts."""
+    generated = recipe_sections.get("corpus", {}).get("source") == "sample"
+    parts = [
+        HEADER.format(name=name),
+        _facts_table("Data", "raw_corpus", facts_by_stage),
+        _facts_table("Tokenizer", "tokenizer", facts_by_stage),
+        _facts_table("Training", "pretrained_checkpoint", facts_by_stage),
+        _heldout(facts_by_stage),
+        _tasks(facts_by_stage.get("evaluations", {}).get("tasks", {})),
+        "## Recipe\n\n```toml\n" + _toml(recipe_sections) + "```\n",
+        LIMITS + (GENERATED_TEXT if generated else ""),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _facts_table(title: str, stage: str, facts_by_stage: Mapping[str, Facts]) -> str:
+    numbers = {name: value for name, value in facts_by_stage.get(stage, {}).items() if isinstance(value, int | float)}
+    rows = [(name.replace("_", " "), _number(value)) for name, value in numbers.items()]
+    return f"## {title}\n\n{_table(('fact', 'value'), rows)}" if rows else ""
+
+
+def _heldout(facts_by_stage: Mapping[str, Facts]) -> str:
+    checkpoint = facts_by_stage.get("pretrained_checkpoint", {})
+    before, after = checkpoint.get("heldout_before", {}), checkpoint.get("heldout_after", {})
+    rows = [(name.replace("_", " "), _number(before[name]), _number(after[name])) for name in before if name in after]
+    table = _table(("on held-out text", "before training", "after"), rows)
+    return f"## Scores of pretraining\n\n{table}" if rows else ""
+
+
+def _tasks(tasks: Mapping[str, Any]) -> str:
+    rows = [
+        (task, score["metric"], _mean_and_sd(score["pretrained"]), _mean_and_sd(score["random_init"]))
+        for task, score in tasks.items()
+    ]
+    table = _table(("task", "metric", "this model", "same architecture, random initialisation"), rows)
+    return f"## Scores of fine-tuning (mean ± standard deviation over seeds)\n\n{table}" if rows else ""
+
+
+def _mean_and_sd(score: Mapping[str, float]) -> str:
+    return f"{score['f1_mean']:.4f} ± {score['f1_sd']:.4f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _toml(table: Mapping[str, Any], path: str = "") -> str:
+    """TOML of what a recipe holds: scalars, arrays, tables and arrays of tables."""
+    lines, tables = "", ""
+    for key, value in table.items():
+        inner = f"{path}{key}"
+        if isinstance(value, Mapping):
+            tables += f"\n[{inner}]\n{_toml(value, inner + '.')}"
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            tables += "".join(f"\n[[{inner}]]\n{_toml(row, inner + '.')}" for row in value)
+        else:
+            lines += f"{key} = {json.dumps(value, ensure_ascii=False)}\n"  # JSON's scalars and arrays are TOML's
+    return lines + tables

@@ -1,0 +1,299 @@
+"""The recipe: every choice that makes one experiment differ from another, and nothing else.
+
+What a run computes stands here. Where and how fast it runs (devices, processes, precision, paths,
+servers) stands in infra/ and the environment, so one recipe gives the same artifacts everywhere.
+
+The defaults are BERT-base as published (Devlin et al. 2019, arXiv 1810.04805, and the flags of
+google-research/bert); a recipe file states only what it changes.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message lists every fault with its dotted path."""
+
+
+class Section(BaseModel):
+    """One table of a recipe: frozen, strictly typed, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class CorpusRecipe(Section):
+    source: Literal["files", "sample"] = "files"
+    """`files`: .txt, .jsonl, .csv, .parquet, each also .gz, .xz, .zst. `sample`: the generated demo text."""
+    path: str = ""
+    """A file, a folder or a glob; relative paths are looked up under BERT_PIPELINE_DATA (default: here)."""
+    text_fields: tuple[str, ...] = Field(("text",), min_length=1)
+    """Fields of a record that make up the document, in this order; each is split into sentences by itself."""
+    id_field: str = ""
+    """Field that names a document; empty: `<file name>:<record number>`."""
+    unicode_normalization: Literal["NFC", "NFKC", "none"] = "NFC"
+    heldout_fraction: Fraction = 0.01
+    """Share of the documents kept out of training, chosen by a hash of the document id."""
+    documents_per_shard: int = Field(10_000, ge=2)
+    max_rejected_fraction: Fraction = 0.001
+    """Broken records are set aside; more than this share of them stops the stage."""
+    sample_documents: int = Field(6_000, ge=100)
+    """Number of documents that the sample generator writes (source = "sample")."""
+    seed: Seed = 12345
+    """Seed of the sample generator (source = "sample")."""
+
+    @model_validator(mode="after")
+    def _path_belongs_to_files(self) -> Self:
+        if self.source == "files" and not self.path:
+            raise ValueError('path is needed when source = "files"; remedy: path = "my-texts/*.jsonl.gz"')
+        return self
+
+
+class TokenizerRecipe(Section):
+    vocab_size: int = Field(30_522, ge=100, le=2**31)
+    lowercase: bool = True
+    """Uncased, accents stripped, as in BERT-base uncased."""
+    min_frequency: int = Field(2, ge=1)
+    limit_alphabet: int = Field(1_000, ge=1)
+    """Characters kept in the vocabulary; the rarest beyond this number become [UNK]."""
+
+
+class NspRecipe(Section):
+    objective: Literal["nsp", "sop", "none"] = "nsp"
+    dupe_factor: int = Field(10, ge=1, lt=2**16)
+    """Passes over the corpus; each pass pairs it anew."""
+    short_seq_prob: Fraction = 0.1
+    target_draw: Literal["document", "example"] = "document"
+    nsp_prob: Fraction = 0.5
+    balance: bool = False
+    """Turn some freely drawn random pairs into real ones until both labels are equally frequent."""
+    truncation: Literal["random_segment", "longest_first"] = "random_segment"
+    truncate_at_word_starts: bool = False
+    seed: Seed = 12345
+
+
+class MaskingRecipe(Section):
+    masked_lm_prob: Fraction = 0.15
+    max_predictions_per_seq: int = Field(0, ge=0)
+    """Upper bound per row; 0 derives ceil(masked_lm_prob * max_seq_length): 20 at 128, 77 at 512."""
+    do_whole_word_mask: bool = False
+    replacement: Literal["piece", "word"] = "piece"
+    """Whether the 80/10/10 draw is made for each piece (google-research/bert) or once for a word."""
+    seed: Seed = 12345
+
+
+class ModelRecipe(Section):
+    """The fields of transformers.BertConfig that an experiment may change."""
+
+    hidden_size: int = Field(768, ge=2)
+    num_hidden_layers: int = Field(12, ge=1)
+    num_attention_heads: int = Field(12, ge=1)
+    intermediate_size: int = Field(3072, ge=1)
+    hidden_act: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
+    hidden_dropout_prob: Fraction = 0.1
+    attention_probs_dropout_prob: Fraction = 0.1
+    max_position_embeddings: int = Field(512, ge=8)
+    initializer_range: float = Field(0.02, gt=0)
+    layer_norm_eps: float = Field(1e-12, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+
+class PhaseRecipe(Section):
+    """A stretch of training at one sequence length."""
+
+    max_seq_length: int = Field(ge=8)
+    num_steps: int = Field(ge=1)
+    """Optimizer steps."""
+    global_batch_size: int = Field(256, ge=1)
+    """Pairs per optimizer step, over all processes: the same on one GPU as on eight."""
+    learning_rate_handover: Literal["continue", "restart"] = "continue"
+    """`continue`: one warm-up and one decay span this phase and the one before. `restart`: a schedule of its own."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak; in a phase that continues, that of the phase it continues from holds, so it may not be set."""
+    warmup_steps: int = Field(0, ge=0)
+    """Linear warm-up to the peak, then linear decay to 0 at the end of the schedule; set where a schedule starts."""
+
+
+class PretrainRecipe(Section):
+    phases: tuple[PhaseRecipe, ...] = Field(
+        (
+            PhaseRecipe(max_seq_length=128, num_steps=900_000, learning_rate_handover="restart", warmup_steps=10_000),
+            PhaseRecipe(max_seq_length=512, num_steps=100_000),
+        ),
+        min_length=1,
+    )
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    """Not applied to biases and LayerNorm."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    log_every: int = Field(50, ge=1)
+    """Steps between rows of metrics.jsonl."""
+    eval_every: int = Field(10_000, ge=1)
+    """Steps between measurements on held-out pairs; the first step and the end are always measured."""
+    heldout_pairs: int = Field(2_000, ge=1)
+    """Pairs measured (the first of the held-out rows; all of them where there are fewer)."""
+    checkpoint_every: int = Field(1_000, ge=1)
+    checkpoints_kept: int = Field(2, ge=1)
+    seed: Seed = 12345
+
+    @model_validator(mode="after")
+    def _hand_over_is_explicit(self) -> Self:
+        faults = []
+        for number, phase in enumerate(self.phases):
+            if (
+                number == 0
+                and phase.learning_rate_handover == "continue"
+                and "learning_rate_handover" in (phase.model_fields_set)
+            ):
+                faults.append('phases.0.learning_rate_handover = "continue", but there is no phase before it')
+            if number > 0 and phase.learning_rate_handover == "continue":
+                named = phase.model_fields_set & {"learning_rate", "warmup_steps"}
+                faults += [
+                    f'phases.{number}.{name} has no effect under learning_rate_handover = "continue"; '
+                    'remedy: remove it, or learning_rate_handover = "restart"'
+                    for name in sorted(named)
+                ]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        return sum(phase.num_steps for phase in self.phases)
+
+
+class TaskRecipe(Section):
+    """One fine-tuning evaluation; `name` is a task of bert_pipeline.evaluation.tasks."""
+
+    name: str
+    learning_rate: float = Field(5e-5, gt=0)
+    batch_size: int = Field(32, ge=1)
+    num_epochs: int = Field(10, ge=1)
+    max_seq_length: int = Field(128, ge=8)
+    """Longer inputs are cut, and the entities cut off count as missed."""
+    warmup_fraction: Fraction = 0.1
+    weight_decay: float = Field(0.01, ge=0)
+    seeds: tuple[Seed, ...] = Field((1, 2, 3, 4, 5), min_length=1)
+
+
+class EvaluationRecipe(Section):
+    tasks: tuple[TaskRecipe, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_task_once(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a task stands twice in evaluation.tasks: {sorted(names)}")
+        return self
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """The stem of the recipe's file: the experiment, and its Dagster partition."""
+    description: str = ""
+    corpus: CorpusRecipe
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    nsp: NspRecipe = NspRecipe()
+    masking: MaskingRecipe = MaskingRecipe()
+    model: ModelRecipe = ModelRecipe()
+    pretrain: PretrainRecipe = PretrainRecipe()
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    @property
+    def max_seq_lengths(self) -> tuple[int, ...]:
+        """The sequence lengths that datasets are built for: those of the phases, ascending."""
+        return tuple(sorted({phase.max_seq_length for phase in self.pretrain.phases}))
+
+    @model_validator(mode="after")
+    def _lengths_fit_the_model(self) -> Self:
+        limit = self.model.max_position_embeddings
+        lengths = {f"pretrain.phases.{n}": phase.max_seq_length for n, phase in enumerate(self.pretrain.phases)}
+        lengths |= {f"evaluation.tasks.{n}": task.max_seq_length for n, task in enumerate(self.evaluation.tasks)}
+        faults = [
+            f"{path}.max_seq_length is {length}, but model.max_position_embeddings is {limit}; "
+            "remedy: shorten the one or raise the other"
+            for path, length in lengths.items()
+            if length > limit
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read one TOML file; its stem is the name of the experiment.
+
+    Raises RecipeError with all faults at once, each with its dotted path, its value and the remedy.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; remedy: name one of the files in {path.parent}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file: {error}") from None
+    if "name" in table:
+        raise RecipeError(f"{path}: name: the file's stem ({path.stem}) is the name; remedy: remove the key")
+    try:
+        # Through JSON, because TOML's arrays are Python lists, which strict validation refuses for tuples.
+        return Recipe.model_validate_json(json.dumps({"name": path.stem} | table, default=str))
+    except ValidationError as error:
+        faults = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
+        raise RecipeError(f"{path}: {error.error_count()} fault(s)\n{faults}") from None
+
+
+def _explain(fault: ErrorDetails) -> str:
+    where = ".".join(str(step) for step in fault["loc"]) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(fault["loc"][-1]), _keys_at(fault["loc"][:-1]), n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(_keys_at(fault['loc'][:-1]))}"
+        return f"{where}: unknown key; {remedy}"
+    if fault["type"] == "missing":
+        return f"{where}: missing; remedy: set it"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" + ("" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})")
+
+
+def _keys_at(steps: tuple[int | str, ...]) -> list[str]:
+    """The keys that the table at this place of a recipe may have."""
+    model: Any = Recipe
+    for step in steps:
+        if isinstance(step, int):
+            continue
+        annotation = model.model_fields[step].annotation
+        inner = getattr(annotation, "__args__", (annotation,))[0]  # tuple[PhaseRecipe, ...] -> PhaseRecipe
+        model = inner
+    return [name for name in model.model_fields if name != "name" or model is not Recipe]
+
+
+def recipe_files() -> dict[str, Path]:
+    """Every recipe by name: the packaged ones, then those of the folders in BERT_PIPELINE_RECIPES.
+
+    Raises RecipeError where two files claim one name.
+    """
+    folders = [Path(__file__).parent / "recipes"]
+    folders += [Path(folder) for folder in os.environ.get("BERT_PIPELINE_RECIPES", "").split(os.pathsep) if folder]
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.toml")):
+            if path.stem in found:
+                raise RecipeError(f"two recipes are named {path.stem}: {found[path.stem]} and {path}; rename one")
+            found[path.stem] = path
+    return found

@@ -1,0 +1,190 @@
+"""The chain of stages as a table: which section and which inputs make what.
+
+    raw_corpus -> tokenizer -> nsp_dataset -> masked_dataset -> pretrained_checkpoint -> evaluations
+
+Both front doors read this table: the command line (explicit directories) and Dagster (the store).
+The builders are imported when they are called, so that reading the table costs nothing.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bert_pipeline import artifact
+from bert_pipeline.artifact import Artifact, Facts
+from bert_pipeline.recipe import Recipe
+
+OnRow = Callable[[dict[str, Any]], None]
+"""Is given each row of metrics as it comes."""
+
+
+def home() -> Path:
+    """The state of a working copy: artifacts, Dagster's home, MLflow's database (BERT_PIPELINE_HOME)."""
+    return Path(os.environ.get("BERT_PIPELINE_HOME") or "workspace").absolute()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one kind of artifact comes about."""
+
+    inputs: tuple[str, ...]
+    """Kinds of the artifacts it is made from."""
+    code_version: str
+    """Raised with every change that changes what the stage makes."""
+    section: Callable[[Recipe], dict[str, Any]]
+    """The part of the recipe that decides its content."""
+    build: Callable[[Recipe, Mapping[str, Path], Path, OnRow], Facts]
+    resumable: bool = False
+    outside: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
+    """Fingerprints of inputs that do not come from the store: source files, evaluation sets."""
+
+
+def _raw_corpus(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
+    from bert_pipeline.data.corpus import build_raw_corpus
+
+    return build_raw_corpus(recipe.corpus, out)
+
+
+def _corpus_sources(recipe: Recipe) -> dict[str, str]:
+    from bert_pipeline.data.corpus import source_files
+
+    files = source_files(recipe.corpus)
+    return {"files": artifact.files_fingerprint(files)} if files else {}
+
+
+def _tokenizer(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
+    from bert_pipeline.data.tokenizer import build_tokenizer
+
+    return build_tokenizer(recipe.tokenizer, inputs["raw_corpus"], out)
+
+
+def _nsp_dataset(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
+    from bert_pipeline.data.nsp import build_nsp_dataset
+
+    return build_nsp_dataset(recipe.nsp, recipe.max_seq_lengths, inputs["raw_corpus"], inputs["tokenizer"], out)
+
+
+def _masked_dataset(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
+    from bert_pipeline.data.masking import build_masked_dataset
+
+    return build_masked_dataset(recipe.masking, inputs["tokenizer"], inputs["nsp_dataset"], out)
+
+
+def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
+    from bert_pipeline.training.launch import build_pretrained_checkpoint
+
+    return build_pretrained_checkpoint(
+        recipe.pretrain,
+        recipe.model,
+        inputs["tokenizer"],
+        inputs["nsp_dataset"],
+        inputs["masked_dataset"],
+        out,
+        on_row,
+    )
+
+
+def _evaluations(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
+    from bert_pipeline.evaluation.evaluate import build_evaluations
+
+    return build_evaluations(
+        recipe.evaluation,
+        inputs["pretrained_checkpoint"],
+        inputs["nsp_dataset"],
+        inputs["masked_dataset"],
+        out,
+        on_row,
+    )
+
+
+def _task_inputs(recipe: Recipe) -> dict[str, str]:
+    from bert_pipeline.evaluation.tasks import task_inputs
+
+    return task_inputs(recipe.evaluation)
+
+
+STAGES = {
+    "raw_corpus": Stage((), "1", lambda r: r.corpus.model_dump(), _raw_corpus, outside=_corpus_sources),
+    "tokenizer": Stage(("raw_corpus",), "1", lambda r: r.tokenizer.model_dump(), _tokenizer),
+    "nsp_dataset": Stage(
+        ("raw_corpus", "tokenizer"),
+        "1",
+        lambda r: r.nsp.model_dump() | {"max_seq_lengths": r.max_seq_lengths},
+        _nsp_dataset,
+    ),
+    "masked_dataset": Stage(("tokenizer", "nsp_dataset"), "1", lambda r: r.masking.model_dump(), _masked_dataset),
+    "pretrained_checkpoint": Stage(
+        ("tokenizer", "nsp_dataset", "masked_dataset"),
+        "1",
+        lambda r: r.pretrain.model_dump() | {"model": r.model.model_dump()},
+        _pretrained_checkpoint,
+        resumable=True,
+    ),
+    "evaluations": Stage(
+        ("nsp_dataset", "masked_dataset", "pretrained_checkpoint"),
+        "1",
+        lambda r: r.evaluation.model_dump(),
+        _evaluations,
+        outside=_task_inputs,
+    ),
+}
+
+
+def stage_origin(kind: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """What decides the artifact's content. Raises ArtifactError where an input is of another kind or missing."""
+    stage = STAGES[kind]
+    for name in stage.inputs:
+        if name not in inputs:
+            raise artifact.ArtifactError(f"{kind} is made from {', '.join(stage.inputs)}, and {name} was not given")
+        if inputs[name].kind != name:
+            raise artifact.ArtifactError(f"{kind}: {inputs[name].path} holds a {inputs[name].kind}, not a {name}")
+    _refuse_strangers(kind, {name: inputs[name] for name in stage.inputs})
+    fingerprints = {name: inputs[name].fingerprint for name in stage.inputs} | stage.outside(recipe)
+    return artifact.origin(kind, stage.section(recipe), fingerprints, stage.code_version)
+
+
+def _refuse_strangers(kind: str, inputs: Mapping[str, Artifact]) -> None:
+    """Inputs must be made from each other: a dataset of another tokenizer holds other ids."""
+    for one in inputs.values():
+        for name, fingerprint in one.record["origin"]["inputs"].items():
+            if name in inputs and inputs[name].fingerprint != fingerprint:
+                raise artifact.ArtifactError(
+                    f"{kind}: {one.path} was made from {name} {fingerprint}, but {inputs[name].path} is "
+                    f"{inputs[name].fingerprint}; remedy: give the {name} that it was made from"
+                )
+
+
+def make_stage(
+    kind: str,
+    recipe: Recipe,
+    inputs: Mapping[str, Artifact],
+    destination: Path,
+    on_row: OnRow = lambda row: None,
+) -> Artifact:
+    """Build the artifact in an explicit directory, or return it where it stands there."""
+    return _make(kind, recipe, inputs, destination, stage_origin(kind, recipe, inputs), on_row)
+
+
+def make_in_store(
+    kind: str, recipe: Recipe, inputs: Mapping[str, Artifact], root: Path, on_row: OnRow = lambda row: None
+) -> Artifact:
+    """Build the artifact under its fingerprint, `root/kind/fingerprint`, or return it where it stands there."""
+    origin = stage_origin(kind, recipe, inputs)
+    return _make(kind, recipe, inputs, root / kind / artifact.fingerprint(origin), origin, on_row)
+
+
+def _make(
+    kind: str,
+    recipe: Recipe,
+    inputs: Mapping[str, Artifact],
+    destination: Path,
+    origin: dict[str, Any],
+    on_row: OnRow,
+) -> Artifact:
+    stage = STAGES[kind]
+    paths = {name: inputs[name].path for name in stage.inputs}
+    return artifact.make(
+        destination, origin, lambda out: stage.build(recipe, paths, out, on_row), resumable=stage.resumable
+    )

@@ -1,0 +1,54 @@
+"""MLM and NSP loss and accuracy on held-out pairs, under the masks that the masked_dataset holds for them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from bert_pipeline import artifact
+from bert_pipeline.formats import IGNORE_INDEX
+from bert_pipeline.training.batches import PairDataset, micro_batches, to_tensors
+from bert_pipeline.training.loss import PretrainingLoss
+
+
+def heldout_scores(
+    loss: torch.nn.Module, dataset: PairDataset, pairs: int, tokens: int, accelerator: Accelerator
+) -> dict[str, float]:
+    """Means over the first `pairs` held-out rows: mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy.
+
+    The NSP scores are absent where no row has a next-sentence label. The processes share the rows.
+    """
+    mine = np.arange(min(pairs, dataset.num_rows(0)))[accelerator.process_index :: accelerator.num_processes]
+    sums = torch.zeros(6, dtype=torch.float64)
+    was_training = loss.training
+    loss.eval()
+    with torch.inference_mode():
+        for part in micro_batches(dataset.rows(0, mine), tokens) if len(mine) else ():
+            with accelerator.autocast():
+                found = loss(**{name: t.to(accelerator.device) for name, t in to_tensors(part).items()})
+            asked = sum(label != IGNORE_INDEX for label in part.next_sentence_label)
+            sums += torch.tensor([float(value) for value in found] + [part.num_masked, asked], dtype=torch.float64)
+    loss.train(was_training)
+    mlm_loss, nsp_loss, mlm_right, nsp_right, masked, asked = accelerator.reduce(
+        sums.to(torch.float32 if accelerator.device.type == "mps" else torch.float64).to(accelerator.device)
+    ).tolist()
+    scores = {"mlm_loss": mlm_loss / masked, "mlm_accuracy": mlm_right / masked}
+    if asked:
+        scores |= {"nsp_loss": nsp_loss / asked, "nsp_accuracy": nsp_right / asked}
+    return scores
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, nsp_dataset: Path, masked_dataset: Path, heldout_pairs: int
+) -> dict[str, float]:
+    """The scores of a finished checkpoint at the sequence length that its training ended with."""
+    from transformers import BertForPreTraining
+
+    section = artifact.load(checkpoint, "pretrained_checkpoint").record["origin"]["section"]
+    max_seq_length = section["phases"][-1]["max_seq_length"]
+    # The checkpoint bears the tokenizer that it was trained with.
+    dataset = PairDataset(nsp_dataset, masked_dataset, checkpoint, max_seq_length, "heldout")
+    accelerator = Accelerator()
+    loss = PretrainingLoss(BertForPreTraining.from_pretrained(checkpoint)).to(accelerator.device)
+    return heldout_scores(loss, dataset, heldout_pairs, 16_384, accelerator)

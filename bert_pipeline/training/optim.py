@@ -1,0 +1,43 @@
+"""AdamW and the learning rate of BERT (Devlin et al. 2019, section A.2; google-research/bert, optimization.py)."""
+
+import torch
+from torch import nn
+
+from bert_pipeline.recipe import PhaseRecipe, PretrainRecipe
+
+
+def build_optimizer(section: PretrainRecipe, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) without decay on biases and LayerNorm, which are the vectors."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=0.0,  # set before each step
+        betas=(section.adam_beta1, section.adam_beta2),
+        eps=section.adam_epsilon,
+        fused=True,
+    )
+
+
+def learning_rate(phases: tuple[PhaseRecipe, ...], step: int) -> float:
+    """The rate of optimizer step `step` (from 0): linear warm-up to the peak, then linear decay to 0.
+
+    A schedule spans a phase that starts one and all phases after it that continue it.
+    """
+    begin = 0
+    schedule, length = phases[0], 0
+    for number, phase in enumerate(phases):
+        if number > 0 and phase.learning_rate_handover == "restart":
+            if step < begin + length:
+                break
+            begin, schedule, length = begin + length, phase, 0
+        length += phase.num_steps
+    done = step - begin
+    if done < schedule.warmup_steps:
+        return schedule.learning_rate * (done + 1) / schedule.warmup_steps
+    return schedule.learning_rate * (length - done) / max(length - schedule.warmup_steps, 1)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value

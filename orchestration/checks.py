@@ -1,0 +1,193 @@
+"""The gates: what must be true of an artifact's facts before anything is built on it.
+
+A check is a function of (facts, recipe) that yields what is wrong, one sentence a fault. In the graph they block
+what comes after; `registered_model` asks them all again, because Dagster blocks within one run only.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import dagster as dg
+
+from bert_pipeline.artifact import Artifact, Facts
+from bert_pipeline.formats import SPECIAL_TOKENS
+from bert_pipeline.recipe import Recipe
+
+Check = Callable[[Facts, Recipe], Iterator[str]]
+
+MAX_UNK_FRACTION = 0.01
+"""[UNK] among held-out pieces. WordPiece falls back to characters, so only unknown characters give [UNK]."""
+SHARE_TOLERANCE = 0.03
+"""Between a share that was asked for and the one measured: rounding per row, and chance in a small corpus."""
+MAX_LOGIT_DIFFERENCE = 1e-4
+"""Between the trained model and its export in plain transformers, fp32 on one device."""
+
+
+def corpus_is_not_empty(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """There are documents and sentences to train on, and others to measure on."""
+    for name in ("train_documents", "heldout_documents", "train_sentences", "heldout_sentences"):
+        if not facts[name]:
+            yield f"{name} is 0"
+
+
+def few_records_rejected(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """No more broken records than the recipe allows."""
+    rejected, limit = facts["rejected_documents"], recipe.corpus.max_rejected_fraction
+    records = rejected + facts["train_documents"] + facts["heldout_documents"]
+    if rejected > limit * records:
+        yield (
+            f"{rejected} of {records} records are rejected, corpus.max_rejected_fraction is {limit}: "
+            f"{facts['rejected_by_reason']}"
+        )
+
+
+def special_tokens_come_first(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """[PAD] [UNK] [CLS] [SEP] [MASK] are the ids 0 to 4."""
+    expected = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
+    if facts["special_token_ids"] != expected:
+        yield f"special_token_ids are {facts['special_token_ids']}, not {expected}"
+
+
+def vocabulary_is_as_large_as_asked(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """The vocabulary has the size that the recipe states."""
+    if facts["vocab_size"] != recipe.tokenizer.vocab_size:
+        yield f"vocab_size is {facts['vocab_size']}, tokenizer.vocab_size is {recipe.tokenizer.vocab_size}"
+
+
+def few_unknown_pieces(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Hardly anything in held-out text is [UNK]."""
+    share = facts["heldout_unk_fraction"]
+    if not share <= MAX_UNK_FRACTION:
+        yield f"{share:.2%} of the held-out pieces are [UNK], the limit is {MAX_UNK_FRACTION:.0%}"
+
+
+def labels_are_balanced(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Among pairs whose second segment was drawn freely (not forced), the random share is nsp_prob."""
+    nsp = recipe.nsp
+    if nsp.objective == "none":
+        return
+    if nsp.objective == "sop":
+        measured, expected = "random_fraction", 0.5
+    elif nsp.balance:
+        measured, expected = "random_fraction", 0.5
+    else:
+        measured, expected = "free_random_fraction", nsp.nsp_prob
+    yield from _shares(facts, {measured: expected})
+
+
+def masks_are_as_asked(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """The masked share is masked_lm_prob (or below it, where max_predictions_per_seq cuts)."""
+    expected = recipe.masking.masked_lm_prob
+    for length, measured in _by_length(facts):
+        share = measured["masked_fraction"]
+        capped = 0 < recipe.masking.max_predictions_per_seq < expected * int(length.removeprefix("len_"))
+        if not (0 < share <= expected + SHARE_TOLERANCE and (capped or share >= expected - SHARE_TOLERANCE)):
+            yield f"{length}: masked_fraction is {share:.4f}, masking.masked_lm_prob is {expected}"
+
+
+def masks_are_80_10_10(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Of the masked tokens 80 % are [MASK], 10 % random, 10 % kept (Devlin et al. 2019, section 3.1)."""
+    yield from _shares(facts, {"mask_token_fraction": 0.8, "random_token_fraction": 0.1, "kept_fraction": 0.1})
+
+
+def losses_are_finite(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Every loss that was measured is a number."""
+    losses = {"first_loss": facts["first_loss"], "last_loss": facts["last_loss"]}
+    for when in ("heldout_before", "heldout_after"):
+        losses |= {f"{when}/{name}": value for name, value in facts[when].items() if name.endswith("loss")}
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            yield f"{name} is {loss}"
+
+
+def loss_fell(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Training lowered its own loss and the MLM loss on held-out text."""
+    held_out = (facts["heldout_before"]["mlm_loss"], facts["heldout_after"]["mlm_loss"])
+    for what, (before, after) in {
+        "training loss": (facts["first_loss"], facts["last_loss"]),
+        "held-out mlm_loss": held_out,
+    }.items():
+        if not after < before:
+            yield f"{what} was {before:.4f} at the start and is {after:.4f} at the end"
+
+
+def export_is_exact(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """The exported directory, loaded in plain transformers, gives the logits of the trained model."""
+    if not facts["max_logit_difference"] < MAX_LOGIT_DIFFERENCE:
+        yield f"max_logit_difference is {facts['max_logit_difference']}, the limit is {MAX_LOGIT_DIFFERENCE}"
+
+
+def scores_are_scores(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Losses are finite; accuracies and F1 lie between 0 and 1."""
+    scores = {f"heldout/{name}": value for name, value in facts["heldout"].items()}
+    for task, measured in facts["tasks"].items():
+        for encoder in ("pretrained", "random_init"):
+            scores |= {f"{task}/{encoder}/{name}": value for name, value in measured[encoder].items()}
+    for name, score in scores.items():
+        highest = math.inf if name.endswith("loss") else 1.0
+        if not (math.isfinite(score) and 0.0 <= score <= highest):
+            yield f"{name} is {score}"
+
+
+def every_task_was_scored(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Each task of the recipe has its scores, and each had entities to find."""
+    for task in recipe.evaluation.tasks:
+        if task.name not in facts["tasks"]:
+            yield f"{task.name} has no scores"
+        elif not facts["tasks"][task.name]["gold_entities"]:
+            yield f"{task.name} has no gold entity"
+
+
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "raw_corpus": (corpus_is_not_empty, few_records_rejected),
+    "tokenizer": (special_tokens_come_first, vocabulary_is_as_large_as_asked, few_unknown_pieces),
+    "nsp_dataset": (labels_are_balanced,),
+    "masked_dataset": (masks_are_as_asked, masks_are_80_10_10),
+    "pretrained_checkpoint": (losses_are_finite, loss_fell, export_is_exact),
+    "evaluations": (scores_are_scores, every_task_was_scored),
+}
+
+
+class GateClosed(RuntimeError):
+    """An artifact that may not go into a registered model."""
+
+
+def check_specs(kind: str) -> list[dg.AssetCheckSpec]:
+    return [
+        dg.AssetCheckSpec(check.__name__, asset=kind, description=check.__doc__, blocking=True)
+        for check in CHECKS[kind]
+    ]
+
+
+def check_results(made: Artifact, recipe: Recipe) -> list[dg.AssetCheckResult]:
+    results = []
+    for check in CHECKS[made.kind]:
+        faults = list(check(made.facts, recipe))
+        results.append(
+            dg.AssetCheckResult(check_name=check.__name__, passed=not faults, description="; ".join(faults) or None)
+        )
+    return results
+
+
+def assert_all_pass(artifacts: dict[str, Artifact], recipe: Recipe) -> None:
+    """Raise GateClosed, with every fault, unless all checks of all `artifacts` pass."""
+    faults = [
+        f"{kind} ({made.path}): {check.__name__}: {fault}"
+        for kind, made in artifacts.items()
+        for check in CHECKS[kind]
+        for fault in check(made.facts, recipe)
+    ]
+    if faults:
+        raise GateClosed("\n".join(faults))
+
+
+def _by_length(facts: Facts) -> Iterator[tuple[str, Facts]]:
+    """The facts of each sequence length: ("len_128", {...}), ..."""
+    return ((name, value) for name, value in facts.items() if name.startswith("len_"))
+
+
+def _shares(facts: Facts, expected: dict[str, float]) -> Iterator[str]:
+    for length, measured in _by_length(facts):
+        for name, share in expected.items():
+            if not abs(measured[name] - share) <= SHARE_TOLERANCE:
+                yield f"{length}: {name} is {measured[name]:.4f}, expected {share} within {SHARE_TOLERANCE}"

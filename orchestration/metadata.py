@@ -1,0 +1,91 @@
+"""An artifact as Dagster shows it: facts as plotted numbers, an example row, pictures, columns, where it lies."""
+
+import base64
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from bert_pipeline import formats, pictures
+from bert_pipeline.artifact import Artifact, Facts
+
+
+def flatten(tree: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings and of lists of mappings, each with its path. A histogram is a leaf."""
+    for name, value in tree.items():
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            value = {str(number): row for number, row in enumerate(value)}
+        if isinstance(value, Mapping) and not _is_histogram(value):
+            yield from ((f"{name}{separator}{rest}", leaf) for rest, leaf in flatten(value, separator))
+        else:
+            yield name, value
+
+
+def numbers(facts: Facts) -> dict[str, float]:
+    return {name: value for name, value in flatten(facts) if isinstance(value, int | float)}
+
+
+def of_artifact(made: Artifact) -> dict[str, Any]:
+    """Metadata of a materialization."""
+    shown: dict[str, Any] = {name: _shown(name, value) for name, value in flatten(made.facts)}
+    for picture in sorted(made.path.glob("*.png")):
+        shown[picture.stem] = _embedded(picture.read_bytes())
+    if made.kind in ("raw_corpus", "nsp_dataset", "masked_dataset"):
+        shown["dagster/column_schema"] = _columns(_schema(made))
+    if made.kind == "raw_corpus":
+        shown["dagster/row_count"] = made.facts["train_documents"] + made.facts["heldout_documents"]
+    if made.kind == "evaluations":
+        shown["scores"] = _scores(made.facts)
+    return shown | {
+        "path": dg.MetadataValue.path(str(made.path)),
+        "fingerprint": made.fingerprint,
+        "inputs": made.record["origin"]["inputs"],
+        "built_at": made.record["made"]["at"],
+        "built_in_seconds": made.record["made"]["seconds"],
+    }
+
+
+def _shown(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):  # a histogram: flatten leaves no other mapping
+        unit = name.rsplit("/", 1)[-1].removesuffix("_histogram").replace("_", " ")
+        return _embedded(pictures.histogram(value["edges"], value["counts"], xlabel=unit, ylabel="count"))
+    if isinstance(value, str) and len(value) > 40:
+        return dg.MetadataValue.md(f"```text\n{value}\n```")
+    return value
+
+
+def _scores(facts: Facts) -> dg.MetadataValue:
+    """Fine-tuning scores, pretrained beside random initialisation."""
+    lines = ["| task | metric | pretrained | random initialisation |", "| --- | --- | --- | --- |"]
+    for task, measured in facts["tasks"].items():
+        mean_and_sd = [
+            f"{measured[encoder]['f1_mean']:.4f} ± {measured[encoder]['f1_sd']:.4f}"
+            for encoder in ("pretrained", "random_init")
+        ]
+        lines.append(f"| {task} | {measured['metric']} | {' | '.join(mean_and_sd)} |")
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _is_histogram(value: Mapping[str, Any]) -> bool:
+    return value.keys() == {"edges", "counts"}
+
+
+def _embedded(png: bytes) -> dg.MetadataValue:
+    return dg.MetadataValue.md(f"![](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def _schema(made: Artifact) -> pa.Schema:
+    suffix = "parquet" if made.kind == "raw_corpus" else "arrow"
+    return formats.read_table(next(made.path.rglob(f"shard-*.{suffix}"))).schema
+
+
+def _columns(schema: pa.Schema) -> dg.TableSchema:
+    return dg.TableSchema(
+        [
+            dg.TableColumn(
+                field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable)
+            )
+            for field in schema
+        ]
+    )
