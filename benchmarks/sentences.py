@@ -41,7 +41,7 @@ def read_token_file(path: Path) -> list[list[str]]:
     """The tokens of each sentence: `token TAB label`, a blank line between sentences."""
     blocks = path.read_text(encoding="utf-8").split("\n\n")
     sentences = [[line.split("\t")[0] for line in block.splitlines() if line] for block in blocks]
-    return [tokens for tokens in sentences if tokens and tokens[0] != "-DOCSTART-"]
+    return [tokens for tokens in sentences if tokens]
 
 
 def bc5cdr(blurb: Path) -> Iterator[GoldText]:
@@ -63,10 +63,14 @@ def bc5cdr(blurb: Path) -> Iterator[GoldText]:
 
 
 def jnlpba(blurb: Path) -> Iterator[GoldText]:
-    sentences = [detokenize(tokens) for tokens in read_token_file(blurb / "JNLPBA" / "train.tsv")]
-    for first in range(0, len(sentences), 10):
-        run = sentences[first : first + 10]
-        yield " ".join(run), boundaries(run)
+    document: list[str] = []
+    for tokens in [*read_token_file(blurb / "JNLPBA" / "train.tsv"), ["-DOCSTART-"]]:
+        if tokens[0].startswith("-DOCSTART-"):
+            if document:
+                yield " ".join(document), boundaries(document)
+            document = []
+        else:
+            document.append(detokenize(tokens))
 
 
 def detokenize(tokens: list[str]) -> str:

@@ -73,15 +73,16 @@ def _heldout(facts_by_stage: Mapping[str, Facts]) -> str:
 
 def _tasks(tasks: Mapping[str, Any]) -> str:
     rows = [
-        (task, score["metric"], _mean_and_sd(score["pretrained"]), _mean_and_sd(score["random_init"]))
+        (task, score["metric"], mean_and_sd(score["pretrained"]), mean_and_sd(score["random_init"]))
         for task, score in tasks.items()
     ]
     table = _table(("task", "metric", "this model", "same architecture, random initialisation"), rows)
     return f"## Scores of fine-tuning (mean ± standard deviation over seeds)\n\n{table}" if rows else ""
 
 
-def _mean_and_sd(score: Mapping[str, float]) -> str:
-    return f"{score['f1_mean']:.4f} ± {score['f1_sd']:.4f}"
+def mean_and_sd(score: Mapping[str, Any]) -> str:
+    """A score over seeds; a single seed has no standard deviation."""
+    return f"{score['f1_mean']:.4f}" + (f" ± {score['f1_sd']:.4f}" if score["f1_sd"] is not None else "")
 
 
 def _number(value: float) -> str:

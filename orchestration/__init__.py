@@ -1,4 +1,7 @@
-"""The graph of bert_pipeline in Dagster, its runs and models in MLflow. Importing it imports neither torch nor mlflow."""
+"""The graph of bert_pipeline in Dagster, its runs and models in MLflow.
+
+Importing it imports neither torch nor mlflow: the web server and the daemon load it again and again.
+"""
 
 import os
 

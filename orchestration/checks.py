@@ -66,9 +66,7 @@ def labels_are_balanced(facts: Facts, recipe: Recipe) -> Iterator[str]:
     nsp = recipe.nsp
     if nsp.objective == "none":
         return
-    if nsp.objective == "sop":
-        measured, expected = "random_fraction", 0.5
-    elif nsp.balance:
+    if nsp.objective == "sop" or nsp.balance:
         measured, expected = "random_fraction", 0.5
     else:
         measured, expected = "free_random_fraction", nsp.nsp_prob
@@ -122,7 +120,8 @@ def scores_are_scores(facts: Facts, recipe: Recipe) -> Iterator[str]:
     scores = {f"heldout/{name}": value for name, value in facts["heldout"].items()}
     for task, measured in facts["tasks"].items():
         for encoder in ("pretrained", "random_init"):
-            scores |= {f"{task}/{encoder}/{name}": value for name, value in measured[encoder].items()}
+            given = {name: value for name, value in measured[encoder].items() if value is not None}  # sd of one seed
+            scores |= {f"{task}/{encoder}/{name}": value for name, value in given.items()}
     for name, score in scores.items():
         highest = math.inf if name.endswith("loss") else 1.0
         if not (math.isfinite(score) and 0.0 <= score <= highest):

@@ -47,8 +47,9 @@ def _is_worth_reading(record: logging.LogRecord) -> bool:
     return event is None or record.levelno >= logging.WARNING or event.event_type_value == "STEP_SUCCESS"
 
 
-@dg.logger(description="Progress and stages, one line each.")
+@dg.logger
 def console(context: dg.InitLoggerContext) -> logging.Logger:
+    """Progress and stages, one line each."""
     logger = logging.Logger("console", logging.DEBUG)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Readable())

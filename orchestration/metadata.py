@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from bert_pipeline import formats, pictures
 from bert_pipeline.artifact import Artifact, Facts
+from bert_pipeline.model_card import mean_and_sd
 
 
 def flatten(tree: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str, Any]]:
@@ -22,7 +23,7 @@ def flatten(tree: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str
             yield name, value
 
 
-def numbers(facts: Facts) -> dict[str, float]:
+def numbers(facts: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in flatten(facts) if isinstance(value, int | float)}
 
 
@@ -59,11 +60,8 @@ def _scores(facts: Facts) -> dg.MetadataValue:
     """Fine-tuning scores, pretrained beside random initialisation."""
     lines = ["| task | metric | pretrained | random initialisation |", "| --- | --- | --- | --- |"]
     for task, measured in facts["tasks"].items():
-        mean_and_sd = [
-            f"{measured[encoder]['f1_mean']:.4f} ± {measured[encoder]['f1_sd']:.4f}"
-            for encoder in ("pretrained", "random_init")
-        ]
-        lines.append(f"| {task} | {measured['metric']} | {' | '.join(mean_and_sd)} |")
+        cells = (task, measured["metric"], *(mean_and_sd(measured[name]) for name in ("pretrained", "random_init")))
+        lines.append(f"| {' | '.join(cells)} |")
     return dg.MetadataValue.md("\n".join(lines))
 
 
@@ -83,9 +81,7 @@ def _schema(made: Artifact) -> pa.Schema:
 def _columns(schema: pa.Schema) -> dg.TableSchema:
     return dg.TableSchema(
         [
-            dg.TableColumn(
-                field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable)
-            )
+            dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
             for field in schema
         ]
     )

@@ -20,8 +20,6 @@ from bert_pipeline.randomness import HELDOUT, MASKS, below, happens, open_stream
 from bert_pipeline.recipe import MaskingRecipe
 from bert_pipeline.shards import map_shards
 
-CODE_VERSION = "1"
-
 NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)  # ids below this are special
 
 

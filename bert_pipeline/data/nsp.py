@@ -25,8 +25,6 @@ from bert_pipeline.randomness import HELDOUT, PAIRS, below, happens, open_stream
 from bert_pipeline.recipe import NspRecipe
 from bert_pipeline.shards import map_shards
 
-CODE_VERSION = "1"
-
 FOLLOWS, RANDOM = 0, 1
 """The next-sentence label; under `sop`, 1 means swapped."""
 _NSP, _SOP, _NONE = range(3)

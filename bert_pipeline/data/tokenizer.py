@@ -21,8 +21,6 @@ from bert_pipeline.formats import CLS_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID
 from bert_pipeline.progress import Progress
 from bert_pipeline.recipe import TokenizerRecipe
 
-CODE_VERSION = "1"
-
 HELDOUT_DOCUMENTS = 20_000
 """Held-out documents that the facts are measured on, at most."""
 

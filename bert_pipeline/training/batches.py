@@ -7,6 +7,7 @@ processes, and a resumed run is where it was without reading anything twice.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,9 @@ class PairDataset:
             epoch, skipped = epoch + 1, 0
         if len(found) == 1:
             return found[0]
-        return Rows(*(sum((vars(part)[name] for part in found), []) for name in vars(found[0])))
+        return Rows(
+            *(list(chain.from_iterable(columns)) for columns in zip(*(vars(r).values() for r in found), strict=True))
+        )
 
 
 def micro_batches(rows: Rows, tokens: int) -> Iterator[Rows]:

@@ -40,9 +40,7 @@ class PretrainingLoss(nn.Module):
         masked_labels: torch.Tensor,  # (masked,) int64
         next_sentence_label: torch.Tensor,  # (rows,) int64; IGNORE_INDEX where not asked
     ) -> LossSums:
-        encoded = self.model.bert(
-            input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=attention_mask
-        )
+        encoded = self.model.bert(input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=attention_mask)
         hidden = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)
         mlm_logits = self.model.cls.predictions(hidden).float()
         nsp_logits = self.model.cls.seq_relationship(encoded.pooler_output).float()

@@ -41,10 +41,6 @@ CLASSES = [
     DrugClass("gliptin", "DPP-4 inhibitor", "dipeptidyl peptidase 4", "metabolism", "25 mg|50 mg|100 mg", "orally"),
     DrugClass("gliflozin", "SGLT2 inhibitor", "the renal cotransporter", "metabolism", "5 mg|10 mg|25 mg", "orally"),
     DrugClass("glitazone", "PPAR-gamma agonist", "PPAR-gamma", "metabolism", "15 mg|30 mg|45 mg", "p.o."),
-    DrugClass("xaban", "factor Xa inhibitor", "factor Xa", "clotting", "2.5 mg|5 mg|20 mg", "orally"),
-    DrugClass("gatran", "direct thrombin inhibitor", "free and bound thrombin", "clotting", "110 mg|150 mg", "orally"),
-    DrugClass("grel", "platelet P2Y12 inhibitor", "platelet P2Y12", "clotting", "10 mg|60 mg|90 mg", "p.o."),
-    DrugClass("parin", "antithrombin activator", "antithrombin", "clotting", "2500 IU|5000 IU|40 mg", "s.c."),
     DrugClass("tinib", "tyrosine kinase inhibitor", "the EGFR kinase domain", "cancer", "150 mg|250 mg|400 mg", "orally"),
     DrugClass("rubicin", "topoisomerase II inhibitor", "topoisomerase II", "cancer", "30 mg/m2|60 mg/m2", "i.v."),
     DrugClass("platin", "DNA cross-linking agent", "tumour DNA", "cancer", "75 mg/m2|100 mg/m2", "i.v."),
@@ -57,14 +53,10 @@ CLASSES = [
     DrugClass("azepam", "GABA-A receptor modulator", "GABA-A receptors", "mind", "2 mg|5 mg|10 mg", "orally"),
     DrugClass("peridol", "D2-receptor antagonist", "striatal D2 receptors", "mind", "1.5 mg|5 mg|10 mg", "i.m."),
     DrugClass("oxetine", "selective reuptake inhibitor", "the SERT transporter", "mind", "20 mg|40 mg|60 mg", "orally"),
-    DrugClass("caine", "Nav1.7 channel blocker", "axonal Nav1.7 channels", "surgery", "0.25%|0.5%|2%", "epidurally"),
-    DrugClass("curium", "neuromuscular blocking agent", "end-plate receptors", "surgery", "0.1 mg/kg|0.6 mg/kg", "i.v."),
-    DrugClass("fentanil", "mu-receptor agonist", "mu receptors", "surgery", "0.5 microg/kg|2 microg/kg", "i.v."),
-    DrugClass("flurane", "volatile anaesthetic", "central synapses", "surgery", "0.5 MAC|1 MAC", "by inhalation"),
     DrugClass("profen", "cyclooxygenase inhibitor", "COX-1 and COX-2", "pain", "200 mg|400 mg|600 mg", "orally"),
     DrugClass("coxib", "selective COX-2 inhibitor", "COX-2", "pain", "60 mg|90 mg|200 mg", "orally"),
     DrugClass("triptan", "5-HT1B/1D agonist", "5-HT1B receptors", "pain", "2.5 mg|5 mg|50 mg", "s.c."),
-    DrugClass("orphan", "NMDA-receptor antagonist", "NMDA receptors", "pain", "15 mg|30 mg|45 mg", "orally"),
+    DrugClass("caine", "Nav1.7 channel blocker", "axonal Nav1.7 channels", "pain", "0.25%|0.5%|2%", "epidurally"),
     DrugClass("prazole", "proton-pump inhibitor", "the gastric proton pump", "stomach", "20 mg|30 mg|40 mg", "p.o."),
     DrugClass("setron", "5-HT3-receptor antagonist", "5-HT3 receptors", "stomach", "1 mg|4 mg|8 mg", "i.v."),
     DrugClass("tidine", "H2-receptor antagonist", "H2 receptors", "stomach", "150 mg|300 mg", "orally"),
@@ -95,15 +87,6 @@ AREAS = {
         "animals": "Zucker fatty rats; db/db mice; rabbits on an atherogenic diet",
         "tissue": "pancreatic islets; primary hepatocytes; adipocytes",
     },
-    "clotting": {
-        "disease": "deep vein thrombosis (DVT); pulmonary embolism (PE); ischaemic stroke; peripheral artery disease (PAD); "
-                   "stent thrombosis; antiphospholipid syndrome (APS)",
-        "outcome": "reduced|recurrent thromboembolism|events; prolonged|clotting time|s; inhibited|platelet aggregation|%; "
-                   "reduced|thrombus weight|mg; lowered|D-dimer|ng/ml",
-        "adverse": "gastrointestinal bleeding; thrombocytopenia; epistaxis; haematuria; intracranial haemorrhage; bruising",
-        "animals": "rabbits with venous stasis; mice with carotid injury; baboons with a shunt",
-        "tissue": "washed platelets; human plasma; endothelial monolayers",
-    },
     "cancer": {
         "disease": "non-small cell lung cancer (NSCLC); metastatic breast cancer; acute myeloid leukaemia (AML); ovarian carcinoma; "
                    "hepatocellular carcinoma (HCC); renal cell carcinoma (RCC)",
@@ -131,21 +114,12 @@ AREAS = {
         "animals": "kindled rats; mice in the forced swim test; maternally separated rats",
         "tissue": "hippocampal slices; cortical neurones; striatal synaptosomes",
     },
-    "surgery": {
-        "disease": "postoperative shivering; hip fracture; obstructed labour; emergence delirium; "
-                   "failed spinal block; complex regional pain syndrome (CRPS)",
-        "outcome": "prolonged|sensory block|min; shortened|time to intubation|s; reduced|visual analogue scores|mm; "
-                   "shortened|recovery from anaesthesia|min; deepened|motor block|points",
-        "adverse": "respiratory depression; asystole; pruritus; malignant hyperthermia; convulsions; laryngospasm",
-        "animals": "anaesthetised pigs; rats with an intrathecal catheter; anaesthetised cats",
-        "tissue": "sciatic nerve preparations; dorsal root ganglia; phrenic nerve-diaphragms",
-    },
     "pain": {
         "disease": "rheumatoid arthritis (RA); acute migraine; osteoarthritis (OA) of the knee; diabetic neuropathy; ankylosing spondylitis; "
                    "cluster headache",
         "outcome": "reduced|joint swelling|joints; raised|the two-hour pain-free rate|%; reduced|pain at rest|mm; "
                    "improved|grip strength|kPa; shortened|morning stiffness|min",
-        "adverse": "dyspepsia; gastric ulceration; chest tightness; interstitial nephritis; tinnitus; dissociation",
+        "adverse": "dyspepsia; gastric ulceration; chest tightness; interstitial nephritis; tinnitus; convulsions",
         "animals": "rats with adjuvant arthritis; mice in the hot-plate test; rats with nerve ligation",
         "tissue": "synovial fibroblasts; articular chondrocytes; trigeminal neurones",
     },

@@ -1,0 +1,49 @@
+# make demo              the whole graph on the embedded sample, from an empty machine to a registered model
+# make run RECIPE=name   the same for another recipe
+# make test, make lint   tests; style and types
+# make ui                Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000; Ctrl-C stops both
+
+RECIPE ?= demo
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+BERT_PIPELINE_HOME ?= workspace
+override BERT_PIPELINE_HOME := $(abspath $(BERT_PIPELINE_HOME))
+export BERT_PIPELINE_HOME
+export DAGSTER_HOME := $(BERT_PIPELINE_HOME)/dagster
+export MLFLOW_DISABLE_TELEMETRY := true
+MLFLOW_STORE := sqlite:///$(BERT_PIPELINE_HOME)/mlflow.db
+
+INSTALLED := .venv/installed
+READY := $(INSTALLED) $(DAGSTER_HOME)/dagster.yaml
+
+.PHONY: demo run test lint ui
+
+demo: RECIPE = demo
+demo: run
+
+run: $(READY)
+	$(BIN)/dg launch --job whole_graph --partition $(RECIPE)
+	@$(BIN)/python -m orchestration.report $(RECIPE)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: $(READY)
+	@$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri $(MLFLOW_STORE) & \
+	mlflow=$$!; trap "kill $$mlflow 2>/dev/null; wait" EXIT INT TERM; \
+	$(BIN)/dg dev --host 127.0.0.1 --port 3000
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e ".[orchestration,dev]"
+	@touch $@
+
+$(DAGSTER_HOME)/dagster.yaml: infra/dagster/dagster.yaml
+	@mkdir -p $(@D)
+	@cp $< $@

@@ -1,0 +1,133 @@
+"""`bert-pipeline`: each stage by itself, from explicit directories to an explicit directory.
+
+No orchestrator and no tracker is needed. Progress goes to standard error; `--json` prints what was made
+to standard output, for machines.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from bert_pipeline import artifact
+from bert_pipeline.recipe import TaskRecipe, load_recipe, recipe_files
+from bert_pipeline.stages import STAGES, make_stage
+
+COMMANDS = {
+    "raw-corpus": "raw_corpus",
+    "tokenizer": "tokenizer",
+    "nsp-dataset": "nsp_dataset",
+    "masked-dataset": "masked_dataset",
+    "pretrain": "pretrained_checkpoint",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 an error that is told in one line."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        options.run(options)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"bert-pipeline {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bert-pipeline", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command, kind in COMMANDS.items():
+        made_from = ", ".join(STAGES[kind].inputs) or "the recipe's files"
+        stage = commands.add_parser(command, help=f"make a {kind} from {made_from}")
+        stage.add_argument("--recipe", required=True, help="a recipe file, or the name of a packaged one")
+        for name in STAGES[kind].inputs:
+            stage.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True, metavar="DIR")
+        stage.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to make")
+        stage.add_argument("--json", action="store_true", help="print the record of what was made")
+        stage.set_defaults(run=_make, kind=kind)
+
+    evaluate = commands.add_parser("evaluate", help="fine-tune and score any Hugging Face BERT on a task")
+    evaluate.add_argument("--model", type=Path, required=True, metavar="DIR", help="a Hugging Face model directory")
+    evaluate.add_argument("--task", required=True, help="a task of bert_pipeline.evaluation.tasks")
+    evaluate.add_argument("--data", type=Path, metavar="DIR", help="train.tsv, dev.tsv, test.tsv")
+    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="where scores and predictions go")
+    evaluate.add_argument("--seeds", type=int, default=5, metavar="N", help="number of runs (default: 5)")
+    evaluate.add_argument("--baseline", action="store_true", help="the same architecture from random weights, too")
+    for name in ("learning_rate", "batch_size", "num_epochs", "max_seq_length"):
+        default = TaskRecipe.model_fields[name].default
+        flag = f"--{name.replace('_', '-')}"
+        evaluate.add_argument(flag, type=type(default), default=default, help=f"(default: {default})")
+    evaluate.add_argument("--json", action="store_true", help="print the scores")
+    evaluate.set_defaults(run=_evaluate)
+
+    inspect = commands.add_parser("inspect", help="print facts and decoded rows of any artifact")
+    inspect.add_argument("directory", type=Path, metavar="DIR")
+    inspect.add_argument("--rows", type=int, default=3, metavar="N", help="rows to print (default: 3)")
+    inspect.add_argument("--tokenizer", type=Path, metavar="DIR", help="where it does not lie beside the artifact")
+    inspect.add_argument("--json", action="store_true")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _make(options: argparse.Namespace) -> None:
+    path = Path(options.recipe)
+    if path.suffix != ".toml" and options.recipe in recipe_files():
+        path = recipe_files()[options.recipe]
+    recipe = load_recipe(path)
+    inputs = {name: artifact.load(getattr(options, name), name) for name in STAGES[options.kind].inputs}
+    made = make_stage(options.kind, recipe, inputs, options.out)
+    if options.json:
+        print(json.dumps(dict(made.record) | {"path": str(made.path)}))
+    else:
+        print(f"{made.kind} {made.fingerprint} in {made.path}")
+        _print_facts(made.facts)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from bert_pipeline.evaluation.evaluate import evaluate_model
+
+    settings = TaskRecipe(
+        name=options.task,
+        seeds=tuple(range(1, options.seeds + 1)),
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        num_epochs=options.num_epochs,
+        max_seq_length=options.max_seq_length,
+    )
+    facts = evaluate_model(options.model, settings, options.data, options.out, lambda row: None, options.baseline)
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        _print_facts({options.task: facts})
+        print(f"every run: {options.out / options.task / 'scores.json'}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from bert_pipeline.inspection import inspect
+
+    found = inspect(options.directory, options.tokenizer, options.rows)
+    if options.json:
+        print(json.dumps(found))
+        return
+    print(f"{found['kind']} {found['fingerprint']}, made {found['made']['at']} in {found['made']['seconds']} s")
+    _print_facts(found["facts"])
+    for row in found["rows"]:
+        print()
+        print(json.dumps(row, indent=2, ensure_ascii=False))
+
+
+def _print_facts(facts: dict[str, Any], indent: str = "  ") -> None:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:")
+            _print_facts(value, indent + "  ")
+        else:
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{indent}{name}: {shown}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Start the training processes, follow what they report, and take all of them down when we are stopped.
+
+The processes run under `accelerate launch` in a process group of their own. This module imports no
+torch: an orchestrator stays light.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from bert_pipeline import artifact
+from bert_pipeline.artifact import Facts
+from bert_pipeline.metrics import Row, RowFollower, read_rows
+from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
+
+POLL_SECONDS = 0.5
+STOP_SECONDS = 600.0
+"""What the processes are given to save a checkpoint before they are killed."""
+
+log = logging.getLogger(__name__)
+
+
+class TrainingFailed(RuntimeError):
+    """The training processes ended with an error; the message bears their last lines."""
+
+
+def accelerate_config() -> Path:
+    """Where and how fast: BERT_PIPELINE_ACCELERATE_CONFIG, else the repository's infra/accelerate/cpu.yaml."""
+    default = Path(__file__).parents[2] / "infra" / "accelerate" / "cpu.yaml"
+    path = Path(os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG") or default)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; remedy: BERT_PIPELINE_ACCELERATE_CONFIG=FILE.yaml")
+    return path.absolute()
+
+
+def build_pretrained_checkpoint(
+    section: PretrainRecipe,
+    model: ModelRecipe,
+    tokenizer: Path,
+    nsp_dataset: Path,
+    masked_dataset: Path,
+    out: Path,
+    on_row: Callable[[Row], None],
+) -> Facts:
+    """Pretrain and export a model; what an interrupted run left in `out` is gone on with."""
+    work = out / "work"
+    work.mkdir(exist_ok=True)
+    inputs = {"tokenizer": tokenizer, "nsp_dataset": nsp_dataset, "masked_dataset": masked_dataset}
+    job = {
+        "section": section.model_dump(mode="json"),
+        "model": model.model_dump(mode="json"),
+        **{name: str(path.absolute()) for name, path in inputs.items()},
+        "out": str(out.absolute()),
+        "identity": artifact.fingerprint(
+            {"section": section.model_dump(), "model": model.model_dump()}
+            | {name: artifact.load(path, name).fingerprint for name, path in inputs.items()}
+        ),
+        "per_device_tokens": int(os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS") or 8192),
+    }
+    (work / "job.json").write_text(json.dumps(job, indent=2), encoding="utf-8")
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config())),
+        *("-m", "bert_pipeline.training.pretrain", str(work / "job.json")),
+    ]
+    follower = RowFollower(out / "metrics.jsonl")
+    tell = _Teller(section.num_steps)
+
+    def follow() -> None:
+        for row in follower.new_rows():
+            on_row(row)
+            tell(row)
+
+    _run(command, work / "train.log", follow)
+    facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(
+        section, read_rows(out / "metrics.jsonl")
+    )
+    shutil.rmtree(work)
+    return facts
+
+
+def _run(command: list[str], log_file: Path, follow: Callable[[], None]) -> None:
+    """Run to the end, calling `follow` twice a second. If we are interrupted, the whole group saves and ends."""
+    with log_file.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            follow()
+        follow()
+    finally:
+        _end_group(process)
+    if process.returncode:
+        last_lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
+        raise TrainingFailed(f"training ended with exit code {process.returncode}:\n" + "\n".join(last_lines))
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """Leave no process behind. The launcher may die at once, its children are given time to save."""
+    log_stop = process.poll() is None
+    if log_stop:
+        log.warning("stopping the training processes; they save a checkpoint first")
+    deadline = time.monotonic() + STOP_SECONDS
+    sent = None
+    while True:
+        process.poll()  # reaps the launcher, so that an empty group is seen as one
+        wanted = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
+        try:
+            os.killpg(process.pid, wanted if wanted != sent else 0)
+        except ProcessLookupError:
+            return
+        sent = wanted
+        time.sleep(0.1)
+
+
+class _Teller:
+    """Says in one line how far training has come."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
+        self._begin: tuple[int, float] | None = None
+
+    def __call__(self, row: Row) -> None:
+        step, now = row["step"], time.monotonic()
+        if "heldout_mlm_loss" in row:
+            scores = ", ".join(f"{k.removeprefix('heldout_')} {v:.4f}" for k, v in row.items() if k != "step")
+            log.info("pretrain: step %d/%d  held-out: %s", step, self.num_steps, scores)
+            self._begin = self._begin or (step, now)
+            return
+        first, clock = self._begin = self._begin or (step, now)
+        left = (self.num_steps - step) * (now - clock) / max(step - first, 1)
+        log.info(
+            "pretrain: step %d/%d  loss %.4f  lr %.2e  %s tokens/s  ETA %s",
+            *(step, self.num_steps, row["loss"], row["learning_rate"]),
+            *(f"{row['tokens_per_second']:,.0f}", timedelta(seconds=round(left))),
+        )
+
+
+def _summary(section: PretrainRecipe, rows: list[Row]) -> dict[str, Any]:
+    steps = [row for row in rows if "loss" in row]
+    heldout = [row for row in rows if "heldout_mlm_loss" in row]
+    tokens = sum(row["tokens"] for row in steps)
+    seconds = sum(row["tokens"] / row["tokens_per_second"] for row in steps)
+
+    def scores(row: Mapping[str, float]) -> dict[str, float]:
+        return {name.removeprefix("heldout_"): value for name, value in row.items() if name != "step"}
+
+    return {
+        "num_steps": section.num_steps,
+        "train_pairs_seen": sum(phase.num_steps * phase.global_batch_size for phase in section.phases),
+        "train_tokens_seen": int(tokens),
+        "tokens_per_second": tokens / seconds,
+        "data_wait_fraction": sum(row["data_wait_fraction"] * row["tokens"] / row["tokens_per_second"] for row in steps)
+        / seconds,
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        "heldout_before": scores(heldout[0]),
+        "heldout_after": scores(heldout[-1]),
+    }

@@ -1,0 +1,40 @@
+"""How artifacts pass from asset to asset: a small file holds the fingerprint; no data goes through Dagster."""
+
+import tempfile
+from pathlib import Path
+
+import dagster as dg
+
+from bert_pipeline import artifact
+from bert_pipeline.artifact import Artifact, ArtifactError
+
+
+class ArtifactIOManager(dg.ConfigurableIOManager):
+    """`pointers/asset/partition` says which artifact of `store` the partition came to last."""
+
+    store: str
+    pointers: str
+
+    def handle_output(self, context: dg.OutputContext, made: Artifact) -> None:
+        pointer = self._pointer(made.kind, context.partition_key)
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=pointer.parent, prefix=".", delete=False) as draft:
+            draft.write(made.fingerprint)
+        Path(draft.name).replace(pointer)
+
+    def load_input(self, context: dg.InputContext) -> Artifact:
+        return self.artifact(context.asset_key.to_user_string(), context.partition_key)
+
+    def artifact(self, kind: str, partition: str) -> Artifact:
+        pointer = self._pointer(kind, partition)
+        try:
+            fingerprint = pointer.read_text()
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"recipe {partition} has no {kind} yet ({pointer} is missing); "
+                f"remedy: dg launch --assets '*' --partition {partition}"
+            ) from None
+        return artifact.load(Path(self.store, kind, fingerprint), kind)
+
+    def _pointer(self, kind: str, partition: str) -> Path:
+        return Path(self.pointers, kind, partition)

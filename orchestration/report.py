@@ -1,0 +1,95 @@
+"""The table at the end of a run: what was made, where it lies, what it is worth.
+
+python -m orchestration.report demo
+"""
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from bert_pipeline.artifact import Artifact
+from bert_pipeline.model_card import mean_and_sd
+from bert_pipeline.stages import STAGES, home
+from orchestration import registry
+from orchestration.tracking import Mlflow
+from orchestration.workshop import resources
+
+
+def report(recipe: str, home: Path) -> str:
+    """Raises ArtifactError where the recipe's graph has not been run to its end."""
+    used = resources(home)
+    made = {kind: used["artifacts"].artifact(kind, recipe) for kind in STAGES}
+    parts = [_artifacts(made), _pretraining(made["pretrained_checkpoint"]), _tasks(made["evaluations"])]
+    return "\n".join([*parts, _model(used["workshop"].mlflow, recipe), _further(made, recipe)])
+
+
+def _artifacts(made: dict[str, Artifact]) -> str:
+    rows = [(kind, _path(one), f"{one.record['made']['seconds']:,.1f} s") for kind, one in made.items()]
+    return _table(("artifact", "where it lies", "built in"), rows)
+
+
+def _pretraining(checkpoint: Artifact) -> str:
+    before, after = checkpoint.facts["heldout_before"], checkpoint.facts["heldout_after"]
+    rows = [
+        (f"{task} {score}", f"{before[name]:.4f}", f"{after[name]:.4f}")
+        for name, task, score in (
+            ("mlm_loss", "MLM", "loss"),
+            ("mlm_accuracy", "MLM", "accuracy"),
+            ("nsp_loss", "NSP", "loss"),
+            ("nsp_accuracy", "NSP", "accuracy"),
+        )
+        if name in after
+    ]
+    return _table(("on held-out text", "before training", "after"), rows)
+
+
+def _tasks(evaluations: Artifact) -> str:
+    rows = [
+        (
+            f"{task}, {scores['metric']}",
+            mean_and_sd(scores["pretrained"]),
+            mean_and_sd(scores["random_init"]),
+            str(len(scores["seeds"])),
+        )
+        for task, scores in evaluations.facts["tasks"].items()
+    ]
+    return _table(("fine-tuned on", "pretrained", "random initialisation", "seeds"), rows)
+
+
+def _model(mlflow: Mlflow, recipe: str) -> str:
+    version = mlflow.client().get_model_version_by_alias(registry.model_name(recipe), registry.ALIAS)
+    rows = [(version.name, version.version, registry.ALIAS, f"models:/{version.name}@{registry.ALIAS}")]
+    return _table(("registered model", "version", "alias", "for mlflow.pyfunc.load_model"), rows)
+
+
+def _further(made: dict[str, Artifact], recipe: str) -> str:
+    commands = {
+        "make ui": "Dagster (graph, runs, pictures) and MLflow (curves, models)",
+        f".venv/bin/bert-pipeline inspect {_path(made['masked_dataset'])}": "facts and decoded rows of any artifact",
+        f"cat {_path(made['pretrained_checkpoint'])}/MODEL_CARD.md": "what the model was made from",
+        f"make run RECIPE={recipe}": "builds what is new, nothing else",
+    }
+    return "to look further\n" + "".join(f"  {command:<84}  {what}\n" for command, what in commands.items())
+
+
+def _path(made: Artifact) -> str:
+    return os.path.relpath(made.path)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    rule = "-" * len(max(text, key=len))
+    return "\n".join([text[0], rule, *text[1:], ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m orchestration.report", description=__doc__.partition("\n")[0])
+    parser.add_argument("recipe")
+    print("\n" + report(parser.parse_args().recipe, home()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What the assets use: the workshop makes artifacts, and tells Dagster and MLflow what was made."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from bert_pipeline import artifact
+from bert_pipeline.artifact import Artifact, ArtifactError, Facts
+from bert_pipeline.metrics import read_rows
+from bert_pipeline.recipe import Recipe, load_recipe, recipe_files
+from bert_pipeline.stages import STAGES, stage_origin
+from orchestration import checks, metadata, registry
+from orchestration.logs import library_log_in
+from orchestration.pointers import ArtifactIOManager
+from orchestration.tracking import About, Mlflow, not_stopped_by
+
+TRACKED = ("pretrained_checkpoint", "evaluations")
+"""Stages that train, and so have a run in MLflow."""
+
+
+class Workshop(dg.ConfigurableResource):
+    """Makes artifacts in one store, `store/kind/fingerprint`."""
+
+    store: str
+    dagster_ui: str
+    """Address of Dagster's pages, for links."""
+    mlflow: Mlflow
+
+    def make(self, context: dg.AssetExecutionContext, **inputs: Artifact) -> dg.MaterializeResult[Artifact]:
+        """Build the asset's artifact for the partition's recipe, or find it standing; then its gates."""
+        kind, recipe = context.asset_key.to_user_string(), _recipe(context)
+        self._lineage(recipe, *inputs.values())
+        with library_log_in(context.log):
+            stage, origin = STAGES[kind], stage_origin(kind, recipe, inputs)
+            about = self._about(context, recipe, artifact.fingerprint(origin), inputs)
+
+            def build(out: Path) -> Facts:
+                paths = {name: made.path for name, made in inputs.items()}
+                if kind not in TRACKED:
+                    return stage.build(recipe, paths, out, lambda row: None)
+                with self.mlflow.track(about) as tracked:
+                    facts = stage.build(recipe, paths, out, tracked.on_row)
+                    tracked.report(facts, out)
+                return facts
+
+            destination = Path(self.store, kind, about.fingerprint)
+            made = artifact.make(destination, origin, build, resumable=stage.resumable)
+            links = self._links(about, made) if kind in TRACKED else {}
+        return dg.MaterializeResult(
+            value=made,
+            metadata=metadata.of_artifact(made) | links,
+            check_results=checks.check_results(made, recipe),
+            data_version=dg.DataVersion(made.fingerprint),
+        )
+
+    def register(
+        self, context: dg.AssetExecutionContext, pretrained_checkpoint: Artifact, evaluations: Artifact
+    ) -> dg.MaterializeResult:
+        """Make the checkpoint a version of the recipe's model, unless it is one; every gate must be open."""
+        recipe = _recipe(context)
+        artifacts = self._lineage(recipe, pretrained_checkpoint, evaluations)
+        checks.assert_all_pass(artifacts, recipe)
+        with library_log_in(context.log):
+            version = registry.register(self.mlflow, recipe, artifacts, self._tags(context))
+        return dg.MaterializeResult(
+            metadata={
+                "name": version.name,
+                "version": int(version.version),
+                "alias": registry.ALIAS,
+                "mlflow_model": dg.MetadataValue.url(self.mlflow.model_url(version.name, version.version)),
+                "model_card": dg.MetadataValue.md(version.description or ""),
+            },
+            data_version=dg.DataVersion(version.tags["fingerprint"]),
+        )
+
+    def _lineage(self, recipe: Recipe, *artifacts: Artifact) -> dict[str, Artifact]:
+        """The artifacts and all that they were made from, by kind.
+
+        Raises ArtifactError where they do not belong together, or were made before the recipe was changed.
+        """
+        found: dict[str, Artifact] = {}
+        waiting = list(artifacts)
+        while waiting:
+            made = waiting.pop()
+            known = found.setdefault(made.kind, made)
+            if known.fingerprint != made.fingerprint:
+                raise ArtifactError(f"{known.path} and {made.path} do not belong together; remedy: materialize both")
+            origin = made.record["origin"]
+            section = STAGES[made.kind].section(recipe)
+            if artifact.fingerprint(origin["section"]) != artifact.fingerprint(section):
+                raise ArtifactError(
+                    f"{made.path} was made before recipe {recipe.name} was changed; "
+                    f"remedy: materialize {made.kind} and what follows it"
+                )
+            sources = {kind: key for kind, key in origin["inputs"].items() if kind in STAGES}
+            waiting += [artifact.load(Path(self.store, kind, key), kind) for kind, key in sources.items()]
+        return {kind: found[kind] for kind in STAGES if kind in found}
+
+    def _links(self, about: About, made: Artifact) -> dict[str, Any]:
+        """Where MLflow tells how the artifact was made. What it was never told, it is told from the records."""
+        with not_stopped_by(self.mlflow):
+            if not self.mlflow.runs(made.fingerprint, "FINISHED"):
+                with self.mlflow.track(about) as tracked:
+                    for row in read_rows(made.path / "metrics.jsonl"):
+                        tracked.on_row(row)
+                    tracked.report(made.facts, made.path)
+            run = self.mlflow.runs(made.fingerprint, "FINISHED")[0]
+            return {"mlflow_run": dg.MetadataValue.url(self.mlflow.run_url(run)), "mlflow_run_id": run.info.run_id}
+        return {}
+
+    def _about(
+        self, context: dg.AssetExecutionContext, recipe: Recipe, fingerprint: str, inputs: dict[str, Artifact]
+    ) -> About:
+        return About(
+            name=f"{recipe.name} {context.asset_key.to_user_string()} {fingerprint}",
+            fingerprint=fingerprint,
+            inputs=inputs,
+            params=recipe.model_dump(mode="json", exclude={"name", "description"}),
+            tags=self._tags(context),
+        )
+
+    def _tags(self, context: dg.AssetExecutionContext) -> dict[str, str]:
+        """What leads from MLflow back to Dagster."""
+        page = f"{self.dagster_ui}/runs/{context.run_id}"
+        return {
+            "dagster.run_id": context.run_id,
+            "dagster.asset": context.asset_key.to_user_string(),
+            "dagster.partition": context.partition_key,
+            "dagster.url": page,
+            "mlflow.note.content": f"Dagster run [{context.run_id}]({page})",
+        }
+
+
+def _recipe(context: dg.AssetExecutionContext) -> Recipe:
+    return load_recipe(recipe_files()[context.partition_key])
+
+
+def resources(home: Path) -> dict[str, Any]:
+    """Everything in one folder, as a working copy has it; MLFLOW_TRACKING_URI leads to a server instead."""
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow.db"
+    served = tracking_uri.startswith(("http://", "https://"))
+    mlflow = Mlflow(
+        tracking_uri=tracking_uri,
+        artifacts=str(home / "mlartifacts"),
+        ui=tracking_uri if served else "http://127.0.0.1:5000",
+    )
+    return {
+        "workshop": Workshop(store=str(home / "artifacts"), dagster_ui="http://127.0.0.1:3000", mlflow=mlflow),
+        "artifacts": ArtifactIOManager(store=str(home / "artifacts"), pointers=str(home / "pointers")),
+    }
