@@ -122,19 +122,20 @@ class PhaseRecipe(Section):
     """Optimizer steps."""
     global_batch_size: int = Field(256, ge=1)
     """Pairs per optimizer step, over all processes: the same on one GPU as on eight."""
-    learning_rate_handover: Literal["continue", "restart"] = "continue"
-    """`continue`: one warm-up and one decay span this phase and the one before. `restart`: a schedule of its own."""
-    learning_rate: float = Field(1e-4, gt=0)
-    """Peak; in a phase that continues, that of the phase it continues from holds, so it may not be set."""
-    warmup_steps: int = Field(0, ge=0)
-    """Linear warm-up to the peak, then linear decay to 0 at the end of the schedule; set where a schedule starts."""
+    learning_rate_handover: Literal["continue", "restart"] | None = None
+    """For every phase after the first. `continue`: one warm-up and one decay span this phase and the one before.
+    `restart`: a schedule of its own."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak; set in each phase that starts a schedule, and only there."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Linear warm-up to the peak, then linear decay to 0 at the end of the schedule; set with the learning rate."""
 
 
 class PretrainRecipe(Section):
     phases: tuple[PhaseRecipe, ...] = Field(
         (
-            PhaseRecipe(max_seq_length=128, num_steps=900_000, learning_rate_handover="restart", warmup_steps=10_000),
-            PhaseRecipe(max_seq_length=512, num_steps=100_000),
+            PhaseRecipe(max_seq_length=128, num_steps=900_000, learning_rate=1e-4, warmup_steps=10_000),
+            PhaseRecipe(max_seq_length=512, num_steps=100_000, learning_rate_handover="continue"),
         ),
         min_length=1,
     )
@@ -158,19 +159,17 @@ class PretrainRecipe(Section):
     def _hand_over_is_explicit(self) -> Self:
         faults = []
         for number, phase in enumerate(self.phases):
-            if (
-                number == 0
-                and phase.learning_rate_handover == "continue"
-                and "learning_rate_handover" in (phase.model_fields_set)
-            ):
-                faults.append('phases.0.learning_rate_handover = "continue", but there is no phase before it')
-            if number > 0 and phase.learning_rate_handover == "continue":
-                named = phase.model_fields_set & {"learning_rate", "warmup_steps"}
-                faults += [
-                    f'phases.{number}.{name} has no effect under learning_rate_handover = "continue"; '
-                    'remedy: remove it, or learning_rate_handover = "restart"'
-                    for name in sorted(named)
-                ]
+            here = f"phases.{number}"
+            if number == 0 and phase.learning_rate_handover:
+                faults.append(f"{here}.learning_rate_handover has no phase before it; remedy: remove it")
+            if number > 0 and not phase.learning_rate_handover:
+                faults.append(f'{here}.learning_rate_handover is missing; remedy: "continue" or "restart"')
+            starts = number == 0 or phase.learning_rate_handover == "restart"
+            for name in ("learning_rate", "warmup_steps"):
+                if starts and getattr(phase, name) is None:
+                    faults.append(f"{here}.{name} is missing; remedy: set it, because this phase starts a schedule")
+                if not starts and getattr(phase, name) is not None:
+                    faults.append(f"{here}.{name} has no effect in a phase that continues; remedy: remove it")
         if faults:
             raise ValueError("; ".join(faults))
         return self

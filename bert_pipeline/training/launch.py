@@ -17,9 +17,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bert_pipeline import artifact
+from bert_pipeline import artifact, pictures
 from bert_pipeline.artifact import Facts
 from bert_pipeline.metrics import Row, RowFollower, read_rows
+from bert_pipeline.model_card import model_card
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
 
 POLL_SECONDS = 0.5
@@ -80,9 +81,13 @@ def build_pretrained_checkpoint(
             tell(row)
 
     _run(command, work / "train.log", follow)
-    facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(
-        section, read_rows(out / "metrics.jsonl")
-    )
+    rows = read_rows(out / "metrics.jsonl")
+    facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(section, rows)
+    (out / "loss_curve.png").write_bytes(pictures.training_curves(rows))
+    sections = {"model": model.model_dump(mode="json"), "pretrain": section.model_dump(mode="json")}
+    stages = {"tokenizer": artifact.load(tokenizer).facts, "pretrained_checkpoint": facts}
+    name = f"BERT, {model.num_hidden_layers} layers, {model.hidden_size} wide"
+    (out / "MODEL_CARD.md").write_text(model_card(name, sections, stages), encoding="utf-8")
     shutil.rmtree(work)
     return facts
 

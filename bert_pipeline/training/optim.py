@@ -32,10 +32,11 @@ def learning_rate(phases: tuple[PhaseRecipe, ...], step: int) -> float:
                 break
             begin, schedule, length = begin + length, phase, 0
         length += phase.num_steps
-    done = step - begin
-    if done < schedule.warmup_steps:
-        return schedule.learning_rate * (done + 1) / schedule.warmup_steps
-    return schedule.learning_rate * (length - done) / max(length - schedule.warmup_steps, 1)
+    peak, warmup_steps, done = schedule.learning_rate, schedule.warmup_steps, step - begin
+    assert peak is not None and warmup_steps is not None, "PretrainRecipe lets no schedule start without them"
+    if done < warmup_steps:
+        return peak * (done + 1) / warmup_steps
+    return peak * (length - done) / max(length - warmup_steps, 1)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

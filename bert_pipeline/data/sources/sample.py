@@ -143,12 +143,7 @@ AREAS = {
     },
 }
 
-PLAIN_CHEMICALS = (
-    "ethanol; caffeine; lithium carbonate; nicotine; ascorbic acid; sodium chloride; riboflavin; magnesium sulphate; warfarin; "
-    "potassium citrate; morphine; zinc oxide; acetylsalicylic acid; calcium gluconate; digoxin; ferrous fumarate; cortisol; "
-    "melatonin; methylene blue; retinol; cyclosporine; dopamine; paracetamol; acetylcholine; glutamate; noradrenaline; "
-    "quinidine; allyl alcohol; glycerol; theophylline; lead acetate; rifampicin"
-).split("; ")
+PLAIN_CHEMICALS = ["ethanol", "caffeine", "lithium carbonate", "nicotine", "ascorbic acid", "sodium chloride", "riboflavin", "magnesium sulphate", "warfarin", "potassium citrate", "morphine", "zinc oxide", "acetylsalicylic acid", "calcium gluconate", "digoxin", "ferrous fumarate", "cortisol", "melatonin", "methylene blue", "retinol", "cyclosporine", "dopamine", "paracetamol", "acetylcholine", "glutamate", "noradrenaline", "quinidine", "allyl alcohol", "glycerol", "theophylline", "lead acetate", "rifampicin"]
 SALTS = ["{} hydrochloride", "{} tartrate", "{} maleate", "{} mesylate", "{} hydrobromide", "{} besylate", "{} succinate", "sodium {}"]
 
 # Invented words that are no chemicals, by kind; an ending for each of PARTS, so that the test's are new in shape too.
@@ -363,7 +358,7 @@ def _lexicon(seed: int) -> Lexicon:
 
     def coin(ending: str) -> str:
         while True:
-            syllables = [_pick(rng, "b c d f g l m n p r s t v z br cl dr fl pr tr".split()) + _pick(rng, VOWELS) for _ in range(2)]
+            syllables = [_pick(rng, ["b", "c", "d", "f", "g", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "cl", "dr", "fl", "pr", "tr"]) + _pick(rng, VOWELS) for _ in range(2)]
             link = _pick(rng, "lmnrstvx") if ending[:1] in VOWELS else _pick(rng, ["", "", "n", "r"])
             name = "".join(syllables) + link + ending
             if name not in taken:

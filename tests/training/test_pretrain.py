@@ -1,0 +1,176 @@
+"""Whole training runs of a tiny model: exact, resumable, and what they leave behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining
+
+from bert_pipeline.metrics import read_rows
+from bert_pipeline.stages import make_stage
+from bert_pipeline.training.launch import TrainingFailed
+from bert_pipeline.training.pretrain import EXIT_RESUME, Job
+
+ROOT = Path(__file__).parents[2]
+CLOCKED = {"tokens_per_second", "data_wait_fraction"}
+
+
+def job_for(tiny, recipe, out, **changed):
+    (out / "work").mkdir(parents=True, exist_ok=True)
+    section = recipe.pretrain.model_dump(mode="json")
+    section["phases"][0] |= changed.pop("first_phase", {})
+    job = Job(
+        section=section | changed,
+        model=recipe.model.model_dump(mode="json"),
+        **{kind: str(tiny[kind].path) for kind in ("tokenizer", "nsp_dataset", "masked_dataset")},
+        out=str(out),
+        identity="test",
+        per_device_tokens=256,
+    )
+    job.write(out / "work" / "job.json")
+    return out / "work" / "job.json"
+
+
+def start(job_file, *launcher):
+    command = [sys.executable, *launcher, "-m", "bert_pipeline.training.pretrain", str(job_file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process, expected=0):
+    said = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == expected, said
+    return said
+
+
+def trace(out):
+    """The numbers of a run, without its clock."""
+    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in read_rows(out / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tiny_recipe, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    finish(start(job_for(tiny, tiny_recipe, out)))
+    return out
+
+
+def test_training_reports_and_learns(undisturbed):
+    rows = read_rows(undisturbed / "metrics.jsonl")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    heldout = [row for row in rows if "heldout_mlm_loss" in row]
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in heldout] == [0, 8, 12]
+    assert losses[-1] < losses[0]
+    assert heldout[-1]["heldout_mlm_loss"] < heldout[0]["heldout_mlm_loss"]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path, undisturbed, sign):
+    """The trace (losses, rates, gradient norms) and the weights equal those of the uninterrupted run."""
+    job = job_for(tiny, tiny_recipe, tmp_path)
+    process = start(job)
+    while not list(tmp_path.glob("work/checkpoints/step-????????")):
+        assert process.poll() is None, finish(process)
+        time.sleep(0.01)
+    process.send_signal(sign)
+    code = process.wait(60)
+    if not (tmp_path / "work" / "result.json").exists():
+        assert code == (EXIT_RESUME if sign == signal.SIGTERM else -signal.SIGKILL)
+        finish(start(job))
+    assert trace(tmp_path) == trace(undisturbed)
+    expected, found = (load_file(out / "model.safetensors") for out in (undisturbed, tmp_path))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_one_process_and_two_give_the_same_numbers(tiny, tiny_recipe, tmp_path):
+    """Without dropout, whose noise each process draws for itself: losses and weights within float32's tolerance."""
+    still = tiny_recipe.model.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    recipe = tiny_recipe.model_copy(update={"model": still})
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(job_for(tiny, recipe, one)))
+    finish(
+        start(job_for(tiny, recipe, two), "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    )
+    assert json.loads((two / "work" / "result.json").read_text())["world_size"] == 2
+    for expected, found in zip(trace(one), trace(two), strict=True):
+        assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    weights = [load_file(out / "model.safetensors") for out in (one, two)]
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, atol=2e-5, rtol=1e-3)
+
+
+def test_damaged_checkpoints_are_passed_over_and_named(tiny, tiny_recipe, tmp_path, undisturbed):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    job = job_for(tiny, tiny_recipe, tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "work" / "checkpoints").glob("step-*"))[-1]
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    said = finish(start(job))
+    assert "model.safetensors is damaged: SHA-256" in said and "going on after step 9" in said
+    assert trace(tmp_path / "run") == trace(undisturbed)
+
+
+def test_work_of_another_recipe_is_refused(tiny, tiny_recipe, tmp_path, undisturbed):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    job = job_for(tiny, tiny_recipe, tmp_path / "run")
+    job.write_text(job.read_text().replace('"identity": "test"', '"identity": "other"'))
+    said = finish(start(job), expected=1)
+    assert "holds work of another recipe" in said and f"remedy: remove {tmp_path / 'run'}" in said
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny, tiny_recipe, tmp_path):
+    said = finish(start(job_for(tiny, tiny_recipe, tmp_path, first_phase={"learning_rate": 1e30})), expected=1)
+    assert "the gradient is not finite" in said and "remedy: a lower pretrain.phases.learning_rate" in said
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tiny_recipe, tmp_path_factory):
+    rows = []
+    out = tmp_path_factory.mktemp("checkpoint") / "pretrained_checkpoint"
+    return make_stage("pretrained_checkpoint", tiny_recipe, tiny, out, rows.append), rows
+
+
+def test_the_exported_directory_is_a_plain_hugging_face_model(checkpoint, tiny):
+    made, rows = checkpoint
+    assert rows == read_rows(made.path / "metrics.jsonl")
+    assert {path.name for path in made.path.iterdir()} == {
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+        *("metrics.jsonl", "MODEL_CARD.md", "loss_curve.png", "record.json"),
+    }
+    assert made.facts["max_logit_difference"] < 1e-5
+    tokenizer = AutoTokenizer.from_pretrained(made.path)
+    for kind in (BertForPreTraining, BertForMaskedLM):
+        model, info = kind.from_pretrained(made.path, output_loading_info=True)
+        assert not info["missing_keys"], kind
+    batch = tokenizer("patients received the drug", "it was well tolerated", return_tensors="pt")
+    assert model(**batch).logits.isfinite().all()
+
+
+def test_the_facts_add_up(checkpoint, tiny_recipe):
+    facts = checkpoint[0].facts
+    assert facts["num_steps"] == 12
+    assert facts["train_pairs_seen"] == 8 * 16 + 4 * 8
+    assert facts["heldout_after"]["mlm_loss"] < facts["heldout_before"]["mlm_loss"]
+    assert facts["world_size"] == 1
+
+
+def test_a_failed_training_leaves_no_artifact_and_says_why(tiny, tiny_recipe, tmp_path):
+    phases = tiny_recipe.pretrain.phases
+    hot = tiny_recipe.pretrain.model_copy(
+        update={"phases": (phases[0].model_copy(update={"learning_rate": 1e30}), phases[1])}
+    )
+    recipe = tiny_recipe.model_copy(update={"pretrain": hot})
+    with pytest.raises(TrainingFailed, match="the gradient is not finite"):
+        make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
