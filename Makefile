@@ -5,12 +5,13 @@
 
 RECIPE ?= demo
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
 
 BERT_PIPELINE_HOME ?= workspace
 override BERT_PIPELINE_HOME := $(abspath $(BERT_PIPELINE_HOME))
 export BERT_PIPELINE_HOME
 export DAGSTER_HOME := $(BERT_PIPELINE_HOME)/dagster
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 MLFLOW_STORE := sqlite:///$(BERT_PIPELINE_HOME)/mlflow.db
 
@@ -23,25 +24,25 @@ demo: RECIPE = demo
 demo: run
 
 run: $(READY)
-	$(BIN)/dg launch --job whole_graph --partition $(RECIPE)
-	@$(BIN)/python -m orchestration.report $(RECIPE)
+	dg launch --assets '*' --partition $(RECIPE) --config-json '{"loggers": {"console": {}}}'
+	@python -m orchestration.report $(RECIPE)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	python -m pytest
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	ruff check .
+	ruff format --check .
+	mypy
 
 ui: $(READY)
-	@$(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri $(MLFLOW_STORE) & \
+	@mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri $(MLFLOW_STORE) & \
 	mlflow=$$!; trap "kill $$mlflow 2>/dev/null; wait" EXIT INT TERM; \
-	$(BIN)/dg dev --host 127.0.0.1 --port 3000
+	dg dev --host 127.0.0.1 --port 3000
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e ".[orchestration,dev]"
+	$(VIRTUAL_ENV)/bin/pip install -c constraints.txt -e ".[orchestration,dev]"
 	@touch $@
 
 $(DAGSTER_HOME)/dagster.yaml: infra/dagster/dagster.yaml

@@ -33,11 +33,15 @@ def library_log_in(target: logging.Logger) -> Iterator[None]:
 
 
 class _Readable(logging.Formatter):
-    """`time  asset  message`; errors in Dagster's own words, with their stack."""
+    """`time  asset  message`; after the failure of a step, the error that caused it."""
 
     def format(self, record: logging.LogRecord) -> str:
         told = record.__dict__["dagster_meta"]
-        message = record.getMessage() if record.levelno >= logging.ERROR else told["orig_message"]
+        event, message = told["dagster_event"], told["orig_message"]
+        if event and event.is_step_failure and (error := event.step_failure_data.error):
+            while error.cause:
+                error = error.cause
+            message += f"\n{error.to_string()}"
         return f"{self.formatTime(record, '%H:%M:%S')}  {told['step_key'] or '':<21}  {message}"
 
 

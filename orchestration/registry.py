@@ -55,8 +55,11 @@ def register(
 def _log_and_register(
     mlflow: Mlflow, recipe: Recipe, artifacts: Mapping[str, Artifact], tags: Mapping[str, str]
 ) -> "ModelVersion":
+    from mlflow import set_tracking_uri
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
+    # MLflow's SQL registry looks a logged model up at the global address, not at its client's.
+    set_tracking_uri(mlflow.tracking_uri)
     client, name = mlflow.client(), model_name(recipe.name)
     checkpoint, evaluations = artifacts["pretrained_checkpoint"], artifacts["evaluations"]
     card = model_card(
@@ -115,9 +118,9 @@ def _save(path: Path, model: "LoggedModel", checkpoint: Artifact, card: str) -> 
 def _attach_scores(
     mlflow: Mlflow, client: "MlflowClient", model: "LoggedModel", evaluations: Artifact
 ) -> dict[str, float]:
-    """Each score of the evaluations as a metric of the model, told by the run that measured it."""
+    """Each score of the evaluations as a metric of the model, under the name that it has in their run."""
     [evaluation, *_] = mlflow.runs(evaluations.fingerprint, "FINISHED")
-    scores = numbers(evaluations.facts)
+    scores = {f"{evaluations.kind}/{name}": value for name, value in numbers(evaluations.facts).items()}
     for name, value in scores.items():
         client.log_metric(evaluation.info.run_id, name, value, model_id=model.model_id)
     return scores

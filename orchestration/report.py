@@ -4,7 +4,6 @@ python -m orchestration.report demo
 """
 
 import argparse
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,22 +58,22 @@ def _tasks(evaluations: Artifact) -> str:
 
 def _model(mlflow: Mlflow, recipe: str) -> str:
     version = mlflow.client().get_model_version_by_alias(registry.model_name(recipe), registry.ALIAS)
-    rows = [(version.name, version.version, registry.ALIAS, f"models:/{version.name}@{registry.ALIAS}")]
+    rows = [(version.name, str(version.version), registry.ALIAS, f"models:/{version.name}@{registry.ALIAS}")]
     return _table(("registered model", "version", "alias", "for mlflow.pyfunc.load_model"), rows)
 
 
 def _further(made: dict[str, Artifact], recipe: str) -> str:
-    commands = {
-        "make ui": "Dagster (graph, runs, pictures) and MLflow (curves, models)",
-        f".venv/bin/bert-pipeline inspect {_path(made['masked_dataset'])}": "facts and decoded rows of any artifact",
-        f"cat {_path(made['pretrained_checkpoint'])}/MODEL_CARD.md": "what the model was made from",
-        f"make run RECIPE={recipe}": "builds what is new, nothing else",
-    }
-    return "to look further\n" + "".join(f"  {command:<84}  {what}\n" for command, what in commands.items())
+    rows = [
+        ("graph, runs, curves, models", "make ui"),
+        ("facts and decoded rows", f".venv/bin/bert-pipeline inspect {_path(made['masked_dataset'])}"),
+        ("what the model was made from", f"cat {_path(made['pretrained_checkpoint'])}/MODEL_CARD.md"),
+        ("again: builds only what is new", f"make run RECIPE={recipe}"),
+    ]
+    return _table(("to look further", ""), rows)
 
 
 def _path(made: Artifact) -> str:
-    return os.path.relpath(made.path)
+    return str(made.path.relative_to(Path.cwd()) if made.path.is_relative_to(Path.cwd()) else made.path)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

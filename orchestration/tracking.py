@@ -36,8 +36,9 @@ class About:
     """What a run is about."""
 
     name: str
+    kind: str
     fingerprint: str
-    """Of the artifact that it makes."""
+    """Kind and fingerprint of the artifact that it makes."""
     inputs: Mapping[str, Artifact]
     params: Mapping[str, Any]
     tags: Mapping[str, str]
@@ -117,7 +118,7 @@ class Tracked:
 
     def report(self, facts: Facts, directory: Path) -> None:
         """What came out: facts as final values, and the pictures and texts of the directory."""
-        self._add("facts/", numbers(facts), step=0)
+        self._add(f"{self.about.kind}/", numbers(facts), step=0)
         self._files = [*sorted(directory.glob("*.png")), *sorted(directory.glob("*.md"))]
 
     def send(self) -> None:

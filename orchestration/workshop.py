@@ -113,8 +113,10 @@ class Workshop(dg.ConfigurableResource):
     def _about(
         self, context: dg.AssetExecutionContext, recipe: Recipe, fingerprint: str, inputs: dict[str, Artifact]
     ) -> About:
+        kind = context.asset_key.to_user_string()
         return About(
-            name=f"{recipe.name} {context.asset_key.to_user_string()} {fingerprint}",
+            name=f"{recipe.name} {kind} {fingerprint}",
+            kind=kind,
             fingerprint=fingerprint,
             inputs=inputs,
             params=recipe.model_dump(mode="json", exclude={"name", "description"}),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from filelock import FileLock
 from torch import nn
 from transformers import BertForPreTraining
@@ -126,7 +126,8 @@ class Data:
 
 def train(job: Job) -> None:
     """Run the job to its end, from the newest checkpoint if there is one."""
-    accelerator = Accelerator()
+    # BERT's buffers are constants, and processes may differ in how often they go forward.
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
     if accelerator.is_main_process:
         # Processes that lost their launcher may still be at work here; then this run waits and goes on after them.
         FileLock(Path(job.out) / "work" / "training.lock").acquire()
@@ -147,7 +148,9 @@ def train(job: Job) -> None:
     stop = _StopSignal()
 
     def measure(step: int) -> None:
-        scores = heldout_scores(loss, data.heldout, section.heldout_pairs, job.per_device_tokens, accelerator)
+        scores = heldout_scores(
+            accelerator.unwrap_model(loss), data.heldout, section.heldout_pairs, job.per_device_tokens, accelerator
+        )
         if accelerator.is_main_process:
             append_row(metrics, {"step": step} | {f"heldout_{name}": value for name, value in scores.items()})
 

@@ -17,7 +17,10 @@ def test_warm_up_and_decay():
 
 
 def test_a_phase_that_continues_shares_one_schedule():
-    phases = (phase(learning_rate=1.0, warmup_steps=10, num_steps=90), phase(num_steps=10, learning_rate_handover="continue"))
+    phases = (
+        phase(learning_rate=1.0, warmup_steps=10, num_steps=90),
+        phase(num_steps=10, learning_rate_handover="continue"),
+    )
     single = (phase(learning_rate=1.0, warmup_steps=10),)
     assert [learning_rate(phases, s) for s in range(100)] == [learning_rate(single, s) for s in range(100)]
 

@@ -46,7 +46,7 @@ def start(job_file, *launcher):
 
 
 def finish(process, expected=0):
-    said = process.communicate(timeout=300)[0].decode()
+    said = process.communicate(timeout=120)[0].decode()
     assert process.returncode == expected, said
     return said
 
@@ -98,9 +98,8 @@ def test_one_process_and_two_give_the_same_numbers(tiny, tiny_recipe, tmp_path):
     recipe = tiny_recipe.model_copy(update={"model": still})
     one, two = tmp_path / "one", tmp_path / "two"
     finish(start(job_for(tiny, recipe, one)))
-    finish(
-        start(job_for(tiny, recipe, two), "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
-    )
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    finish(start(job_for(tiny, recipe, two), *torchrun))
     assert json.loads((two / "work" / "result.json").read_text())["world_size"] == 2
     for expected, found in zip(trace(one), trace(two), strict=True):
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)

@@ -1,0 +1,116 @@
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from bert_pipeline import artifact
+from bert_pipeline.artifact import ArtifactError
+
+ORIGIN = artifact.origin("thing", {"size": 3}, {"other": "abc"}, "1")
+
+
+def build(path: Path) -> dict:
+    (path / "content.txt").write_text("whole")
+    return {"letters": 5}
+
+
+def test_an_artifact_is_built_once_and_records_what_made_it(tmp_path):
+    made = artifact.make(tmp_path / "a", ORIGIN, build)
+    again = artifact.make(tmp_path / "a", ORIGIN, lambda path: pytest.fail("built twice"))
+    assert made == again and made.facts == {"letters": 5} and made.kind == "thing"
+    record = json.loads((tmp_path / "a" / "record.json").read_text())
+    assert record["origin"] == ORIGIN and record["fingerprint"] == artifact.fingerprint(ORIGIN)
+    assert {"at", "seconds", "by", "host", "python", "commit"} <= record["made"].keys()
+
+
+def test_the_fingerprint_is_that_of_the_origin_alone():
+    changed = [
+        artifact.origin("other", {"size": 3}, {"other": "abc"}, "1"),
+        artifact.origin("thing", {"size": 4}, {"other": "abc"}, "1"),
+        artifact.origin("thing", {"size": 3}, {"other": "abd"}, "1"),
+        artifact.origin("thing", {"size": 3}, {"other": "abc"}, "2"),
+    ]
+    assert len({artifact.fingerprint(origin) for origin in [*changed, ORIGIN]}) == 5
+    assert artifact.fingerprint(dict(reversed(ORIGIN.items()))) == artifact.fingerprint(ORIGIN)
+
+
+def test_a_failed_build_leaves_nothing_that_looks_whole(tmp_path):
+    def fail(path):
+        (path / "half.txt").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        artifact.make(tmp_path / "a", ORIGIN, fail)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ArtifactError, match="is no artifact: it has no record.json"):
+        artifact.load(tmp_path / "a.partial")
+    made = artifact.make(tmp_path / "a", ORIGIN, build)
+    assert {path.name for path in made.path.iterdir()} == {"content.txt", "record.json"}
+
+
+def test_a_resumable_build_finds_what_was_left(tmp_path):
+    def interrupted(path):
+        (path / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        artifact.make(tmp_path / "a", ORIGIN, interrupted, resumable=True)
+    made = artifact.make(tmp_path / "a", ORIGIN, lambda path: {"found": (path / "half.txt").exists()}, resumable=True)
+    assert made.facts == {"found": True}
+
+
+def test_a_directory_that_holds_another_artifact_is_refused(tmp_path):
+    artifact.make(tmp_path / "a", ORIGIN, build)
+    with pytest.raises(ArtifactError, match="remedy: choose another directory"):
+        artifact.make(tmp_path / "a", ORIGIN | {"code_version": "2"}, build)
+    with pytest.raises(ArtifactError, match="holds a thing; a tokenizer is needed here"):
+        artifact.load(tmp_path / "a", "tokenizer")
+
+
+def _slow_build(path: Path) -> dict:
+    with (path.parent / "builds.log").open("a") as log:
+        log.write("built\n")
+    time.sleep(0.5)
+    return build(path)
+
+
+def _make(path: Path) -> None:
+    artifact.make(path, ORIGIN, _slow_build)
+
+
+def test_two_processes_that_want_the_same_thing_build_it_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_make, args=(tmp_path / "a",)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "builds.log").read_text() == "built\n"
+
+
+def test_a_builder_that_is_killed_leaves_nothing_and_blocks_nobody(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=_make, args=(tmp_path / "a",))
+    process.start()
+    while not (tmp_path / "builds.log").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    assert not (tmp_path / "a").exists() and (tmp_path / "a.partial").exists()
+    artifact.make(tmp_path / "a", ORIGIN, build)
+    assert not (tmp_path / "a.partial").exists()
+
+
+def test_files_outside_are_known_by_their_names_and_bytes(tmp_path):
+    (tmp_path / "x").write_text("1")
+    (tmp_path / "y").write_text("1")
+    x, y = tmp_path / "x", tmp_path / "y"
+    assert artifact.files_fingerprint({"a": x}) == artifact.files_fingerprint({"a": y})
+    assert artifact.files_fingerprint({"a": x}) != artifact.files_fingerprint({"b": x})
+    before = artifact.files_fingerprint({"a": x})
+    x.write_text("2")
+    assert artifact.files_fingerprint({"a": x}) != before

@@ -1,0 +1,124 @@
+import pytest
+from pydantic import ValidationError
+
+from bert_pipeline.recipe import ModelRecipe, PretrainRecipe, Recipe, RecipeError, load_recipe, recipe_files
+
+CORPUS = '[corpus]\npath = "x.txt"\n'
+
+
+def load(tmp_path, text, name="try"):
+    path = tmp_path / f"{name}.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_recipe(path)
+
+
+def faults(tmp_path, text):
+    with pytest.raises(RecipeError) as error:
+        load(tmp_path, text)
+    return str(error.value)
+
+
+def test_the_defaults_are_bert_base_as_published(tmp_path):
+    """Devlin et al. 2019, section 3 and appendix A.2; the flags of google-research/bert."""
+    recipe = load(tmp_path, CORPUS)
+    assert recipe.model == ModelRecipe(
+        hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
+    )
+    assert (recipe.nsp.dupe_factor, recipe.nsp.short_seq_prob, recipe.masking.masked_lm_prob) == (10, 0.1, 0.15)
+    first, second = recipe.pretrain.phases
+    assert (first.max_seq_length, first.num_steps, first.global_batch_size) == (128, 900_000, 256)
+    assert (second.max_seq_length, second.num_steps) == (512, 100_000)
+    assert (first.learning_rate, first.warmup_steps, recipe.pretrain.weight_decay) == (1e-4, 10_000, 0.01)
+    assert recipe.tokenizer.vocab_size == 30_522 and recipe.max_seq_lengths == (128, 512)
+
+
+def test_all_faults_are_told_at_once_each_with_its_path(tmp_path):
+    told = faults(
+        tmp_path,
+        """
+        surplus = 1
+        [corpus]
+        path = "x"
+        heldout_fraction = 2.0
+        [masking]
+        masked_lm_probability = 0.2
+        [model]
+        hidden_size = "wide"
+        [[pretrain.phases]]
+        max_seq_length = 128
+        num_steps = 10
+        learning_rat = 1e-3
+        [[evaluation.tasks]]
+        name = "BC5CDR-chem"
+        seeds = [1, "2"]
+        """,
+    )
+    for expected in (
+        "try.toml: 7 fault(s)",
+        "surplus: unknown key",
+        "corpus.heldout_fraction: Input should be less than or equal to 1 (got 2.0)",
+        "masking.masked_lm_probability: unknown key; did you mean masked_lm_prob?",
+        "model.hidden_size: Input should be a valid integer (got 'wide')",
+        "pretrain.phases.0.learning_rat: unknown key; did you mean learning_rate?",
+        "evaluation.tasks.0.seeds.1: Input should be a valid integer (got '2')",
+    ):
+        assert expected in told
+
+
+def test_learning_rate_hand_over_is_explicit(tmp_path):
+    phase = "[[pretrain.phases]]\nmax_seq_length = 128\nnum_steps = 10\n"
+    start = "learning_rate = 1e-3\nwarmup_steps = 0\n"
+    assert "phases.0.learning_rate is missing" in faults(tmp_path, CORPUS + phase)
+    assert "phases.1.learning_rate_handover is missing" in faults(tmp_path, CORPUS + phase + start + phase)
+    both = CORPUS + phase + start + phase + 'learning_rate_handover = "continue"\n'
+    assert load(tmp_path, both).pretrain.num_steps == 20
+    assert "phases.1.learning_rate has no effect" in faults(tmp_path, both + start)
+
+
+def test_a_sequence_longer_than_the_models_positions_is_refused(tmp_path):
+    told = faults(tmp_path, CORPUS + "[model]\nmax_position_embeddings = 128\n")
+    assert "pretrain.phases.1.max_seq_length is 512, but model.max_position_embeddings is 128" in told
+
+
+def test_heads_must_divide_the_width(tmp_path):
+    told = faults(tmp_path, CORPUS + "[model]\nhidden_size = 100\nnum_attention_heads = 3\n")
+    assert "model: hidden_size 100 is not a multiple of num_attention_heads 3" in told
+
+
+def test_a_missing_corpus_path_names_the_remedy(tmp_path):
+    assert 'corpus: path is needed when source = "files"; remedy' in faults(tmp_path, "[corpus]\n")
+
+
+def test_files_that_are_no_recipes(tmp_path):
+    assert "not a TOML file" in faults(tmp_path, "[corpus")
+    assert "the file's stem (try) is the name" in faults(tmp_path, 'name = "x"\n' + CORPUS)
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "absent.toml")
+
+
+def test_a_recipe_is_frozen(tmp_path):
+    with pytest.raises(ValidationError, match="frozen"):
+        load(tmp_path, CORPUS).model.hidden_size = 1
+
+
+def test_every_packaged_recipe_loads():
+    files = recipe_files()
+    assert {"demo", "small", "pubmedbert"} <= files.keys()
+    for name, path in files.items():
+        recipe = load_recipe(path)
+        assert recipe.name == name and recipe.description
+
+
+def test_recipes_of_ones_own_stand_beside_the_packaged_ones(tmp_path, monkeypatch):
+    (tmp_path / "mine.toml").write_text(CORPUS)
+    monkeypatch.setenv("BERT_PIPELINE_RECIPES", str(tmp_path))
+    assert recipe_files()["mine"] == tmp_path / "mine.toml"
+    (tmp_path / "demo.toml").write_text(CORPUS)
+    with pytest.raises(RecipeError, match="two recipes are named demo"):
+        recipe_files()
+
+
+def test_a_section_survives_its_way_through_json():
+    section = PretrainRecipe()
+    assert PretrainRecipe.model_validate_json(section.model_dump_json()) == section
+    assert Recipe.model_fields["pretrain"].default == section
