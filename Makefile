@@ -13,6 +13,8 @@ export DAGSTER_HOME := $(BERT_PIPELINE_HOME)/dagster
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
+# Threads that spin while they wait starve their neighbours on a few cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 MLFLOW_STORE := sqlite:///$(BERT_PIPELINE_HOME)/mlflow.db
 
 INSTALLED := .venv/installed
@@ -24,7 +26,7 @@ demo: RECIPE = demo
 demo: run
 
 run: $(READY)
-	dg launch --assets '*' --partition $(RECIPE) --config-json '{"loggers": {"console": {}}}'
+	dg launch --job whole_graph --partition $(RECIPE) --config-json '{"loggers": {"console": {}}}'
 	@python -m orchestration.report $(RECIPE)
 
 test: $(INSTALLED)

@@ -125,13 +125,14 @@ class Workshop(dg.ConfigurableResource):
 
     def _tags(self, context: dg.AssetExecutionContext) -> dict[str, str]:
         """What leads from MLflow back to Dagster."""
-        page = f"{self.dagster_ui}/runs/{context.run_id}"
+        run_id = context.run.run_id
+        page = f"{self.dagster_ui}/runs/{run_id}"
         return {
-            "dagster.run_id": context.run_id,
+            "dagster.run_id": run_id,
             "dagster.asset": context.asset_key.to_user_string(),
             "dagster.partition": context.partition_key,
             "dagster.url": page,
-            "mlflow.note.content": f"Dagster run [{context.run_id}]({page})",
+            "mlflow.note.content": f"Dagster run [{run_id}]({page})",
         }
 
 

@@ -32,6 +32,8 @@ from bert_pipeline.recipe import TaskRecipe
 Encoder = Literal["pretrained", "random_init"]
 TAGS = ("O", "B", "I")
 MAX_GRAD_NORM = 1.0
+DROPOUT = 0.1
+"""Section 2.5; said here, because a small model may have been pretrained without any."""
 BATCHES_SORTED_TOGETHER = 50
 """Sentences are sorted by length among those of so many batches: little padding, still random batches."""
 
@@ -163,6 +165,8 @@ def token_classifier(model_dir: Path, encoder: Encoder) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(
         model_dir,
         local_files_only=True,
+        hidden_dropout_prob=DROPOUT,
+        attention_probs_dropout_prob=DROPOUT,
         id2label=dict(enumerate(TAGS)),
         label2id={label: n for n, label in enumerate(TAGS)},
     )

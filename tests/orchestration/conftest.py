@@ -1,0 +1,17 @@
+"""The partitions of these tests: recipes/*.toml beside this file, known before orchestration is imported."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["BERT_PIPELINE_RECIPES"] = str(Path(__file__).parent / "recipes")
+os.environ["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_server():
+    """The tests' runs and models go to databases of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield

@@ -1,0 +1,136 @@
+import copy
+import math
+
+import pytest
+
+from bert_pipeline.artifact import Artifact
+from bert_pipeline.recipe import Recipe
+from orchestration import checks
+
+RECIPE = Recipe.model_validate_json(
+    """{"name": "r", "corpus": {"source": "sample", "max_rejected_fraction": 0.1}, "tokenizer": {"vocab_size": 3000},
+        "evaluation": {"tasks": [{"name": "sample-chem"}]}}"""
+)
+HELDOUT = {"mlm_loss": 8.0, "mlm_accuracy": 0.01, "nsp_loss": 0.69, "nsp_accuracy": 0.5}
+SCORES = {"f1_mean": 0.8, "f1_sd": 0.01, "strict_f1_mean": 0.7, "strict_f1_sd": None}
+GOOD = {
+    "raw_corpus": {
+        "train_documents": 90,
+        "heldout_documents": 10,
+        "train_sentences": 900,
+        "heldout_sentences": 100,
+        "rejected_documents": 2,
+        "rejected_by_reason": {"no text": 2},
+    },
+    "tokenizer": {
+        "vocab_size": 3000,
+        "special_token_ids": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4},
+        "heldout_unk_fraction": 0.001,
+    },
+    "nsp_dataset": {"len_128": {"random_fraction": 0.58, "free_random_fraction": 0.5}, "example": "[CLS] a [SEP]"},
+    "masked_dataset": {
+        "len_128": {
+            "masked_fraction": 0.15,
+            "mask_token_fraction": 0.8,
+            "random_token_fraction": 0.1,
+            "kept_fraction": 0.1,
+        },
+        "example": "[CLS] [MASK] [SEP]",
+    },
+    "pretrained_checkpoint": {
+        "first_loss": 8.7,
+        "last_loss": 3.0,
+        "heldout_before": HELDOUT,
+        "heldout_after": HELDOUT | {"mlm_loss": 2.5},
+        "max_logit_difference": 1e-6,
+    },
+    "evaluations": {
+        "heldout": HELDOUT,
+        "tasks": {"sample-chem": {"gold_entities": 547, "pretrained": SCORES, "random_init": SCORES}},
+    },
+}
+BAD = [
+    ("raw_corpus", "heldout_documents", 0, "corpus_is_not_empty"),
+    ("raw_corpus", "rejected_documents", 30, "few_records_rejected"),
+    ("tokenizer", "special_token_ids", {"[PAD]": 1}, "special_tokens_come_first"),
+    ("tokenizer", "vocab_size", 2999, "vocabulary_is_as_large_as_asked"),
+    ("tokenizer", "heldout_unk_fraction", 0.02, "few_unknown_pieces"),
+    ("tokenizer", "heldout_unk_fraction", math.nan, "few_unknown_pieces"),
+    ("nsp_dataset", "len_128/free_random_fraction", 0.58, "labels_are_balanced"),
+    ("masked_dataset", "len_128/masked_fraction", 0.10, "masks_are_as_asked"),
+    ("masked_dataset", "len_128/masked_fraction", 0.20, "masks_are_as_asked"),
+    ("masked_dataset", "len_128/kept_fraction", 0.0, "masks_are_80_10_10"),
+    ("pretrained_checkpoint", "last_loss", math.nan, "losses_are_finite"),
+    ("pretrained_checkpoint", "heldout_after/nsp_loss", math.inf, "losses_are_finite"),
+    ("pretrained_checkpoint", "last_loss", 8.8, "loss_fell"),
+    ("pretrained_checkpoint", "heldout_after/mlm_loss", 8.1, "loss_fell"),
+    ("pretrained_checkpoint", "max_logit_difference", 1e-3, "export_is_exact"),
+    ("pretrained_checkpoint", "max_logit_difference", math.nan, "export_is_exact"),
+    ("evaluations", "heldout/mlm_accuracy", 1.2, "scores_are_scores"),
+    ("evaluations", "tasks/sample-chem/pretrained/f1_mean", math.nan, "scores_are_scores"),
+    ("evaluations", "tasks/sample-chem/gold_entities", 0, "every_task_was_scored"),
+    ("evaluations", "tasks", {}, "every_task_was_scored"),
+]
+
+
+def artifact_of(kind: str, facts: dict, tmp_path) -> Artifact:
+    return Artifact(tmp_path / kind, {"origin": {"kind": kind}, "facts": facts})
+
+
+def changed(facts: dict, path: str, value) -> dict:
+    facts = copy.deepcopy(facts)
+    *way, last = path.split("/")
+    place = facts
+    for name in way:
+        place = place[name]
+    place[last] = value
+    return facts
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_good_facts_pass(kind, tmp_path):
+    results = checks.check_results(artifact_of(kind, GOOD[kind], tmp_path), RECIPE)
+    assert [result.check_name for result in results] == [spec.name for spec in checks.check_specs(kind)]
+    assert all(result.passed for result in results), results
+
+
+@pytest.mark.parametrize(("kind", "path", "value", "check"), BAD)
+def test_a_bad_fact_fails_its_gate_and_says_its_value(kind, path, value, check, tmp_path):
+    made = artifact_of(kind, changed(GOOD[kind], path, value), tmp_path)
+    failed = {
+        result.check_name: result.description for result in checks.check_results(made, RECIPE) if not result.passed
+    }
+    assert check in failed
+    if isinstance(value, float):
+        assert any(text in failed[check] for text in (f"{value:.4f}", f"{value:.2%}", f"{value}"))
+
+
+def test_registration_is_refused_with_every_fault(tmp_path):
+    artifacts = {kind: artifact_of(kind, facts, tmp_path) for kind, facts in GOOD.items()}
+    checks.assert_all_pass(artifacts, RECIPE)
+    artifacts["tokenizer"] = artifact_of("tokenizer", GOOD["tokenizer"] | {"heldout_unk_fraction": 0.5}, tmp_path)
+    artifacts["raw_corpus"] = artifact_of("raw_corpus", GOOD["raw_corpus"] | {"train_documents": 0}, tmp_path)
+    with pytest.raises(checks.GateClosed, match=r"(?s)train_documents is 0.*50.00% of the held-out pieces"):
+        checks.assert_all_pass(artifacts, RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("nsp", "facts"),
+    [
+        ({"objective": "none"}, {"random_fraction": 0.0, "free_random_fraction": 0.0}),
+        ({"objective": "sop"}, {"random_fraction": 0.5, "free_random_fraction": 0.5}),
+        ({"balance": True}, {"random_fraction": 0.5, "free_random_fraction": 0.37}),
+        ({"nsp_prob": 0.3}, {"random_fraction": 0.4, "free_random_fraction": 0.3}),
+    ],
+)
+def test_label_balance_knows_the_objective(nsp, facts):
+    recipe = RECIPE.model_copy(update={"nsp": RECIPE.nsp.model_copy(update=nsp)})
+    assert not list(checks.labels_are_balanced({"len_128": facts, "example": ""}, recipe))
+
+
+def test_a_cap_on_predictions_may_lower_the_masked_share():
+    capped = RECIPE.masking.model_copy(update={"max_predictions_per_seq": 10})
+    recipe = RECIPE.model_copy(update={"masking": capped})
+    facts = {"len_128": {"masked_fraction": 0.08}}
+    assert not list(checks.masks_are_as_asked(facts, recipe))
+    assert list(checks.masks_are_as_asked(facts, RECIPE))

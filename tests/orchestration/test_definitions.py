@@ -1,0 +1,80 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from bert_pipeline.stages import STAGES
+from orchestration.checks import CHECKS
+from orchestration.definitions import defs
+
+ROOT = Path(__file__).parents[2]
+GRAPH = {kind: set(stage.inputs) for kind, stage in STAGES.items()} | {
+    "registered_model": {"pretrained_checkpoint", "evaluations"}
+}
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return defs().resolve_asset_graph()
+
+
+def test_the_graph_is_the_chain_of_stages(graph):
+    edges = {
+        key.to_user_string(): {parent.to_user_string() for parent in graph.get(key).parent_keys}
+        for key in graph.get_all_asset_keys()
+    }
+    assert edges == GRAPH
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_every_asset_says_what_it_is(graph, name):
+    asset = graph.get(dg.AssetKey(name))
+    assert asset.description and len(asset.description) > 30
+    assert asset.owners and asset.kinds and asset.code_version
+    assert asset.group_name != "default"
+    assert {"demo", "small", "tiny"} <= set(asset.partitions_def.get_partition_keys())
+
+
+def test_every_gate_stands_in_the_graph_and_blocks(graph):
+    gates = {(key.asset_key.to_user_string(), key.name) for key in graph.asset_check_keys}
+    assert gates == {(kind, check.__name__) for kind, checks in CHECKS.items() for check in checks}
+    assert all(graph.get(key).blocking and graph.get(key).description for key in graph.asset_check_keys)
+
+
+def test_nothing_starts_by_itself():
+    loaded = defs()
+    assert [schedule.default_status for schedule in loaded.schedules] == [dg.DefaultScheduleStatus.STOPPED]
+    assert [sensor.default_status for sensor in loaded.sensors] == [dg.DefaultSensorStatus.STOPPED]
+
+
+def test_loading_the_graph_imports_neither_torch_nor_mlflow():
+    """The web server and the daemon load it again and again: it must stay light."""
+    code = (
+        "import sys; from orchestration.definitions import defs; defs(); "
+        "sys.exit(', '.join({'torch', 'transformers', 'mlflow'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_dg_check_defs(tmp_path):
+    dg_command = Path(sys.executable).with_name("dg")
+    environment = os.environ | {
+        "BERT_PIPELINE_HOME": str(tmp_path),
+        "VIRTUAL_ENV": str(Path(sys.executable).parents[1]),
+    }
+    done = subprocess.run(
+        [dg_command, "check", "defs"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_instance_file_is_accepted(tmp_path):
+    (tmp_path / "dagster.yaml").write_text((ROOT / "infra/dagster/dagster.yaml").read_text())
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert not instance.telemetry_enabled
+        assert instance.run_monitoring_enabled
+        assert instance.get_concurrency_config().pool_config.default_pool_limit == 1

@@ -1,0 +1,173 @@
+"""The whole graph for recipes/tiny.toml, with real stages, in a home of its own."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from orchestration import registry
+from orchestration.assets import ASSETS
+from orchestration.report import report
+from orchestration.workshop import TRACKED, resources
+
+TINY = Path(__file__).parent / "recipes" / "tiny.toml"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("BERT_PIPELINE_WORKERS", "1")
+        yield tmp_path_factory.mktemp("home")
+
+
+def materialize(home, instance, **options) -> dg.ExecuteInProcessResult:
+    return dg.materialize(ASSETS, partition_key="tiny", instance=instance, resources=resources(home), **options)
+
+
+@pytest.fixture(scope="module")
+def instance():
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def first(home, instance):
+    return materialize(home, instance)
+
+
+@pytest.fixture(scope="module")
+def mlflow(home):
+    return resources(home)["workshop"].mlflow
+
+
+def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict:
+    [event] = result.asset_materializations_for_node(asset)
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def state(home) -> dict[str, int]:
+    """Every file of the store, and when it was written."""
+    files = (path for path in (home / "artifacts").rglob("*") if path.suffix != ".lock")
+    return {str(path): path.stat().st_mtime_ns for path in files}
+
+
+def runs_of(mlflow) -> dict[str, str]:
+    return {run.info.run_id: run.info.status for run in mlflow.client().search_runs([mlflow.experiment_id()])}
+
+
+def change_the_recipe(monkeypatch, folder, old: str, new: str) -> None:
+    (folder / "tiny.toml").write_text(TINY.read_text().replace(old, new))
+    monkeypatch.setenv("BERT_PIPELINE_RECIPES", str(folder))
+
+
+def test_every_asset_is_made_and_shown(first, home):
+    assert first.success
+    for kind in ("raw_corpus", "nsp_dataset", "masked_dataset"):
+        assert "dagster/column_schema" in metadata_of(first, kind)
+    for kind in ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset"):
+        assert metadata_of(first, kind)["example"].startswith("```text\n")
+    assert metadata_of(first, "nsp_dataset")["len_64/length_histogram"].startswith("![](data:image/png;base64,")
+    loss_curve = metadata_of(first, "pretrained_checkpoint")["loss_curve"]
+    assert loss_curve.startswith("![](data:image/png;base64,") and len(loss_curve) < 100_000
+    assert isinstance(metadata_of(first, "masked_dataset")["len_64/masked_fraction"], float)
+    assert "sample-chem" in metadata_of(first, "evaluations")["scores"]
+
+
+def test_every_gate_was_asked(first):
+    evaluations = first.get_asset_check_evaluations()
+    assert len(evaluations) >= 12
+    assert all(evaluation.passed and evaluation.blocking for evaluation in evaluations)
+
+
+def test_data_versions_are_fingerprints(first, home, instance):
+    for kind in TRACKED:
+        [event] = first.asset_materializations_for_node(kind)
+        assert event.tags["dagster/data_version"] == metadata_of(first, kind)["fingerprint"]
+
+
+def test_mlflow_has_one_run_for_each_training(first, mlflow):
+    runs = {run.data.tags["dagster.asset"]: run for run in mlflow.client().search_runs([mlflow.experiment_id()])}
+    assert sorted(runs) == sorted(TRACKED)
+    assert len(runs_of(mlflow)) == 2
+    for kind, run in runs.items():
+        shown = metadata_of(first, kind)
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["fingerprint"] == shown["fingerprint"]
+        assert run.data.tags["dagster.run_id"] == first.run_id
+        assert run.data.tags["dagster.partition"] == "tiny"
+        assert shown["mlflow_run_id"] == run.info.run_id and run.info.run_id in shown["mlflow_run"]
+        assert run.data.params["pretrain.phases.0.num_steps"] == "20"
+        datasets = {used.dataset.name: used.dataset.digest for used in run.inputs.dataset_inputs}
+        assert datasets and datasets.items() <= shown["inputs"].items()
+    history = mlflow.client().get_metric_history(runs["pretrained_checkpoint"].info.run_id, "loss")
+    assert [point.step for point in history] == [5, 10, 15, 20]
+
+
+def test_the_model_loads_and_predicts(first, mlflow):
+    import mlflow as mlflow_module
+
+    mlflow_module.set_tracking_uri(mlflow.tracking_uri)
+    version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
+    assert version.tags["pretrained_checkpoint"] == metadata_of(first, "pretrained_checkpoint")["fingerprint"]
+    assert "## Limits" in version.description and "sample-chem" in version.description
+    uri = f"models:/bert-tiny@{registry.ALIAS}"
+    [word] = mlflow_module.pyfunc.load_model(uri).predict(["patients were given [MASK] daily"])
+    assert word
+    best = mlflow_module.transformers.load_model(uri)("patients were given [MASK] daily")
+    assert 0 < best[0]["score"] <= 1
+    model = mlflow.client().get_logged_model(version.source.removeprefix("models:/"))
+    assert {metric.key: metric.value for metric in model.metrics}["evaluations/heldout/mlm_loss"] > 0
+
+
+def test_again_builds_nothing(first, home, instance, mlflow):
+    before, runs = state(home), runs_of(mlflow)
+    again = materialize(home, instance)
+    assert again.success
+    assert state(home) == before
+    assert runs_of(mlflow) == runs
+    for kind in TRACKED:
+        assert metadata_of(again, kind)["mlflow_run_id"] == metadata_of(first, kind)["mlflow_run_id"]
+    assert metadata_of(again, "registered_model")["version"] == 1
+    assert len(mlflow.client().search_model_versions("name = 'bert-tiny'")) == 1
+
+
+def test_the_report_names_what_was_made(first, home):
+    text = report("tiny", home)
+    for kind in ("raw_corpus", "evaluations"):
+        assert metadata_of(first, kind)["path"] in text
+    for words in ("MLM loss", "NSP accuracy", "random initialisation", "bert-tiny", "candidate", "make ui"):
+        assert words in text
+
+
+def test_what_mlflow_was_never_told_it_is_told_from_the_records(first, home, instance, tmp_path, monkeypatch):
+    """As when MLflow was down during the training, or its database was lost."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new.db")
+    before = state(home)
+    again = materialize(home, instance)
+    assert again.success and state(home) == before
+    new = resources(home)["workshop"].mlflow
+    [run] = new.runs(metadata_of(first, "pretrained_checkpoint")["fingerprint"], "FINISHED")
+    assert [p.step for p in new.client().get_metric_history(run.info.run_id, "loss")] == [5, 10, 15, 20]
+    assert metadata_of(again, "registered_model")["version"] == 1
+
+
+def test_a_failing_training_leaves_a_failed_run(first, home, instance, mlflow, monkeypatch, tmp_path):
+    """With another seed there is something to train, and no way to do it."""
+    change_the_recipe(monkeypatch, tmp_path, "log_every = 5", "log_every = 5\nseed = 99")
+    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(tmp_path / "none.yaml"))
+    runs = runs_of(mlflow)
+    result = materialize(home, instance, raise_on_error=False)
+    assert not result.success
+    new = {run: status for run, status in runs_of(mlflow).items() if run not in runs}
+    assert list(new.values()) == ["FAILED"]
+    assert result.get_failed_step_keys() == {"pretrained_checkpoint"}
+
+
+def test_downstream_of_a_changed_recipe_is_refused(first, home, instance, monkeypatch, tmp_path):
+    """Only the evaluations are asked for, but the tokenizer that they would rest on is that of an older recipe."""
+    change_the_recipe(monkeypatch, tmp_path, "vocab_size = 600", "vocab_size = 500")
+    result = materialize(home, instance, selection=["evaluations"], raise_on_error=False)
+    assert not result.success
+    error = result.failure_data_for_node("evaluations").error
+    assert "tokenizer" in str(error) and "before recipe tiny was changed; remedy" in str(error)
