@@ -13,8 +13,11 @@ export DAGSTER_HOME := $(BERT_PIPELINE_HOME)/dagster
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
-# Threads that spin while they wait starve their neighbours on a few cores.
+# For training on the CPU; see CPU_SETTINGS in bert_pipeline/training/launch.py.
 export OMP_WAIT_POLICY ?= PASSIVE
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 1099511627776
+export MALLOC_TOP_PAD_ ?= 268435456
 MLFLOW_STORE := sqlite:///$(BERT_PIPELINE_HOME)/mlflow.db
 
 INSTALLED := .venv/installed
@@ -35,7 +38,7 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
-	mypy
+	mypy bert_pipeline orchestration
 
 ui: $(READY)
 	@mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri $(MLFLOW_STORE) & \

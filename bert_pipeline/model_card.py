@@ -103,6 +103,6 @@ def _toml(table: Mapping[str, Any], path: str = "") -> str:
             tables += f"\n[{inner}]\n{_toml(value, inner + '.')}"
         elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
             tables += "".join(f"\n[[{inner}]]\n{_toml(row, inner + '.')}" for row in value)
-        else:
+        elif value is not None:  # what a recipe leaves to be derived
             lines += f"{key} = {json.dumps(value, ensure_ascii=False)}\n"  # JSON's scalars and arrays are TOML's
     return lines + tables

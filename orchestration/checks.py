@@ -18,7 +18,7 @@ Check = Callable[[Facts, Recipe], Iterator[str]]
 MAX_UNK_FRACTION = 0.01
 """[UNK] among held-out pieces. WordPiece falls back to characters, so only unknown characters give [UNK]."""
 SHARE_TOLERANCE = 0.03
-"""Between a share that was asked for and the one measured: rounding per row, and chance in a small corpus."""
+"""Between a share of masks that was asked for and the one measured: rounding per row, and chance in a small corpus."""
 MAX_LOGIT_DIFFERENCE = 1e-4
 """Between the trained model and its export in plain transformers, fp32 on one device."""
 
@@ -66,11 +66,13 @@ def labels_are_balanced(facts: Facts, recipe: Recipe) -> Iterator[str]:
     nsp = recipe.nsp
     if nsp.objective == "none":
         return
-    if nsp.objective == "sop" or nsp.balance:
-        measured, expected = "random_fraction", 0.5
-    else:
-        measured, expected = "free_random_fraction", nsp.nsp_prob
-    yield from _shares(facts, {measured: expected})
+    drawn_freely = nsp.objective == "nsp" and not nsp.balance
+    name, expected = ("free_random_fraction", nsp.nsp_prob) if drawn_freely else ("random_fraction", 0.5)
+    for length, measured in _by_length(facts):
+        pairs = measured["train_pairs"] * (1 - measured["forced_random_fraction"] if drawn_freely else 1)
+        tolerance = 0.01 + 4 * math.sqrt(expected * (1 - expected) / max(pairs, 1))  # four standard errors
+        if not abs(measured[name] - expected) <= tolerance:
+            yield f"{length}: {name} is {measured[name]:.4f}, expected {expected} within {tolerance:.4f}"
 
 
 def masks_are_as_asked(facts: Facts, recipe: Recipe) -> Iterator[str]:
@@ -85,7 +87,10 @@ def masks_are_as_asked(facts: Facts, recipe: Recipe) -> Iterator[str]:
 
 def masks_are_80_10_10(facts: Facts, recipe: Recipe) -> Iterator[str]:
     """Of the masked tokens 80 % are [MASK], 10 % random, 10 % kept (Devlin et al. 2019, section 3.1)."""
-    yield from _shares(facts, {"mask_token_fraction": 0.8, "random_token_fraction": 0.1, "kept_fraction": 0.1})
+    for length, measured in _by_length(facts):
+        for name, share in {"mask_token_fraction": 0.8, "random_token_fraction": 0.1, "kept_fraction": 0.1}.items():
+            if not abs(measured[name] - share) <= SHARE_TOLERANCE:
+                yield f"{length}: {name} is {measured[name]:.4f}, expected {share} within {SHARE_TOLERANCE}"
 
 
 def losses_are_finite(facts: Facts, recipe: Recipe) -> Iterator[str]:
@@ -183,10 +188,3 @@ def assert_all_pass(artifacts: dict[str, Artifact], recipe: Recipe) -> None:
 def _by_length(facts: Facts) -> Iterator[tuple[str, Facts]]:
     """The facts of each sequence length: ("len_128", {...}), ..."""
     return ((name, value) for name, value in facts.items() if name.startswith("len_"))
-
-
-def _shares(facts: Facts, expected: dict[str, float]) -> Iterator[str]:
-    for length, measured in _by_length(facts):
-        for name, share in expected.items():
-            if not abs(measured[name] - share) <= SHARE_TOLERANCE:
-                yield f"{length}: {name} is {measured[name]:.4f}, expected {share} within {SHARE_TOLERANCE}"

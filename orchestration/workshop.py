@@ -48,10 +48,14 @@ class Workshop(dg.ConfigurableResource):
             destination = Path(self.store, kind, about.fingerprint)
             made = artifact.make(destination, origin, build, resumable=stage.resumable)
             links = self._links(about, made) if kind in TRACKED else {}
+        gates = checks.check_results(made, recipe)
+        for gate in gates:
+            if not gate.passed:
+                context.log.error(f"{gate.check_name}: {gate.description}")  # Dagster's own error names it only
         return dg.MaterializeResult(
             value=made,
             metadata=metadata.of_artifact(made) | links,
-            check_results=checks.check_results(made, recipe),
+            check_results=gates,
             data_version=dg.DataVersion(made.fingerprint),
         )
 

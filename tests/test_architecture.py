@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "bert_pipeline").rglob("*.py"))
 ORCHESTRATION = sorted((ROOT / "orchestration").rglob("*.py"))
 BASE = {"recipe", "artifact", "formats", "shards", "metrics", "progress", "randomness", "pictures", "model_card"}
-BELOW = {"data": set(), "training": {"data"}, "evaluation": {"training"}}
+BELOW = {"data": set(), "training": {"data"}, "evaluation": {"training", "data"}}
 """The rooms of the library, and which other rooms each may look into."""
 
 

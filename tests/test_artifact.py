@@ -46,7 +46,7 @@ def test_a_failed_build_leaves_nothing_that_looks_whole(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         artifact.make(tmp_path / "a", ORIGIN, fail)
     assert not (tmp_path / "a").exists()
-    with pytest.raises(ArtifactError, match="is no artifact: it has no record.json"):
+    with pytest.raises(ArtifactError, match=r"is no artifact: it has no record\.json"):
         artifact.load(tmp_path / "a.partial")
     made = artifact.make(tmp_path / "a", ORIGIN, build)
     assert {path.name for path in made.path.iterdir()} == {"content.txt", "record.json"}

@@ -30,8 +30,6 @@ from bert_pipeline.progress import Progress
 from bert_pipeline.recipe import CorpusRecipe
 from bert_pipeline.shards import map_shards
 
-CODE_VERSION = "1"
-
 Normalization = Literal["NFC", "NFKC", "none"]
 
 MIN_DOCUMENTS = 2

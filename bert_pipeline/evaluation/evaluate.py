@@ -21,7 +21,6 @@ from bert_pipeline.evaluation.tasks import Sentence, find_task, num_entities, re
 from bert_pipeline.progress import Progress
 from bert_pipeline.recipe import EvaluationRecipe, TaskRecipe
 
-CODE_VERSION = "1"
 HELDOUT_PAIRS = 10_000
 
 OnRow = Callable[[dict[str, Any]], None]

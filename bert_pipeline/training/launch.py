@@ -27,6 +27,15 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 600.0
 """What the processes are given to save a checkpoint before they are killed."""
 
+CPU_SETTINGS = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+"""For the CPU: glibc gives large tensors back to the kernel after each step, and page faults then take up to two
+thirds of the time; threads that spin while they wait starve their neighbours on a few cores."""
+
 log = logging.getLogger(__name__)
 
 
@@ -65,7 +74,7 @@ def build_pretrained_checkpoint(
             {"section": section.model_dump(), "model": model.model_dump()}
             | {name: artifact.load(path, name).fingerprint for name, path in inputs.items()}
         ),
-        "per_device_tokens": int(os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS") or 8192),
+        "per_device_tokens": int(os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS") or 4096),
     }
     (work / "job.json").write_text(json.dumps(job, indent=2), encoding="utf-8")
     command = [
@@ -95,7 +104,9 @@ def build_pretrained_checkpoint(
 def _run(command: list[str], log_file: Path, follow: Callable[[], None]) -> None:
     """Run to the end, calling `follow` twice a second. If we are interrupted, the whole group saves and ends."""
     with log_file.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=CPU_SETTINGS | os.environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         while process.poll() is None:
             time.sleep(POLL_SECONDS)

@@ -12,6 +12,12 @@ RECIPE = Recipe.model_validate_json(
         "evaluation": {"tasks": [{"name": "sample-chem"}]}}"""
 )
 HELDOUT = {"mlm_loss": 8.0, "mlm_accuracy": 0.01, "nsp_loss": 0.69, "nsp_accuracy": 0.5}
+PAIRS = {
+    "train_pairs": 100_000,
+    "random_fraction": 0.58,
+    "forced_random_fraction": 0.16,
+    "free_random_fraction": 0.5,
+}
 SCORES = {"f1_mean": 0.8, "f1_sd": 0.01, "strict_f1_mean": 0.7, "strict_f1_sd": None}
 GOOD = {
     "raw_corpus": {
@@ -27,7 +33,7 @@ GOOD = {
         "special_token_ids": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4},
         "heldout_unk_fraction": 0.001,
     },
-    "nsp_dataset": {"len_128": {"random_fraction": 0.58, "free_random_fraction": 0.5}, "example": "[CLS] a [SEP]"},
+    "nsp_dataset": {"len_128": PAIRS, "example": "[CLS] a [SEP]"},
     "masked_dataset": {
         "len_128": {
             "masked_fraction": 0.15,
@@ -125,7 +131,13 @@ def test_registration_is_refused_with_every_fault(tmp_path):
 )
 def test_label_balance_knows_the_objective(nsp, facts):
     recipe = RECIPE.model_copy(update={"nsp": RECIPE.nsp.model_copy(update=nsp)})
-    assert not list(checks.labels_are_balanced({"len_128": facts, "example": ""}, recipe))
+    assert not list(checks.labels_are_balanced({"len_128": PAIRS | facts, "example": ""}, recipe))
+
+
+def test_label_balance_allows_for_chance_in_a_small_corpus():
+    by_chance = PAIRS | {"train_pairs": 500, "free_random_fraction": 0.54}
+    assert not list(checks.labels_are_balanced({"len_128": by_chance}, RECIPE))
+    assert list(checks.labels_are_balanced({"len_128": by_chance | {"train_pairs": 100_000}}, RECIPE))
 
 
 def test_a_cap_on_predictions_may_lower_the_masked_share():

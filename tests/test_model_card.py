@@ -1,0 +1,36 @@
+from bert_pipeline.model_card import model_card
+from bert_pipeline.recipe import Recipe, load_recipe
+
+RECIPE = Recipe.model_validate_json('{"name": "r", "corpus": {"source": "sample"}}').model_dump(exclude={"name"})
+SCORE = {"f1_mean": 0.85, "f1_sd": 0.01}
+FACTS = {
+    "raw_corpus": {"train_documents": 5700, "example": "A sentence.", "rejected_by_reason": {}},
+    "pretrained_checkpoint": {
+        "num_steps": 660,
+        "heldout_before": {"mlm_loss": 8.0, "nsp_accuracy": 0.5},
+        "heldout_after": {"mlm_loss": 2.5, "nsp_accuracy": 0.9},
+    },
+    "evaluations": {
+        "tasks": {"chem": {"metric": "entity F1", "pretrained": SCORE, "random_init": {"f1_mean": 0.5, "f1_sd": None}}}
+    },
+}
+
+
+def test_the_card_tells_data_recipe_scores_and_limits():
+    card = model_card("bert-r", RECIPE, FACTS)
+    assert card.startswith("---\n") and "# bert-r\n" in card
+    assert "| train documents | 5,700 |" in card
+    assert "| mlm loss | 8 | 2.5 |" in card
+    assert "| chem | entity F1 | 0.8500 ± 0.0100 | 0.5000 |" in card
+    assert "## Limits" in card and "generated" in card, "invented text must be called so"
+
+
+def test_the_recipe_in_the_card_is_that_recipe(tmp_path):
+    card = model_card("bert-r", RECIPE, {})
+    (tmp_path / "r.toml").write_text(card.partition("```toml\n")[2].partition("```")[0])
+    assert load_recipe(tmp_path / "r.toml").model_dump(exclude={"name"}) == RECIPE
+
+
+def test_what_was_not_reported_is_left_out():
+    card = model_card("bert-r", {"corpus": {"source": "files"}}, {})
+    assert "## Scores" not in card and "## Data" not in card and "generated" not in card

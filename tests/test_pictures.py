@@ -1,0 +1,36 @@
+import matplotlib.image
+import numpy as np
+import pytest
+
+from bert_pipeline import pictures
+
+ROWS = [{"step": step, "loss": 8.0 - step / 100, "mlm_loss": 7.5 - step / 100, "nsp_loss": 0.7} for step in range(700)]
+HELDOUT = [{"step": step, "heldout_mlm_loss": 7.0, "heldout_nsp_loss": 0.69} for step in (0, 350, 700)]
+
+
+def pixels(png: bytes, tmp_path) -> np.ndarray:
+    (tmp_path / "picture.png").write_bytes(png)
+    return matplotlib.image.imread(tmp_path / "picture.png")
+
+
+def test_curves_show_both_losses_and_stay_small(tmp_path):
+    both = pictures.training_curves(ROWS + HELDOUT)
+    assert len(both) < 70_000, "base64 adds a third, and 100 kB is what Dagster's database should hold"
+    mlm_only = pictures.training_curves([{"step": row["step"], "mlm_loss": row["mlm_loss"]} for row in ROWS])
+    assert pixels(both, tmp_path).shape[1] == 2 * pixels(mlm_only, tmp_path).shape[1]
+
+
+@pytest.mark.parametrize("rows", [[], [{"step": 1, "mlm_loss": float("nan")}]])
+def test_a_training_that_said_little_has_a_picture_too(rows, tmp_path):
+    assert pixels(pictures.training_curves(rows), tmp_path).size
+
+
+def test_a_histogram_has_its_counts_as_areas(tmp_path):
+    def ink(counts: list[int]) -> int:
+        shown = pixels(pictures.histogram([0, 1, 2, 3], counts, xlabel="tokens", ylabel="rows"), tmp_path)
+        return int((shown[..., 2] > shown[..., 0] + 0.2).sum())  # the bars are blue
+
+    assert ink([4, 4, 4]) > 1.8 * ink([4, 1, 1])
+    assert pictures.histogram([0, 1], [1], xlabel="a", ylabel="b") == pictures.histogram(
+        [0, 1], [1], xlabel="a", ylabel="b"
+    )

@@ -1,0 +1,154 @@
+"""Every command of the README is run: by this file, or by the continuous integration that it names."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+# The recipe `demo` in a size for tests: the commands stay as they are.
+SMALLER = {"sample_documents": 300, "vocab_size": 800, "num_steps": 4, "warmup_steps": 1, "num_epochs": 1}
+
+
+def block(start: str) -> str:
+    [found] = [text for text in BLOCKS if text.startswith(start)]
+    return found
+
+
+def run(script: str, folder: Path, **environment: str) -> str:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env=os.environ | {"PATH": path} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def smaller(recipe: str) -> str:
+    for key, value in SMALLER.items():
+        recipe = re.sub(rf"\b{key} = [\d_]+", f"{key} = {value}", recipe)
+    return recipe
+
+
+@pytest.fixture
+def working_copy(tmp_path):
+    """A checkout beside the real one: the same code, a smaller `demo`, its own workspace."""
+    copy = tmp_path / "copy"
+    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in tracked.stdout.splitlines():
+        target = copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file():
+            target.write_bytes((ROOT / name).read_bytes())
+            target.chmod((ROOT / name).stat().st_mode)
+    demo = copy / "bert_pipeline" / "recipes" / "demo.toml"
+    demo.write_text(smaller(demo.read_text(encoding="utf-8")), encoding="utf-8")
+    (copy / ".venv").symlink_to(Path(sys.executable).parents[1])
+    return copy
+
+
+def environment_of(copy: Path) -> dict[str, str]:
+    home = copy / "workspace"
+    (home / "dagster").mkdir(parents=True, exist_ok=True)
+    config = (copy / "infra" / "dagster" / "dagster.yaml").read_bytes()
+    (home / "dagster" / "dagster.yaml").write_bytes(config)
+    return {
+        "PYTHONPATH": str(copy),
+        "BERT_PIPELINE_HOME": str(home),
+        "DAGSTER_HOME": str(home / "dagster"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def test_every_block_is_run_by_a_test_here_or_by_ci():
+    commands = {line for text in BLOCKS for line in text.splitlines() if line.startswith("make ")}
+    assert commands == {"make demo", "make ui", "make test", "make lint"}
+    assert {"make demo", "make test", "make lint"} <= set(CI)  # `make ui` is run below
+    assert len(BLOCKS) == 5
+
+
+def test_stage_by_stage(working_copy):
+    script = block(". .venv/bin/activate").partition("\n")[2]
+    said = run(script, working_copy, **environment_of(working_copy))
+    assert "asked_for" in said and "heldout_after" in said and "f1_mean" in said
+
+
+def test_dagsters_own_commands(working_copy):
+    """`dg launch` of the whole graph, from the text to the registered model."""
+    environment = environment_of(working_copy)
+    run(block("dg check defs"), working_copy, **environment)
+    said = run("python -m orchestration.report demo", working_copy, **environment)
+    assert "bert-demo" in said and "candidate" in said and "random initialisation" in said
+
+
+def test_bring_your_own_text(working_copy):
+    script = block("mkdir -p my-recipes")
+    (working_copy / "my-text").mkdir()
+    sentences = "Aspirin relieved pain in group {}. It was well tolerated by {} patients. Atenolol lowered the rate."
+    documents = "\n\n".join(sentences.format(n, n % 9) for n in range(200))
+    (working_copy / "my-text" / "all.txt").write_text(documents)
+    script = smaller(script).replace("vocab_size = 800", "vocab_size = 100")
+    script = script.replace("make run RECIPE=mine", "dg launch --assets '*' --partition mine")  # without installing
+    run(script, working_copy, **environment_of(working_copy))
+    report = run(
+        "BERT_PIPELINE_RECIPES=my-recipes python -m orchestration.report mine",
+        working_copy,
+        **environment_of(working_copy),
+    )
+    assert "bert-mine" in report
+
+
+def test_make_ui_serves_both_pages_on_loopback_and_stops(working_copy):
+    if subprocess.run(["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/3000"], capture_output=True).returncode == 0:
+        pytest.skip("something is served on port 3000 already")
+    [recipe_lines] = re.findall(r"^ui:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "--host 127.0.0.1" in recipe_lines and "0.0.0.0" not in recipe_lines
+    environment = os.environ | environment_of(working_copy)
+    (working_copy / ".venv-stamp").touch()
+    command = shlex.split("make -o .venv/installed ui")  # -o: what is installed is taken as it is
+    process = subprocess.Popen(
+        command,
+        cwd=working_copy,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for url in ("http://127.0.0.1:3000/server_info", "http://127.0.0.1:5000/health"):
+            wait_for(url, process)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+    for url in ("http://127.0.0.1:3000/server_info", "http://127.0.0.1:5000/health"):
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(url, timeout=2)
+
+
+def wait_for(url: str, process: subprocess.Popen) -> None:
+    for _ in range(180):
+        assert process.poll() is None, "make ui ended by itself"
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                assert answer.status == 200
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"{url} did not answer")

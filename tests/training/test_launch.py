@@ -1,0 +1,86 @@
+"""The launcher: it follows the training processes, and leaves none behind."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bert_pipeline.metrics import RowFollower, append_row, read_rows
+from bert_pipeline.stages import make_stage
+from bert_pipeline.training import launch
+
+CLOCKED = {"tokens_per_second", "data_wait_fraction"}
+
+
+class Cancelled(BaseException):
+    """What an orchestrator raises in the launcher when somebody cancels the run."""
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Processes whose command line names the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return [number for number in found if number != os.getpid()]
+
+
+def trace(path):
+    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in read_rows(path / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("seen", [1, 4])
+def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(tiny, tiny_recipe, tmp_path, seen):
+    rows, alive = [], []
+
+    def cancel_after(row):
+        rows.append(row)
+        alive.extend(processes_of(tmp_path))
+        if len(rows) == seen:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "cancelled", cancel_after)
+    assert alive, "the test would prove nothing"
+    assert processes_of(tmp_path) == []
+    assert not (tmp_path / "cancelled").exists()
+    work = tmp_path / "cancelled.partial" / "work"
+    assert list(work.glob("checkpoints/step-????????/checkpoint.json"))
+    gone_on = make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "cancelled")
+    undisturbed = make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "undisturbed")
+    assert trace(gone_on.path) == trace(undisturbed.path)
+    assert (gone_on.path / "model.safetensors").read_bytes() == (undisturbed.path / "model.safetensors").read_bytes()
+
+
+def test_rows_are_followed_while_the_file_grows(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    follower = RowFollower(path)
+    assert list(follower.new_rows()) == []
+    append_row(path, {"step": 1})
+    with path.open("a") as stream:
+        stream.write('{"step": 2')  # a half-written line waits
+    assert list(follower.new_rows()) == [{"step": 1}]
+    with path.open("a") as stream:
+        stream.write("}\n")
+    assert list(follower.new_rows()) == [{"step": 2}]
+    path.write_text("")  # a resumed run starts the file anew
+    append_row(path, {"step": 1})
+    assert list(follower.new_rows()) == [{"step": 1}]
+
+
+def test_a_missing_accelerate_config_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(tmp_path / "none.yaml"))
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml: no such file; remedy: BERT_PIPELINE_ACCELERATE_CONFIG"):
+        launch.accelerate_config()
+
+
+def test_every_accelerate_config_is_read_by_accelerate():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((Path(launch.__file__).parents[2] / "infra" / "accelerate").glob("*.yaml"))
+    assert len(files) >= 4
+    for path in files:
+        assert load_config_from_file(str(path)).num_processes >= 1
