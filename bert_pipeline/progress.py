@@ -10,6 +10,8 @@ from datetime import timedelta
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
+LINES_AT_MOST = 60
+"""...of a stage that goes on: later lines wait for a sixtieth of the time gone, since event logs keep them all."""
 
 
 class Progress:
@@ -24,7 +26,9 @@ class Progress:
         """Count finished units; a line is written when the last one is old enough, and at the end."""
         self.done += units
         now = time.monotonic()
-        if self.done == self.total or now - self._told >= SECONDS_BETWEEN_LINES:
+        if self.done == self.total or now - self._told >= max(
+            SECONDS_BETWEEN_LINES, (now - self._started) / LINES_AT_MOST
+        ):
             self._told = now
             log.info("%s", self._line(now - self._started) + (f"  {note}" if note else ""))
 

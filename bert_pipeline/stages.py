@@ -164,26 +164,7 @@ def make_stage(
     on_row: OnRow = lambda row: None,
 ) -> Artifact:
     """Build the artifact in an explicit directory, or return it where it stands there."""
-    return _make(kind, recipe, inputs, destination, stage_origin(kind, recipe, inputs), on_row)
-
-
-def make_in_store(
-    kind: str, recipe: Recipe, inputs: Mapping[str, Artifact], root: Path, on_row: OnRow = lambda row: None
-) -> Artifact:
-    """Build the artifact under its fingerprint, `root/kind/fingerprint`, or return it where it stands there."""
-    origin = stage_origin(kind, recipe, inputs)
-    return _make(kind, recipe, inputs, root / kind / artifact.fingerprint(origin), origin, on_row)
-
-
-def _make(
-    kind: str,
-    recipe: Recipe,
-    inputs: Mapping[str, Artifact],
-    destination: Path,
-    origin: dict[str, Any],
-    on_row: OnRow,
-) -> Artifact:
-    stage = STAGES[kind]
+    stage, origin = STAGES[kind], stage_origin(kind, recipe, inputs)
     paths = {name: inputs[name].path for name in stage.inputs}
     return artifact.make(
         destination, origin, lambda out: stage.build(recipe, paths, out, on_row), resumable=stage.resumable

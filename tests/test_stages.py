@@ -4,7 +4,7 @@ import pytest
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError
-from bert_pipeline.stages import STAGES, make_in_store, make_stage, stage_origin
+from bert_pipeline.stages import STAGES, make_stage, stage_origin
 
 
 def fingerprints(recipe):
@@ -53,11 +53,6 @@ def test_a_tokenizer_that_does_not_belong_to_the_dataset_is_refused(tiny, tiny_r
         make_stage("masked_dataset", tiny_recipe, tiny | {"tokenizer": other}, tmp_path / "masked")
     with pytest.raises(ArtifactError, match="nsp_dataset is made from raw_corpus, tokenizer, and tokenizer was not"):
         make_stage("nsp_dataset", tiny_recipe, {"raw_corpus": tiny["raw_corpus"]}, tmp_path / "nsp")
-
-
-def test_the_store_names_an_artifact_by_its_fingerprint(tiny, tiny_recipe, tmp_path):
-    made = make_in_store("tokenizer", tiny_recipe, tiny, tmp_path)
-    assert made.path == tmp_path / "tokenizer" / tiny["tokenizer"].fingerprint
 
 
 def test_the_same_recipe_gives_the_same_bytes(tiny, tiny_recipe, tmp_path, monkeypatch):

@@ -121,8 +121,7 @@ def _run(command: list[str], log_file: Path, follow: Callable[[], None]) -> None
 
 def _end_group(process: subprocess.Popen) -> None:
     """Leave no process behind. The launcher may die at once, its children are given time to save."""
-    log_stop = process.poll() is None
-    if log_stop:
+    if process.poll() is None:
         log.warning("stopping the training processes; they save a checkpoint first")
     deadline = time.monotonic() + STOP_SECONDS
     sent = None

@@ -342,6 +342,7 @@ def _resume(
 def export(model: BertForPreTraining, tokenizer: Path, out: Path, data: Data) -> float:
     """Write the Hugging Face directory and return the largest logit difference of a plain transformers load."""
     model.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for path in tokenizer.iterdir():
         if path.name != "record.json":
             shutil.copy2(path, out / path.name)
