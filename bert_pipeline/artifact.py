@@ -126,19 +126,23 @@ def files_fingerprint(files: Mapping[str, Path]) -> str:
 
 def _circumstances() -> dict[str, Any]:
     """Who made it, where, and from which commit: told, but no part of the fingerprint."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "by": getpass.getuser(),
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "commit": described.stdout.strip() or None,
-    }
+    return {"by": _user(), "host": platform.node(), "python": platform.python_version(), "commit": _commit()}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return str(os.getuid())
+
+
+def _commit() -> str | None:
+    """The commit of the code, with `-dirty` where it was changed since; None outside a git checkout."""
+    if not shutil.which("git"):
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or None
 
 
 def _flush_to_disk(path: Path, recurse: bool = True) -> None:

@@ -146,7 +146,7 @@ class PretrainRecipe(Section):
     """Not applied to biases and LayerNorm."""
     max_grad_norm: float = Field(1.0, gt=0)
     log_every: int = Field(50, ge=1)
-    """Steps between rows of metrics.jsonl."""
+    """Steps between rows of metrics.jsonl; the first and the last step always have one."""
     eval_every: int = Field(10_000, ge=1)
     """Steps between measurements on held-out pairs; the first step and the end are always measured."""
     heldout_pairs: int = Field(2_000, ge=1)

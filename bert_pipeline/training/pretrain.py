@@ -171,7 +171,7 @@ def train(job: Job) -> None:
         grad_norm = _train_step(loss, optimizer, step, rate, section, number, window, accelerator)
         done = number + 1
         window.count(step, waited + time.monotonic() - clock, waited)
-        if done % section.log_every == 0 or done == section.num_steps:
+        if done % section.log_every == 0 or done in (1, section.num_steps):
             window.gather(accelerator)
             if accelerator.is_main_process:
                 append_row(metrics, {"step": done, "learning_rate": rate, "grad_norm": grad_norm} | window.row())

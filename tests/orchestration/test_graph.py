@@ -101,7 +101,7 @@ def test_mlflow_has_one_run_for_each_training(first, mlflow):
         datasets = {used.dataset.name: used.dataset.digest for used in run.inputs.dataset_inputs}
         assert datasets and datasets.items() <= shown["inputs"].items()
     history = mlflow.client().get_metric_history(runs["pretrained_checkpoint"].info.run_id, "loss")
-    assert [point.step for point in history] == [5, 10, 15, 20]
+    assert [point.step for point in history] == [1, 5, 10, 15, 20]
 
 
 def test_the_model_loads_and_predicts(first, mlflow):
@@ -148,7 +148,7 @@ def test_what_mlflow_was_never_told_it_is_told_from_the_records(first, home, ins
     assert again.success and state(home) == before
     new = resources(home)["workshop"].mlflow
     [run] = new.runs(metadata_of(first, "pretrained_checkpoint")["fingerprint"], "FINISHED")
-    assert [p.step for p in new.client().get_metric_history(run.info.run_id, "loss")] == [5, 10, 15, 20]
+    assert [p.step for p in new.client().get_metric_history(run.info.run_id, "loss")] == [1, 5, 10, 15, 20]
     assert metadata_of(again, "registered_model")["version"] == 1
 
 

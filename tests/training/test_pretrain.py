@@ -67,7 +67,7 @@ def test_training_reports_and_learns(undisturbed):
     rows = read_rows(undisturbed / "metrics.jsonl")
     losses = [row["loss"] for row in rows if "loss" in row]
     heldout = [row for row in rows if "heldout_mlm_loss" in row]
-    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4, 6, 8, 10, 12]
     assert [row["step"] for row in heldout] == [0, 8, 12]
     assert losses[-1] < losses[0]
     assert heldout[-1]["heldout_mlm_loss"] < heldout[0]["heldout_mlm_loss"]
