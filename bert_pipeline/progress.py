@@ -10,8 +10,21 @@ from datetime import timedelta
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
-LINES_AT_MOST = 60
-"""...of a stage that goes on: later lines wait for a sixtieth of the time gone, since event logs keep them all."""
+LINES_PER_DOUBLING = 60
+"""Work that goes on for hours waits longer between lines, because event logs keep them all."""
+
+
+class Pace:
+    """Says whether the next line is due, so many seconds after the work began."""
+
+    def __init__(self) -> None:
+        self._told = 0.0
+
+    def __call__(self, seconds: float) -> bool:
+        if seconds - self._told < max(SECONDS_BETWEEN_LINES, seconds / LINES_PER_DOUBLING):
+            return False
+        self._told = seconds
+        return True
 
 
 class Progress:
@@ -20,17 +33,15 @@ class Progress:
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
-        self._started = self._told = time.monotonic()
+        self._started = time.monotonic()
+        self._due = Pace()
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count finished units; a line is written when the last one is old enough, and at the end."""
         self.done += units
-        now = time.monotonic()
-        if self.done == self.total or now - self._told >= max(
-            SECONDS_BETWEEN_LINES, (now - self._started) / LINES_AT_MOST
-        ):
-            self._told = now
-            log.info("%s", self._line(now - self._started) + (f"  {note}" if note else ""))
+        seconds = time.monotonic() - self._started
+        if self._due(seconds) or self.done == self.total:
+            log.info("%s", self._line(seconds) + (f"  {note}" if note else ""))
 
     def _line(self, seconds: float) -> str:
         rate = self.done / max(seconds, 1e-9)

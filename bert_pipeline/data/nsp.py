@@ -8,7 +8,6 @@ A and B are contiguous stretches of the shard's tokens, so a pair is planned as 
 label (`plan_pairs`), and written afterwards by copying (`write_rows`).
 """
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +19,7 @@ from numba import njit
 
 from bert_pipeline import formats
 from bert_pipeline.artifact import Facts
+from bert_pipeline.encoding import encode_texts
 from bert_pipeline.formats import CLS_ID, IGNORE_INDEX, SEP_ID, PairShard
 from bert_pipeline.randomness import HELDOUT, PAIRS, below, happens, open_stream
 from bert_pipeline.recipe import NspRecipe
@@ -100,30 +100,16 @@ def _build_shard(
 
 def tokenize_shard(corpus_shard: Path, tokenizer: Any) -> TokenizedShard:
     """Encode the sentences of a corpus shard; sentences and documents without a token do not exist."""
-    dtype = formats.token_type(tokenizer.get_vocab_size()).to_pandas_dtype()
-    documents = formats.read_table(corpus_shard)["sentences"].to_pylist()
-    ids: list[np.ndarray] = []
-    sentence_lengths: list[int] = []
-    document_lengths: list[int] = []
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the shards are the parallelism
-    for first in range(0, len(documents), 500):
-        some = documents[first : first + 500]
-        encoded = iter(tokenizer.encode_batch_fast([s for d in some for s in d], add_special_tokens=False))
-        for document in some:
-            kept = [sentence for sentence in (next(encoded).ids for _ in document) if sentence]
-            ids += [np.asarray(sentence, dtype) for sentence in kept]
-            sentence_lengths += [len(sentence) for sentence in kept]
-            document_lengths += [len(kept)] if kept else []
-    if len(document_lengths) < 2:
+    documents = formats.read_table(corpus_shard)["sentences"].combine_chunks()
+    input_ids, ends = encode_texts(tokenizer, documents.flatten())
+    sentences_before = np.concatenate([[0], np.cumsum(np.diff(ends) > 0)])  # how many hold a token, up to each one
+    document_offsets = np.unique(sentences_before[documents.offsets.to_numpy()])
+    if len(document_offsets) < 3:
         raise ValueError(
-            f"{corpus_shard} holds {len(document_lengths)} document(s) with text, and a random next sentence needs "
+            f"{corpus_shard} holds {len(document_offsets) - 1} document(s) with text, and a random next sentence needs "
             "another document; remedy: a larger corpus, or a larger corpus.heldout_fraction"
         )
-    return TokenizedShard(
-        np.concatenate(ids),
-        np.concatenate([[0], np.cumsum(sentence_lengths)]),
-        np.concatenate([[0], np.cumsum(document_lengths)]),
-    )
+    return TokenizedShard(input_ids, np.unique(ends), document_offsets)
 
 
 def plan_pairs(

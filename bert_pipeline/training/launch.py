@@ -21,6 +21,7 @@ from bert_pipeline import artifact, pictures
 from bert_pipeline.artifact import Facts
 from bert_pipeline.metrics import Row, RowFollower, read_rows
 from bert_pipeline.model_card import model_card
+from bert_pipeline.progress import Pace
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
 
 POLL_SECONDS = 0.5
@@ -137,10 +138,11 @@ def _end_group(process: subprocess.Popen) -> None:
 
 
 class _Teller:
-    """Says in one line how far training has come."""
+    """Says in one line how far training has come; as seldom as Progress does."""
 
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps
+        self._due = Pace()
         self._begin: tuple[int, float] | None = None
 
     def __call__(self, row: Row) -> None:
@@ -151,6 +153,8 @@ class _Teller:
             self._begin = self._begin or (step, now)
             return
         first, clock = self._begin = self._begin or (step, now)
+        if not self._due(now - clock) and step < self.num_steps:
+            return
         left = (self.num_steps - step) * (now - clock) / max(step - first, 1)
         log.info(
             "pretrain: step %d/%d  loss %.4f  lr %.2e  %s tokens/s  ETA %s",

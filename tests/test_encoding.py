@@ -1,0 +1,70 @@
+import gzip
+import json
+import lzma
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_pipeline import formats
+from bert_pipeline.data.tokenizer import train_wordpiece
+from bert_pipeline.encoding import encode_texts
+from bert_pipeline.recipe import TokenizerRecipe
+
+TEXT = [
+    "Interleukin-2 (IL-2) raised β-catenin by 12.5 µg/ml; p < 0.05.",
+    "Müller cells, naïve patients and 5-HT1A/2B receptors.",
+    "Straße ΣΊΣΥΦΟΣ İstanbul ﬁbrosis ½ 中文字 ｆｕｌｌ",
+] * 3
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
+def tokenizer(request, tmp_path_factory):
+    trained = train_wordpiece(TokenizerRecipe(vocab_size=180, lowercase=request.param), lambda: iter(TEXT))
+    folder = tmp_path_factory.mktemp("tokenizer")
+    trained.save(str(folder / "tokenizer.json"))
+    return formats.read_tokenizer(folder)
+
+
+def assert_same(tokenizer, texts):
+    ids, offsets = encode_texts(tokenizer, pa.array(texts, pa.string()))
+    expected = [encoded.ids for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    assert offsets.tolist() == np.cumsum([0, *map(len, expected)]).tolist()
+    assert ids.tolist() == [number for text in expected for number in text]
+    assert ids.dtype == np.uint16
+
+
+letters = st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n\u00a0\u2028\u0301\u200b\x00İΣσς[]#-ß中")
+
+
+@settings(max_examples=300)
+@given(texts=st.lists(st.text(letters, max_size=60) | st.sampled_from([*TEXT, "[SEP] [MASK]", "a" * 300]), max_size=8))
+def test_ids_equal_those_of_the_tokenizer_on_any_unicode(tokenizer, texts):
+    assert_same(tokenizer, texts)
+
+
+def test_slices_of_an_array_are_read_from_their_own_beginning(tokenizer):
+    whole = pa.array(["left out", *TEXT, "left out too"])
+    for part in (whole.slice(1, 3), whole.slice(4, 0)):
+        ids, offsets = encode_texts(tokenizer, part)
+        again, same = encode_texts(tokenizer, pa.array(part.to_pylist(), pa.string()))
+        assert ids.tolist() == again.tolist() and offsets.tolist() == same.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
+@pytest.mark.parametrize("name", ["pubmed-abstracts.jsonl.gz", "rct-fulltext.jsonl.xz", "clinical-trials.jsonl.xz"])
+def test_ids_equal_those_of_the_tokenizer_on_every_line_of_real_text(tokenizer, name):
+    path = Path(os.environ["BERT_PIPELINE_DATA"], "corpus", name)
+    with (gzip.open if name.endswith("gz") else lzma.open)(path, "rt", encoding="utf-8") as stream:
+        texts: list[str] = []
+        for line in stream:
+            texts += json.loads(line)["text"].splitlines()
+            if len(texts) > 5000:
+                assert_same(tokenizer, texts)
+                texts = []
+        assert_same(tokenizer, texts)
