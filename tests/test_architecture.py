@@ -11,17 +11,6 @@ LIBRARY = sorted((ROOT / "bert_pipeline").rglob("*.py"))
 ORCHESTRATION = sorted((ROOT / "orchestration").rglob("*.py"))
 BASE = {"recipe", "artifact", "encoding", "formats", "shards", "metrics", "progress", "randomness"}
 BASE |= {"pictures", "model_card"}
-    "recipe",
-    "artifact",
-    "encoding",
-    "formats",
-    "shards",
-    "metrics",
-    "progress",
-    "randomness",
-    "pictures",
-    "model_card",
-}
 BELOW = {"data": set(), "training": {"data"}, "evaluation": {"training", "data"}}
 """The rooms of the library, and which other rooms each may look into."""
 
