@@ -13,13 +13,12 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from filelock import FileLock
@@ -27,16 +26,16 @@ from torch import nn
 from transformers import BertForPreTraining
 
 from bert_pipeline import formats
-from bert_pipeline.formats import IGNORE_INDEX
 from bert_pipeline.metrics import append_row
 from bert_pipeline.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
-from bert_pipeline.training.batches import PairDataset, micro_batches, to_tensors
+from bert_pipeline.training.batches import PairDataset, to_tensors
 from bert_pipeline.training.checkpoint import load_newest, save_checkpoint
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.loss import PretrainingLoss
 from bert_pipeline.training.model import build_model
 from bert_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
+from bert_pipeline.training.steps import Step, StepReader
 
 EXIT_RESUME = 75  # EX_TEMPFAIL: the run was asked to stop and can go on
 
@@ -66,64 +65,6 @@ class Job:
         path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Step:
-    """This process's share of one optimizer step, and the counts of the whole step."""
-
-    parts: list[dict[str, torch.Tensor]]
-    num_pairs: int
-    num_masked: int
-    num_labelled: int  # pairs with a next-sentence label
-    num_tokens: int
-
-
-class Data:
-    """The pairs of every step of a recipe; the next step's are prepared while the device works on this one's."""
-
-    def __init__(self, job: Job, section: PretrainRecipe, accelerator: Accelerator) -> None:
-        self.section, self.per_device_tokens = section, job.per_device_tokens
-        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
-        paths = Path(job.nsp_dataset), Path(job.masked_dataset), Path(job.tokenizer)
-        self.datasets = {
-            length: PairDataset(*paths, length, "train")
-            for length in {phase.max_seq_length for phase in section.phases}
-        }
-        self.heldout = PairDataset(*paths, section.phases[-1].max_seq_length, "heldout")
-
-    def step(self, number: int) -> Step:
-        """Step `number` from 0. Every process reads all rows, so the counts need no communication."""
-        seen = dict.fromkeys(self.datasets, 0)  # samples taken from each dataset before
-        for phase in self.section.phases:
-            if number < phase.num_steps:
-                break
-            number -= phase.num_steps
-            seen[phase.max_seq_length] += phase.num_steps * phase.global_batch_size
-        size = phase.global_batch_size
-        first = seen[phase.max_seq_length] + number * size
-        rows = self.datasets[phase.max_seq_length].samples(first, size, self.section.seed)
-        by_length = torch.tensor([len(row) for row in rows.input_ids]).argsort(stable=True).numpy()
-        mine = rows.take(by_length[self.rank :: self.world_size])
-        return Step(
-            [to_tensors(part) for part in micro_batches(mine, self.per_device_tokens)],
-            num_pairs=size,
-            num_masked=rows.num_masked,
-            num_labelled=sum(label != IGNORE_INDEX for label in rows.next_sentence_label),
-            num_tokens=rows.num_tokens,
-        )
-
-    def steps(self, first: int, end: int) -> Iterator[tuple[int, Step, float]]:
-        """(number, step, seconds waited for it) for first to end."""
-        with ThreadPoolExecutor(1) as reader:
-            coming: Future[Step] = reader.submit(self.step, first)
-            for number in range(first, end):
-                clock = time.monotonic()
-                ready = coming.result()
-                waited = time.monotonic() - clock
-                if number + 1 < end:
-                    coming = reader.submit(self.step, number + 1)
-                yield number, ready, waited
-
-
 def train(job: Job) -> None:
     """Run the job to its end, from the newest checkpoint if there is one."""
     # BERT's buffers are constants, and processes may differ in how often they go forward.
@@ -141,7 +82,11 @@ def train(job: Job) -> None:
     vocab_size = formats.read_tokenizer(Path(job.tokenizer)).get_vocab_size()
     model = build_model(ModelRecipe(**job.model), vocab_size, section.seed).to(accelerator.device)
     optimizer = build_optimizer(section, model)
-    data = Data(job, section, accelerator)
+    paths = Path(job.nsp_dataset), Path(job.masked_dataset), Path(job.tokenizer)
+    heldout = PairDataset(*paths, section.phases[-1].max_seq_length, "heldout")
+    steps = StepReader(
+        section, *paths, job.per_device_tokens, rank=accelerator.process_index, world_size=accelerator.num_processes
+    )
     loss = accelerator.prepare(PretrainingLoss(model))
 
     first, window = _resume(job, checkpoints, metrics, model, optimizer, accelerator)
@@ -149,7 +94,7 @@ def train(job: Job) -> None:
 
     def measure(step: int) -> None:
         scores = heldout_scores(
-            accelerator.unwrap_model(loss), data.heldout, section.heldout_pairs, job.per_device_tokens, accelerator
+            accelerator.unwrap_model(loss), heldout, section.heldout_pairs, job.per_device_tokens, accelerator
         )
         if accelerator.is_main_process:
             append_row(metrics, {"step": step} | {f"heldout_{name}": value for name, value in scores.items()})
@@ -165,7 +110,7 @@ def train(job: Job) -> None:
     if first == 0:
         measure(0)
     loss.train()
-    for number, step, waited in data.steps(first, section.num_steps):
+    for number, step, waited in steps.read(first, section.num_steps):
         clock = time.monotonic()
         rate = learning_rate(section.phases, number)
         grad_norm = _train_step(loss, optimizer, step, rate, section, number, window, accelerator)
@@ -187,7 +132,7 @@ def train(job: Job) -> None:
             sys.exit(EXIT_RESUME)
 
     if accelerator.is_main_process:
-        difference = export(model, Path(job.tokenizer), out, data)
+        difference = export(model, Path(job.tokenizer), out, heldout)
         result = {
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "world_size": accelerator.num_processes,
@@ -339,14 +284,14 @@ def _resume(
     return step, window
 
 
-def export(model: BertForPreTraining, tokenizer: Path, out: Path, data: Data) -> float:
+def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairDataset) -> float:
     """Write the Hugging Face directory and return the largest logit difference of a plain transformers load."""
     model.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for path in tokenizer.iterdir():
         if path.name != "record.json":
             shutil.copy2(path, out / path.name)
-    batch = to_tensors(data.heldout.rows(0, torch.arange(min(8, data.heldout.num_rows(0))).numpy()))
+    batch = to_tensors(heldout.rows(0, np.arange(min(8, heldout.num_rows(0)))))
     inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
     plain = BertForPreTraining.from_pretrained(out).eval()
     with torch.inference_mode():

@@ -46,7 +46,7 @@ def test_a_document_is_a_function_of_the_seed_and_its_number():
 
 
 def test_the_bytes_of_the_sample_stay_what_they_are(tmp_path):
-    """Recipes name the sample by its seed alone. If this moves, raise CODE_VERSION of the stages that read it."""
+    """Recipes name the sample by its seed alone. If this moves, raise the code_version of the stages that read it."""
     sample.write_sample_ner(tmp_path, SEED)
     digest = hashlib.sha256("\n".join(text for _, text in DOCUMENTS).encode())
     for part in ("train", "dev", "test"):

@@ -1,0 +1,77 @@
+"""What each optimizer step trains on: this process's share of its pairs, read ahead of the device."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bert_pipeline.formats import IGNORE_INDEX
+from bert_pipeline.recipe import PretrainRecipe
+from bert_pipeline.training.batches import PairDataset, micro_batches, to_tensors
+
+
+@dataclass(frozen=True)
+class Step:
+    """This process's micro-batches of one step, and the counts of the whole step over all processes."""
+
+    parts: list[dict[str, torch.Tensor]]
+    num_masked: int
+    num_labelled: int  # pairs with a next-sentence label
+    num_tokens: int
+
+
+class StepReader:
+    """The steps of a recipe; the next one is prepared while the device works on this one."""
+
+    def __init__(
+        self,
+        section: PretrainRecipe,
+        nsp_dataset: Path,
+        masked_dataset: Path,
+        tokenizer: Path,
+        per_device_tokens: int,
+        *,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.section, self.per_device_tokens = section, per_device_tokens
+        self.rank, self.world_size = rank, world_size
+        self.datasets = {
+            length: PairDataset(nsp_dataset, masked_dataset, tokenizer, length, "train")
+            for length in {phase.max_seq_length for phase in section.phases}
+        }
+
+    def step(self, number: int) -> Step:
+        """Step `number` from 0. Every process reads all rows, so the counts need no communication."""
+        seen = dict.fromkeys(self.datasets, 0)  # samples taken from each dataset before
+        for phase in self.section.phases:
+            if number < phase.num_steps:
+                break
+            number -= phase.num_steps
+            seen[phase.max_seq_length] += phase.num_steps * phase.global_batch_size
+        first = seen[phase.max_seq_length] + number * phase.global_batch_size
+        rows = self.datasets[phase.max_seq_length].samples(first, phase.global_batch_size, self.section.seed)
+        by_length = np.argsort([len(row) for row in rows.input_ids], kind="stable")
+        mine = rows.take(by_length[self.rank :: self.world_size])
+        return Step(
+            [to_tensors(part) for part in micro_batches(mine, self.per_device_tokens)],
+            num_masked=rows.num_masked,
+            num_labelled=sum(label != IGNORE_INDEX for label in rows.next_sentence_label),
+            num_tokens=rows.num_tokens,
+        )
+
+    def read(self, first: int, end: int) -> Iterator[tuple[int, Step, float]]:
+        """(number, step, seconds waited for it) for first to end."""
+        with ThreadPoolExecutor(1) as reader:
+            coming: Future[Step] = reader.submit(self.step, first)
+            for number in range(first, end):
+                clock = time.monotonic()
+                ready = coming.result()
+                waited = time.monotonic() - clock
+                if number + 1 < end:
+                    coming = reader.submit(self.step, number + 1)
+                yield number, ready, waited
