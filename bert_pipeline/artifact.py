@@ -89,9 +89,9 @@ def make(
                 "made": _circumstances() | {"at": started.isoformat(), "seconds": round(time.monotonic() - clock, 3)},
             }
             (partial / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            _flush_to_disk(partial)
+            flush_to_disk(partial)
             partial.rename(destination)  # until this line there is no artifact; after it, a whole one
-            _flush_to_disk(destination.parent, recurse=False)
+            flush_to_disk(destination.parent, recurse=False)
         else:
             log.info("%s: %s stands already, nothing to build", origin["kind"], destination)
     made = load(destination)
@@ -145,7 +145,7 @@ def _commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def _flush_to_disk(path: Path, recurse: bool = True) -> None:
+def flush_to_disk(path: Path, recurse: bool = True) -> None:
     """fsync a directory (with all it holds): a rename may not become durable before its content."""
     for inner in path.rglob("*") if recurse else ():
         _fsync(inner)

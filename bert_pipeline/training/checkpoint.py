@@ -11,7 +11,6 @@ here is a pickle, so a checkpoint cannot execute anything when it is read.
 import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from bert_pipeline.artifact import flush_to_disk
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,10 @@ def save_checkpoint(
     digests = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
     record = {"step": step, "sha256": digests, "state": state}
     (partial / STATE_FILE).write_text(json.dumps(record), encoding="utf-8")
-    for path in (*partial.iterdir(), partial):
-        _fsync(path)
+    flush_to_disk(partial)
     shutil.rmtree(final, ignore_errors=True)  # only a damaged one can stand where a run saves again
     partial.rename(final)
-    _fsync(folder)
+    flush_to_disk(folder, recurse=False)
     for old in sorted(folder.glob("step-????????"))[:-kept]:
         shutil.rmtree(old)
     return final
@@ -100,11 +100,3 @@ def _verified(path: Path) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
