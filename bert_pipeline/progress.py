@@ -10,8 +10,8 @@ from datetime import timedelta
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
-LINES_PER_DOUBLING = 60
-"""Work that goes on for hours waits longer between lines, because event logs keep them all."""
+SHARE_BETWEEN_LINES = 1 / 60
+"""Of the time gone: work that goes on for hours tells less often, because event logs keep every line."""
 
 
 class Pace:
@@ -21,7 +21,7 @@ class Pace:
         self._told = 0.0
 
     def __call__(self, seconds: float) -> bool:
-        if seconds - self._told < max(SECONDS_BETWEEN_LINES, seconds / LINES_PER_DOUBLING):
+        if seconds - self._told < max(SECONDS_BETWEEN_LINES, seconds * SHARE_BETWEEN_LINES):
             return False
         self._told = seconds
         return True
