@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import json
 import lzma
 import os
@@ -9,10 +10,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bert_pipeline import formats
 from bert_pipeline.data.tokenizer import train_wordpiece
-from bert_pipeline.encoding import encode_texts
+from bert_pipeline.encoding import Encoder, itemize
 from bert_pipeline.recipe import TokenizerRecipe
 
 TEXT = [
@@ -30,8 +32,13 @@ def tokenizer(request, tmp_path_factory):
     return formats.read_tokenizer(folder)
 
 
-def assert_same(tokenizer, texts):
-    ids, offsets = encode_texts(tokenizer, pa.array(texts, pa.string()))
+@pytest.fixture(scope="module")
+def encoder(tokenizer):
+    return Encoder(tokenizer)  # one for all tests: what it remembers must not matter
+
+
+def assert_same(encoder, tokenizer, texts):
+    ids, offsets = encoder.encode(pa.array(texts, pa.string()))
     expected = [encoded.ids for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)]
     assert offsets.tolist() == np.cumsum([0, *map(len, expected)]).tolist()
     assert ids.tolist() == [number for text in expected for number in text]
@@ -43,28 +50,56 @@ letters = st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n\u00a
 
 @settings(max_examples=300)
 @given(texts=st.lists(st.text(letters, max_size=60) | st.sampled_from([*TEXT, "[SEP] [MASK]", "a" * 300]), max_size=8))
-def test_ids_equal_those_of_the_tokenizer_on_any_unicode(tokenizer, texts):
-    assert_same(tokenizer, texts)
+def test_ids_equal_those_of_the_tokenizer_on_any_unicode(encoder, tokenizer, texts):
+    assert_same(encoder, tokenizer, texts)
 
 
-def test_slices_of_an_array_are_read_from_their_own_beginning(tokenizer):
+def test_slices_of_an_array_are_read_from_their_own_beginning(encoder):
     whole = pa.array(["left out", *TEXT, "left out too"])
     for part in (whole.slice(1, 3), whole.slice(4, 0)):
-        ids, offsets = encode_texts(tokenizer, part)
-        again, same = encode_texts(tokenizer, pa.array(part.to_pylist(), pa.string()))
+        ids, offsets = encoder.encode(part)
+        again, same = encoder.encode(pa.array(part.to_pylist(), pa.string()))
         assert ids.tolist() == again.tolist() and offsets.tolist() == same.tolist()
+
+
+def test_more_distinct_words_than_the_first_hash_table_holds(encoder, tokenizer):
+    words = [f"w{number:x}" for number in range(70_000)]
+    distinct, items, _ = itemize(pa.array([" ".join(words + words)]))
+    assert distinct == words and items.tolist() == [*range(70_000)] * 2
+    assert_same(encoder, tokenizer, [" ".join(words[::7])])
+
+
+def test_an_encoder_that_forgets_gives_the_same_ids(tokenizer, monkeypatch):
+    monkeypatch.setattr("bert_pipeline.encoding.REMEMBERED_ITEMS", 3)
+    forgetful = Encoder(tokenizer)
+    for text in TEXT * 2:
+        assert_same(forgetful, tokenizer, [text])
+
+
+def test_items_are_ascii_words_marks_and_whole_words_with_anything_else():
+    distinct, items, ends = itemize(pa.array(["IL-2 (IL-2), β-IL", "", "-IL\x07 IL"]))
+    assert [[distinct[n] for n in items[a:b]] for a, b in itertools.pairwise(ends)] == [
+        ["IL", "-", "2", "(", "IL", "-", "2", ")", ",", "β-IL"], [], ["-IL\x07", "IL"],
+    ]  # fmt: skip
+
+
+def test_another_kind_of_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="NoneType and Whitespace cannot be applied word by word; remedy"):
+        foreign = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+        foreign.pre_tokenizer = pre_tokenizers.Whitespace()
+        Encoder(foreign)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
 @pytest.mark.parametrize("name", ["pubmed-abstracts.jsonl.gz", "rct-fulltext.jsonl.xz", "clinical-trials.jsonl.xz"])
-def test_ids_equal_those_of_the_tokenizer_on_every_line_of_real_text(tokenizer, name):
+def test_ids_equal_those_of_the_tokenizer_on_every_line_of_real_text(encoder, tokenizer, name):
     path = Path(os.environ["BERT_PIPELINE_DATA"], "corpus", name)
     with (gzip.open if name.endswith("gz") else lzma.open)(path, "rt", encoding="utf-8") as stream:
         texts: list[str] = []
         for line in stream:
             texts += json.loads(line)["text"].splitlines()
             if len(texts) > 5000:
-                assert_same(tokenizer, texts)
+                assert_same(encoder, tokenizer, texts)
                 texts = []
-        assert_same(tokenizer, texts)
+        assert_same(encoder, tokenizer, texts)

@@ -19,7 +19,7 @@ from numba import njit
 
 from bert_pipeline import formats
 from bert_pipeline.artifact import Facts
-from bert_pipeline.encoding import encode_texts
+from bert_pipeline.encoding import Encoder
 from bert_pipeline.formats import CLS_ID, IGNORE_INDEX, SEP_ID, PairShard
 from bert_pipeline.randomness import HELDOUT, PAIRS, below, happens, open_stream
 from bert_pipeline.recipe import NspRecipe
@@ -101,7 +101,7 @@ def _build_shard(
 def tokenize_shard(corpus_shard: Path, tokenizer: Any) -> TokenizedShard:
     """Encode the sentences of a corpus shard; sentences and documents without a token do not exist."""
     documents = formats.read_table(corpus_shard)["sentences"].combine_chunks()
-    input_ids, ends = encode_texts(tokenizer, documents.flatten())
+    input_ids, ends = Encoder(tokenizer).encode(documents.flatten())
     sentences_before = np.concatenate([[0], np.cumsum(np.diff(ends) > 0)])  # how many hold a token, up to each one
     document_offsets = np.unique(sentences_before[documents.offsets.to_numpy()])
     if len(document_offsets) < 3:
