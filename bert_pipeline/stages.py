@@ -106,15 +106,18 @@ def _task_inputs(recipe: Recipe) -> dict[str, str]:
 
 
 STAGES = {
-    "raw_corpus": Stage((), "1", lambda r: r.corpus.model_dump(), _raw_corpus, outside=_corpus_sources),
+    "raw_corpus": Stage((), "2", lambda r: r.corpus.model_dump(), _raw_corpus, outside=_corpus_sources, resumable=True),
     "tokenizer": Stage(("raw_corpus",), "1", lambda r: r.tokenizer.model_dump(), _tokenizer),
     "nsp_dataset": Stage(
         ("raw_corpus", "tokenizer"),
-        "1",
+        "2",
         lambda r: r.nsp.model_dump() | {"max_seq_lengths": r.max_seq_lengths},
         _nsp_dataset,
+        resumable=True,
     ),
-    "masked_dataset": Stage(("tokenizer", "nsp_dataset"), "1", lambda r: r.masking.model_dump(), _masked_dataset),
+    "masked_dataset": Stage(
+        ("tokenizer", "nsp_dataset"), "2", lambda r: r.masking.model_dump(), _masked_dataset, resumable=True
+    ),
     "pretrained_checkpoint": Stage(
         ("tokenizer", "nsp_dataset", "masked_dataset"),
         "1",
@@ -146,10 +149,12 @@ def stage_origin(kind: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> d
 
 
 def _refuse_strangers(kind: str, inputs: Mapping[str, Artifact]) -> None:
-    """Inputs must be made from each other: a dataset of another tokenizer holds other ids."""
+    """Inputs must be made from each other: a dataset of another tokenizer holds other ids. Of the raw corpus that
+    does not hold: a vocabulary may serve a corpus that has grown since it was learnt.
+    """
     for one in inputs.values():
         for name, fingerprint in one.record["origin"]["inputs"].items():
-            if name in inputs and inputs[name].fingerprint != fingerprint:
+            if name != "raw_corpus" and name in inputs and inputs[name].fingerprint != fingerprint:
                 raise artifact.ArtifactError(
                     f"{kind}: {one.path} was made from {name} {fingerprint}, but {inputs[name].path} is "
                     f"{inputs[name].fingerprint}; remedy: give the {name} that it was made from"
