@@ -24,6 +24,10 @@ PARAGRAPH_END = re.compile(r"\n\s*\n|\r\s*\r|\u2029")
 # capital after a full stop; else at a blank; else anywhere.
 PIECE = re.compile(r".{1,5000}(?:(?<=[.?!] )(?=[A-Z])|\Z)|.{1,5000}(?<= )|.{1,5000}", re.DOTALL)
 
+# A list of the words of a text takes ten times the memory of the text.
+LONG_PARAGRAPH = 1_000_000
+UNUSUAL_BLANKS = re.compile(r"[^\S ]\s*| \s+")
+
 # segtok's MAY_CROSS_ONE_LINE, for text whose white space is single blanks.
 MARKER = re.compile(rf"([{segmenter.SENTENCE_TERMINALS}]['\u2019\"\u201D]?[\])]* )")
 
@@ -47,9 +51,16 @@ def split_sentences(text: str) -> list[str]:
     """
     sentences: list[str] = []
     for paragraph in PARAGRAPH_END.split(text):
-        for piece in PIECE.findall(" ".join(paragraph.split())):
-            sentences += filter(None, _split(piece))
+        for piece in PIECE.finditer(_single_blanks(paragraph)):
+            sentences += filter(None, _split(piece[0]))
     return sentences
+
+
+def _single_blanks(paragraph: str) -> str:
+    """White space to single blanks, none at the ends."""
+    if len(paragraph) < LONG_PARAGRAPH:
+        return " ".join(paragraph.split())
+    return UNUSUAL_BLANKS.sub(" ", paragraph).strip()
 
 
 def _split(piece: str) -> Iterator[str]:

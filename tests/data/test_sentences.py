@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segtok.segmenter import split_multi
 
+from bert_pipeline.data import sentences
 from bert_pipeline.data.sentences import split_sentences
 from bert_pipeline.data.sources.sample import sample_documents
 
@@ -161,3 +162,11 @@ def test_boundaries_of_real_abstracts(monkeypatch):
     texts = list(bc5cdr(Path(os.environ["BERT_PIPELINE_DATA"], "blurb")))
     assert len(texts) == 2 * 1500, "a title and an abstract for each document of BC5CDR"
     assert measure(split_sentences, texts)["f1"] > 0.995
+
+
+@given(st.text(st.sampled_from(" \n\t\r\x0b\x1c\x1f\x85\xa0\u2003\u3000ab.A")))
+def test_long_paragraphs_get_the_same_blanks_in_less_memory(text):
+    with pytest.MonkeyPatch.context() as patch:
+        short = sentences._single_blanks(text)
+        patch.setattr(sentences, "LONG_PARAGRAPH", 0)
+        assert sentences._single_blanks(text) == short
