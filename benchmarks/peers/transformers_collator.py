@@ -47,9 +47,10 @@ def collator(folder: str, max_seq_length: int, batch_size: int) -> Answer:
     collate = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=0.15)
     loader: DataLoader[Any] = DataLoader(rows, batch_size, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
     next(iter(loader))  # warm up
-    tokens, started = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - started) < SECONDS:
+    tokens, seconds, started = 0, 0.0, time.perf_counter()
+    while seconds < SECONDS:
         tokens += sum(int(batch["attention_mask"].sum()) for batch in loader)
+        seconds = time.perf_counter() - started
     return {"tokens": tokens, "seconds": seconds}
 
 
