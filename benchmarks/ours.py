@@ -13,13 +13,6 @@ from benchmarks.children import SECONDS, Answer, answer
 from benchmarks.text import recipe
 
 
-def encode_shard(tokenizer: Any, texts: Any) -> Any:
-    """What the nsp stage does with the sentences of a shard."""
-    from bert_pipeline.encoding import encode_texts
-
-    return encode_texts(tokenizer, texts)
-
-
 def sentences_by_shard(raw_corpus: Path) -> list[Any]:
     from bert_pipeline import formats
 
@@ -32,16 +25,17 @@ def encode(folder: str, out: str) -> Answer:
     import numpy as np
     import pyarrow as pa
 
-    from bert_pipeline import formats
+    from bert_pipeline.encoding import Encoder
+    from bert_pipeline.vocabulary import read_tokenizer
 
-    tokenizer = formats.read_tokenizer(Path(folder, "tokenizer"))
+    encoder = Encoder(read_tokenizer(Path(folder, "tokenizer")))
     shards = sentences_by_shard(Path(folder, "raw_corpus"))
-    encode_shard(tokenizer, pa.array(["warm up"]))
+    encoder.encode(pa.array(["warm up"]))
     Path(out).mkdir(parents=True, exist_ok=True)
     tokens, seconds = 0, 0.0
     for number, texts in enumerate(shards):
         started = time.perf_counter()
-        ids, offsets = encode_shard(tokenizer, texts)
+        ids, offsets = encoder.encode(texts)
         seconds += time.perf_counter() - started
         tokens += len(ids)
         np.savez(Path(out, f"shard-{number:05d}.npz"), ids=ids, offsets=offsets)
@@ -54,14 +48,18 @@ def pairs_and_masks(folder: str, max_seq_length: int) -> Answer:
 
     from bert_pipeline import formats
     from bert_pipeline.data.masking import Masker
-    from bert_pipeline.data.nsp import plan_pairs, tokenize_shard, write_rows
+    from bert_pipeline.data.nsp import tokenize_shard
+    from bert_pipeline.data.pairs import plan_pairs, write_rows
+    from bert_pipeline.encoding import Encoder
+    from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
 
     chosen = recipe(Path(folder), max_seq_length)
-    tokenizer = formats.read_tokenizer(Path(folder, "tokenizer"))
-    is_continuation = formats.continuation_pieces(tokenizer)
+    tokenizer = read_tokenizer(Path(folder, "tokenizer"))
+    is_continuation = continuation_pieces(tokenizer)
     masker = Masker(chosen.masking, is_continuation)
     paths = formats.shard_paths(Path(folder, "raw_corpus", "train"), "parquet")
-    shards = [tokenize_shard(path, tokenizer) for path in paths]
+    encoder = Encoder(tokenizer)
+    shards = [tokenize_shard([path], encoder) for path in paths]
 
     def run(number: int, pass_number: int) -> int:
         plan = plan_pairs(shards[number], is_continuation, chosen.nsp, max_seq_length, "train", pass_number, number)
