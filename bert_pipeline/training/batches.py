@@ -23,8 +23,8 @@ from bert_pipeline.randomness import permuted
 from bert_pipeline.recipe import MaskingRecipe
 
 Columns = tuple[memoryview, ...]
-"""The columns of a mapped PairShard or MaskShard, in their order. Rows are cut out of a memoryview in half
-the time that numpy takes for it."""
+"""The columns of a mapped PairShard or MaskShard, in their order. Rows are cut out of a memoryview in two
+thirds of the time that numpy takes for it."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,9 @@ class PairDataset:
         number = epoch % len(self.pairs)
         shards = np.searchsorted(self._starts[number], indices, side="right") - 1
         places = indices - self._starts[number][shards]
-        where = list(zip(shards.tolist(), places.tolist(), strict=True))
-        pairs = _read_pairs(self.pairs[number], where)
+        pairs = _read_pairs(self.pairs[number], shards, places)
         if epoch < len(self.masks):
-            masks = _read_masks(self.masks[epoch], where)
+            masks = _read_masks(self.masks[epoch], shards, places)
         else:
             masks = self.masker.mask(
                 pairs.input_ids,
@@ -222,32 +221,34 @@ def _columns(shard: PairShard | MaskShard) -> Columns:
     return tuple(memoryview(column) for column in vars(shard).values())
 
 
-def _read_pairs(shards: Sequence[Columns], where: Sequence[tuple[int, int]]) -> PairShard:
-    """The rows at `where`: (shard, row in it)."""
-    originals, segment_a_lengths, labels = [], [], []
-    for shard, row in where:
-        input_ids, offsets, segment_a_length, next_sentence_label = shards[shard]
-        originals.append(input_ids[offsets[row] : offsets[row + 1]])
+def _read_pairs(columns: Sequence[Columns], shards: np.ndarray, places: np.ndarray) -> PairShard:
+    """Row places[n] of shard shards[n], for every n."""
+    # Copied one by one: a list of views is thousands of objects for Python's garbage collector to visit.
+    originals, lengths, segment_a_lengths, labels = bytearray(), [], [], []
+    for shard, row in zip(shards.tolist(), places.tolist(), strict=True):
+        input_ids, offsets, segment_a_length, next_sentence_label = columns[shard]
+        start, end = offsets[row], offsets[row + 1]
+        originals += input_ids[start:end]
+        lengths.append(end - start)
         segment_a_lengths.append(segment_a_length[row])
         labels.append(next_sentence_label[row])
-    return PairShard(*_joined(originals), np.array(segment_a_lengths), np.array(labels))
+    token_type = columns[0][0].format
+    return PairShard(
+        np.frombuffer(originals, token_type), _offsets(lengths), np.array(segment_a_lengths), np.array(labels)
+    )
 
 
-def _read_masks(shards: Sequence[Columns], where: Sequence[tuple[int, int]]) -> MaskShard:
-    """The masks of the rows at `where`: (shard, row in it)."""
-    places, replacements = [], []
-    for shard, row in where:
-        positions, input_ids, offsets = shards[shard]
-        span = slice(offsets[row], offsets[row + 1])
-        places.append(positions[span])
-        replacements.append(input_ids[span])
-    masked_positions, mask_offsets = _joined(places)
-    return MaskShard(masked_positions, _joined(replacements)[0], mask_offsets)
-
-
-def _joined(spans: Sequence[memoryview]) -> tuple[np.ndarray, np.ndarray]:
-    """Spans one after the other as an array, and its offsets."""
-    return np.frombuffer(bytearray().join(spans), spans[0].format), _offsets([len(span) for span in spans])
+def _read_masks(columns: Sequence[Columns], shards: np.ndarray, places: np.ndarray) -> MaskShard:
+    """The masks of the same rows."""
+    masked, replacements, counts = bytearray(), bytearray(), []
+    for shard, row in zip(shards.tolist(), places.tolist(), strict=True):
+        positions, input_ids, offsets = columns[shard]
+        start, end = offsets[row], offsets[row + 1]
+        masked += positions[start:end]
+        replacements += input_ids[start:end]
+        counts.append(end - start)
+    position_type, token_type = (column.format for column in columns[0][:2])
+    return MaskShard(np.frombuffer(masked, position_type), np.frombuffer(replacements, token_type), _offsets(counts))
 
 
 def _concatenated(parts: Sequence[Rows]) -> Rows:
