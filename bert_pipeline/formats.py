@@ -86,11 +86,6 @@ def shard_paths(directory: Path, suffix: str) -> list[Path]:
     return paths
 
 
-def shard_key(path: Path) -> int:
-    """The 59-bit number that a shard is drawn under; see randomness.py."""
-    return int(path.stem.removeprefix("shard-"), 16)
-
-
 def pass_directory(dataset: Path, max_seq_length: int, split: str, number: int = 0) -> Path:
     return dataset / f"len-{max_seq_length}" / split / f"pass-{number:03d}"
 
