@@ -89,6 +89,7 @@ def whole_way(folder: str, max_seq_length: int, out: str) -> Answer:
     """text.jsonl to masked rows, by the stages; the tokenizer stands ready. Memory in MiB, by the system's account."""
     from bert_pipeline import artifact
     from bert_pipeline.data import corpus, masking, nsp  # noqa: F401  (imports are not what is timed)
+    from bert_pipeline.executors import end_idle_workers
     from bert_pipeline.stages import make_stage
 
     chosen = recipe(Path(folder), max_seq_length)
@@ -99,6 +100,7 @@ def whole_way(folder: str, max_seq_length: int, out: str) -> Answer:
         started = time.perf_counter()
         made[kind] = make_stage(kind, chosen, made, Path(out, kind))
         stage_seconds[kind] = time.perf_counter() - started
+    end_idle_workers()  # the system tells a child's peak memory when it has ended
     tokens = made["nsp_dataset"].facts[f"len_{max_seq_length}"]["train_tokens"]
     return {
         "tokens": tokens,
