@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Facts
-from bert_pipeline.data.sentences import split_sentences
+from bert_pipeline.data.sentences import split_lines, split_sentences
 from bert_pipeline.data.sources.files import (
     TAKEN_EARLIER,
     Document,
@@ -210,7 +210,7 @@ class Dealer:
             ids = [document.document_id for document in documents]
             name = f"{split}/{formats.shard_name(ids[0])}"
             shards.append({"group": group, "ids": artifact.fingerprint({"ids": ids})})
-            return Shard(name, shards[-1], (name, documents, self.section.unicode_normalization))
+            return Shard(name, shards[-1], (self.section, name, documents))
 
         for record in records:
             if isinstance(record, Rejection):
@@ -244,11 +244,9 @@ def _too_few(section: CorpusRecipe, num_documents: dict[str, int]) -> str:
     )
 
 
-def write_shard(
-    folder: Path, name: str, documents: list[Document], unicode_normalization: Normalization
-) -> dict[str, Any]:
+def write_shard(folder: Path, section: CorpusRecipe, name: str, documents: list[Document]) -> Facts:
     """Clean and split the documents of one shard, and write them to `name`.parquet; its facts."""
-    sentences = [_sentences(document, unicode_normalization) for document in documents]
+    sentences = [_sentences(document, section) for document in documents]
     columns = [[each.document_id for each in documents], sentences, [each.source for each in documents]]
     table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=CORPUS_SCHEMA)
     write_table(folder / f"{name}.parquet", table)
@@ -264,10 +262,11 @@ def write_shard(
     }
 
 
-def _sentences(document: Document, unicode_normalization: Normalization) -> list[str]:
+def _sentences(document: Document, section: CorpusRecipe) -> list[str]:
+    split = split_sentences if section.sentence_splitter == "segtok" else split_lines
     try:
-        texts = [clean(text, unicode_normalization) for text in document.texts]
-        return [sentence for text in texts for sentence in split_sentences(text)]
+        texts = [clean(text, section.unicode_normalization) for text in document.texts]
+        return [sentence for text in texts for sentence in split(text)]
     except Exception as error:
         error.add_note(f"document {document.document_id} of {document.source}")
         raise

@@ -56,6 +56,11 @@ def split_sentences(text: str) -> list[str]:
     return sentences
 
 
+def split_lines(text: str) -> list[str]:
+    """The lines of a text that is split already: not empty, stripped, one space where there was white space."""
+    return [line for each in text.split("\n") if (line := _single_blanks(each))]
+
+
 def _single_blanks(paragraph: str) -> str:
     """White space to single blanks, none at the ends."""
     if len(paragraph) < LONG_PARAGRAPH:

@@ -209,6 +209,14 @@ def test_text_is_normalised_and_control_characters_are_taken_out(tmp_path):
         assert document == ["Café βblockers and ﬁbrin stay here.", "Ångström (Å) too."]
 
 
+def test_text_that_is_split_already_keeps_its_sentences(tmp_path):
+    document = "Mr. Smith gave 5 mg\nof it.  Then\t no more.\u2028Still the second line\n \n"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": f"d{n}", "text": document}) + "\n" for n in range(40)))
+    build(recipe(tmp_path / "a.jsonl", sentence_splitter="lines"), tmp_path / "out")
+    for sentences in iterate_documents(tmp_path / "out", "train"):
+        assert sentences == ["Mr. Smith gave 5 mg", "of it. Then no more. Still the second line"]
+
+
 def test_broken_records_are_kept_aside_with_their_reasons(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", range(60))
     with path.open("ab") as file:

@@ -154,7 +154,7 @@ def _document(
         return Fault(f"id field {id_field} is not a string or an integer", _excerpt(repr(document_id)))
     texts = tuple(fields[field] for field in text_fields)
     for text in (document_id, *texts):
-        if broken := re.search(r"[\ud800-\udfff]", text):
+        if not text.isascii() and (broken := re.search(r"[\ud800-\udfff]", text)):
             return Fault("bytes that are not UTF-8, or half a surrogate pair", _excerpt(text, broken.start()))
     if not any(re.search(r"[^\W_]", text) for text in texts):
         return Fault("document without text", _excerpt(" ".join(texts)))
