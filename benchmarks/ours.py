@@ -85,31 +85,42 @@ def pairs_and_masks(folder: str, max_seq_length: int) -> Answer:
     return {"tokens": tokens, "pairs_and_masks_seconds": seconds}
 
 
-def whole_way(folder: str, max_seq_length: int, out: str) -> Answer:
-    """text.jsonl to masked rows, by the stages; the tokenizer stands ready. Memory in MiB, by the system's account."""
-    from bert_pipeline import artifact
-    from bert_pipeline.data import corpus, masking, nsp  # noqa: F401  (imports are not what is timed)
-    from bert_pipeline.executors import end_idle_workers
-    from bert_pipeline.stages import make_stage
+def whole_way(folder: str, max_seq_length: int, out: str, raw: bool) -> Answer:
+    """Text to masked rows by the stages; the tokenizer stands ready, and so do the worker processes.
 
-    chosen = recipe(Path(folder), max_seq_length)
+    `raw`: from text.jsonl, cleaned and split into sentences; else from its sentences, one a line, as the peers.
+    Memory in MiB, by the system's account.
+    """
+    from bert_pipeline.executors import end_idle_workers
+
     shutil.rmtree(out, ignore_errors=True)
-    made = {"tokenizer": artifact.load(Path(folder, "tokenizer"))}
-    stage_seconds = {}
-    for kind in ("raw_corpus", "nsp_dataset", "masked_dataset"):
-        started = time.perf_counter()
-        made[kind] = make_stage(kind, chosen, made, Path(out, kind))
-        stage_seconds[kind] = time.perf_counter() - started
+    tokenizer, here = Path(folder, "tokenizer"), Path(folder)
+    sample = recipe(here, max_seq_length, source="sample", sample_documents=200, documents_per_shard=20)
+    _make(sample, tokenizer, Path(out, "warm-up"))
+    corpus = {} if raw else {"path": str(here / "all-sentences.txt"), "sentence_splitter": "lines"}
+    made, stage_seconds = _make(recipe(here, max_seq_length, **corpus), tokenizer, Path(out, "timed"))
     end_idle_workers()  # the system tells a child's peak memory when it has ended
     tokens = made["nsp_dataset"].facts[f"len_{max_seq_length}"]["train_tokens"]
     return {
         "tokens": tokens,
         "seconds": sum(stage_seconds.values()),
         "stage_seconds": stage_seconds,
-        "bytes_per_token": {kind: train_bytes(Path(out, kind)) / tokens for kind in ("nsp_dataset", "masked_dataset")},
+        "bytes_per_token": {kind: train_bytes(made[kind].path) / tokens for kind in ("nsp_dataset", "masked_dataset")},
         "worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         "main_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def _make(chosen: Any, tokenizer: Path, out: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    from bert_pipeline import artifact
+    from bert_pipeline.stages import make_stage
+
+    made, seconds = {"tokenizer": artifact.load(tokenizer)}, {}
+    for kind in ("raw_corpus", "nsp_dataset", "masked_dataset"):
+        started = time.perf_counter()
+        made[kind] = make_stage(kind, chosen, made, out / kind)
+        seconds[kind] = time.perf_counter() - started
+    return made, seconds
 
 
 def train_bytes(dataset: Path) -> int:

@@ -7,6 +7,7 @@
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -61,15 +62,15 @@ def take(text: str | None, fields: Fields, megabytes: float, folder: str) -> Ans
     return {"documents": num_documents, "megabytes": num_bytes / 1e6}
 
 
-def recipe(folder: Path, max_seq_length: int) -> Any:
-    """One pass at one length; everything else as published."""
+def recipe(folder: Path, max_seq_length: int, **corpus: Any) -> Any:
+    """One pass at one length; everything else as published. `corpus` is another one than text.jsonl."""
     from bert_pipeline.recipe import Recipe
 
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     phase = {"max_seq_length": max_seq_length, "num_steps": 1, "learning_rate": 1e-4, "warmup_steps": 0}
     written = {
         "name": "benchmark",
-        "corpus": settings["corpus"] | {"path": str(folder / "text.jsonl")},
+        "corpus": settings["corpus"] | {"path": str(folder / "text.jsonl")} | corpus,
         "tokenizer": settings["tokenizer"],
         "nsp": {"dupe_factor": 1},
         "pretrain": {"phases": [phase]},
@@ -78,7 +79,7 @@ def recipe(folder: Path, max_seq_length: int) -> Any:
 
 
 def prepare(folder: str, fields: Fields, documents_per_shard: int, peer_megabytes: float) -> Answer:
-    """Our artifacts of text.jsonl, and the peers' share of its sentences."""
+    """Our artifacts of text.jsonl, its sentences as text, and the peers' share of them."""
     from bert_pipeline.data.tokenizer import VocabularyError
     from bert_pipeline.stages import make_stage
 
@@ -104,6 +105,7 @@ def prepare(folder: str, fields: Fields, documents_per_shard: int, peer_megabyte
         "vocab_size": made["tokenizer"].facts["vocab_size"],
         "sentences": made["raw_corpus"].facts["train_sentences"],
         "words": made["raw_corpus"].facts["train_words"],
+        "sentence_megabytes": write_sentences(here / "raw_corpus", here / "all-sentences.txt", math.inf),
         "peer_megabytes": write_sentences(here / "raw_corpus", here / "sentences.txt", peer_megabytes),
     }
 

@@ -12,6 +12,7 @@ in a tenth of the time, because
 """
 
 import re
+import string
 from collections.abc import Callable, Iterator
 
 import regex
@@ -22,6 +23,7 @@ PARAGRAPH_END = re.compile(r"\n\s*\n|\r\s*\r|\u2029")
 # Where parts are joined ("et al. " in a bracket) the joined text is read again each time, so time may grow with the
 # square of the length: a longer paragraph is handed over in pieces of at most 5,000 characters, that end before a
 # capital after a full stop; else at a blank; else anywhere.
+PIECE_LENGTH = 5000
 PIECE = re.compile(r".{1,5000}(?:(?<=[.?!] )(?=[A-Z])|\Z)|.{1,5000}(?<= )|.{1,5000}", re.DOTALL)
 
 # A list of the words of a text takes ten times the memory of the text.
@@ -30,6 +32,10 @@ UNUSUAL_BLANKS = re.compile(r"[^\S ]\s*| \s+")
 
 # segtok's MAY_CROSS_ONE_LINE, for text whose white space is single blanks.
 MARKER = re.compile(rf"([{segmenter.SENTENCE_TERMINALS}]['\u2019\"\u201D]?[\])]* )")
+
+# Most patterns ask for a kind of letter at one end; where an ASCII character stands there, that is known without them.
+ASCII = frozenset(map(chr, range(128)))
+NOT_LOWER, NOT_UPPER, DIGITS = ASCII - set(string.ascii_lowercase), ASCII - set(string.ascii_uppercase), string.digits
 
 
 def _at_end(pattern: regex.Pattern) -> Callable[[str], object]:
@@ -50,9 +56,9 @@ def split_sentences(text: str) -> list[str]:
     Nothing but white space is lost. A line's end is a space; a blank line ends a sentence.
     """
     sentences: list[str] = []
-    for paragraph in PARAGRAPH_END.split(text):
-        for piece in PIECE.finditer(_single_blanks(paragraph)):
-            sentences += filter(None, _split(piece[0]))
+    for paragraph in [text] if text.isprintable() else PARAGRAPH_END.split(text):
+        for piece in _pieces(_single_blanks(paragraph)):
+            sentences += filter(None, _split(piece))
     return sentences
 
 
@@ -63,9 +69,18 @@ def split_lines(text: str) -> list[str]:
 
 def _single_blanks(paragraph: str) -> str:
     """White space to single blanks, none at the ends."""
+    if paragraph.isprintable() and "  " not in paragraph:  # of white space, only the blank is printable
+        return paragraph.strip()
     if len(paragraph) < LONG_PARAGRAPH:
         return " ".join(paragraph.split())
     return UNUSUAL_BLANKS.sub(" ", paragraph).strip()
+
+
+def _pieces(paragraph: str) -> Iterator[str]:
+    if len(paragraph) <= PIECE_LENGTH:
+        yield paragraph
+    else:
+        yield from (piece[0] for piece in PIECE.finditer(paragraph))
 
 
 def _split(piece: str) -> Iterator[str]:
@@ -93,19 +108,24 @@ def _parts(spans: list[str]) -> Iterator[str]:
 
 def _is_within_sentence(before: str, marker: str, after: str) -> bool:
     """Whether the marker stands alone or belongs to an abbreviation, a date or an initial."""
-    if before[-1:] == " ":
+    last, first = before[-1:], after[:1]
+    if last == " ":
         return True
     return marker[0] == "." and bool(
         ends_in_abbreviation(before)
-        or segmenter.LONE_WORD.match(after)
-        or (ends_in_date_digits(before) and segmenter.MONTH.match(after))
-        or (segmenter.UPPER_WORD_START.match(after) and ends_in_middle_initial(before))
+        or (first not in NOT_LOWER and segmenter.LONE_WORD.match(after))
+        or (last in DIGITS and ends_in_date_digits(before) and segmenter.MONTH.match(after))
+        or (last not in NOT_UPPER and segmenter.UPPER_WORD_START.match(after) and ends_in_middle_initial(before))
     )
 
 
 def _goes_on(sentence: str, part: str) -> bool:
     """Whether the part after a marker still belongs to the sentence."""
-    if segmenter.LOWER_WORD.match(part) and (ends_before_lower(sentence) or segmenter.CONTINUATIONS.match(part)):
+    if (
+        part[:1] not in NOT_LOWER
+        and segmenter.LOWER_WORD.match(part)
+        and (ends_before_lower(sentence) or segmenter.CONTINUATIONS.match(part))
+    ):
         return True  # each of the CONTINUATIONS is a LOWER_WORD
     if min(len(sentence), len(part)) >= segmenter.SHORT_SENTENCE_LENGTH:
         return False
