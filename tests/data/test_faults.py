@@ -141,7 +141,7 @@ def kill_again_and_again(whole: SimpleNamespace, kind: str, folder: Path, kills:
         process = start(line)
         while not partial.exists() and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 1.2 * span))
+        time.sleep(rng.uniform(0, span))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
