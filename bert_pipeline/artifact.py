@@ -114,18 +114,25 @@ def read_origin(directory: Path) -> dict[str, Any] | None:
     """The origin of an artifact, finished or in progress; None where there is neither."""
     for name, read in ((ORIGIN, lambda content: content), ("record.json", lambda content: content["origin"])):
         try:
-            return read(json.loads((directory / name).read_text(encoding="utf-8")))
-        except (FileNotFoundError, json.JSONDecodeError):
+            found = read(json.loads((directory / name).read_bytes()))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged file is as good as none
             continue
+        if isinstance(found, dict):
+            return found
     return None
 
 
 def load(path: Path, kind: str | None = None) -> Artifact:
-    """Open a finished artifact. Raises ArtifactError where there is none, or one of another kind."""
+    """Open a finished artifact. Raises ArtifactError where there is none, a damaged one, or one of another kind."""
     try:
-        record = json.loads((path / "record.json").read_text(encoding="utf-8"))
+        record = json.loads((path / "record.json").read_bytes())
+        whole = record["fingerprint"] == fingerprint(record["origin"]) and "facts" in record
     except FileNotFoundError:
         raise ArtifactError(f"{path} is no artifact: it has no record.json; remedy: build it first") from None
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ArtifactError(f"{path / 'record.json'} is damaged; remedy: remove {path} and build it again")
     made = Artifact(path, record)
     if kind is not None and made.kind != kind:
         raise ArtifactError(f"{path} holds a {made.kind}; a {kind} is needed here")

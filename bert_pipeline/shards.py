@@ -1,6 +1,7 @@
 """Build the shards of an artifact: each one once, whole, under the fingerprint of what it is made from.
 
-    <artifact>/shards.jsonl     a line a shard: name, fingerprint, files with their size and SHA-256, facts
+    <artifact>/shards.jsonl     a line a shard: name, fingerprint, files with their size and SHA-256, facts, and a
+                                checksum of the line itself; the last line says how many they are
 
 A shard that stands already, in what an interrupted build left or in another artifact beside this one, is linked,
 not built: so resuming builds what is missing, and a corpus that grew costs its new shards. A worker writes a shard
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pipeline import artifact
-from bert_pipeline.artifact import Facts
+from bert_pipeline.artifact import ArtifactError, Facts
 from bert_pipeline.executors import ShardError, map_shards
 
 INDEX = "shards.jsonl"
@@ -53,20 +54,29 @@ class Entry:
         return artifact.fingerprint(self.files)
 
 
-def read_index(directory: Path, name: str = INDEX) -> dict[str, Entry]:
-    """The shards of an artifact by name; none where there is no index. A last line cut short is passed over."""
-    found = {}
-    try:
-        with (directory / name).open(encoding="utf-8") as lines:
-            for line in lines:
-                try:
-                    entry = Entry(**json.loads(line))
-                except json.JSONDecodeError:
-                    continue
-                found[entry.name] = entry
-    except FileNotFoundError:
-        pass
-    return found
+def read_index(directory: Path) -> dict[str, Entry]:
+    """The shards of a finished artifact by name. Raises ArtifactError where the index is not what was written."""
+    *lines, end = _read_lines(directory / INDEX) or [b""]
+    entries = [_parse(line) for line in lines]
+    whole = [entry for entry in entries if entry]
+    if len(whole) < len(lines) or end != _end(len(lines)):
+        raise ArtifactError(f"{directory / INDEX}: missing or damaged; remedy: remove {directory} and run again")
+    return {entry.name: entry for entry in whole}
+
+
+def check_files(directory: Path) -> None:
+    """Raise ArtifactError where a file of a finished artifact is missing or has another size: a look at each file,
+    none of which is read.
+    """
+    for entry in read_index(directory).values():
+        for name, expected in entry.files.items():
+            path = directory / name
+            found = f"{path.stat().st_size:,}" if path.is_file() else "no"
+            if found != f"{expected['bytes']:,}":
+                raise ArtifactError(
+                    f"{path}: {found} bytes, and it was made with {expected['bytes']:,}; "
+                    f"remedy: remove {directory} and run again"
+                )
 
 
 class ShardStore:
@@ -79,8 +89,8 @@ class ShardStore:
         for directory in sorted(out.parent.iterdir()):
             beside = artifact.read_origin(directory) if directory != out and directory.is_dir() else None
             if beside and all(beside.get(name) == value for name, value in self._origin.items()):
-                self._standing |= {entry.fingerprint: (directory, entry) for entry in read_index(directory).values()}
-        self._standing |= {entry.fingerprint: (out, entry) for entry in read_index(out, LOG).values()}
+                self._standing |= {entry.fingerprint: (directory, entry) for entry in _legible(directory / INDEX)}
+        self._standing |= {entry.fingerprint: (out, entry) for entry in _legible(out / LOG)}
         self._made: dict[str, Entry] = {}
 
     def fingerprint(self, made_from: Any) -> str:
@@ -149,7 +159,8 @@ class ShardStore:
     def finish(self) -> list[Entry]:
         """Write the index, remove what an interrupted build left over, and return the shards by name."""
         entries = [self._made[name] for name in sorted(self._made)]
-        (self.out / INDEX).write_text("".join(map(_line, entries)), encoding="utf-8")
+        lines = [*map(_line, entries), _end(len(entries)).decode()]
+        (self.out / INDEX).write_text("".join(lines) + "\n", encoding="utf-8")
         (self.out / LOG).unlink(missing_ok=True)
         shutil.rmtree(self.out / SCRATCH, ignore_errors=True)
         known = {name for entry in entries for name in entry.files}
@@ -222,4 +233,27 @@ def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
 
 
 def _line(entry: Entry) -> str:
-    return json.dumps(vars(entry), ensure_ascii=False) + "\n"
+    return json.dumps(vars(entry) | {"check": artifact.fingerprint(vars(entry))}, ensure_ascii=False) + "\n"
+
+
+def _end(count: int) -> bytes:
+    return json.dumps({"shards": count}).encode()
+
+
+def _parse(line: bytes) -> Entry | None:
+    """None for a line that is not what was written: cut short, or damaged."""
+    try:
+        content = json.loads(line)
+        check = content.pop("check")
+        return Entry(**content) if check == artifact.fingerprint(content) else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _read_lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines() if path.is_file() else []
+
+
+def _legible(path: Path) -> list[Entry]:
+    """What can be read of an index or a log: others than these are built again."""
+    return [entry for line in _read_lines(path) if (entry := _parse(line))]
