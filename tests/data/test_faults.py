@@ -250,6 +250,16 @@ def test_a_damaged_index_or_record_is_named(whole, tmp_path, name, how, in_this_
         make_stage("raw_corpus", load_recipe(whole.recipe), {}, tmp_path / "raw_corpus")
 
 
+def test_facts_changed_in_the_index_of_another_artifact_are_not_taken_over(whole, tmp_path, in_this_process):
+    recipe = load_recipe(whole.recipe)
+    first = make_stage("raw_corpus", recipe, {}, tmp_path / "first")
+    index = first.path / INDEX
+    index.write_text(index.read_text().replace('"documents": 2', '"documents": 3', 1))
+    second = make_stage("raw_corpus", recipe, {}, tmp_path / "second")
+    assert second.facts == first.facts and digests(second.path) == digests(whole.root / "raw_corpus")
+    assert {path.stat().st_nlink for path in second.path.rglob("shard-*.parquet")} == {1, 2}
+
+
 def test_shards_of_older_code_are_not_taken_over(whole, tmp_path, monkeypatch, in_this_process):
     recipe = load_recipe(whole.recipe)
     first = make_stage("raw_corpus", recipe, {}, tmp_path / "first")
