@@ -73,7 +73,9 @@ def with_room(state: Pairs, pairs: int) -> Pairs:
     while _is_full(state, pairs):
         state = _with_larger_table(state)
     while state.sizes[_QUEUED] + pairs > len(state.queue):
-        state = state._replace(queue=np.concatenate([state.queue, np.empty_like(state.queue)]))
+        longer = np.empty((2 * len(state.queue), 3), np.int64)
+        longer[: len(state.queue)] = state.queue
+        state = state._replace(queue=longer)
     return state
 
 

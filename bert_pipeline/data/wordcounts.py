@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from bert_pipeline.encoding import itemize
 from bert_pipeline.shards import map_shards
 
-KEPT_WORDS = 2_000_000
-"""Distinct words that pieces are learnt from, at most: the learner takes some 400 bytes for each."""
+KEPT_WORDS = 1_500_000
+"""Distinct words that pieces are learnt from, at most: the learner takes some 300 bytes for each."""
 BATCH_DOCUMENTS = 1_000
-BATCH_WORDS = 50_000
-FAN_IN = 32
+BATCH_WORDS = 20_000
+FAN_IN = 16
 
 SCHEMA = pa.schema([pa.field("word", pa.string(), nullable=False), pa.field("count", pa.int64(), nullable=False)])
 
@@ -106,9 +106,9 @@ def as_table(counts: Counter[str]) -> pa.Table:
 
 def _write(path: Path, tables: Iterable[pa.Table]) -> None:
     path.parent.mkdir(exist_ok=True)
-    with pq.ParquetWriter(path, SCHEMA) as writer:
+    with pq.ParquetWriter(path, SCHEMA, use_dictionary=False) as writer:  # no word comes twice
         for table in tables:
-            writer.write_table(table)
+            writer.write_table(table, row_group_size=BATCH_WORDS)
 
 
 def _merge_files(files: list[Path], out: Path) -> None:
@@ -145,9 +145,9 @@ def _most_frequent(tables: Iterable[pa.Table], num_documents: int) -> WordCounts
         kept = pa.concat_tables([kept, table])
         if len(kept) > 2 * KEPT_WORDS:
             kept = _cut(kept)
-    kept = _cut(kept).combine_chunks()
-    counts = kept["count"].to_numpy()
-    words = pa.concat_arrays(kept["word"].chunks)
+    kept = _cut(kept)
+    words, counts = kept["word"].combine_chunks(), kept["count"].to_numpy()
+    pa.default_memory_pool().release_unused()  # 100 MB and more that Arrow would keep for itself
     return WordCounts(words, counts, num_documents, num_distinct, num_words - int(counts.sum()))
 
 

@@ -102,6 +102,7 @@ def test_the_rarest_words_beyond_the_bound_are_cut_and_counted(kept, monkeypatch
     assert counted.words.to_pylist() == sorted(most_frequent)
     assert counted.num_cut == counts.total() - sum(counts[word] for word in most_frequent)
     assert (counted.num_distinct, counted.num_documents) == (30, 3)
+    assert as_counter(wordcounts._most_frequent([], num_documents=0)) == {}
 
 
 def test_a_sample_is_a_choice_for_each_document_by_itself(shards, tmp_path):
