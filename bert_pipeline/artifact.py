@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from filelock import FileLock
 
 Facts = dict[str, Any]
 """What a stage reports of what it made: JSON values, shown in Dagster and MLflow, checked by the gates."""
+
+ORIGIN = "origin.json"
+"""In a directory in progress: what is being made there."""
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +74,18 @@ def make(
 ) -> Artifact:
     """Return the artifact at `destination`; call `build(directory)` only where it does not stand yet.
 
-    A resumable build finds in its directory what an interrupted one left there; any other starts empty.
+    A resumable build finds in its directory what an interrupted one of the same origin left there; any other
+    starts empty.
     Raises ArtifactError where `destination` holds something else.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{destination}.lock"):  # whoever waits here finds the work done
         if not destination.exists():
             partial = destination.with_name(destination.name + ".partial")
-            if not resumable:
+            if not (resumable and read_origin(partial) == json.loads(json.dumps(origin))):
                 shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(exist_ok=True)
+            (partial / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
             started, clock = datetime.now(UTC), time.monotonic()
             facts = build(partial)
             record = {
@@ -88,6 +94,7 @@ def make(
                 "facts": facts,
                 "made": _circumstances() | {"at": started.isoformat(), "seconds": round(time.monotonic() - clock, 3)},
             }
+            (partial / ORIGIN).unlink()
             (partial / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             flush_to_disk(partial)
             partial.rename(destination)  # until this line there is no artifact; after it, a whole one
@@ -103,12 +110,29 @@ def make(
     return made
 
 
+def read_origin(directory: Path) -> dict[str, Any] | None:
+    """The origin of an artifact, finished or in progress; None where there is neither."""
+    for name, read in ((ORIGIN, lambda content: content), ("record.json", lambda content: content["origin"])):
+        try:
+            found = read(json.loads((directory / name).read_bytes()))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged file is as good as none
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
+
+
 def load(path: Path, kind: str | None = None) -> Artifact:
-    """Open a finished artifact. Raises ArtifactError where there is none, or one of another kind."""
+    """Open a finished artifact. Raises ArtifactError where there is none, a damaged one, or one of another kind."""
     try:
-        record = json.loads((path / "record.json").read_text(encoding="utf-8"))
+        record = json.loads((path / "record.json").read_bytes())
+        whole = record["fingerprint"] == fingerprint(record["origin"]) and "facts" in record
     except FileNotFoundError:
         raise ArtifactError(f"{path} is no artifact: it has no record.json; remedy: build it first") from None
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ArtifactError(f"{path / 'record.json'} is damaged; remedy: remove {path} and build it again")
     made = Artifact(path, record)
     if kind is not None and made.kind != kind:
         raise ArtifactError(f"{path} holds a {made.kind}; a {kind} is needed here")
@@ -117,11 +141,19 @@ def load(path: Path, kind: str | None = None) -> Artifact:
 
 def files_fingerprint(files: Mapping[str, Path]) -> str:
     """A fingerprint of files outside the store: their names and their bytes."""
-    digests = {}
-    for name, path in sorted(files.items()):
-        with path.open("rb") as stream:
-            digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return fingerprint(digests)
+    return fingerprint({name: file_digest(path) for name, path in sorted(files.items())})
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes. A file is read once as long as its size and its time of change stay the same."""
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _file_digest(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _circumstances() -> dict[str, Any]:

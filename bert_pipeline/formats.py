@@ -1,14 +1,18 @@
 """What stands on disk, and its readers: the one truth about the data that passes between stages.
 
-    raw_corpus/       {train,heldout}/shard-00000.parquet     one row a document
+    raw_corpus/       {train,heldout}/shard-<key>.parquet     one row a document
     tokenizer/        tokenizer.json, tokenizer_config.json, vocab.txt
-    nsp_dataset/      len-128/{train,heldout}/pass-000/shard-00000.arrow     one row a pair
+    nsp_dataset/      len-128/{train,heldout}/pass-000/shard-<key>.arrow     one row a pair
     masked_dataset/   the same paths; row for row beside the nsp_dataset
 
+A shard's key is a hash of the id of its first document, written as 15 hexadecimal digits. It names the shard in
+every stage and in every draw, so what is in one shard does not depend on how many others there are.
+
 Only what cannot be derived is stored. token_type_ids, attention_mask, position_ids and labels are made
-here, by `training_rows` (flat arrays, for our loop) and `hugging_face_dataset` (for any Trainer).
+here, by `training_row` (flat arrays, for our loop) and `hugging_face_dataset` (for any Trainer).
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +61,21 @@ def mask_schema(vocab_size: int) -> pa.Schema:
             pa.field("masked_input_ids", pa.list_(token_type(vocab_size)), nullable=False),  # what stands there now
         ]
     )
+
+
+def shard_name(document_id: str) -> str:
+    """The stem of the files of the shard that begins with this document."""
+    return f"shard-{id_hash(document_id) >> 5:015x}"
+
+
+def shard_key(path: Path) -> int:
+    """The 59-bit number that a shard is drawn under; see randomness.py."""
+    return int(path.stem.removeprefix("shard-"), 16)
+
+
+def id_hash(document_id: str) -> int:
+    """64 bits that are a function of the id alone."""
+    return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest())
 
 
 def shard_paths(directory: Path, suffix: str) -> list[Path]:

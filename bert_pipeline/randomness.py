@@ -3,9 +3,10 @@
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3) turns a
 128-bit counter and a 64-bit key into 128 random bits. Here
 
-    counter = (block of the stream, row, shard, pass)      key = (seed of the recipe, what is drawn)
+    counter = (block of the stream, row, shard, pass)      key = (seed of the recipe, what is drawn and shard)
 
-so every row has a stream of its own that any worker, at any time, draws again alike.
+where a shard is a number of 59 bits (`formats.shard_key`), 32 of them in the counter and 27 in the key.
+So every row has a stream of its own that any worker, at any time, draws again alike.
 A stream is a uint32 array that the compiled functions below read and advance.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 from numba import njit
 
 PAIRS, MASKS, ORDER, DROPOUT = range(4)
-"""What is drawn: the second half of the key, plus HELDOUT for rows of the held-out split."""
+"""What is drawn, plus HELDOUT for rows of the held-out split: the lowest 5 bits of the second half of the key."""
 HELDOUT = 16
 
 _BUFFER, _USED = 6, 10  # stream: counter 0-3, key 4-5, the four drawn words 6-9, how many of them are used 10
@@ -38,8 +39,9 @@ def philox(counter: np.ndarray, key: np.ndarray, out: np.ndarray) -> None:
 @njit(cache=True)
 def open_stream(stream: np.ndarray, seed: int, what: int, number: int, shard: int, row: int) -> None:
     """Set a (11,) uint32 stream to the beginning of the stream of (seed, what, pass number, shard, row)."""
-    stream[0], stream[1], stream[2], stream[3] = 0, np.uint32(row), np.uint32(shard), np.uint32(number)
-    stream[4], stream[5], stream[_USED] = np.uint32(seed), np.uint32(what), 4
+    low, high = np.uint32(shard & 0xFFFFFFFF), np.uint32(shard >> 32)
+    stream[0], stream[1], stream[2], stream[3] = 0, np.uint32(row), low, np.uint32(number)
+    stream[4], stream[5], stream[_USED] = np.uint32(seed), np.uint32(what) | high << np.uint32(5), 4
 
 
 def new_stream(seed: int, what: int, number: int = 0, shard: int = 0, row: int = 0) -> np.ndarray:
@@ -72,7 +74,7 @@ def below(stream: np.ndarray, limit: int) -> np.int64:
     return np.int64((draw(stream) * np.uint64(limit)) >> np.uint64(32))
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)  # the loader's thread leaves the interpreter to the training loop
 def permuted(positions: np.ndarray, size: int, seed: int, number: int) -> np.ndarray:
     """The places that `positions` (int64, each in [0, size)) take in a permutation of [0, size).
 

@@ -41,6 +41,8 @@ class CorpusRecipe(Section):
     id_field: str = ""
     """Field that names a document; empty: `<file name>:<record number>`."""
     unicode_normalization: Literal["NFC", "NFKC", "none"] = "NFC"
+    sentence_splitter: Literal["segtok", "lines"] = "segtok"
+    """`lines`: the text is split already, a sentence a line, as google-research/bert takes it."""
     heldout_fraction: Fraction = 0.01
     """Share of the documents kept out of training, chosen by a hash of the document id."""
     documents_per_shard: int = Field(10_000, ge=2)

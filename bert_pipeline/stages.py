@@ -9,6 +9,7 @@ The builders are imported when they are called, so that reading the table costs 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from bert_pipeline.recipe import Recipe
 
 OnRow = Callable[[dict[str, Any]], None]
 """Is given each row of metrics as it comes."""
+
+Build = Callable[[Recipe, Mapping[str, Path], Path, OnRow], Facts]
 
 
 def home() -> Path:
@@ -35,10 +38,32 @@ class Stage:
     """Raised with every change that changes what the stage makes."""
     section: Callable[[Recipe], dict[str, Any]]
     """The part of the recipe that decides its content."""
-    build: Callable[[Recipe, Mapping[str, Path], Path, OnRow], Facts]
+    build: Build
     resumable: bool = False
+    in_shards: bool = False
+    """Its files stand in an index, so damage is found before they are used."""
     outside: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
     """Fingerprints of inputs that do not come from the store: source files, evaluation sets."""
+
+
+def check_files(kind: str, path: Path) -> None:
+    """Raise ArtifactError where a file of an artifact in shards is missing or cut short."""
+    from bert_pipeline import shards
+
+    if STAGES[kind].in_shards:
+        shards.check_files(path)
+
+
+def _from_whole_inputs(build: Build) -> Build:
+    """A builder that looks at the files of its inputs before it begins."""
+
+    @wraps(build)
+    def checked(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
+        for kind, path in inputs.items():
+            check_files(kind, path)
+        return build(recipe, inputs, out, on_row)
+
+    return checked
 
 
 def _raw_corpus(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
@@ -54,24 +79,28 @@ def _corpus_sources(recipe: Recipe) -> dict[str, str]:
     return {"files": artifact.files_fingerprint(files)} if files else {}
 
 
+@_from_whole_inputs
 def _tokenizer(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.data.tokenizer import build_tokenizer
 
     return build_tokenizer(recipe.tokenizer, inputs["raw_corpus"], out)
 
 
+@_from_whole_inputs
 def _nsp_dataset(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.data.nsp import build_nsp_dataset
 
     return build_nsp_dataset(recipe.nsp, recipe.max_seq_lengths, inputs["raw_corpus"], inputs["tokenizer"], out)
 
 
+@_from_whole_inputs
 def _masked_dataset(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.data.masking import build_masked_dataset
 
     return build_masked_dataset(recipe.masking, inputs["tokenizer"], inputs["nsp_dataset"], out)
 
 
+@_from_whole_inputs
 def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.training.launch import build_pretrained_checkpoint
 
@@ -86,6 +115,7 @@ def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path
     )
 
 
+@_from_whole_inputs
 def _evaluations(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.evaluation.evaluate import build_evaluations
 
@@ -106,15 +136,26 @@ def _task_inputs(recipe: Recipe) -> dict[str, str]:
 
 
 STAGES = {
-    "raw_corpus": Stage((), "1", lambda r: r.corpus.model_dump(), _raw_corpus, outside=_corpus_sources),
+    "raw_corpus": Stage(
+        (), "2", lambda r: r.corpus.model_dump(), _raw_corpus, outside=_corpus_sources, resumable=True, in_shards=True
+    ),
     "tokenizer": Stage(("raw_corpus",), "1", lambda r: r.tokenizer.model_dump(), _tokenizer),
     "nsp_dataset": Stage(
         ("raw_corpus", "tokenizer"),
-        "1",
+        "2",
         lambda r: r.nsp.model_dump() | {"max_seq_lengths": r.max_seq_lengths},
         _nsp_dataset,
+        resumable=True,
+        in_shards=True,
     ),
-    "masked_dataset": Stage(("tokenizer", "nsp_dataset"), "1", lambda r: r.masking.model_dump(), _masked_dataset),
+    "masked_dataset": Stage(
+        ("tokenizer", "nsp_dataset"),
+        "2",
+        lambda r: r.masking.model_dump(),
+        _masked_dataset,
+        resumable=True,
+        in_shards=True,
+    ),
     "pretrained_checkpoint": Stage(
         ("tokenizer", "nsp_dataset", "masked_dataset"),
         "1",
@@ -146,10 +187,12 @@ def stage_origin(kind: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> d
 
 
 def _refuse_strangers(kind: str, inputs: Mapping[str, Artifact]) -> None:
-    """Inputs must be made from each other: a dataset of another tokenizer holds other ids."""
+    """Inputs must be made from each other: a dataset of another tokenizer holds other ids. Of the raw corpus that
+    does not hold: a vocabulary may serve a corpus that has grown since it was learnt.
+    """
     for one in inputs.values():
         for name, fingerprint in one.record["origin"]["inputs"].items():
-            if name in inputs and inputs[name].fingerprint != fingerprint:
+            if name != "raw_corpus" and name in inputs and inputs[name].fingerprint != fingerprint:
                 raise artifact.ArtifactError(
                     f"{kind}: {one.path} was made from {name} {fingerprint}, but {inputs[name].path} is "
                     f"{inputs[name].fingerprint}; remedy: give the {name} that it was made from"
@@ -163,9 +206,14 @@ def make_stage(
     destination: Path,
     on_row: OnRow = lambda row: None,
 ) -> Artifact:
-    """Build the artifact in an explicit directory, or return it where it stands there."""
+    """Build the artifact in an explicit directory, or return it where it stands there.
+
+    Raises ArtifactError where a file of what stands there, or of an input, is missing or cut short.
+    """
     stage, origin = STAGES[kind], stage_origin(kind, recipe, inputs)
     paths = {name: inputs[name].path for name in stage.inputs}
-    return artifact.make(
+    made = artifact.make(
         destination, origin, lambda out: stage.build(recipe, paths, out, on_row), resumable=stage.resumable
     )
+    check_files(kind, made.path)
+    return made

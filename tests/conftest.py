@@ -1,8 +1,11 @@
 """What all tests share: a tiny recipe, and the datasets that it makes from a generated corpus."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,3 +91,58 @@ def run_python():
         )
 
     return run
+
+
+class DaskCluster:
+    """A scheduler and two workers of one thread, each a process of its own, as on a cluster."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+        scheduler_file = folder / "scheduler.json"
+
+        def start(*arguments: str) -> subprocess.Popen:
+            command = [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]]
+            with (folder / "dask.log").open("ab") as log:
+                return subprocess.Popen(
+                    command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+
+        self.processes = [
+            start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file",
+                  str(scheduler_file)),
+            *(
+                start("dask_worker", "--scheduler-file", str(scheduler_file), "--nworkers", "1", "--nthreads", "1",
+                      "--no-dashboard", "--host", "127.0.0.1")
+                for _ in range(2)
+            ),
+        ]  # fmt: skip
+        for _ in range(600):
+            if scheduler_file.exists():
+                break
+            time.sleep(0.1)
+        self.address = json.loads(scheduler_file.read_text())["address"].replace("tcp://", "dask://")
+
+    def stop(self) -> None:
+        for process in self.processes:
+            os.killpg(process.pid, signal.SIGKILL)  # a worker and the nanny that would start it again
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def dask_cluster(tmp_path_factory: pytest.TempPathFactory):
+    cluster = DaskCluster(tmp_path_factory.mktemp("dask"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -9,7 +9,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "bert_pipeline").rglob("*.py"))
 ORCHESTRATION = sorted((ROOT / "orchestration").rglob("*.py"))
-BASE = {"recipe", "artifact", "encoding", "formats", "shards", "metrics", "progress", "randomness"}
+BASE = {
+    "recipe",
+    "artifact",
+    "encoding",
+    "executors",
+    "formats",
+    "shards",
+    "metrics",
+    "progress",
+    "randomness",
+    "vocabulary",
+}
 BASE |= {"pictures", "model_card"}
 BELOW = {"data": set(), "training": {"data"}, "evaluation": {"training", "data"}}
 """The rooms of the library, and which other rooms each may look into."""

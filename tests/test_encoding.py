@@ -34,7 +34,7 @@ def tokenizer(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer):
-    return Encoder(tokenizer)  # one for all tests: what it remembers must not matter
+    return Encoder(tokenizer)
 
 
 def assert_same(encoder, tokenizer, texts):
@@ -69,11 +69,9 @@ def test_more_distinct_words_than_the_first_hash_table_holds(encoder, tokenizer)
     assert_same(encoder, tokenizer, [" ".join(words[::7])])
 
 
-def test_an_encoder_that_forgets_gives_the_same_ids(tokenizer, monkeypatch):
-    monkeypatch.setattr("bert_pipeline.encoding.REMEMBERED_ITEMS", 3)
-    forgetful = Encoder(tokenizer)
-    for text in TEXT * 2:
-        assert_same(forgetful, tokenizer, [text])
+@pytest.mark.parametrize("word", ["x" * 100, "x" * 101, "a" + "~" * 3, "~", "\x7f", "in\x00side", "q" * 40 + "~"])
+def test_words_too_long_or_without_pieces_are_unknown_as_in_the_tokenizer(encoder, tokenizer, word):
+    assert_same(encoder, tokenizer, [word, f"a {word} b", word.upper()])
 
 
 def test_items_are_ascii_words_marks_and_whole_words_with_anything_else():
@@ -84,7 +82,7 @@ def test_items_are_ascii_words_marks_and_whole_words_with_anything_else():
 
 
 def test_another_kind_of_tokenizer_is_refused():
-    with pytest.raises(ValueError, match="NoneType and Whitespace cannot be applied word by word; remedy"):
+    with pytest.raises(ValueError, match="NoneType, Whitespace, WordPiece cannot be applied word by word; remedy"):
         foreign = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
         foreign.pre_tokenizer = pre_tokenizers.Whitespace()
         Encoder(foreign)

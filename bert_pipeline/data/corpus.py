@@ -1,9 +1,11 @@
 """The raw corpus: documents in sentences, train and held out.
 
-    documents of the source -> broken ones set aside -> train / heldout by id -> shards -> sentences
+    files -> groups -> documents, broken ones set aside -> train / heldout by id -> shards -> sentences
 
-This process reads and deals; workers clean and split, a shard at a time. What a shard holds depends on the source
-and the recipe alone, so the bytes are the same with any number of workers.
+A group is a large file, or some small ones; which ones, their names and sizes alone decide. A shard belongs to one
+group, so a new file costs its own shards and no others. This process reads and deals; workers clean and split, a
+shard at a time. What a shard holds depends on its group and the recipe alone, so the bytes are the same with any
+number of workers.
 
 Cleaning: Unicode normalisation as the recipe says; then NUL and all other control and format characters (Unicode's
 Cc and Cf: byte order marks, soft hyphens, zero-width spaces, marks of direction) are taken out, as BERT's own
@@ -17,28 +19,44 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Facts
-from bert_pipeline.data.sentences import split_sentences
-from bert_pipeline.data.sources.files import Document, Rejection, SourceError, find_files, id_hash, read_documents
-from bert_pipeline.formats import CORPUS_SCHEMA, SPLITS, write_table
+from bert_pipeline.data.sentences import split_lines, split_sentences
+from bert_pipeline.data.sources.files import (
+    TAKEN_EARLIER,
+    Document,
+    Rejection,
+    SourceError,
+    find_files,
+    read_documents,
+)
+from bert_pipeline.formats import CORPUS_SCHEMA, SPLITS, id_hash, write_table
 from bert_pipeline.progress import Progress
 from bert_pipeline.recipe import CorpusRecipe
-from bert_pipeline.shards import map_shards
+from bert_pipeline.shards import Entry, Shard, ShardStore, total
 
 Normalization = Literal["NFC", "NFKC", "none"]
 
 MIN_DOCUMENTS = 2
-"""Per shard: the B segment of a random pair comes from another document of the same shard."""
+"""In a split: the B segment of a random pair comes from another document."""
+
+CHARACTERS_PER_SHARD = 2**24
+"""A shard of long documents ends before it has its number of documents: memory holds some shards at a time."""
+
+GROUP_BYTES = 2**22
+"""A file of this size is a group by itself; smaller ones make up groups of this size on average."""
 
 HISTOGRAM_EDGES = np.unique(np.round(2 ** np.arange(0, 31.5, 0.5)).astype(np.int64))
 """Half octaves from 1 to 2**31: 1, 2, 3, 4, 6, 8, 11, 16, ..."""
 
 SHOWN_REJECTIONS = 5
+EXAMPLE_LENGTH = 5_000  # characters
 
 
 def source_files(section: CorpusRecipe) -> dict[str, Path]:
@@ -52,52 +70,39 @@ def build_raw_corpus(section: CorpusRecipe, out: Path) -> Facts:
     Raises SourceError where a file cannot be read, too many records are broken, or a split has fewer than two
     documents.
     """
+    store = ShardStore("raw_corpus", out)
+    dealer = Dealer(section, store)
+    store.build(write_shard, dealer.shards())
+    shards = [entry for entry in store.finish() if entry.files]
+    rejections = [Rejection(**each) for group in dealer.groups for each in group.facts["rejections"]]
     with (out / "rejected.jsonl").open("w", encoding="utf-8") as aside:
-        rejections = Rejections(aside)
-        shards = map_shards("raw_corpus", write_shard, deal_shards(section, out, rejections))
-    rows = {split: [facts for facts in shards if facts["split"] == split] for split in SPLITS}
-    counts = {
-        f"{split}_{unit}": sum(facts[unit] for facts in rows[split])
-        for unit in ("documents", "sentences", "words")
-        for split in SPLITS
+        aside.writelines(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in rejections)
+    summed = {split: total(entry.facts for entry in shards if entry.name.startswith(split)) for split in SPLITS}
+    counts = {split: summed[split].get("documents", 0) for split in SPLITS}
+    _check(section, rejections, counts)
+    whole = total(summed.values())
+    return {
+        f"{split}_{unit}": summed[split][unit] for unit in ("documents", "sentences", "words") for split in SPLITS
+    } | {
+        "rejected_documents": len(rejections),
+        "rejected_by_reason": dict(Counter(each.reason for each in rejections)),
+        "sentences_per_document_histogram": _histogram(whole["sentences_histogram"]),
+        "words_per_document_histogram": _histogram(whole["words_histogram"]),
+        "example": summed["train"]["example"],
     }
-    return counts | {
-        "rejected_documents": rejections.by_reason.total(),
-        "rejected_by_reason": dict(rejections.by_reason),
-        "sentences_per_document_histogram": _histogram(facts["sentences_histogram"] for facts in shards),
-        "words_per_document_histogram": _histogram(facts["words_histogram"] for facts in shards),
-        "example": rows["train"][0]["example"],
-    }
 
 
-class Rejections:
-    """Broken records: all of them to a file, their reasons counted, the first few kept to be shown."""
-
-    def __init__(self, aside: TextIO) -> None:
-        self._aside = aside
-        self.by_reason: Counter[str] = Counter()
-        self.first: list[Rejection] = []
-
-    def add(self, rejection: Rejection) -> None:
-        self._aside.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
-        self.by_reason[rejection.reason] += 1
-        if len(self.first) < SHOWN_REJECTIONS:
-            self.first.append(rejection)
-
-    def check(self, num_documents: int, limit: float) -> None:
-        """Raise SourceError where more than the share `limit` of all records is broken."""
-        rejected = self.by_reason.total()
-        records = rejected + num_documents
-        if rejected > limit * records:
-            raise SourceError(
-                "\n  ".join(
-                    [
-                        f"{rejected:,} of {records:,} records are broken, more than corpus.max_rejected_fraction = "
-                        f"{limit:g} allows; remedy: mend them, or raise the limit. The first of them:",
-                        *map(str, self.first),
-                    ]
-                )
-            )
+def _check(section: CorpusRecipe, rejections: list[Rejection], num_documents: dict[str, int]) -> None:
+    """Raise SourceError where too many records are broken, or too few documents are left."""
+    records = len(rejections) + sum(num_documents.values())
+    if len(rejections) > section.max_rejected_fraction * records:
+        raise SourceError(
+            f"{len(rejections):,} of {records:,} records are broken, more than corpus.max_rejected_fraction = "
+            f"{section.max_rejected_fraction:g} allows; remedy: mend them, or raise the limit. The first of them:\n  "
+            + "\n  ".join(map(str, rejections[:SHOWN_REJECTIONS]))
+        )
+    if min(num_documents.values()) < MIN_DOCUMENTS:
+        raise SourceError(_too_few(section, num_documents))
 
 
 def split_of(document_id: str, heldout_fraction: float) -> str:
@@ -105,88 +110,166 @@ def split_of(document_id: str, heldout_fraction: float) -> str:
     return "heldout" if id_hash(document_id) < heldout_fraction * 2**64 else "train"
 
 
-def deal_shards(
-    section: CorpusRecipe, out: Path, rejections: Rejections
-) -> Iterator[tuple[str, tuple[Path, list[Document], Normalization]]]:
-    """The name and the arguments of `write_shard` for each shard, as the source is read.
-
-    A shard leaves when two documents more than it holds have come, so the last one of a split has at least two.
+def group_files(files: dict[str, Path]) -> Iterator[dict[str, Path]]:
+    """Cut a list of files into groups. Whether a group ends after a file depends on that file alone, so a file that
+    comes or goes changes its own group only.
     """
-    waiting: dict[str, list[Document]] = {split: [] for split in SPLITS}
-    num_documents, num_shards = Counter[str](), Counter[str]()
-
-    def leave(split: str, size: int) -> tuple[str, tuple[Path, list[Document], Normalization]]:
-        name = f"{split}/shard-{num_shards[split]:05d}.parquet"
-        num_shards[split] += 1
-        leaving, waiting[split] = waiting[split][:size], waiting[split][size:]
-        return name, (out / name, leaving, section.unicode_normalization)
-
-    for record in _records(section):
-        if isinstance(record, Rejection):
-            rejections.add(record)
-            continue
-        split = split_of(record.document_id, section.heldout_fraction)
-        num_documents[split] += 1
-        waiting[split].append(record)
-        if len(waiting[split]) == section.documents_per_shard + MIN_DOCUMENTS:
-            yield leave(split, section.documents_per_shard)
-    rejections.check(num_documents.total(), section.max_rejected_fraction)
-    if min(num_documents[split] for split in SPLITS) < MIN_DOCUMENTS:
-        raise SourceError(_too_few(section, num_documents))
-    for split in SPLITS:
-        yield leave(split, len(waiting[split]))
+    group: dict[str, Path] = {}
+    for name, path in files.items():
+        size = path.stat().st_size
+        if group and size >= GROUP_BYTES:
+            yield group
+            group = {}
+        group[name] = path
+        if id_hash(name) < size / GROUP_BYTES * 2**64:
+            yield group
+            group = {}
+    if group:
+        yield group
 
 
-def _records(section: CorpusRecipe) -> Iterator[Document | Rejection]:
-    if section.source == "sample":
-        from bert_pipeline.data.sources.sample import sample_documents
+class Pile:
+    """Documents of one split that wait for their shard to be full."""
 
-        for document_id, text in sample_documents(section.sample_documents, section.seed):
-            yield Document(document_id, (text,), "sample")
-    else:
-        files = source_files(section)
-        size = sum(path.stat().st_size for path in files.values())
-        progress = Progress("raw_corpus: reading", size, "bytes")
-        yield from read_documents(files, section.text_fields, section.id_field, progress)
+    def __init__(self, documents_per_shard: int) -> None:
+        self.documents_per_shard = documents_per_shard
+        self.documents: list[Document] = []
+        self._full_at = 0  # so many of them make a full shard; 0: not yet
+        self._characters = 0  # of those that come after
+
+    def add(self, document: Document) -> list[Document]:
+        """The documents of a full shard when half of the next has come, so that the last is not a small one."""
+        self.documents.append(document)
+        self._characters += sum(map(len, document.texts))
+        parts = 1 if not self._full_at else 0.5
+        count = len(self.documents) - self._full_at
+        if count < parts * self.documents_per_shard and self._characters < parts * CHARACTERS_PER_SHARD:
+            return []
+        leaving, self.documents = self.documents[: self._full_at], self.documents[self._full_at :]
+        self._full_at = 0 if leaving else len(self.documents)
+        self._characters = self._characters if leaving else 0
+        return leaving
 
 
-def _too_few(section: CorpusRecipe, num_documents: Counter[str]) -> str:
+class Dealer:
+    """Deals the documents of every group out to shards, and reads only the groups that do not stand already."""
+
+    def __init__(self, section: CorpusRecipe, store: ShardStore) -> None:
+        self.section, self.store = section, store
+        self.groups: list[Entry] = []  # in the order of the source
+        self._taken: set[int] = set()  # hashes of the ids of earlier groups
+
+    def shards(self) -> Iterator[Shard]:
+        if self.section.source == "sample":
+            from bert_pipeline.data.sources.sample import sample_documents
+
+            texts = sample_documents(self.section.sample_documents, self.section.seed)
+            yield from self._deal(
+                self.section.model_dump(), (Document(name, (text,), "sample") for name, text in texts)
+            )
+            return
+        rules = self.section.model_dump(exclude={"path", "max_rejected_fraction"})
+        files = source_files(self.section)
+        progress = Progress("raw_corpus: reading", sum(path.stat().st_size for path in files.values()), "bytes")
+        for group in group_files(files):
+            made_from = rules | {"files": {name: artifact.file_digest(path) for name, path in group.items()}}
+            if self._adopt(made_from):
+                progress.advance(sum(path.stat().st_size for path in group.values()))
+            else:
+                fields = self.section.text_fields, self.section.id_field
+                yield from self._deal(made_from, read_documents(group, *fields, progress, self._taken))
+
+    def _adopt(self, made_from: dict[str, Any]) -> bool:
+        """Take a group over that stands whole, and whose ids no earlier group has taken in the meantime."""
+        group = self.store.standing(made_from)
+        if group is None or any(each["reason"] == TAKEN_EARLIER for each in group.facts["rejections"]):
+            return False
+        shards = [entry for shard in group.facts["shards"] if (entry := self.store.standing(shard))]
+        if len(shards) < len(group.facts["shards"]):
+            return False
+        if self.section.id_field:
+            paths = [self.store.path(shard, name) for shard in shards for name in shard.files]
+            ids = {
+                id_hash(each) for path in paths for each in pq.read_table(path, columns=["document_id"])[0].to_pylist()
+            }
+            if ids & self._taken:
+                return False
+            self._taken |= ids
+        for entry in (group, *shards):
+            self.store.adopt(entry)
+        self.groups.append(group)
+        return True
+
+    def _deal(self, made_from: dict[str, Any], records: Iterable[Document | Rejection]) -> Iterator[Shard]:
+        """The shards of a group that is read."""
+        group = self.store.fingerprint(made_from)
+        rejections, shards = [], []
+        piles = {split: Pile(self.section.documents_per_shard) for split in SPLITS}
+
+        def shard_of(split: str, documents: list[Document]) -> Shard:
+            ids = [document.document_id for document in documents]
+            name = f"{split}/{formats.shard_name(ids[0])}"
+            shards.append({"group": group, "ids": artifact.fingerprint({"ids": ids})})
+            return Shard(name, shards[-1], (self.section, name, documents))
+
+        for record in records:
+            if isinstance(record, Rejection):
+                rejections.append(asdict(record))
+                continue
+            if self.section.id_field:
+                self._taken.add(id_hash(record.document_id))
+            split = split_of(record.document_id, self.section.heldout_fraction)
+            if leaving := piles[split].add(record):
+                yield shard_of(split, leaving)
+        for split, pile in piles.items():
+            if pile.documents:
+                yield shard_of(split, pile.documents)
+        self.groups.append(self.store.note(made_from, {"rejections": rejections, "shards": shards}))
+
+
+def _too_few(section: CorpusRecipe, num_documents: dict[str, int]) -> str:
     source = section.path or section.source
-    train, heldout, total = num_documents["train"], num_documents["heldout"], num_documents.total()
-    if total < 2 * MIN_DOCUMENTS:
+    train, heldout = num_documents["train"], num_documents["heldout"]
+    if train + heldout < 2 * MIN_DOCUMENTS:
         remedy = "bring more documents (in a .txt file, a blank line stands between documents)"
     elif heldout < MIN_DOCUMENTS:
-        remedy = (
-            f"raise corpus.heldout_fraction (for example to {min(0.5, round(10 / total, 4)):g}), or bring more text"
-        )
+        enough = min(0.5, round(10 / (train + heldout), 4))
+        remedy = f"raise corpus.heldout_fraction (for example to {enough:g}), or bring more text"
     else:
         remedy = "lower corpus.heldout_fraction, or bring more text"
     return (
-        f"{source}: {total} documents, of which {train} to train and {heldout} held out "
+        f"{source}: {train + heldout} documents, of which {train} to train and {heldout} held out "
         f"(corpus.heldout_fraction = {section.heldout_fraction:g}); each needs at least {MIN_DOCUMENTS}, "
         f"because a random next sentence comes from another document; remedy: {remedy}"
     )
 
 
-def write_shard(path: Path, documents: list[Document], unicode_normalization: Normalization) -> dict[str, Any]:
-    """Clean and split the documents of one shard, and write them; its facts."""
-    sentences = [
-        [sentence for text in document.texts for sentence in split_sentences(clean(text, unicode_normalization))]
-        for document in documents
-    ]
+def write_shard(folder: Path, section: CorpusRecipe, name: str, documents: list[Document]) -> Facts:
+    """Clean and split the documents of one shard, and write them to `name`.parquet; its facts."""
+    sentences = [_sentences(document, section) for document in documents]
     columns = [[each.document_id for each in documents], sentences, [each.source for each in documents]]
-    write_table(path, pa.Table.from_arrays([pa.array(column) for column in columns], schema=CORPUS_SCHEMA))
+    table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=CORPUS_SCHEMA)
+    write_table(folder / f"{name}.parquet", table)
     num_sentences = [len(each) for each in sentences]
-    num_words = [sum(len(sentence.split()) for sentence in each) for each in sentences]
+    num_words = [sum(sentence.count(" ") + 1 for sentence in each) for each in sentences]
     return {
-        "split": path.parent.name,
         "documents": len(documents),
         "sentences": sum(num_sentences),
         "words": sum(num_words),
-        "sentences_histogram": np.histogram(num_sentences, HISTOGRAM_EDGES)[0],
-        "words_histogram": np.histogram(num_words, HISTOGRAM_EDGES)[0],
-        "example": "\n".join(sentences[0]),
+        "sentences_histogram": np.histogram(num_sentences, HISTOGRAM_EDGES)[0].tolist(),
+        "words_histogram": np.histogram(num_words, HISTOGRAM_EDGES)[0].tolist(),
+        "example": "\n".join(sentences[0])[:EXAMPLE_LENGTH],
     }
+
+
+def _sentences(document: Document, section: CorpusRecipe) -> list[str]:
+    split = split_sentences if section.sentence_splitter == "segtok" else split_lines
+    try:
+        texts = [clean(text, section.unicode_normalization) for text in document.texts]
+        return [sentence for text in texts for sentence in split(text)]
+    except Exception as error:
+        error.add_note(f"document {document.document_id} of {document.source}")
+        raise
 
 
 _CONTROLS = [
@@ -202,9 +285,8 @@ def clean(text: str, unicode_normalization: Normalization) -> str:
     return _CONTROL.sub("", text)
 
 
-def _histogram(per_shard: Iterable[np.ndarray]) -> dict[str, list[int]]:
-    """The sum, without the empty bins at both ends. Bin i counts edges[i] <= x < edges[i + 1]."""
-    counts = np.sum(list(per_shard), axis=0)
+def _histogram(counts: list[int]) -> dict[str, list[int]]:
+    """Without the empty bins at both ends. Bin i counts edges[i] <= x < edges[i + 1]."""
     occupied = np.flatnonzero(counts)
-    first, last = occupied[0], occupied[-1]
-    return {"edges": HISTOGRAM_EDGES[first : last + 2].tolist(), "counts": counts[first : last + 1].tolist()}
+    first, last = int(occupied[0]), int(occupied[-1])
+    return {"edges": HISTOGRAM_EDGES[first : last + 2].tolist(), "counts": counts[first : last + 1]}

@@ -6,19 +6,18 @@ epoch that is not on disk by the same function that wrote the ones that are.
 """
 
 import math
-from collections import Counter
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numba import njit
 
-from bert_pipeline import formats
+from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Facts
 from bert_pipeline.formats import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID, MaskShard, PairShard
 from bert_pipeline.randomness import HELDOUT, MASKS, below, happens, open_stream
 from bert_pipeline.recipe import MaskingRecipe
-from bert_pipeline.shards import map_shards
+from bert_pipeline.shards import Shard, build_shards, read_index, total
 
 NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)  # ids below this are special
 
@@ -72,7 +71,7 @@ class Masker:
         return MaskShard(positions[:used], replacements[:used], mask_offsets)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)  # the loader's thread leaves the interpreter to the training loop
 def _mask(
     input_ids,
     offsets,
@@ -147,45 +146,55 @@ def _mask(
 
 def build_masked_dataset(section: MaskingRecipe, tokenizer: Path, nsp_dataset: Path, out: Path) -> Facts:
     """Mask every pass of an NSP dataset; the shards stand row for row beside those they mask."""
-    sources = sorted(nsp_dataset.glob("len-*/*/pass-*/shard-*.arrow"))
-    if not sources:
-        raise FileNotFoundError(f"{nsp_dataset} holds no len-*/*/pass-*/shard-*.arrow: not a finished nsp_dataset")
-    names = [str(path.relative_to(nsp_dataset)) for path in sources]
+    pairs = read_index(nsp_dataset)
+    digest = artifact.file_digest(tokenizer / "tokenizer.json")
+    rules = section.model_dump() | {"tokenizer": digest}
     shards = [
-        (name, (section, tokenizer, path, number, out / name))
-        for number, (name, path) in enumerate(zip(names, sources, strict=True))
-        for number in [int(path.stem.removeprefix("shard-"))]
+        Shard(name, rules | {"pairs": shard.digest}, (section, (tokenizer, digest), nsp_dataset, sorted(shard.files)))
+        for name, shard in pairs.items()
     ]
-    merged: Counter[Any] = Counter()
-    for count in map_shards("masked_dataset", _build_shard, shards, total=len(shards)):
-        merged.update(count)
-    lengths = sorted({length for _, length in merged})
-    facts = {f"len_{length}": _facts(merged, length) for length in lengths}
+    entries = build_shards("masked_dataset", _build_shard, shards, out)
+    counts = total(entry.facts for entry in entries)
+    lengths = sorted(map(int, counts))
+    facts = {f"len_{length}": _facts(counts[str(length)]) for length in lengths}
     return facts | {"example": _example(tokenizer, nsp_dataset, out, lengths[0])}
 
 
-def _build_shard(section: MaskingRecipe, tokenizer: Path, source: Path, shard_number: int, out: Path) -> Counter[Any]:
-    length_folder, split, pass_folder = source.parts[-4:-1]
-    max_seq_length = int(length_folder.removeprefix("len-"))
-    vocabulary = formats.read_tokenizer(tokenizer)
-    masker = Masker(section, formats.continuation_pieces(vocabulary))
-    pairs = PairShard.read(source)
-    rows = np.arange(len(pairs))
-    masks = masker.mask(
-        pairs.input_ids,
-        pairs.offsets,
-        np.full(len(rows), shard_number),
-        rows,
-        pass_number=int(pass_folder.removeprefix("pass-")),
-        split=split,
-        max_seq_length=max_seq_length,
-    )
-    formats.write_table(out, masks.table(vocabulary.get_vocab_size()))
-    return _count(masker, pairs, masks, max_seq_length) if split == "train" else Counter()
+@lru_cache(maxsize=1)
+def _open_tokenizer(directory: Path, digest: str) -> tuple[np.ndarray, int]:
+    """Once a worker process: the continuation pieces and the size of a vocabulary."""
+    tokenizer = formats.read_tokenizer(directory)
+    return formats.continuation_pieces(tokenizer), tokenizer.get_vocab_size()
 
 
-def _count(masker: Masker, pairs: PairShard, masks: MaskShard, max_seq_length: int) -> Counter[Any]:
-    """What the facts are shares of, keyed by (what, sequence length)."""
+def _build_shard(
+    folder: Path, section: MaskingRecipe, tokenizer: tuple[Path, str], nsp_dataset: Path, names: list[str]
+) -> Facts:
+    """Mask every pass and length of one shard; return counts of the training rows by sequence length."""
+    is_continuation, vocab_size = _open_tokenizer(*tokenizer)
+    masker = Masker(section, is_continuation)
+    counts: Facts = {}
+    for name in names:
+        length_folder, split, pass_folder, _ = Path(name).parts
+        max_seq_length = int(length_folder.removeprefix("len-"))
+        pairs = PairShard.read(nsp_dataset / name)
+        masks = masker.mask(
+            pairs.input_ids,
+            pairs.offsets,
+            np.full(len(pairs), formats.shard_key(Path(name))),
+            np.arange(len(pairs)),
+            pass_number=int(pass_folder.removeprefix("pass-")),
+            split=split,
+            max_seq_length=max_seq_length,
+        )
+        formats.write_table(folder / name, masks.table(vocab_size))
+        if split == "train":
+            counts = total([counts, {str(max_seq_length): _count(masker, pairs, masks)}])
+    return counts
+
+
+def _count(masker: Masker, pairs: PairShard, masks: MaskShard) -> Facts:
+    """What the facts are shares of."""
     flat = masks.positions.astype(np.int64) + np.repeat(pairs.offsets[:-1], np.diff(masks.offsets))
     original = pairs.input_ids[flat]
     hidden = np.zeros(len(pairs.input_ids), np.bool_)
@@ -194,28 +203,26 @@ def _count(masker: Masker, pairs: PairShard, masks: MaskShard, max_seq_length: i
     continues = masker.is_continuation[pairs.input_ids[1:]] & (pairs.input_ids[:-1] >= UNK_ID)
     continues &= ~np.isin(pairs.input_ids[:-1], (CLS_ID, SEP_ID))
     touched = continues & (hidden[1:] | hidden[:-1])
-    return Counter(
-        {
-            ("rows", max_seq_length): len(pairs),
-            ("tokens", max_seq_length): len(pairs.input_ids),
-            ("masked", max_seq_length): len(flat),
-            ("mask", max_seq_length): int((masks.input_ids == MASK_ID).sum()),
-            ("kept", max_seq_length): int((masks.input_ids == original).sum()),
-            ("joints", max_seq_length): int(touched.sum()),
-            ("whole", max_seq_length): int((touched & hidden[1:] & hidden[:-1]).sum()),
-        }
-    )
-
-
-def _facts(counts: Counter[Any], length: int) -> Facts:
-    masked = counts["masked", length]
     return {
-        "masked_fraction": masked / counts["tokens", length],
-        "mask_token_fraction": counts["mask", length] / masked,
-        "random_token_fraction": (masked - counts["mask", length] - counts["kept", length]) / masked,
-        "kept_fraction": counts["kept", length] / masked,
-        "whole_word_fraction": counts["whole", length] / max(counts["joints", length], 1),
-        "predictions_per_row": masked / counts["rows", length],
+        "rows": len(pairs),
+        "tokens": len(pairs.input_ids),
+        "masked": len(flat),
+        "mask": int((masks.input_ids == MASK_ID).sum()),
+        "kept": int((masks.input_ids == original).sum()),
+        "joints": int(touched.sum()),
+        "whole": int((touched & hidden[1:] & hidden[:-1]).sum()),
+    }
+
+
+def _facts(counts: Facts) -> Facts:
+    masked = counts["masked"]
+    return {
+        "masked_fraction": masked / counts["tokens"],
+        "mask_token_fraction": counts["mask"] / masked,
+        "random_token_fraction": (masked - counts["mask"] - counts["kept"]) / masked,
+        "kept_fraction": counts["kept"] / masked,
+        "whole_word_fraction": counts["whole"] / max(counts["joints"], 1),
+        "predictions_per_row": masked / counts["rows"],
     }
 
 

@@ -1,331 +1,141 @@
-"""Next-sentence pairs: documents in sentences in, rows of token ids out.
+"""The nsp_dataset: every shard of the corpus encoded once, then paired at each sequence length, pass by pass."""
 
-The rules are those of google-research/bert, create_pretraining_data.py (create_instances_from_document,
-truncate_seq_pair), with deliberate changes: the random document is drawn uniformly from the shard's
-other documents, never from the own one; every draw is a function of (seed, pass, shard, document).
-
-A and B are contiguous stretches of the shard's tokens, so a pair is planned as four numbers and a
-label (`plan_pairs`), and written afterwards by copying (`write_rows`).
-"""
-
-from collections import Counter
-from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+import pyarrow as pa
 
-from bert_pipeline import formats
+from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Facts
+from bert_pipeline.data.pairs import RANDOM, PairPlan, TokenizedShard, plan_pairs, write_rows
 from bert_pipeline.encoding import Encoder
-from bert_pipeline.formats import CLS_ID, IGNORE_INDEX, SEP_ID, PairShard
-from bert_pipeline.randomness import HELDOUT, PAIRS, below, happens, open_stream
+from bert_pipeline.formats import PairShard
 from bert_pipeline.recipe import NspRecipe
-from bert_pipeline.shards import map_shards
-
-FOLLOWS, RANDOM = 0, 1
-"""The next-sentence label; under `sop`, 1 means swapped."""
-_NSP, _SOP, _NONE = range(3)
-
-
-@dataclass(frozen=True)
-class TokenizedShard:
-    """The documents of a shard as flat arrays."""
-
-    input_ids: np.ndarray  # (tokens,) uint16 or uint32
-    sentence_offsets: np.ndarray  # (sentences + 1,) int64: sentence s is input_ids[offsets[s]:offsets[s + 1]]
-    document_offsets: np.ndarray  # (documents + 1,) int64: document d is sentences offsets[d]:offsets[d + 1]
-
-
-@dataclass(frozen=True)
-class PairPlan:
-    """Where the pairs of one pass over a shard lie in its tokens."""
-
-    spans: np.ndarray  # (rows, 4) int64: begin of A, end of A, begin of B, end of B
-    labels: np.ndarray  # (rows,) int8
-    forced: np.ndarray  # (rows,) bool: random because the chunk held a single sentence
-    truncated: np.ndarray  # (rows,) bool
+from bert_pipeline.shards import Entry, Shard, build_shards, read_index, total
 
 
 def build_nsp_dataset(
     section: NspRecipe, max_seq_lengths: tuple[int, ...], raw_corpus: Path, tokenizer: Path, out: Path
 ) -> Facts:
     """Pair both splits of a corpus at every sequence length: `dupe_factor` passes of train, one of held-out."""
+    digest = artifact.file_digest(tokenizer / "tokenizer.json")
+    rules = section.model_dump() | {"max_seq_lengths": max_seq_lengths, "tokenizer": digest}
     shards = [
-        (f"{split}/{path.stem}", (section, max_seq_lengths, path, number, split, tokenizer, out))
-        for split in formats.SPLITS
-        for number, path in enumerate(formats.shard_paths(raw_corpus / split, "parquet"))
+        Shard(
+            parts[0].name,
+            rules | {"corpus": [part.digest for part in parts]},
+            (section, max_seq_lengths, [raw_corpus / f"{part.name}.parquet" for part in parts], (tokenizer, digest)),
+        )
+        for parts in _pools(read_index(raw_corpus))
     ]
-    counts = map_shards("nsp_dataset", _build_shard, shards, total=len(shards))
-    merged: Counter[Any] = Counter()
-    for count in counts:
-        merged.update(count)
-    facts = {f"len_{length}": _facts(merged, length) for length in max_seq_lengths}
+    entries = build_shards("nsp_dataset", _build_shard, shards, out)
+    counts = total(entry.facts for entry in entries)
+    facts = {f"len_{length}": _facts(counts[str(length)], length) for length in max_seq_lengths}
     return facts | {"example": _example(tokenizer, out, max_seq_lengths[0])}
 
 
+def _pools(corpus: dict[str, Entry]) -> list[list[Entry]]:
+    """The shards of a corpus, each by itself, but one with a single document together with the next of its split: the
+    B segment of a random pair comes from another document.
+    """
+    pools: list[list[Entry]] = []
+    for split in formats.SPLITS:
+        lonely: list[Entry] = []
+        for entry in (entry for name, entry in corpus.items() if name.startswith(f"{split}/")):
+            lonely.append(entry)
+            if sum(each.facts["documents"] for each in lonely) > 1:
+                pools.append(lonely)
+                lonely = []
+        if lonely:
+            pools[-1] += lonely
+    return pools
+
+
+@lru_cache(maxsize=1)
+def _open_tokenizer(directory: Path, digest: str) -> tuple[Encoder, np.ndarray, int]:
+    """Once a worker process: the encoder, the continuation pieces and the size of a vocabulary."""
+    tokenizer = formats.read_tokenizer(directory)
+    return Encoder(tokenizer), formats.continuation_pieces(tokenizer), tokenizer.get_vocab_size()
+
+
 def _build_shard(
+    folder: Path,
     section: NspRecipe,
     max_seq_lengths: tuple[int, ...],
-    corpus_shard: Path,
-    number: int,
-    split: str,
-    tokenizer: Path,
-    out: Path,
-) -> Counter[Any]:
-    """Write every pass and length of one shard; return counts by (what, sequence length, ...)."""
-    vocabulary = formats.read_tokenizer(tokenizer)
-    is_continuation = formats.continuation_pieces(vocabulary)
-    shard = tokenize_shard(corpus_shard, vocabulary)
-    counts: Counter[Any] = Counter()
+    corpus_shards: list[Path],
+    tokenizer: tuple[Path, str],
+) -> Facts:
+    """Write every pass and length of one shard; return counts by sequence length."""
+    encoder, is_continuation, vocab_size = _open_tokenizer(*tokenizer)
+    shard = tokenize_shard(corpus_shards, encoder)
+    split, name = corpus_shards[0].parent.name, corpus_shards[0].stem
+    counts: Facts = {}
     for max_seq_length in max_seq_lengths:
+        of_this_length: list[Facts] = []
         for pass_number in range(section.dupe_factor if split == "train" else 1):
-            plan = plan_pairs(shard, is_continuation, section, max_seq_length, split, pass_number, number)
+            plan = plan_pairs(
+                shard, is_continuation, section, max_seq_length, split, pass_number, formats.shard_key(corpus_shards[0])
+            )
             rows = write_rows(shard, plan)
-            path = formats.pass_directory(out, max_seq_length, split, pass_number) / f"shard-{number:05d}.arrow"
-            formats.write_table(path, rows.table(vocabulary.get_vocab_size()))
-            lengths = np.diff(rows.offsets)
-            counts[split, "pairs", max_seq_length] += len(rows)
-            counts[split, "tokens", max_seq_length] += int(lengths.sum())
-            if split == "train":
-                counts["random", max_seq_length] += int((plan.labels == RANDOM).sum())
-                counts["forced", max_seq_length] += int(plan.forced.sum())
-                counts["truncated", max_seq_length] += int(plan.truncated.sum())
-                for length, times in enumerate(np.bincount(lengths, minlength=max_seq_length + 1).tolist()):
-                    counts["length", max_seq_length, length] += times
+            path = formats.pass_directory(folder, max_seq_length, split, pass_number) / f"{name}.arrow"
+            formats.write_table(path, rows.table(vocab_size))
+            of_this_length.append(_count(split, plan, np.diff(rows.offsets), max_seq_length))
+        counts[str(max_seq_length)] = total(of_this_length)
     return counts
 
 
-def tokenize_shard(corpus_shard: Path, tokenizer: Any) -> TokenizedShard:
-    """Encode the sentences of a corpus shard; sentences and documents without a token do not exist."""
-    documents = formats.read_table(corpus_shard)["sentences"].combine_chunks()
-    input_ids, ends = Encoder(tokenizer).encode(documents.flatten())
+def _count(split: str, plan: PairPlan, lengths: np.ndarray, max_seq_length: int) -> Facts:
+    counts = {f"{split}_pairs": len(lengths), f"{split}_tokens": int(lengths.sum())}
+    if split == "heldout":
+        return counts
+    return counts | {
+        "random": int((plan.labels == RANDOM).sum()),
+        "forced": int(plan.forced.sum()),
+        "truncated": int(plan.truncated.sum()),
+        "lengths": np.histogram(lengths, _length_edges(max_seq_length))[0].tolist(),
+    }
+
+
+def _length_edges(max_seq_length: int) -> np.ndarray:
+    """Of the histogram of row lengths: bin i counts edges[i] <= x < edges[i + 1]."""
+    return np.unique(np.linspace(0, max_seq_length + 1, 33).astype(int))
+
+
+def tokenize_shard(corpus_shards: list[Path], encoder: Encoder) -> TokenizedShard:
+    """Encode the sentences of corpus shards; sentences and documents without a token do not exist."""
+    tables = [formats.read_table(path).select(["sentences"]) for path in corpus_shards]
+    documents = pa.concat_tables(tables)["sentences"].combine_chunks()
+    input_ids, ends = encoder.encode(documents.flatten())
     sentences_before = np.concatenate([[0], np.cumsum(np.diff(ends) > 0)])  # how many hold a token, up to each one
     document_offsets = np.unique(sentences_before[documents.offsets.to_numpy()])
     if len(document_offsets) < 3:
         raise ValueError(
-            f"{corpus_shard} holds {len(document_offsets) - 1} document(s) with text, and a random next sentence needs "
-            "another document; remedy: a larger corpus, or a larger corpus.heldout_fraction"
+            f"{corpus_shards[0]} holds {len(document_offsets) - 1} document(s) with text, and a random next sentence "
+            "needs another document; remedy: a larger corpus, or a larger corpus.heldout_fraction"
         )
     return TokenizedShard(input_ids, np.unique(ends), document_offsets)
 
 
-def plan_pairs(
-    shard: TokenizedShard,
-    is_continuation: np.ndarray,
-    section: NspRecipe,
-    max_seq_length: int,
-    split: str,
-    pass_number: int,
-    shard_number: int,
-) -> PairPlan:
-    """Decide every pair of one pass. `is_continuation` (vocabulary,) bool: the `##` pieces."""
-    objective = ("nsp", "sop", "none").index(section.objective)
-    spans, labels, forced, truncated = _plan(
-        shard.sentence_offsets,
-        shard.document_offsets,
-        is_continuation[shard.input_ids],
-        max_seq_length - (2 if objective == _NONE else 3),
-        objective,
-        section.short_seq_prob,
-        section.target_draw == "example",
-        section.nsp_prob,
-        section.balance,
-        section.truncation == "longest_first",
-        section.truncate_at_word_starts,
-        section.seed,
-        PAIRS + (HELDOUT if split == "heldout" else 0),
-        pass_number,
-        shard_number,
-    )
-    return PairPlan(spans, labels, forced, truncated)
-
-
-@njit(cache=True)
-def _plan(
-    sentence_offsets,
-    document_offsets,
-    continues,
-    max_num_tokens,
-    objective,
-    short_seq_prob,
-    target_per_example,
-    nsp_prob,
-    balance,
-    longest_first,
-    at_word_starts,
-    seed,
-    what,
-    pass_number,
-    shard_number,
-):
-    num_documents = len(document_offsets) - 1
-    most_rows = len(sentence_offsets) - 1  # every row uses up a sentence
-    spans = np.empty((most_rows, 4), np.int64)
-    labels = np.empty(most_rows, np.int8)
-    forced = np.zeros(most_rows, np.bool_)
-    truncated = np.zeros(most_rows, np.bool_)
-    rows = 0
-    surplus = 0  # forced random pairs not yet balanced by a free pair that was drawn random and made real
-    stream = np.zeros(11, np.uint32)
-    for document in range(num_documents):
-        open_stream(stream, seed, what, pass_number, shard_number, document)
-        target = _draw_target(stream, max_num_tokens, short_seq_prob)
-        end = document_offsets[document + 1]
-        first = document_offsets[document]  # first sentence of the chunk
-        i = first
-        while i < end:
-            i += 1
-            chunk_length = sentence_offsets[i] - sentence_offsets[first]
-            if objective == _NONE:
-                fits = i < end and sentence_offsets[i + 1] - sentence_offsets[first] <= max_num_tokens
-                if fits and chunk_length < target:
-                    continue
-            elif i < end and chunk_length < target:
-                continue
-
-            n = i - first
-            a_begin, b_begin, b_end = sentence_offsets[first], sentence_offsets[i], sentence_offsets[i]
-            a_end = b_begin
-            label = FOLLOWS
-            if objective == _NONE:
-                label = IGNORE_INDEX
-            elif objective == _SOP:
-                if n == 1:  # no order to predict
-                    first = i
-                    continue
-                a_end = b_begin = sentence_offsets[first + 1 + below(stream, n - 1)]
-                if happens(stream, 0.5):
-                    a_begin, a_end, b_begin, b_end = b_begin, b_end, a_begin, a_end
-                    label = RANDOM
-            else:
-                num_a = 1 if n == 1 else 1 + below(stream, n - 1)
-                a_end = b_begin = sentence_offsets[first + num_a]
-                random_next = n == 1 or happens(stream, nsp_prob)
-                if balance and n == 1:
-                    surplus += 1
-                elif balance and random_next and surplus >= 2:  # one made real moves the balance by two
-                    random_next = False
-                    surplus -= 2
-                if random_next:
-                    label = RANDOM
-                    forced[rows] = n == 1
-                    other = below(stream, num_documents - 1)
-                    other += other >= document
-                    sentence = document_offsets[other] + below(
-                        stream, document_offsets[other + 1] - document_offsets[other]
-                    )
-                    b_begin = sentence_offsets[sentence]
-                    b_end = sentence_offsets[sentence + 1]
-                    while b_end - b_begin < target - (a_end - a_begin) and sentence + 1 < document_offsets[other + 1]:
-                        sentence += 1
-                        b_end = sentence_offsets[sentence + 1]
-                    i = first + num_a  # put the unused sentences back
-            span = spans[rows]
-            span[0], span[1], span[2], span[3] = a_begin, a_end, b_begin, b_end
-            truncated[rows] = _truncate(span, continues, max_num_tokens, longest_first, at_word_starts, stream)
-            labels[rows] = label
-            rows += 1
-            first = i
-            if target_per_example and i < end:
-                target = _draw_target(stream, max_num_tokens, short_seq_prob)
-    return spans[:rows], labels[:rows], forced[:rows], truncated[:rows]
-
-
-@njit(cache=True)
-def _draw_target(stream, max_num_tokens, short_seq_prob):
-    if happens(stream, short_seq_prob):
-        return 2 + below(stream, max_num_tokens - 1)
-    return max_num_tokens
-
-
-@njit(cache=True)
-def _truncate(span, continues, max_num_tokens, longest_first, at_word_starts, stream):
-    """Cut A = span[0]:span[1] and B = span[2]:span[3] to max_num_tokens; neither becomes empty."""
-    truncated = False
-    while span[1] - span[0] + span[3] - span[2] > max_num_tokens:
-        truncated = True
-        length_a, length_b = span[1] - span[0], span[3] - span[2]
-        if length_b == 0:  # objective "none": a single segment loses its end
-            cut_a, cut_front = True, False
-        elif longest_first:
-            cut_a, cut_front = length_a > length_b, happens(stream, 0.5)
-        else:
-            cut_a, cut_front = happens(stream, 0.5), False
-            if length_a == 1:
-                cut_a = False
-            elif length_b == 1:
-                cut_a = True
-        k = 0 if cut_a else 2
-        begin, end = span[k], span[k + 1]
-        if cut_front:
-            begin += 1
-            while at_word_starts and begin < end and continues[begin]:
-                begin += 1
-        else:
-            end -= 1
-            while at_word_starts and end > begin and continues[end]:
-                end -= 1
-        if begin < end:
-            span[k], span[k + 1] = begin, end
-        else:  # the segment is one long word: it keeps its start
-            span[k + 1] -= 1
-    return truncated
-
-
-def write_rows(shard: TokenizedShard, plan: PairPlan) -> PairShard:
-    """Copy the planned pairs out of the shard: [CLS] A [SEP] B [SEP], or [CLS] A [SEP] without a B."""
-    length_a = plan.spans[:, 1] - plan.spans[:, 0]
-    length_b = plan.spans[:, 3] - plan.spans[:, 2]
-    offsets = np.concatenate([[0], np.cumsum(length_a + length_b + 2 + (length_b > 0))]).astype(np.int32)
-    input_ids = np.empty(offsets[-1], shard.input_ids.dtype)
-    _copy(shard.input_ids, plan.spans, offsets, input_ids)
-    return PairShard(input_ids, offsets, length_a.astype(np.uint16), plan.labels)
-
-
-@njit(cache=True)
-def _copy(tokens, spans, offsets, input_ids):
-    for row in range(len(spans)):
-        place = offsets[row]
-        input_ids[place] = CLS_ID
-        place += 1
-        for k in (0, 2):
-            begin, end = spans[row, k], spans[row, k + 1]
-            if end == begin:
-                continue
-            input_ids[place : place + end - begin] = tokens[begin:end]
-            place += end - begin
-            input_ids[place] = SEP_ID
-            place += 1
-
-
-def _facts(counts: Counter[Any], max_seq_length: int) -> Facts:
-    pairs = counts["train", "pairs", max_seq_length]
-    if not pairs or not counts["heldout", "pairs", max_seq_length]:
+def _facts(counts: dict[str, Any], max_seq_length: int) -> Facts:
+    pairs = counts["train_pairs"]
+    if not pairs or not counts["heldout_pairs"]:
         raise ValueError(
             f'no pair of {max_seq_length} tokens came out of the corpus: under objective = "sop" a document needs two '
             "sentences; remedy: another objective, or longer documents"
         )
-    lengths = [counts["length", max_seq_length, length] for length in range(max_seq_length + 1)]
-    edges = np.unique(np.linspace(0, max_seq_length + 1, 33).astype(int))
-    forced = counts["forced", max_seq_length]
-    random = counts["random", max_seq_length]
     return {
         "train_pairs": pairs,
-        "heldout_pairs": counts["heldout", "pairs", max_seq_length],
-        "train_tokens": counts["train", "tokens", max_seq_length],
-        "heldout_tokens": counts["heldout", "tokens", max_seq_length],
-        "random_fraction": random / pairs,
-        "forced_random_fraction": forced / pairs,
-        "free_random_fraction": (random - forced) / max(pairs - forced, 1),
-        "truncated_fraction": counts["truncated", max_seq_length] / pairs,
-        "fill_fraction": counts["train", "tokens", max_seq_length] / (pairs * max_seq_length),
-        "length_histogram": {
-            "edges": edges.tolist(),
-            "counts": [sum(lengths[low:high]) for low, high in pairwise(edges.tolist())],
-        },
+        "heldout_pairs": counts["heldout_pairs"],
+        "train_tokens": counts["train_tokens"],
+        "heldout_tokens": counts["heldout_tokens"],
+        "random_fraction": counts["random"] / pairs,
+        "forced_random_fraction": counts["forced"] / pairs,
+        "free_random_fraction": (counts["random"] - counts["forced"]) / max(pairs - counts["forced"], 1),
+        "truncated_fraction": counts["truncated"] / pairs,
+        "fill_fraction": counts["train_tokens"] / (pairs * max_seq_length),
+        "length_histogram": {"edges": _length_edges(max_seq_length).tolist(), "counts": counts["lengths"]},
     }
 
 

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_pipeline import artifact
-from bert_pipeline.data.corpus import Rejections, build_raw_corpus, clean, deal_shards, source_files, split_of
-from bert_pipeline.data.sources.files import SourceError
-from bert_pipeline.formats import CORPUS_SCHEMA, SPLITS, iterate_documents, shard_paths
+from bert_pipeline.data import corpus
+from bert_pipeline.data.corpus import Pile, build_raw_corpus, clean, group_files, source_files, split_of
+from bert_pipeline.data.sources.files import Document, SourceError
+from bert_pipeline.data.sources.files import read_documents as read
+from bert_pipeline.formats import CORPUS_SCHEMA, SPLITS, iterate_documents, shard_name, shard_paths
 from bert_pipeline.recipe import CorpusRecipe
 
 
@@ -52,7 +54,10 @@ def test_documents_are_split_into_sentences_field_by_field(tmp_path):
     )
     train, heldout = ids(tmp_path / "out", "train"), ids(tmp_path / "out", "heldout")
     assert Counter(train + heldout) == Counter(f"d{n}" for n in range(100))
-    assert train == sorted(train, key=lambda i: int(i[1:])), "documents keep the order of the source"
+    for path in shard_paths(tmp_path / "out" / "train", "parquet"):
+        inside = [int(i[1:]) for i in pq.read_table(path)["document_id"].to_pylist()]
+        assert inside == sorted(inside), "documents keep the order of the source"
+        assert path.stem == shard_name(f"d{inside[0]}")
     sentences = list(iterate_documents(tmp_path / "out", "train"))
     assert sentences == [[f"Title {i[1:]}", f"Drug {i[1:]} works.", "It was safe."] for i in train]
     table = pq.read_table(shard_paths(tmp_path / "out" / "train", "parquet")[0])
@@ -80,27 +85,99 @@ def test_the_number_of_workers_changes_no_byte(tmp_path, monkeypatch):
     assert facts[0] == facts[1]
 
 
-@given(st.integers(4, 60), st.integers(2, 12))
-def test_no_shard_has_fewer_than_two_documents(tmp_path_factory, num_documents, documents_per_shard):
-    folder = tmp_path_factory.mktemp("deal")
-    section = recipe(
-        write_jsonl(folder / "a.jsonl", range(num_documents)),
-        documents_per_shard=documents_per_shard,
-        heldout_fraction=0.5,
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=80), documents_per_shard=st.integers(2, 12))
+def test_shards_are_full_but_the_last_and_none_is_a_small_rest(sizes, documents_per_shard):
+    characters = 60
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "CHARACTERS_PER_SHARD", characters)
+        pile = Pile(documents_per_shard)
+        documents = [Document(str(n), ("x" * size,), "a") for n, size in enumerate(sizes)]
+        shards = [leaving for document in documents if (leaving := pile.add(document))]
+    assert [each for shard in [*shards, pile.documents] for each in shard] == documents
+    for shard in shards:
+        lengths = [len(document.texts[0]) for document in shard]
+        assert len(shard) == documents_per_shard or (sum(lengths) >= characters > sum(lengths[:-1]))
+    rest = sum(len(document.texts[0]) for document in pile.documents)
+    if shards:
+        assert len(pile.documents) >= documents_per_shard / 2 or rest >= characters / 2
+    assert len(pile.documents) <= 1.5 * documents_per_shard and rest < 1.5 * characters + 30
+
+
+@given(
+    st.lists(st.integers(0, 3 * corpus.GROUP_BYTES // 2), min_size=1, max_size=40), st.integers(0, 40), st.booleans()
+)
+def test_a_file_that_comes_changes_its_own_group_only(tmp_path_factory, sizes, place, large):
+    folder = tmp_path_factory.mktemp("groups")
+    files = {}
+    for n, size in enumerate(sizes):
+        files[f"f{n:03d}"] = folder / f"f{n:03d}"
+        with files[f"f{n:03d}"].open("wb") as stream:
+            stream.truncate(size)
+    new = f"f{place:03d}+"
+    (folder / new).write_bytes(b"")
+    os.truncate(folder / new, corpus.GROUP_BYTES if large else 100)
+    before = [tuple(group) for group in group_files(files)]
+    after = [tuple(group) for group in group_files(dict(sorted((files | {new: folder / new}).items())))]
+    assert [name for group in before for name in group] == list(files)
+    changed = set(before) - set(after)
+    assert len(changed) <= 1
+    for group in after:
+        sized = [(folder / name).stat().st_size >= corpus.GROUP_BYTES for name in group]
+        assert not any(sized) or len(group) == 1, "a large file is a group by itself"
+
+
+def test_a_new_file_costs_its_own_shards_and_changes_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "GROUP_BYTES", 1)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for part in range(3):
+        write_jsonl(texts / f"{2 * part}.jsonl", range(100 * part, 100 * part + 60))
+    first = artifact.make(
+        tmp_path / "store/first", {"kind": "c", "code_version": "1"}, lambda o: build_raw_corpus(recipe(texts), o)
     )
-    with (folder / "rejected.jsonl").open("w") as aside:
-        try:
-            shards = dict(deal_shards(section, folder, Rejections(aside)))
-        except SourceError as error:
-            assert "each needs at least 2" in str(error)
-            return
-    sizes = {name: len(documents) for name, (_, documents, _) in shards.items()}
-    assert sum(sizes.values()) == num_documents
-    assert all(2 <= size <= documents_per_shard + 1 for size in sizes.values())
-    for split in SPLITS:
-        names = sorted(name for name in sizes if name.startswith(split))
-        assert names == [f"{split}/shard-{number:05d}.parquet" for number in range(len(names))]
-        assert all(sizes[name] == documents_per_shard for name in names[:-1])
+    write_jsonl(texts / "1.jsonl", range(1000, 1060))
+    split = []
+    monkeypatch.setattr(corpus, "read_documents", lambda files, *rest: split.append(list(files)) or read(files, *rest))
+    grown = artifact.make(
+        tmp_path / "store/grown",
+        {"kind": "c", "code_version": "1", "n": 2},
+        lambda o: build_raw_corpus(recipe(texts), o),
+    )
+    assert split == [["1.jsonl"]], "only the new file is read"
+    alone = artifact.make(
+        tmp_path / "alone/grown",
+        {"kind": "c", "code_version": "1", "n": 2},
+        lambda o: build_raw_corpus(recipe(texts), o),
+    )
+    assert contents(grown.path) == contents(alone.path) and grown.facts == alone.facts
+    assert set(contents(first.path)) < set(contents(grown.path))
+
+
+def test_an_id_that_a_new_earlier_file_takes_is_dropped_from_the_later_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "GROUP_BYTES", 1)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    write_jsonl(texts / "b.jsonl", range(60))
+    section = recipe(texts, max_rejected_fraction=0.5)
+    for number, files in enumerate([["b"], ["a", "b"], ["b"]]):
+        (texts / "a.jsonl").unlink(missing_ok=True)
+        if "a" in files:
+            write_jsonl(texts / "a.jsonl", range(50, 120))
+        made = artifact.make(
+            tmp_path / f"store/{number}", {"kind": "c", "n": number}, lambda o: build_raw_corpus(section, o)
+        )
+        every = Counter(ids(made.path, "train") + ids(made.path, "heldout"))
+        assert set(every.values()) == {1} and len(every) == (120 if "a" in files else 60)
+        expected = {"document id taken by an earlier file": 10} if "a" in files else {}
+        assert made.facts["rejected_by_reason"] == expected
+        alone = artifact.make(
+            tmp_path / f"alone-{number}/0", {"kind": "c", "n": number}, lambda o: build_raw_corpus(section, o)
+        )
+        assert contents(made.path) == contents(alone.path)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*.parquet")}
 
 
 def test_other_documents_do_not_move_a_document_to_the_other_split(tmp_path):
@@ -130,6 +207,14 @@ def test_text_is_normalised_and_control_characters_are_taken_out(tmp_path):
     build(recipe(path), tmp_path / "out")
     for document in iterate_documents(tmp_path / "out", "train"):
         assert document == ["Café βblockers and ﬁbrin stay here.", "Ångström (Å) too."]
+
+
+def test_text_that_is_split_already_keeps_its_sentences(tmp_path):
+    document = "Mr. Smith gave 5 mg\nof it.  Then\t no more.\u2028Still the second line\n \n"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": f"d{n}", "text": document}) + "\n" for n in range(40)))
+    build(recipe(tmp_path / "a.jsonl", sentence_splitter="lines"), tmp_path / "out")
+    for sentences in iterate_documents(tmp_path / "out", "train"):
+        assert sentences == ["Mr. Smith gave 5 mg", "of it. Then no more. Still the second line"]
 
 
 def test_broken_records_are_kept_aside_with_their_reasons(tmp_path):

@@ -10,7 +10,6 @@ it begins on (.txt, .jsonl, .csv) or of its row (.parquet), from 1.
 import csv
 import glob
 import gzip
-import hashlib
 import io
 import json
 import logging
@@ -20,7 +19,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bert_pipeline.formats import id_hash
 from bert_pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 EXCERPT_LENGTH = 120
 UNIT = {".txt": "line", ".jsonl": "line", ".csv": "line", ".parquet": "row"}
 """What the number of a record counts."""
+TAKEN_EARLIER = "document id taken by an earlier file"
 
 
 class SourceError(ValueError):
@@ -107,9 +108,15 @@ def find_files(path: str) -> dict[str, Path]:
 
 
 def read_documents(
-    files: Mapping[str, Path], text_fields: tuple[str, ...], id_field: str = "", progress: Progress | None = None
+    files: Mapping[str, Path],
+    text_fields: tuple[str, ...],
+    id_field: str = "",
+    progress: Progress | None = None,
+    earlier: Container[int] = frozenset(),
 ) -> Iterator[Document | Rejection]:
     """Every record of every file, in their order; `progress` counts the bytes read.
+
+    `earlier` holds the hashes (`formats.id_hash`) of ids that other files took before.
 
     Each of `text_fields` must be a string; together they must hold a letter or a digit. A .txt file has neither
     fields nor ids. Raises SourceError from a file that cannot be read to its end.
@@ -122,18 +129,14 @@ def read_documents(
             judged = record if isinstance(record, Fault) else _document(record, f"{name}:{number}", name, fields, ids)
             if isinstance(judged, Document) and ids:
                 key = id_hash(judged.document_id)
-                if key in seen:
-                    judged = Fault("duplicate document id", _excerpt(judged.document_id))
+                if key in seen or key in earlier:
+                    reason = "duplicate document id" if key in seen else TAKEN_EARLIER
+                    judged = Fault(reason, _excerpt(judged.document_id))
                 seen.add(key)
             if isinstance(judged, Fault):
                 yield Rejection(name, f"{UNIT[suffix]} {number}", judged.reason, judged.excerpt)
             else:
                 yield judged
-
-
-def id_hash(document_id: str) -> int:
-    """64 bits that are a function of the id alone."""
-    return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest())
 
 
 def _document(
@@ -151,7 +154,7 @@ def _document(
         return Fault(f"id field {id_field} is not a string or an integer", _excerpt(repr(document_id)))
     texts = tuple(fields[field] for field in text_fields)
     for text in (document_id, *texts):
-        if broken := re.search(r"[\ud800-\udfff]", text):
+        if not text.isascii() and (broken := re.search(r"[\ud800-\udfff]", text)):
             return Fault("bytes that are not UTF-8, or half a surrogate pair", _excerpt(text, broken.start()))
     if not any(re.search(r"[^\W_]", text) for text in texts):
         return Fault("document without text", _excerpt(" ".join(texts)))

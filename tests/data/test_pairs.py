@@ -1,0 +1,186 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import google
+
+from bert_pipeline.data.pairs import RANDOM, TokenizedShard, plan_pairs, write_rows
+from bert_pipeline.formats import CLS_ID, IGNORE_INDEX, SEP_ID
+from bert_pipeline.randomness import HELDOUT, PAIRS
+from bert_pipeline.recipe import NspRecipe
+
+VOCABULARY = 2000
+CONTINUES = np.arange(VOCABULARY) % 3 == 0  # a third of the pieces continue a word
+CONTINUES[:5] = False
+
+
+def shard_of(documents):
+    sentences = [sentence for document in documents for sentence in document]
+    return TokenizedShard(
+        np.concatenate([np.asarray(s, np.uint16) for s in sentences]),
+        np.concatenate([[0], np.cumsum([len(s) for s in sentences])]),
+        np.concatenate([[0], np.cumsum([len(d) for d in documents])]),
+    )
+
+
+def make_documents(seed, count, most_sentences=9, most_tokens=40):
+    rng = np.random.default_rng(seed)
+    return [
+        [
+            rng.integers(5, VOCABULARY, rng.integers(1, most_tokens + 1)).tolist()
+            for _ in range(rng.integers(1, most_sentences + 1))
+        ]
+        for _ in range(count)
+    ]
+
+
+def rows_of(documents, section, max_seq_length=64, split="train", number=0, shard=0):
+    tokenized = shard_of(documents)
+    plan = plan_pairs(tokenized, CONTINUES, section, max_seq_length, split, number, shard)
+    rows = write_rows(tokenized, plan)
+    segments = []
+    for r in range(len(rows)):
+        ids = rows.input_ids[rows.offsets[r] : rows.offsets[r + 1]].tolist()
+        a = ids[1 : 1 + rows.segment_a_length[r]]
+        b = ids[2 + rows.segment_a_length[r] : -1]
+        if b or section.objective != "none":
+            assert ids == [CLS_ID, *a, SEP_ID, *b, SEP_ID]
+        else:
+            assert ids == [CLS_ID, *a, SEP_ID]
+        segments.append((a, b, int(rows.next_sentence_label[r]), bool(plan.forced[r])))
+    return segments
+
+
+OPTIONS = list(itertools.product(["document", "example"], ["random_segment", "longest_first"], [0.1, 1.0], [0, 1, 2]))
+
+
+@pytest.mark.parametrize(("target_draw", "truncation", "short_seq_prob", "seed"), OPTIONS)
+def test_the_builder_equals_the_google_algorithm_under_the_same_draws(target_draw, truncation, short_seq_prob, seed):
+    documents = make_documents(seed, 60)
+    section = NspRecipe(target_draw=target_draw, truncation=truncation, short_seq_prob=short_seq_prob, seed=100 + seed)
+    for split, number, shard in [("train", 0, 0), ("train", 3, 2), ("heldout", 0, 1)]:
+        expected = []
+        for index in range(len(documents)):
+            what = PAIRS + (HELDOUT if split == "heldout" else 0)
+            expected += google.pairs_of_document(
+                documents,
+                index,
+                max_seq_length=64,
+                short_seq_prob=short_seq_prob,
+                nsp_prob=0.5,
+                per_example=target_draw == "example",
+                truncate=getattr(google, f"truncate_{truncation}"),
+                rng=google.Draws(section.seed, what, number, shard, index),
+            )
+        assert rows_of(documents, section, 64, split, number, shard) == expected
+        assert len(expected) > 60
+
+
+documents_strategy = st.lists(
+    st.lists(st.lists(st.integers(5, VOCABULARY - 1), min_size=1, max_size=80), min_size=1, max_size=6),
+    min_size=2,
+    max_size=6,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    documents=documents_strategy,
+    objective=st.sampled_from(["nsp", "sop", "none"]),
+    truncation=st.sampled_from(["random_segment", "longest_first"]),
+    at_word_starts=st.booleans(),
+    balance=st.booleans(),
+    max_seq_length=st.integers(8, 70),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_row_keeps_the_rules(documents, objective, truncation, at_word_starts, balance, max_seq_length, seed):
+    numbered, unique = [], itertools.count(5)  # every token once, so that its place is known
+    place = {}
+    for d, document in enumerate(documents):
+        numbered.append([])
+        for sentence in document:
+            ids = [next(unique) for _ in sentence]
+            place |= dict.fromkeys(ids, d)
+            numbered[-1].append(ids)
+    continues = np.zeros(max(VOCABULARY, next(unique)), np.bool_)
+    flat = [t for d in numbered for s in d for t in s]
+    kinds = [t for d in documents for s in d for t in s]
+    continues[flat] = [kind % 3 == 0 for kind in kinds]
+    for sentence in (s for d in numbered for s in d):
+        continues[sentence[0]] = False  # a sentence begins with a word
+    section = NspRecipe(
+        objective=objective, truncation=truncation, truncate_at_word_starts=at_word_starts, balance=balance, seed=seed
+    )
+    tokenized = shard_of(numbered)
+    plan = plan_pairs(tokenized, continues, section, max_seq_length, "train", 0, 0)
+    rows = write_rows(tokenized, plan)
+    for r in range(len(rows)):
+        ids = rows.input_ids[rows.offsets[r] : rows.offsets[r + 1]].tolist()
+        length_a, label = int(rows.segment_a_length[r]), int(rows.next_sentence_label[r])
+        a, b = ids[1 : 1 + length_a], ids[2 + length_a : -1]
+        assert ids[0] == CLS_ID and ids[1 + length_a] == SEP_ID and ids[-1] == SEP_ID
+        assert len(ids) <= max_seq_length and a
+        assert not {CLS_ID, SEP_ID} & set(a + b)
+        for segment in (a, b):
+            assert segment == list(range(segment[0], segment[0] + len(segment))) if segment else True
+            if at_word_starts and segment:
+                assert not continues[segment[0]], "no segment begins with a ## piece"
+        homes_a, homes_b = {place[t] for t in a}, {place[t] for t in b}
+        assert len(homes_a) == 1
+        if objective == "none":
+            assert not b and label == IGNORE_INDEX
+        elif objective == "nsp":
+            assert len(homes_b) == 1
+            assert (homes_a != homes_b) == (label == RANDOM)
+            assert label == RANDOM or b[0] > a[-1]
+        else:
+            assert homes_a == homes_b
+            assert (b[0] > a[-1]) == (label == 0)
+
+
+def test_none_loses_no_token_of_sentences_that_fit():
+    documents = make_documents(3, 40, most_tokens=20)
+    section = NspRecipe(objective="none", short_seq_prob=0.0)
+    rows = rows_of(documents, section, 32)
+    assert [t for a, _, _, _ in rows for t in a] == [t for d in documents for s in d for t in s]
+
+
+def test_sop_makes_nothing_of_a_single_sentence():
+    documents = [[[7, 8, 9]], [[10], [11]]]
+    assert {tuple(a + b) for a, b, _, _ in rows_of(documents, NspRecipe(objective="sop"))} <= {(10, 11), (11, 10)}
+
+
+def test_forced_pairs_are_counted_apart_and_the_free_ones_are_even():
+    documents = make_documents(5, 3000)
+    rows = rows_of(documents, NspRecipe(), 64)
+    free = [label for _, _, label, forced in rows if not forced]
+    forced = [label for _, _, label, forced in rows if forced]
+    assert set(forced) == {RANDOM} and len(forced) > 100
+    assert abs(np.mean(free) - 0.5) < 5 * 0.5 / len(free) ** 0.5
+
+
+def test_balance_makes_both_labels_equally_frequent():
+    documents = make_documents(6, 3000)
+    plain = [label for _, _, label, _ in rows_of(documents, NspRecipe(), 64)]
+    even = [label for _, _, label, _ in rows_of(documents, NspRecipe(balance=True), 64)]
+    assert np.mean(plain) > 0.55
+    assert abs(np.mean(even) - 0.5) < 5 * 0.5 / len(even) ** 0.5
+
+
+def test_passes_pair_the_corpus_anew():
+    documents = make_documents(8, 50)
+    assert rows_of(documents, NspRecipe(), number=0) != rows_of(documents, NspRecipe(), number=1)
+    assert rows_of(documents, NspRecipe(), number=1) == rows_of(documents, NspRecipe(), number=1)
+
+
+def test_random_documents_are_uniform_over_the_others():
+    documents = [[[100 + d]] for d in range(5)] * 1
+    counts = np.zeros((5, 5), int)
+    for number in range(2000):
+        for (a,), (b,), _, _ in rows_of(documents, NspRecipe(), number=number):
+            counts[a - 100, b - 100] += 1
+    assert (np.diag(counts) == 0).all()
+    off = counts[~np.eye(5, dtype=bool)]
+    assert abs(off - 500).max() < 5 * 20
