@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bert_pipeline.encoding import itemize
-from bert_pipeline.shards import map_shards
+from bert_pipeline.executors import map_shards
 
 KEPT_WORDS = 1_500_000
 """Distinct words that pieces are learnt from, at most: the learner takes some 300 bytes for each."""
