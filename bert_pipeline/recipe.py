@@ -67,6 +67,9 @@ class TokenizerRecipe(Section):
     min_frequency: int = Field(2, ge=1)
     limit_alphabet: int = Field(1_000, ge=1)
     """Characters kept in the vocabulary; the rarest beyond this number become [UNK]."""
+    max_documents: int = Field(0, ge=0)
+    """Learn from about so many training documents, drawn by a hash of their ids under the seed; 0: from all."""
+    seed: Seed = 12345
 
 
 class NspRecipe(Section):

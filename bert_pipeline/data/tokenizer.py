@@ -1,28 +1,32 @@
 """The vocabulary: WordPiece pieces learnt from the corpus itself, saved for `AutoTokenizer`.
 
-The trainer of the `tokenizers` library numbers the continuation characters (##a, ##b, ...) in the order
-of a randomly seeded hash map and breaks ties between equally frequent merges by those numbers, so two
-trainings on one text give two vocabularies. Here the alphabet is counted and numbered beforehand, which
-makes the vocabulary a function of the text alone.
+    shards -> how often each word occurs (wordcounts.py) -> pieces (wordpiece.py) -> tokenizer.json
+
+It is a function of the text alone: not of shards, workers, or the seed of a hash map.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 
 from bert_pipeline import formats
 from bert_pipeline.artifact import Facts
+from bert_pipeline.data.wordcounts import Sample, as_table, count_corpus, count_words, document_batches
+from bert_pipeline.data.wordpiece import character_counts, learn_pieces, spell
 from bert_pipeline.formats import CLS_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID
-from bert_pipeline.progress import Progress
 from bert_pipeline.recipe import TokenizerRecipe
 
 HELDOUT_DOCUMENTS = 20_000
 """Held-out documents that the facts are measured on, at most."""
+CHECKED_WORDS = 100
 
 log = logging.getLogger(__name__)
 
@@ -33,38 +37,41 @@ class VocabularyError(ValueError):
 
 def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Facts:
     """Train a WordPiece vocabulary on the training split and save it as a Hugging Face tokenizer."""
-    tokenizer = train_wordpiece(section, lambda: _sentences(raw_corpus, "train"))
+    shards = formats.shard_paths(raw_corpus / "train", "parquet")
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        sample = Sample(section.seed, _share(section.max_documents, shards))
+        counted = count_corpus(_bert_tokenizer(section.lowercase), shards, sample, Path(scratch))
+    tokenizer = _train(section, counted.words, counted.counts)
     save_tokenizer(tokenizer, section.lowercase, out)
-    special_token_ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    vocab_size = tokenizer.get_vocab_size()
     return {
-        "vocab_size": tokenizer.get_vocab_size(),
-        "special_token_ids": special_token_ids,
+        "vocab_size": vocab_size,
+        "padded_vocab_size": -(-vocab_size // 64) * 64,  # rows of the model's embedding; the added ids never occur
+        "special_token_ids": {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS},
+        "training_documents": counted.num_documents,
+        "training_words": int(counted.counts.sum()) + counted.num_cut,
+        "distinct_words": counted.num_distinct,
+        "cut_words": counted.num_cut,
         **_measure(tokenizer, raw_corpus),
     }
 
 
-def _sentences(raw_corpus: Path, split: str) -> Iterator[str]:
-    for document in formats.iterate_documents(raw_corpus, split):
-        yield from document
+def _share(max_documents: int, shards: list[Path]) -> float:
+    num_documents = sum(pq.read_metadata(path).num_rows for path in shards)
+    return min(1.0, max_documents / num_documents) if max_documents else 1.0
 
 
-def train_wordpiece(section: TokenizerRecipe, sentences: Any) -> Tokenizer:
-    """Learn the vocabulary. `sentences()` returns a fresh iterator over the text; it is read twice.
+def train_wordpiece(section: TokenizerRecipe, sentences: Iterable[str]) -> Tokenizer:
+    """Learn the vocabulary of a text that fits in memory, all of it."""
+    counts = as_table(count_words(_bert_tokenizer(section.lowercase), [pa.array(sentences, pa.string())]))
+    return _train(section, counts["word"].combine_chunks(), counts["count"].to_numpy())
 
-    Raises VocabularyError where the text has too few distinct pieces for `vocab_size`.
-    """
-    tokenizer = _untrained(section.lowercase, vocabulary={"[UNK]": 0})
-    alphabet = _alphabet(tokenizer.normalizer, sentences(), section.limit_alphabet)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=section.vocab_size,
-        min_frequency=section.min_frequency,
-        special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in alphabet)],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_counted(sentences()), trainer)
-    pieces = tokenizer.get_vocab()
+
+def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) -> Tokenizer:
+    """Raises VocabularyError where the words have too few pieces for `vocab_size`, or too many characters."""
+    spelling = spell(words, counts)
+    alphabet = _alphabet(character_counts(spelling), section.limit_alphabet)
+    pieces, last_count = learn_pieces(spelling, alphabet, SPECIAL_TOKENS, section.vocab_size, section.min_frequency)
     if len(pieces) < section.vocab_size:
         raise VocabularyError(
             f"tokenizer.vocab_size = {section.vocab_size}, but the text gives only {len(pieces)} pieces that occur "
@@ -75,16 +82,27 @@ def train_wordpiece(section: TokenizerRecipe, sentences: Any) -> Tokenizer:
             f"tokenizer.vocab_size = {section.vocab_size}, but the {len(alphabet)} characters of the text alone need "
             f"{len(pieces)}; remedy: a larger vocab_size or a smaller tokenizer.limit_alphabet"
         )
-    return _untrained(section.lowercase, pieces)  # anew, so that the characters are no special tokens
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    ranked = ((words[n].as_py(), int(counts[n])) for n in np.argsort(-counts, kind="stable"))
+    spelt = ((word, count) for word, count in ranked if set(word) <= set(alphabet))
+    for word, count in islice(spelt, CHECKED_WORDS):
+        if count > last_count and word not in vocabulary:  # tokenizers issue 437: "the" was missing
+            raise VocabularyError(
+                f"the word {word!r} occurs {count:,} times, a pair that became a piece only {last_count:,} times, yet "
+                "the word is no piece: pairs were miscounted; remedy: report this, it is a fault of the program"
+            )
+    return _bert_tokenizer(section.lowercase, vocabulary)
 
 
-def _untrained(lowercase: bool, vocabulary: dict[str, int]) -> Tokenizer:
+def _bert_tokenizer(lowercase: bool, vocabulary: dict[str, int] | None = None) -> Tokenizer:
     """BERT's normaliser, splitter and row template (google-research/bert, tokenization.py) over a vocabulary."""
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer = Tokenizer(
+        models.WordPiece(vocabulary or {"[UNK]": UNK_ID}, unk_token="[UNK]", max_input_chars_per_word=100)
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = WordPieceDecoder()
-    if "[CLS]" in vocabulary:
+    if vocabulary:
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
@@ -94,58 +112,55 @@ def _untrained(lowercase: bool, vocabulary: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
-def _alphabet(normalizer: Any, sentences: Iterator[str], limit: int) -> list[str]:
-    """The `limit` most frequent characters after normalisation (ties by code point), sorted."""
-    counts: Counter[str] = Counter()
-    for sentence in sentences:
-        counts.update(normalizer.normalize_str(sentence))
-    ranked = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+def _alphabet(counts: dict[str, int], limit: int) -> list[str]:
+    """The `limit` most frequent characters (ties by code point), sorted."""
+    ranked = sorted(counts, key=lambda character: (-counts[character], character))
     if len(ranked) > limit:
         log.info("tokenizer: %d rare characters beyond limit_alphabet = %d become [UNK]", len(ranked) - limit, limit)
     return sorted(ranked[:limit])
 
 
-def _counted(sentences: Iterator[str]) -> Iterator[str]:
-    progress = Progress("tokenizer: reading", None, "sentences")
-    for sentence in sentences:
-        progress.advance()
-        yield sentence
-
-
 def save_tokenizer(tokenizer: Tokenizer, lowercase: bool, out: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and vocab.txt, and check the ids of the special tokens."""
+    """Write tokenizer.json, tokenizer_config.json and vocab.txt, and check the ids."""
     from transformers import BertTokenizer
 
     wrong = {t: tokenizer.token_to_id(t) for n, t in enumerate(SPECIAL_TOKENS) if tokenizer.token_to_id(t) != n}
     if wrong:
         raise VocabularyError(f"special tokens must have the ids 0 to {len(SPECIAL_TOKENS) - 1} in the order of "
                               f"{SPECIAL_TOKENS}, but: {wrong}")  # fmt: skip
+    pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    for number, (piece, found) in enumerate(pieces):
+        if found != number:
+            raise VocabularyError(
+                f"ids must be 0 to {len(pieces) - 1}, each once, but {piece!r} has {found}, not {number}"
+            )
     BertTokenizer(tokenizer_object=tokenizer, do_lower_case=lowercase).save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))
-    pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     (out / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
 
 
 def _measure(tokenizer: Tokenizer, raw_corpus: Path) -> Facts:
     """How the vocabulary fits text that it was not made from."""
-    words: Counter[str] = Counter()
-    for number, document in enumerate(formats.iterate_documents(raw_corpus, "heldout")):
-        if number == HELDOUT_DOCUMENTS:
-            break
-        for sentence in document:
-            normal = tokenizer.normalizer.normalize_str(sentence)
-            words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
-    distinct = list(words)
-    encoded = dict(zip(distinct, tokenizer.encode_batch(distinct, add_special_tokens=False), strict=True))
-    total = sum(words.values())
-    pieces = sum(words[word] * len(encoded[word].ids) for word in distinct)
-    unknown = sum(words[word] * encoded[word].ids.count(UNK_ID) for word in distinct)
-    worst = sorted(distinct, key=lambda word: (-len(encoded[word].ids), -words[word], word))[:10]
-    frequent = [word for word, _ in words.most_common(5)]
+    words = count_words(tokenizer, _heldout_sentences(raw_corpus))
+    encoded = dict(zip(words, tokenizer.encode_batch(list(words), add_special_tokens=False), strict=True))
+    pieces = sum(count * len(encoded[word].ids) for word, count in words.items())
+    unknown = sum(count * encoded[word].ids.count(UNK_ID) for word, count in words.items())
+    worst = sorted(words, key=lambda word: (-len(encoded[word].ids), -words[word], word))[:10]
+    frequent = sorted(words, key=lambda word: (-words[word], word))[:5]
     return {
-        "heldout_words": total,
+        "heldout_words": words.total(),
         "heldout_unk_fraction": unknown / max(pieces, 1),
-        "heldout_pieces_per_word": pieces / max(total, 1),
+        "heldout_pieces_per_word": pieces / max(words.total(), 1),
         "worst_words": [[word, encoded[word].tokens] for word in worst],
         "example": "  ".join(" ".join(encoded[word].tokens) for word in worst[:3] + frequent),
     }
+
+
+def _heldout_sentences(raw_corpus: Path) -> Iterator[pa.StringArray]:
+    left = HELDOUT_DOCUMENTS
+    for path in formats.shard_paths(raw_corpus / "heldout", "parquet"):
+        for batch in document_batches(path):
+            yield batch["sentences"].slice(0, left).flatten()
+            left -= len(batch)
+            if left <= 0:
+                return
