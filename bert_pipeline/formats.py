@@ -90,6 +90,12 @@ def pass_directory(dataset: Path, max_seq_length: int, split: str, number: int =
     return dataset / f"len-{max_seq_length}" / split / f"pass-{number:03d}"
 
 
+def first_row_shard(dataset: Path, max_seq_length: int) -> Path:
+    """The first training shard that has a row: of a small corpus, a shard and pass may give none."""
+    paths = sorted(dataset.glob(f"len-{max_seq_length}/train/pass-*/shard-*.arrow"))
+    return next(path for path in paths if read_table(path).num_rows)
+
+
 def num_passes(dataset: Path, max_seq_length: int, split: str) -> int:
     return len(list((dataset / f"len-{max_seq_length}" / split).glob("pass-*")))
 
@@ -238,23 +244,3 @@ def hugging_face_dataset(
 
     both = concatenate_datasets([column_wise(nsp_dataset), column_wise(masked_dataset)], axis=1)
     return both.with_transform(join)
-
-
-def read_tokenizer(directory: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a tokenizer artifact, for encoding text that is data.
-
-    A "[SEP]" that stands in a text is text: it is encoded as its characters, never as the special token.
-    """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def continuation_pieces(tokenizer: Any) -> np.ndarray:
-    """(vocabulary,) bool: true for the pieces that continue a word (`##...`)."""
-    table = np.zeros(tokenizer.get_vocab_size(), np.bool_)
-    for piece, number in tokenizer.get_vocab().items():
-        table[number] = piece.startswith("##") and len(piece) > 2
-    return table

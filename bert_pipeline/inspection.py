@@ -11,6 +11,7 @@ from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Artifact, ArtifactError
 from bert_pipeline.formats import MaskShard, PairShard
 from bert_pipeline.metrics import read_rows
+from bert_pipeline.vocabulary import read_tokenizer
 
 Rows = list[Any]
 
@@ -39,7 +40,7 @@ def _pieces(made: Artifact, tokenizer: Path | None, count: int) -> Rows:
 
 
 def _pairs(made: Artifact, tokenizer: Path | None, count: int) -> Rows:
-    vocabulary = formats.read_tokenizer(tokenizer or _beside(made, "tokenizer"))
+    vocabulary = read_tokenizer(tokenizer or _beside(made, "tokenizer"))
     pairs = PairShard.read(_first_shard(made.path))
     rows = []
     for n in range(min(count, len(pairs))):
@@ -50,7 +51,7 @@ def _pairs(made: Artifact, tokenizer: Path | None, count: int) -> Rows:
 
 
 def _masked(made: Artifact, tokenizer: Path | None, count: int) -> Rows:
-    vocabulary = formats.read_tokenizer(tokenizer or _beside(made, "tokenizer"))
+    vocabulary = read_tokenizer(tokenizer or _beside(made, "tokenizer"))
     path = _first_shard(made.path)
     masks = MaskShard.read(path)
     pairs = PairShard.read(_beside(made, "nsp_dataset") / path.relative_to(made.path))

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from bert_pipeline import formats
 from bert_pipeline.data.tokenizer import train_wordpiece
 from bert_pipeline.encoding import Encoder, itemize
 from bert_pipeline.recipe import TokenizerRecipe
+from bert_pipeline.vocabulary import read_tokenizer
 
 TEXT = [
     "Interleukin-2 (IL-2) raised β-catenin by 12.5 µg/ml; p < 0.05.",
@@ -29,7 +29,7 @@ def tokenizer(request, tmp_path_factory):
     trained = train_wordpiece(TokenizerRecipe(vocab_size=180, lowercase=request.param), TEXT)
     folder = tmp_path_factory.mktemp("tokenizer")
     trained.save(str(folder / "tokenizer.json"))
-    return formats.read_tokenizer(folder)
+    return read_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")

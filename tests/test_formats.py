@@ -7,6 +7,7 @@ from transformers import BertForPreTraining, Trainer, TrainingArguments
 from bert_pipeline import formats
 from bert_pipeline.formats import CLS_ID, IGNORE_INDEX, MaskShard, PairShard
 from bert_pipeline.training.model import build_model
+from bert_pipeline.vocabulary import read_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_masks_cost_less_than_a_byte_a_token(tiny):
 
 
 def test_a_special_token_in_the_text_is_text(tiny):
-    tokenizer = formats.read_tokenizer(tiny["tokenizer"].path)
+    tokenizer = read_tokenizer(tiny["tokenizer"].path)
     ids = tokenizer.encode("a [SEP] b [MASK]", add_special_tokens=False).ids
     assert not set(ids) & {formats.SEP_ID, formats.MASK_ID}
 

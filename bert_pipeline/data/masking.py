@@ -18,6 +18,7 @@ from bert_pipeline.formats import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_TOKEN
 from bert_pipeline.randomness import HELDOUT, MASKS, below, happens, open_stream
 from bert_pipeline.recipe import MaskingRecipe
 from bert_pipeline.shards import Shard, build_shards, read_index, total
+from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
 
 NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)  # ids below this are special
 
@@ -163,8 +164,8 @@ def build_masked_dataset(section: MaskingRecipe, tokenizer: Path, nsp_dataset: P
 @lru_cache(maxsize=1)
 def _open_tokenizer(directory: Path, digest: str) -> tuple[np.ndarray, int]:
     """Once a worker process: the continuation pieces and the size of a vocabulary."""
-    tokenizer = formats.read_tokenizer(directory)
-    return formats.continuation_pieces(tokenizer), tokenizer.get_vocab_size()
+    tokenizer = read_tokenizer(directory)
+    return continuation_pieces(tokenizer), tokenizer.get_vocab_size()
 
 
 def _build_shard(
@@ -228,8 +229,8 @@ def _facts(counts: Facts) -> Facts:
 
 def _example(tokenizer: Path, nsp_dataset: Path, out: Path, max_seq_length: int) -> str:
     """The first training row as the model sees it, and what it is asked for."""
-    vocabulary = formats.read_tokenizer(tokenizer)
-    path = formats.shard_paths(formats.pass_directory(out, max_seq_length, "train"), "arrow")[0]
+    vocabulary = read_tokenizer(tokenizer)
+    path = formats.first_row_shard(out, max_seq_length)
     pairs, masks = PairShard.read(nsp_dataset / path.relative_to(out)), MaskShard.read(path)
     row = pairs.input_ids[: pairs.offsets[1]].tolist()
     positions = masks.positions[: masks.offsets[1]].tolist()

@@ -14,6 +14,7 @@ from bert_pipeline.encoding import Encoder
 from bert_pipeline.formats import PairShard
 from bert_pipeline.recipe import NspRecipe
 from bert_pipeline.shards import Entry, Shard, build_shards, read_index, total
+from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
 
 
 def build_nsp_dataset(
@@ -56,8 +57,8 @@ def _pools(corpus: dict[str, Entry]) -> list[list[Entry]]:
 @lru_cache(maxsize=1)
 def _open_tokenizer(directory: Path, digest: str) -> tuple[Encoder, np.ndarray, int]:
     """Once a worker process: the encoder, the continuation pieces and the size of a vocabulary."""
-    tokenizer = formats.read_tokenizer(directory)
-    return Encoder(tokenizer), formats.continuation_pieces(tokenizer), tokenizer.get_vocab_size()
+    tokenizer = read_tokenizer(directory)
+    return Encoder(tokenizer), continuation_pieces(tokenizer), tokenizer.get_vocab_size()
 
 
 def _build_shard(
@@ -141,7 +142,7 @@ def _facts(counts: dict[str, Any], max_seq_length: int) -> Facts:
 
 def _example(tokenizer: Path, out: Path, max_seq_length: int) -> str:
     """The first training row in words, with its label."""
-    first = PairShard.read(formats.shard_paths(formats.pass_directory(out, max_seq_length, "train"), "arrow")[0])
+    first = PairShard.read(formats.first_row_shard(out, max_seq_length))
     row = first.input_ids[: first.offsets[1]].tolist()
-    text = formats.read_tokenizer(tokenizer).decode(row, skip_special_tokens=False)
+    text = read_tokenizer(tokenizer).decode(row, skip_special_tokens=False)
     return f"{text}\nnext_sentence_label = {first.next_sentence_label[0]}"

@@ -21,6 +21,7 @@ from bert_pipeline.data.masking import Masker
 from bert_pipeline.formats import IGNORE_INDEX, PAD_ID, MaskShard, PairShard
 from bert_pipeline.randomness import permuted
 from bert_pipeline.recipe import MaskingRecipe
+from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
 
 Columns = tuple[memoryview, ...]
 """The columns of a mapped PairShard or MaskShard, in their order. Rows are cut out of a memoryview in two
@@ -81,8 +82,8 @@ class PairDataset:
     ) -> None:
         self.max_seq_length, self.split = max_seq_length, split
         section = artifact.load(masked_dataset, "masked_dataset").record["origin"]["section"]
-        vocabulary = formats.read_tokenizer(tokenizer)
-        self.masker = Masker(MaskingRecipe(**section), formats.continuation_pieces(vocabulary))
+        vocabulary = read_tokenizer(tokenizer)
+        self.masker = Masker(MaskingRecipe(**section), continuation_pieces(vocabulary))
         self.pairs: list[list[Columns]] = []  # by pass, by shard
         self.masks: list[list[Columns]] = []  # the same; the masks of epochs beyond these are drawn
         self._keys: list[np.ndarray] = []  # by pass: (shards,) int64

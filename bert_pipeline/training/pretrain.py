@@ -25,7 +25,6 @@ from filelock import FileLock
 from torch import nn
 from transformers import BertForPreTraining
 
-from bert_pipeline import formats
 from bert_pipeline.metrics import append_row
 from bert_pipeline.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
@@ -36,6 +35,7 @@ from bert_pipeline.training.loss import PretrainingLoss
 from bert_pipeline.training.model import build_model
 from bert_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 from bert_pipeline.training.steps import Step, StepReader
+from bert_pipeline.vocabulary import read_tokenizer
 
 EXIT_RESUME = 75  # EX_TEMPFAIL: the run was asked to stop and can go on
 
@@ -79,7 +79,7 @@ def train(job: Job) -> None:
     _check_batch(section, accelerator.num_processes)
     out = Path(job.out)
     checkpoints, metrics = out / "work" / "checkpoints", out / "metrics.jsonl"
-    vocab_size = formats.read_tokenizer(Path(job.tokenizer)).get_vocab_size()
+    vocab_size = read_tokenizer(Path(job.tokenizer)).get_vocab_size()
     model = build_model(ModelRecipe(**job.model), vocab_size, section.seed).to(accelerator.device)
     optimizer = build_optimizer(section, model)
     paths = Path(job.nsp_dataset), Path(job.masked_dataset), Path(job.tokenizer)

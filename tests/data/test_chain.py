@@ -90,7 +90,11 @@ def test_every_row_keeps_every_rule(
         documents_per_shard=documents_per_shard,
     )  # fmt: skip
     build_raw_corpus(section, corpus)
-    build_nsp_dataset(nsp, (max_seq_length,), corpus, tokenizer, pairs)
+    try:
+        build_nsp_dataset(nsp, (max_seq_length,), corpus, tokenizer, pairs)
+    except ValueError as error:  # documents of one sentence have no order
+        assert nsp.objective == "sop" and "no pair of" in str(error)
+        return
     build_masked_dataset(masking, tokenizer, pairs, masks)
     for split in formats.SPLITS:
         documents = tokenized(corpus / split, tokenizer)
