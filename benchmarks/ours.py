@@ -95,7 +95,9 @@ def whole_way(folder: str, max_seq_length: int, out: str, raw: bool) -> Answer:
 
     shutil.rmtree(out, ignore_errors=True)
     tokenizer, here = Path(folder, "tokenizer"), Path(folder)
-    sample = recipe(here, max_seq_length, source="sample", sample_documents=200, documents_per_shard=20)
+    sample = recipe(
+        here, max_seq_length, source="sample", sample_documents=200, documents_per_shard=20, heldout_fraction=0.1
+    )
     _make(sample, tokenizer, Path(out, "warm-up"))
     corpus = {} if raw else {"path": str(here / "all-sentences.txt"), "sentence_splitter": "lines"}
     made, stage_seconds = _make(recipe(here, max_seq_length, **corpus), tokenizer, Path(out, "timed"))

@@ -1,12 +1,15 @@
 """The vocabulary of a tokenizer artifact: read with care, for encoding text that is data."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from bert_pipeline import artifact
 from bert_pipeline.formats import SPECIAL_TOKENS
 
 MAX_VOCABULARY = 2**22
@@ -51,16 +54,20 @@ class _TokenizerFile(BaseModel):
     pre_tokenizer: _PreTokenizer
 
 
-def read_tokenizer(directory: Path) -> Any:
+def read_tokenizer(directory: Path) -> Tokenizer:
     """The `tokenizers.Tokenizer` of a tokenizer artifact.
 
     A "[SEP]" that stands in a text is text: it is encoded as its characters, never as the special token. The file
     may come from anywhere, and the library panics on some: so it is checked here, and what is not needed to encode
     is left in the file. Raises ValueError that names the field.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-
     path = directory / "tokenizer.json"
+    return _read(path, artifact.file_digest(path))
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, digest: str) -> Tokenizer:
+    """Once a process: a file of thirty thousand pieces takes a twentieth of a second."""
     try:
         file = _TokenizerFile.model_validate(json.loads(path.read_bytes()))
     except ValidationError as error:
@@ -83,7 +90,7 @@ def read_tokenizer(directory: Path) -> Any:
     return tokenizer
 
 
-def continuation_pieces(tokenizer: Any) -> np.ndarray:
+def continuation_pieces(tokenizer: Tokenizer) -> np.ndarray:
     """(vocabulary,) bool: true for the pieces that continue a word (`##...`)."""
     table = np.zeros(tokenizer.get_vocab_size(), np.bool_)
     for piece, number in tokenizer.get_vocab().items():

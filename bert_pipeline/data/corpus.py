@@ -251,7 +251,7 @@ def write_shard(folder: Path, section: CorpusRecipe, name: str, documents: list[
     table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=CORPUS_SCHEMA)
     write_table(folder / f"{name}.parquet", table)
     num_sentences = [len(each) for each in sentences]
-    num_words = [sum(sentence.count(" ") + 1 for sentence in each) for each in sentences]
+    num_words = [" ".join(each).count(" ") + 1 for each in sentences]
     return {
         "documents": len(documents),
         "sentences": sum(num_sentences),

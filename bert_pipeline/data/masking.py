@@ -14,7 +14,7 @@ from numba import njit
 
 from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Facts
-from bert_pipeline.formats import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID, MaskShard, PairShard
+from bert_pipeline.formats import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_TOKENS, MaskShard, PairShard
 from bert_pipeline.randomness import HELDOUT, MASKS, below, happens, open_stream
 from bert_pipeline.recipe import MaskingRecipe
 from bert_pipeline.shards import Shard, build_shards, read_index, total
@@ -196,23 +196,35 @@ def _build_shard(
 
 def _count(masker: Masker, pairs: PairShard, masks: MaskShard) -> Facts:
     """What the facts are shares of."""
-    flat = masks.positions.astype(np.int64) + np.repeat(pairs.offsets[:-1], np.diff(masks.offsets))
-    original = pairs.input_ids[flat]
-    hidden = np.zeros(len(pairs.input_ids), np.bool_)
-    hidden[flat] = True
-    # A word is cut where a piece and its continuation differ in being masked.
-    continues = masker.is_continuation[pairs.input_ids[1:]] & (pairs.input_ids[:-1] >= UNK_ID)
-    continues &= ~np.isin(pairs.input_ids[:-1], (CLS_ID, SEP_ID))
-    touched = continues & (hidden[1:] | hidden[:-1])
-    return {
-        "rows": len(pairs),
-        "tokens": len(pairs.input_ids),
-        "masked": len(flat),
-        "mask": int((masks.input_ids == MASK_ID).sum()),
-        "kept": int((masks.input_ids == original).sum()),
-        "joints": int(touched.sum()),
-        "whole": int((touched & hidden[1:] & hidden[:-1]).sum()),
-    }
+    counted = _count_masks(pairs.input_ids, pairs.offsets, masks.positions, masks.input_ids, masks.offsets,
+                           masker.is_continuation)  # fmt: skip
+    names = ("mask", "kept", "joints", "whole")
+    sizes = {"rows": len(pairs), "tokens": len(pairs.input_ids), "masked": len(masks.positions)}
+    return sizes | dict(zip(names, counted.tolist(), strict=True))
+
+
+@njit(cache=True)
+def _count_masks(input_ids, offsets, positions, replacements, mask_offsets, is_continuation):
+    """(4,): places that became [MASK], that stayed as they were; joints of a piece with its continuation of which one
+    side at least is masked, and those of which both are.
+    """
+    counts = np.zeros(4, np.int64)
+    for row in range(len(offsets) - 1):
+        start, end = offsets[row], offsets[row + 1]
+        masked_before = np.int64(-2)  # the place that was masked last
+        for k in range(mask_offsets[row], mask_offsets[row + 1]):
+            place = np.int64(positions[k])
+            token = input_ids[start + place]
+            counts[0] += replacements[k] == MASK_ID
+            counts[1] += replacements[k] == token
+            before, after = start + place - 1, start + place + 1
+            if is_continuation[token] and input_ids[before] != CLS_ID and input_ids[before] != SEP_ID:
+                counts[2] += 1
+                counts[3] += masked_before == place - 1
+            if after < end and is_continuation[input_ids[after]]:
+                counts[2] += not (k + 1 < mask_offsets[row + 1] and positions[k + 1] == place + 1)
+            masked_before = place
+    return counts
 
 
 def _facts(counts: Facts) -> Facts:
@@ -234,7 +246,7 @@ def _example(tokenizer: Path, nsp_dataset: Path, out: Path, max_seq_length: int)
     pairs, masks = PairShard.read(nsp_dataset / path.relative_to(out)), MaskShard.read(path)
     row = pairs.input_ids[: pairs.offsets[1]].tolist()
     positions = masks.positions[: masks.offsets[1]].tolist()
-    asked = [vocabulary.id_to_token(row[place]) for place in positions]
+    asked = [str(vocabulary.id_to_token(row[place])) for place in positions]
     for place, replacement in zip(positions, masks.input_ids[: masks.offsets[1]].tolist(), strict=True):
         row[place] = replacement
     return f"{vocabulary.decode(row, skip_special_tokens=False)}\nasked for: {' '.join(asked)}"

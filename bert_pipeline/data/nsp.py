@@ -110,13 +110,17 @@ def tokenize_shard(corpus_shards: list[Path], encoder: Encoder) -> TokenizedShar
     documents = pa.concat_tables(tables)["sentences"].combine_chunks()
     input_ids, ends = encoder.encode(documents.flatten())
     sentences_before = np.concatenate([[0], np.cumsum(np.diff(ends) > 0)])  # how many hold a token, up to each one
-    document_offsets = np.unique(sentences_before[documents.offsets.to_numpy()])
+    document_offsets = _distinct(sentences_before[documents.offsets.to_numpy()])
     if len(document_offsets) < 3:
         raise ValueError(
             f"{corpus_shards[0]} holds {len(document_offsets) - 1} document(s) with text, and a random next sentence "
             "needs another document; remedy: a larger corpus, or a larger corpus.heldout_fraction"
         )
-    return TokenizedShard(input_ids, np.unique(ends), document_offsets)
+    return TokenizedShard(input_ids, _distinct(ends), document_offsets)
+
+
+def _distinct(ascending: np.ndarray) -> np.ndarray:
+    return ascending[np.concatenate([[True], np.diff(ascending) > 0])]
 
 
 def _facts(counts: dict[str, Any], max_seq_length: int) -> Facts:

@@ -56,6 +56,7 @@ def split_sentences(text: str) -> list[str]:
     Nothing but white space is lost. A line's end is a space; a blank line ends a sentence.
     """
     sentences: list[str] = []
+    # Of white space, only the blank is printable.
     for paragraph in [text] if text.isprintable() else PARAGRAPH_END.split(text):
         for piece in _pieces(_single_blanks(paragraph)):
             sentences += filter(None, _split(piece))
@@ -64,12 +65,15 @@ def split_sentences(text: str) -> list[str]:
 
 def split_lines(text: str) -> list[str]:
     """The lines of a text that is split already: not empty, stripped, one space where there was white space."""
-    return [line for each in text.split("\n") if (line := _single_blanks(each))]
+    lines = text.split("\n")
+    if "  " in text or not "".join(lines).isprintable():
+        lines = list(map(_single_blanks, lines))
+    return [line for each in lines if (line := each.strip())]
 
 
 def _single_blanks(paragraph: str) -> str:
     """White space to single blanks, none at the ends."""
-    if paragraph.isprintable() and "  " not in paragraph:  # of white space, only the blank is printable
+    if paragraph.isprintable() and "  " not in paragraph:
         return paragraph.strip()
     if len(paragraph) < LONG_PARAGRAPH:
         return " ".join(paragraph.split())

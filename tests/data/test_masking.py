@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from oracles import google
 
-from bert_pipeline.data.masking import Masker
-from bert_pipeline.formats import CLS_ID, MASK_ID, PAD_ID, SEP_ID, UNK_ID
+from bert_pipeline.data.masking import Masker, _count
+from bert_pipeline.formats import CLS_ID, MASK_ID, PAD_ID, SEP_ID, UNK_ID, MaskShard, PairShard
 from bert_pipeline.randomness import HELDOUT, MASKS
 from bert_pipeline.recipe import MaskingRecipe
 
@@ -129,3 +129,28 @@ def test_one_draw_for_a_word_or_one_for_a_piece():
 
     assert mixed("word") == 0
     assert mixed("piece") > 100
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_the_counts_behind_the_facts_are_those_of_a_slow_count(whole_words):
+    rows = make_rows(4, 200)
+    masks = mask(rows, MaskingRecipe(do_whole_word_mask=whole_words))
+    expected = dict.fromkeys(("rows", "tokens", "masked", "mask", "kept", "joints", "whole"), 0)
+    for row, masked in zip(rows, masks, strict=True):
+        hidden = {place for place, _ in masked}
+        expected["rows"] += 1
+        expected["tokens"] += len(row)
+        expected["masked"] += len(masked)
+        expected["mask"] += sum(stands == MASK_ID for _, stands in masked)
+        expected["kept"] += sum(stands == row[place] for place, stands in masked)
+        for place in range(1, len(row)):
+            if CONTINUES[row[place]] and row[place - 1] not in (CLS_ID, SEP_ID):
+                expected["joints"] += place in hidden or place - 1 in hidden
+                expected["whole"] += place in hidden and place - 1 in hidden
+    lengths, counts = [len(row) for row in rows], [len(masked) for masked in masks]
+    pairs = PairShard(np.concatenate(rows).astype(np.uint16), np.cumsum([0, *lengths]), np.zeros(200), np.zeros(200))
+    flat = np.array([pair for masked in masks for pair in masked])
+    found = _count(
+        Masker(MaskingRecipe(), CONTINUES), pairs, MaskShard(flat[:, 0], flat[:, 1], np.cumsum([0, *counts]))
+    )
+    assert found == expected and expected["joints"] > 500

@@ -21,6 +21,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 EXCERPT_LENGTH = 120
 UNIT = {".txt": "line", ".jsonl": "line", ".csv": "line", ".parquet": "row"}
 """What the number of a record counts."""
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+LETTER_OR_DIGIT = re.compile(r"[^\W_]")
+RECORDS_PER_LOOK = 64  # at how far the file is read
 TAKEN_EARLIER = "document id taken by an earlier file"
 
 
@@ -154,9 +158,9 @@ def _document(
         return Fault(f"id field {id_field} is not a string or an integer", _excerpt(repr(document_id)))
     texts = tuple(fields[field] for field in text_fields)
     for text in (document_id, *texts):
-        if not text.isascii() and (broken := re.search(r"[\ud800-\udfff]", text)):
+        if not text.isascii() and (broken := SURROGATE.search(text)):
             return Fault("bytes that are not UTF-8, or half a surrogate pair", _excerpt(text, broken.start()))
-    if not any(re.search(r"[^\W_]", text) for text in texts):
+    if not any(map(LETTER_OR_DIGIT.search, texts)):
         return Fault("document without text", _excerpt(" ".join(texts)))
     return Document(document_id, texts, source)
 
@@ -177,7 +181,7 @@ def _read_file(path: Path, columns: tuple[str, ...], progress: Progress | None) 
         with path.open("rb") as raw:
             for number, record in READERS[suffix](DECOMPRESSORS[compression](raw), columns):
                 yield number, record
-                if progress and not raw.closed and raw.tell() > told:
+                if progress and number % RECORDS_PER_LOOK == 0 and not raw.closed:
                     progress.advance(raw.tell() - told)
                     told = raw.tell()
     except SourceError as error:
@@ -202,16 +206,12 @@ def _lines(stream: Stream, newline: str | None) -> Iterable[str]:
 
 def _read_txt(stream: Stream, columns: tuple[str, ...]) -> Records:
     """Blank lines stand between documents."""
-    begins, document = 0, []
-    for number, line in enumerate(_lines(stream, newline=None), 1):
-        if not line.isspace():
-            begins = begins or number
-            document.append(line)
-        elif document:
-            yield begins, {"text": "".join(document)}
-            begins, document = 0, []
-    if document:
-        yield begins, {"text": "".join(document)}
+    number = 0
+    for blank, group in groupby(_lines(stream, newline=None), str.isspace):
+        lines = list(group)
+        if not blank:
+            yield number + 1, {"text": "".join(lines)}
+        number += len(lines)
 
 
 def _read_jsonl(stream: Stream, columns: tuple[str, ...]) -> Records:
