@@ -8,6 +8,7 @@ not built: so resuming builds what is missing, and a corpus that grew costs its 
 in a folder of its own; its files take their final names when they are whole and on disk.
 """
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -18,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import ArtifactError, Facts
@@ -195,6 +198,7 @@ def total(facts: Iterable[Facts]) -> Facts:
 
 def _build(function: Callable[..., Facts], out: Path, begun: Entry, arguments: tuple[Any, ...]) -> Entry:
     """In a worker: build one shard in a folder of its own, then move its files to their places."""
+    _give_memory_back()
     scratch = out / SCRATCH / begun.fingerprint
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -221,6 +225,13 @@ def _build(function: Callable[..., Facts], out: Path, begun: Entry, arguments: t
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Entry(begun.name, begun.fingerprint, files, facts)
+
+
+def _give_memory_back() -> None:
+    """To the system, what the allocators kept of the shard before: else a worker's peak grows with their number."""
+    pa.default_memory_pool().release_unused()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        trim(0)
 
 
 def _describe(path: Path) -> dict[str, Any]:
