@@ -1,0 +1,211 @@
+"""The data stages run on a sample: what they take of time, disk and memory.
+
+The stages' own functions run, shard by shard as on the corpus, in one worker process a stage, in a folder that is
+thrown away.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_pipeline import artifact, formats
+from bert_pipeline.artifact import Facts
+from bert_pipeline.data import masking, nsp
+from bert_pipeline.data.corpus import MIN_DOCUMENTS, Pile, split_of, write_shard
+from bert_pipeline.data.sources.files import Document
+from bert_pipeline.data.tokenizer import VocabularyError, build_tokenizer
+from bert_pipeline.encoding import Encoder
+from bert_pipeline.formats import SPLITS, MaskShard, PairShard
+from bert_pipeline.planning.hardware import Load
+from bert_pipeline.planning.measured import measured
+from bert_pipeline.planning.survey import Survey, num_characters
+from bert_pipeline.recipe import Recipe, TokenizerRecipe
+from bert_pipeline.shards import INDEX, Shard, build_shards
+
+FIRST = "first"
+"""A worker is given a few documents first; what it then holds in memory is its base, whatever the size of a shard."""
+FIRST_DOCUMENTS = 20
+COMPILING_SECONDS = 2.0
+"""A worker that takes longer over its first documents has compiled functions for the cache, which is done once."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage took for the sample."""
+
+    seconds: float
+    """In the stage's function, in one process."""
+    overhead: float
+    """Seconds to start a worker, and to hash and flush what it wrote."""
+    num_bytes: int
+    base: int
+    """Memory of a worker that has done hardly anything yet, bytes."""
+    growth: float
+    """Bytes of memory on top of that for each character of a shard."""
+
+    def peak_memory(self, characters: float) -> float:
+        """Bytes of memory that a worker needs at its peak for shards of so many characters."""
+        return self.base + self.growth * characters
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The sample's way through the data stages."""
+
+    documents: int
+    characters: int
+    words: int
+    num_tokens: int
+    """Word pieces, without special tokens."""
+    encoding_seconds: float
+    """What every pass over the corpus shares, of the seconds of nsp_dataset."""
+    stages: dict[str, Cost]
+    tokenizer: Facts
+    tokenizer_characters: int
+    """That the vocabulary was learnt from."""
+    tokenizer_seconds: float
+    tokenizer_bytes: int
+    loads: dict[int, Load]
+    """One pass over the sample by sequence length."""
+
+
+def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
+    """Run the data stages on the sample with one pass, into raw_corpus, tokenizer, ... under `folder`."""
+    shards = _cut(recipe, found)
+    sizes = {name: sum(map(num_characters, documents)) for name, documents in shards.items()}
+    out = {kind: folder / kind for kind in ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")}
+    stages: dict[str, Cost] = {}
+
+    def run(kind: str, function: Callable[..., Facts], arguments: dict[str, tuple]) -> list[Facts]:
+        log.info("plan: %s on a sample of %s characters", kind, f"{found.sample_characters:,}")
+        stages[kind], facts = _run(function, arguments, sizes, out[kind])
+        return facts
+
+    normalization = recipe.corpus.unicode_normalization
+    facts = run("raw_corpus", write_shard, {name: (name, each, normalization) for name, each in shards.items()})
+
+    log.info("plan: tokenizer")
+    clock = time.monotonic()
+    about_tokenizer = _build_tokenizer(recipe.tokenizer, out["raw_corpus"], out["tokenizer"], found.is_whole)
+    tokenizer_seconds = time.monotonic() - clock
+    tokenizer = out["tokenizer"], artifact.file_digest(out["tokenizer"] / "tokenizer.json")
+
+    once, lengths = recipe.nsp.model_copy(update={"dupe_factor": 1}), recipe.max_seq_lengths
+    texts = {name: [out["raw_corpus"] / f"{name}.parquet"] for name in shards}
+    run("nsp_dataset", nsp._build_shard, {name: (once, lengths, texts[name], tokenizer) for name in shards})
+
+    pairs = {name: [_pairs(name, length) for length in lengths] for name in shards}
+    arguments = {name: (recipe.masking, tokenizer, out["nsp_dataset"], paths) for name, paths in pairs.items()}
+    run("masked_dataset", masking._build_shard, arguments)
+
+    first, *counted = shards
+    encoder = Encoder(formats.read_tokenizer(out["tokenizer"]))
+    nsp.tokenize_shard(texts[first], encoder)  # reads what is compiled
+    clock = time.monotonic()
+    num_tokens = sum(len(nsp.tokenize_shard(texts[name], encoder).input_ids) for name in counted)
+    return Trial(
+        documents=sum(len(shards[name]) for name in counted),
+        characters=sum(sizes[name] for name in counted),
+        words=sum(each["words"] for each in facts),
+        num_tokens=num_tokens,
+        encoding_seconds=time.monotonic() - clock,
+        stages=stages,
+        tokenizer=about_tokenizer,
+        tokenizer_characters=sum(size for name, size in sizes.items() if name.startswith("train/")),
+        tokenizer_seconds=tokenizer_seconds,
+        tokenizer_bytes=sum(path.stat().st_size for path in out["tokenizer"].iterdir()),
+        loads={length: _load(folder, [_pairs(name, length) for name in counted]) for length in lengths},
+    )
+
+
+def _cut(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
+    """The sample in shards of the recipe's size. Where it is the corpus, train and held-out documents are those of
+    the corpus; else they are two halves, so that the vocabulary of the one is measured on the other.
+    """
+    fraction = recipe.corpus.heldout_fraction
+    splits = {split: [d for d in found.sample if split_of(d.document_id, fraction) == split] for split in SPLITS}
+    if not found.is_whole or min(map(len, splits.values())) < MIN_DOCUMENTS:
+        splits = {split: found.sample[number::2] for number, split in enumerate(SPLITS)}
+    parts = [(FIRST, found.sample[:FIRST_DOCUMENTS])]
+    for split, documents in splits.items():
+        pile = Pile(recipe.corpus.documents_per_shard)
+        parts += [(split, leaving) for document in documents if (leaving := pile.add(document))]
+        parts.append((split, pile.documents))
+    return {f"{split}/{formats.shard_name(documents[0].document_id)}": documents for split, documents in parts}
+
+
+def _build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path, is_whole: bool) -> Facts:
+    """A sample may be too small for the vocabulary that the corpus gives; then a smaller one stands for it."""
+    while True:
+        out.mkdir()
+        try:
+            return build_tokenizer(section, raw_corpus, out)
+        except VocabularyError:
+            if is_whole or section.vocab_size < 1000:
+                raise
+            shutil.rmtree(out)
+            section = section.model_copy(update={"vocab_size": section.vocab_size // 2})
+            log.info("plan: the sample is small for this vocabulary; trying vocab_size %d", section.vocab_size)
+
+
+def _pairs(name: str, max_seq_length: int) -> str:
+    split, shard = name.split("/")
+    return str(formats.pass_directory(Path(), max_seq_length, split) / f"{shard}.arrow")
+
+
+def _load(folder: Path, paths: list[str]) -> Load:
+    pairs = [PairShard.read(folder / "nsp_dataset" / path) for path in paths]
+    lengths = np.concatenate([np.diff(shard.offsets) for shard in pairs]).astype(np.int64)
+    masked = sum(len(MaskShard.read(folder / "masked_dataset" / path).positions) for path in paths)
+    return Load(int(lengths.sum()), int((lengths**2).sum()), masked, len(lengths))
+
+
+def _run(
+    function: Callable[..., Facts], arguments: dict[str, tuple[Any, ...]], sizes: dict[str, int], out: Path
+) -> tuple[Cost, list[Facts]]:
+    """Build the shards of a stage, the first one first; the cost and the facts of all but that one."""
+    while True:
+        out.mkdir()
+        shards = [Shard(name, name, (function, *each)) for name, each in arguments.items()]
+        clock = time.monotonic()
+        with _one_worker():
+            entries = {entry.name: entry for entry in build_shards(f"plan: {out.name}", measured, shards, out)}
+        wall = time.monotonic() - clock
+        first = entries.pop(next(iter(arguments)))
+        if first.facts["seconds"] < COMPILING_SECONDS:
+            break
+        shutil.rmtree(out)
+    seconds = sum(entry.facts["seconds"] for entry in entries.values())
+    lines = (out / INDEX).read_bytes().splitlines(keepends=True)
+    cost = Cost(
+        seconds=seconds,
+        overhead=max(0.0, wall - seconds),
+        num_bytes=sum(file["bytes"] for entry in entries.values() for file in entry.files.values())
+        + sum(len(line) for line in lines if FIRST.encode() not in line),
+        base=first.facts["peak_memory"],
+        growth=(max(entry.facts["peak_memory"] for entry in entries.values()) - first.facts["peak_memory"])
+        / max(sizes[name] for name in entries),
+    )
+    return cost, [entry.facts["facts"] for entry in entries.values()]
+
+
+@contextmanager
+def _one_worker() -> Iterator[None]:
+    """Stages run in a single process of this machine."""
+    names = {"BERT_PIPELINE_WORKERS": "1", "BERT_PIPELINE_EXECUTOR": "processes"}
+    before = {name: os.environ.get(name, "") for name in names}
+    os.environ |= names
+    try:
+        yield
+    finally:
+        os.environ |= before  # empty is as good as unset
