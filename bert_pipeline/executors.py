@@ -9,8 +9,9 @@ kind, nor the order in which they finish can change a byte.
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,13 @@ Result = TypeVar("Result")
 
 ATTEMPTS = 3
 """Worker processes that may die one after the other, with no shard finished in between, before it is an error."""
+
+AHEAD = 2
+"""Shards handed over beyond those that are worked on, so that no worker waits for this process."""
+
+IDLE_SECONDS = 20
+_idle: dict[int, Executor] = {}  # by number of workers: at most one pool that waits for the next stage
+_lock = threading.Lock()
 
 DASK_TIMEOUT = 30  # seconds for the scheduler to answer
 
@@ -55,22 +63,67 @@ def executor() -> Iterator[tuple[Executor, int]]:
     """The executor that the environment names, and how many tasks it runs at a time."""
     kind = os.environ.get("BERT_PIPELINE_EXECUTOR") or "processes"
     if kind == "processes":
-        # Spawned, not forked: the parent (Dagster, a test) has threads.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers(), mp_context=context, initializer=_one_thread_each) as pool:
+        with _worker_processes(num_workers()) as pool:
             yield pool, num_workers()
     elif kind.startswith("dask://"):
         with _dask_client(kind.replace("dask://", "tcp://", 1)) as client:
-            yield client.get_executor(pure=False), max(1, sum(client.nthreads().values()))
+            width = max(1, sum(client.nthreads().values()))
+            with _DaskExecutor(client, width + AHEAD) as pool:
+                yield pool, width
     else:
         raise ValueError(
             f"BERT_PIPELINE_EXECUTOR = {kind!r} is no executor; remedy: processes, or dask://SCHEDULER:PORT"
         )
 
 
+@contextmanager
+def _worker_processes(number: int) -> Iterator[Executor]:
+    """Worker processes. They stay for the next stage, because they take seconds to start, and end when none comes."""
+    with _lock:
+        pool = _idle.pop(number, None)
+    # Spawned, not forked: the parent (Dagster, a test) has threads.
+    context = multiprocessing.get_context("spawn")
+    pool = pool or ProcessPoolExecutor(number, mp_context=context, initializer=_one_thread_each)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    end_idle_workers()
+    with _lock:
+        _idle[number] = pool
+    timer = threading.Timer(IDLE_SECONDS, end_idle_workers, [pool])
+    timer.daemon = True
+    timer.start()
+
+
+def end_idle_workers(only: Executor | None = None) -> None:
+    """End the worker processes that wait for a next stage; or those of one pool, if it still waits."""
+    with _lock:
+        ending = [number for number, pool in _idle.items() if only in (None, pool)]
+        pools = [_idle.pop(number) for number in ending]
+    for pool in pools:
+        pool.shutdown()
+
+
 def _one_thread_each() -> None:
     """A worker is one of many: its libraries shall not start a thread for every core."""
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+class _DaskExecutor(ThreadPoolExecutor):
+    """Threads that wait for the workers of a Dask cluster.
+
+    `Client.get_executor()` of distributed 2026.8 takes a result for an error when the worker that holds it dies
+    before it was fetched; `Future.result()` has it computed again.
+    """
+
+    def __init__(self, client: Any, width: int) -> None:
+        super().__init__(width)
+        self._client = client
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(lambda: self._client.submit(function, *args, **kwargs, pure=False).result())
 
 
 def _dask_client(address: str) -> Any:
@@ -148,7 +201,7 @@ def _run(
             with executor() as (pool, width):
                 waiting |= {pool.submit(task.run): number for number, task in held.items()}
                 while True:
-                    for number, task in islice(tasks, 0 if failures else width + 2 - len(held)):
+                    for number, task in islice(tasks, 0 if failures else width + AHEAD - len(held)):
                         held[number] = task
                         waiting[pool.submit(task.run)] = number
                     if not waiting:

@@ -74,7 +74,7 @@ def below(stream: np.ndarray, limit: int) -> np.int64:
     return np.int64((draw(stream) * np.uint64(limit)) >> np.uint64(32))
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)  # the loader's thread leaves the interpreter to the training loop
 def permuted(positions: np.ndarray, size: int, seed: int, number: int) -> np.ndarray:
     """The places that `positions` (int64, each in [0, size)) take in a permutation of [0, size).
 

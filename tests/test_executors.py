@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_pipeline.executors import ShardError, map_shards
+from bert_pipeline.executors import ShardError, end_idle_workers, map_shards
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +97,20 @@ def test_dask_gives_the_same_and_survives_the_death_of_a_worker(monkeypatch, tmp
         map_shards("squares", square, shards(1, 2, 3, 4))
     calls = [(f"number-{n}", (tmp_path, n)) for n in range(12)]
     assert map_shards("numbers", die_once, calls) == list(range(12))
+
+
+def process_id(_: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def test_worker_processes_stay_for_the_next_stage_and_then_end(monkeypatch):
+    end_idle_workers()
+    monkeypatch.setattr("bert_pipeline.executors.IDLE_SECONDS", 1)
+    first, second = (set(map_shards("ids", process_id, shards(*range(10)))) for _ in range(2))
+    assert first == second and len(first) == 2 and os.getpid() not in first
+    for _ in range(200):
+        if not any(Path(f"/proc/{process}").exists() for process in first):
+            break
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{process}").exists() for process in first)

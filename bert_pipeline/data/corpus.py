@@ -46,7 +46,7 @@ Normalization = Literal["NFC", "NFKC", "none"]
 MIN_DOCUMENTS = 2
 """In a split: the B segment of a random pair comes from another document."""
 
-CHARACTERS_PER_SHARD = 2**25
+CHARACTERS_PER_SHARD = 2**24
 """A shard of long documents ends before it has its number of documents: memory holds some shards at a time."""
 
 GROUP_BYTES = 2**22

@@ -71,7 +71,7 @@ class Masker:
         return MaskShard(positions[:used], replacements[:used], mask_offsets)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)  # the loader's thread leaves the interpreter to the training loop
 def _mask(
     input_ids,
     offsets,

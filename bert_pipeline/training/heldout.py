@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 
 from bert_pipeline import artifact
-from bert_pipeline.formats import IGNORE_INDEX
 from bert_pipeline.training.batches import PairDataset, micro_batches, to_tensors
 from bert_pipeline.training.loss import PretrainingLoss
 
@@ -27,8 +26,8 @@ def heldout_scores(
         for part in micro_batches(dataset.rows(0, mine), tokens) if len(mine) else ():
             with accelerator.autocast():
                 found = loss(**{name: t.to(accelerator.device) for name, t in to_tensors(part).items()})
-            asked = sum(label != IGNORE_INDEX for label in part.next_sentence_label)
-            sums += torch.tensor([float(value) for value in found] + [part.num_masked, asked], dtype=torch.float64)
+            counts = [part.num_masked, part.num_labelled]
+            sums += torch.tensor([float(value) for value in found] + counts, dtype=torch.float64)
     loss.train(was_training)
     mlm_loss, nsp_loss, mlm_right, nsp_right, masked, asked = accelerator.reduce(
         sums.to(torch.float32 if accelerator.device.type == "mps" else torch.float64).to(accelerator.device)

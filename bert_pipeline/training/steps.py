@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bert_pipeline.formats import IGNORE_INDEX
 from bert_pipeline.recipe import PretrainRecipe
 from bert_pipeline.training.batches import PairDataset, micro_batches, to_tensors
 
@@ -55,12 +54,12 @@ class StepReader:
             seen[phase.max_seq_length] += phase.num_steps * phase.global_batch_size
         first = seen[phase.max_seq_length] + number * phase.global_batch_size
         rows = self.datasets[phase.max_seq_length].samples(first, phase.global_batch_size, self.section.seed)
-        by_length = np.argsort([len(row) for row in rows.input_ids], kind="stable")
+        by_length = np.argsort(rows.lengths, kind="stable")
         mine = rows.take(by_length[self.rank :: self.world_size])
         return Step(
             [to_tensors(part) for part in micro_batches(mine, self.per_device_tokens)],
             num_masked=rows.num_masked,
-            num_labelled=sum(label != IGNORE_INDEX for label in rows.next_sentence_label),
+            num_labelled=rows.num_labelled,
             num_tokens=rows.num_tokens,
         )
 

@@ -1,23 +1,40 @@
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from bert_pipeline.training.batches import PairDataset
+from bert_pipeline import formats
+from bert_pipeline.formats import IGNORE_INDEX, MaskShard, PairShard
+from bert_pipeline.randomness import permuted
+from bert_pipeline.training.batches import PairDataset, Rows, micro_batches, to_tensors
+
+
+def open_dataset(tiny, max_seq_length, split="train"):
+    paths = (tiny[kind].path for kind in ("nsp_dataset", "masked_dataset", "tokenizer"))
+    return PairDataset(*paths, max_seq_length, split)
 
 
 @pytest.fixture(scope="module")
 def dataset(tiny):
-    return PairDataset(tiny["nsp_dataset"].path, tiny["masked_dataset"].path, tiny["tokenizer"].path, 32, "train")
+    return open_dataset(tiny, 32)
 
 
 def as_tuples(rows):
+    """One tuple a row: (input_ids, segment_a_length, next_sentence_label, masked_positions, masked_input_ids)."""
+
+    def spans(values, offsets):
+        return [bytes(span) for span in np.split(values, offsets[1:-1])]
+
     columns = (
-        map(bytes, rows.input_ids),
-        rows.segment_a_length,
-        rows.next_sentence_label,
-        map(bytes, rows.masked_positions),
-        map(bytes, rows.masked_input_ids),
+        spans(rows.input_ids, rows.offsets),
+        rows.segment_a_length.tolist(),
+        rows.next_sentence_label.tolist(),
+        spans(rows.masked_positions, rows.mask_offsets),
+        spans(rows.masked_input_ids, rows.mask_offsets),
     )
     return list(zip(*columns, strict=True))
 
@@ -39,7 +56,7 @@ def test_the_order_can_be_entered_anywhere(dataset):
 
 
 def test_static_masks_are_the_dynamic_ones(dataset, tiny):
-    drawing = PairDataset(tiny["nsp_dataset"].path, tiny["masked_dataset"].path, tiny["tokenizer"].path, 32, "train")
+    drawing = open_dataset(tiny, 32)
     drawing.masks = []  # nothing is read from disk any more
     for epoch in (0, 1):
         indices = np.arange(dataset.num_rows(epoch))[::3]
@@ -48,10 +65,173 @@ def test_static_masks_are_the_dynamic_ones(dataset, tiny):
 
 def test_later_epochs_mask_the_same_pairs_anew(dataset):
     early, late = dataset.rows(0, np.arange(50)), dataset.rows(2, np.arange(50))
-    assert [bytes(row) for row in early.input_ids] == [bytes(row) for row in late.input_ids]
+    assert [row[0] for row in as_tuples(early)] == [row[0] for row in as_tuples(late)]
     assert as_tuples(early) != as_tuples(late)
 
 
 def test_a_length_that_was_not_built_is_named(tiny):
     with pytest.raises(FileNotFoundError, match="no rows of 48 tokens for train"):
-        PairDataset(tiny["nsp_dataset"].path, tiny["masked_dataset"].path, tiny["tokenizer"].path, 48, "train")
+        open_dataset(tiny, 48)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc/self/maps")
+def test_shards_are_mapped_and_not_read(dataset):
+    """Every column of every shard lies in a mapping of a file, so a corpus of any size costs no memory."""
+    mapped = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if fields[5:] and "/shard-" in fields[5]:
+            mapped.append(tuple(int(end, 16) for end in fields[0].split("-")))
+    shards = [shard for number in (0, 1) for shard in dataset.pairs[number] + dataset.masks[number]]
+    columns = [np.asarray(column) for shard in shards for column in shard]
+    assert columns
+    for column in columns:
+        begin = column.__array_interface__["data"][0]
+        assert any(low <= begin and begin + column.nbytes <= high for low, high in mapped)
+
+
+class SlowDataset:
+    """The oracle: the files of a split, row by row."""
+
+    def __init__(self, tiny, dataset):
+        self.dataset = dataset
+        length, split = dataset.max_seq_length, dataset.split
+        nsp, masked = tiny["nsp_dataset"].path, tiny["masked_dataset"].path
+        self.passes = []  # by pass: (key of the shard, its pairs, its masks, row) of each row
+        for number in range(formats.num_passes(nsp, length, split)):
+            rows = []
+            for path in formats.shard_paths(formats.pass_directory(nsp, length, split, number), "arrow"):
+                pairs, masks = PairShard.read(path), MaskShard.read(masked / path.relative_to(nsp))
+                key = int(path.stem.removeprefix("shard-"), 16)
+                rows += [(key, pairs, masks, row) for row in range(len(pairs))]
+            self.passes.append(rows)
+
+    def sample(self, place, seed):
+        """(input_ids, segment_a_length, next_sentence_label, masked_positions, masked_input_ids)."""
+        epoch = 0
+        while place >= len(self.passes[epoch % len(self.passes)]):
+            place -= len(self.passes[epoch % len(self.passes)])
+            epoch += 1
+        rows = self.passes[epoch % len(self.passes)]
+        key, pairs, masks, row = rows[permuted(np.array([place]), len(rows), seed, epoch)[0]]
+        original = pairs.input_ids[pairs.offsets[row] : pairs.offsets[row + 1]]
+        span = slice(masks.offsets[row], masks.offsets[row + 1])
+        if epoch >= len(self.passes):
+            masks = self.dataset.masker.mask(
+                original,
+                np.array([0, len(original)]),
+                np.array([key]),
+                np.array([row]),
+                pass_number=epoch,
+                split=self.dataset.split,
+                max_seq_length=self.dataset.max_seq_length,
+            )
+            span = slice(None)
+        return (
+            original,
+            int(pairs.segment_a_length[row]),
+            int(pairs.next_sentence_label[row]),
+            masks.positions[span],
+            masks.input_ids[span],
+        )
+
+
+def slow_micro_batches(samples, tokens):
+    lengths = np.array([len(original) for original, *_ in samples])
+    order = np.argsort(-lengths, kind="stable")
+    while len(order):
+        width = max(1, tokens // int(lengths[order[0]]))
+        yield [samples[n] for n in order[:width]]
+        order = order[width:]
+
+
+def slow_tensors(samples):
+    width = max(len(original) for original, *_ in samples)
+    input_ids = np.full((len(samples), width), formats.PAD_ID, np.int64)
+    token_types = np.zeros_like(input_ids)
+    attention = np.zeros_like(input_ids)
+    labels, flat_positions = [], []
+    for n, (original, segment_a_length, _, positions, replacements) in enumerate(samples):
+        input_ids[n, : len(original)] = original
+        token_types[n, : len(original)] = formats.token_type_ids(len(original), segment_a_length)
+        attention[n, : len(original)] = 1
+        places = positions.astype(np.int64)
+        labels.append(original[places].astype(np.int64))
+        flat_positions.append(places + n * width)
+        input_ids[n, places] = replacements
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "token_type_ids": torch.from_numpy(token_types),
+        "attention_mask": torch.from_numpy(attention),
+        "masked_positions": torch.from_numpy(np.concatenate(flat_positions)),
+        "masked_labels": torch.from_numpy(np.concatenate(labels)),
+        "next_sentence_label": torch.tensor([label for _, _, label, _, _ in samples]),
+    }
+
+
+def assert_batches_are_the_oracles(rows, samples, tokens):
+    found = [to_tensors(part) for part in micro_batches(rows, tokens)]
+    expected = [slow_tensors(part) for part in slow_micro_batches(samples, tokens)]
+    for part, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, wanted, atol=0, rtol=0)  # names, shapes, types and values
+        assert all(tensor.is_contiguous() for tensor in part.values())
+
+
+@pytest.fixture(scope="module")
+def slow_and_fast(tiny):
+    datasets = [open_dataset(tiny, length, split) for length in (32, 64) for split in ("train", "heldout")]
+    return [(SlowDataset(tiny, dataset), dataset) for dataset in datasets]
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_batches_are_those_of_the_row_by_row_oracle(slow_and_fast, data):
+    """Several shards, both passes, read and drawn masks, counts that span the ends of epochs: equal to the bit."""
+    slow, fast = data.draw(st.sampled_from(slow_and_fast))
+    ends = np.cumsum([fast.num_rows(epoch) for epoch in range(6)]).tolist()
+    near_an_end = st.builds(lambda end, before: max(0, end - before), st.sampled_from(ends), st.integers(0, 40))
+    first = data.draw(st.integers(0, ends[-1]) | near_an_end)
+    count, tokens, seed = (data.draw(st.integers(*limits)) for limits in ((1, 100), (1, 4000), (0, 2**32 - 1)))
+    rows = fast.samples(first, count, seed)
+    samples = [slow.sample(place, seed) for place in range(first, first + count)]
+    assert len(rows) == count
+    assert rows.num_tokens == sum(len(sample[0]) for sample in samples)
+    assert rows.num_masked == sum(len(sample[3]) for sample in samples)
+    assert_batches_are_the_oracles(rows, samples, tokens)
+
+
+@st.composite
+def made_samples(draw):
+    """Rows of any length from 5 tokens on, with no mask up to all masked, of a small or a large vocabulary."""
+    ids = draw(st.sampled_from([np.uint16, np.uint32]))
+    numbers = st.integers(0, np.iinfo(ids).max)
+    samples = []
+    for length in draw(st.lists(st.integers(5, 30), min_size=1, max_size=20)):
+        positions = sorted(draw(st.sets(st.integers(1, length - 1))))
+        samples.append(
+            (
+                np.array(draw(st.lists(numbers, min_size=length, max_size=length)), ids),
+                draw(st.integers(1, length - 3)),  # up to no segment B at all
+                draw(st.sampled_from([0, 1, IGNORE_INDEX])),
+                np.array(positions, np.uint16),
+                np.array(draw(st.lists(numbers, min_size=len(positions), max_size=len(positions))), ids),
+            )
+        )
+    return samples
+
+
+@given(made_samples(), st.integers(1, 400))
+@settings(max_examples=60)
+def test_tensors_of_any_rows_are_those_of_the_oracle(samples, tokens):
+    originals, segment_a_lengths, labels, positions, replacements = zip(*samples, strict=True)
+    rows = Rows(
+        np.concatenate(originals),
+        np.cumsum([0, *map(len, originals)]),
+        np.array(segment_a_lengths, np.uint16),
+        np.array(labels, np.int8),
+        np.concatenate(positions),
+        np.concatenate(replacements),
+        np.cumsum([0, *map(len, positions)]),
+    )
+    assert rows.num_labelled == sum(label != IGNORE_INDEX for label in labels)
+    assert_batches_are_the_oracles(rows, samples, tokens)

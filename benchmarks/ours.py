@@ -1,0 +1,144 @@
+"""What is measured of ours, each in a process of its own (see children.py).
+
+Imports stand in the functions: worker processes import this module again, and what they load counts as theirs.
+"""
+
+import resource
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.children import SECONDS, Answer, answer
+from benchmarks.text import recipe
+
+
+def sentences_by_shard(raw_corpus: Path) -> list[Any]:
+    from bert_pipeline import formats
+
+    tables = map(formats.read_table, formats.shard_paths(raw_corpus / "train", "parquet"))
+    return [table["sentences"].combine_chunks().flatten() for table in tables]
+
+
+def encode(folder: str, out: str) -> Answer:
+    """Encode every shard; the ids stay on disk for the peers to be compared with."""
+    import numpy as np
+    import pyarrow as pa
+
+    from bert_pipeline.encoding import Encoder
+    from bert_pipeline.vocabulary import read_tokenizer
+
+    encoder = Encoder(read_tokenizer(Path(folder, "tokenizer")))
+    shards = sentences_by_shard(Path(folder, "raw_corpus"))
+    encoder.encode(pa.array(["warm up"]))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    tokens, seconds = 0, 0.0
+    for number, texts in enumerate(shards):
+        started = time.perf_counter()
+        ids, offsets = encoder.encode(texts)
+        seconds += time.perf_counter() - started
+        tokens += len(ids)
+        np.savez(Path(out, f"shard-{number:05d}.npz"), ids=ids, offsets=offsets)
+    return {"tokens": tokens, "seconds": seconds}
+
+
+def pairs_and_masks(folder: str, max_seq_length: int) -> Answer:
+    """Passes of pairs over tokenised shards, copied to rows and masked; tokens are those of the rows."""
+    import numpy as np
+
+    from bert_pipeline import formats
+    from bert_pipeline.data.masking import Masker
+    from bert_pipeline.data.nsp import tokenize_shard
+    from bert_pipeline.data.pairs import plan_pairs, write_rows
+    from bert_pipeline.encoding import Encoder
+    from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
+
+    chosen = recipe(Path(folder), max_seq_length)
+    tokenizer = read_tokenizer(Path(folder, "tokenizer"))
+    is_continuation = continuation_pieces(tokenizer)
+    masker = Masker(chosen.masking, is_continuation)
+    paths = formats.shard_paths(Path(folder, "raw_corpus", "train"), "parquet")
+    encoder = Encoder(tokenizer)
+    shards = [tokenize_shard([path], encoder) for path in paths]
+
+    def run(number: int, pass_number: int) -> int:
+        plan = plan_pairs(shards[number], is_continuation, chosen.nsp, max_seq_length, "train", pass_number, number)
+        pairs = write_rows(shards[number], plan)
+        rows = np.arange(len(pairs))
+        masker.mask(
+            pairs.input_ids,
+            pairs.offsets,
+            np.full(len(rows), number),
+            rows,
+            pass_number=pass_number,
+            split="train",
+            max_seq_length=max_seq_length,
+        )
+        return len(pairs.input_ids)
+
+    run(0, 0)  # loads the compiled code
+    tokens, pass_number, seconds, started = 0, 0, 0.0, time.perf_counter()
+    while seconds < SECONDS:
+        tokens += sum(run(number, pass_number) for number in range(len(shards)))
+        pass_number += 1
+        seconds = time.perf_counter() - started
+    return {"tokens": tokens, "pairs_and_masks_seconds": seconds}
+
+
+def whole_way(folder: str, max_seq_length: int, out: str) -> Answer:
+    """text.jsonl to masked rows, by the stages; the tokenizer stands ready. Memory in MiB, by the system's account."""
+    from bert_pipeline import artifact
+    from bert_pipeline.data import corpus, masking, nsp  # noqa: F401  (imports are not what is timed)
+    from bert_pipeline.executors import end_idle_workers
+    from bert_pipeline.stages import make_stage
+
+    chosen = recipe(Path(folder), max_seq_length)
+    shutil.rmtree(out, ignore_errors=True)
+    made = {"tokenizer": artifact.load(Path(folder, "tokenizer"))}
+    stage_seconds = {}
+    for kind in ("raw_corpus", "nsp_dataset", "masked_dataset"):
+        started = time.perf_counter()
+        made[kind] = make_stage(kind, chosen, made, Path(out, kind))
+        stage_seconds[kind] = time.perf_counter() - started
+    end_idle_workers()  # the system tells a child's peak memory when it has ended
+    tokens = made["nsp_dataset"].facts[f"len_{max_seq_length}"]["train_tokens"]
+    return {
+        "tokens": tokens,
+        "seconds": sum(stage_seconds.values()),
+        "stage_seconds": stage_seconds,
+        "bytes_per_token": {kind: train_bytes(Path(out, kind)) / tokens for kind in ("nsp_dataset", "masked_dataset")},
+        "worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "main_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def train_bytes(dataset: Path) -> int:
+    return sum(path.stat().st_size for path in dataset.glob("len-*/train/pass-*/*.arrow"))
+
+
+def loader(folder: str, max_seq_length: int, batch_size: int) -> Answer:
+    """Batches as tensors, from epochs whose masks are drawn as they are read."""
+    from bert_pipeline.training.batches import PairDataset, micro_batches, to_tensors
+
+    here = Path(folder)
+    dataset = PairDataset(
+        here / "nsp_dataset", here / "masked_dataset", here / "tokenizer", max_seq_length, split="train"
+    )
+    rows_on_disk = dataset.num_rows(0)  # of one pass: what follows it is drawn anew
+
+    def batch(number: int) -> int:
+        rows = dataset.samples(rows_on_disk + number * batch_size, batch_size, seed=1)
+        parts = [to_tensors(part) for part in micro_batches(rows, batch_size * max_seq_length)]
+        return sum(int(part["attention_mask"].sum()) for part in parts)
+
+    batch(0)
+    tokens, number, seconds, started = 0, 0, 0.0, time.perf_counter()
+    while seconds < SECONDS:
+        tokens += batch(number)
+        number += 1
+        seconds = time.perf_counter() - started
+    return {"tokens": tokens, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    answer(encode, pairs_and_masks, whole_way, loader)

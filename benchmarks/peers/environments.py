@@ -1,0 +1,53 @@
+"""Environments of the peers: exact versions, each peer in a folder below BERT_PIPELINE_HOME/peers.
+
+A folder goes before this environment's own packages (PYTHONPATH), so a peer shares torch, numpy and pyarrow with us
+and brings what it needs otherwise: `pip install --no-deps --target` touches nothing outside its folder.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from bert_pipeline.stages import home
+
+PACKAGES = {
+    # The last release with TextDatasetForNextSentencePrediction and with tokenizers in Python.
+    "transformers": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2"),
+    # LDDL asks for dask 2021.7.1 and transformers 4.16.2, which no Python of today runs; these are the latest that do.
+    "lddl": (
+        "lddl==0.1.0",
+        "dask==2024.2.1",
+        "distributed==2024.2.1",
+        "pandas==2.2.3",
+        "nltk==3.10.4",
+        "toolz==1.2.0",
+        "partd==1.4.2",
+        "locket==1.0.0",
+        "zict==3.0.0",
+        "sortedcontainers==2.4.0",
+        "tblib==3.2.2",
+        "msgpack==1.2.4",
+        "tornado==6.6.1",
+    ),
+}
+
+
+class PeerError(RuntimeError):
+    """A peer that cannot be had here, and why."""
+
+
+def environment(name: str) -> Path:
+    """The folder of an environment; made at the first call. Raises PeerError where pip cannot."""
+    folder, wanted = home() / "peers" / name, "\n".join(PACKAGES[name])
+    finished = folder / "finished.txt"
+    if finished.exists() and finished.read_text(encoding="utf-8") == wanted:
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    run = subprocess.run([*pip, "--target", folder, *PACKAGES[name]], capture_output=True, text=True, check=False)
+    if run.returncode:
+        errors = [line for line in run.stderr.splitlines() if line.startswith("ERROR")] or run.stderr.splitlines()
+        raise PeerError(f"pip cannot install {name}: {errors[-1] if errors else run.returncode}")
+    finished.write_text(wanted, encoding="utf-8")
+    return folder
