@@ -9,6 +9,7 @@ import dagster as dg
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
 from bert_pipeline.metrics import read_rows
+from bert_pipeline.planning.plan import plan_before
 from bert_pipeline.recipe import Recipe, load_recipe, recipe_files
 from bert_pipeline.stages import STAGES, stage_origin
 from orchestration import checks, metadata, registry
@@ -34,10 +35,13 @@ class Workshop(dg.ConfigurableResource):
         self._lineage(recipe, *inputs.values())
         with library_log_in(context.log):
             stage, origin = STAGES[kind], stage_origin(kind, recipe, inputs)
+            shown: dict[str, Any] = {}
             about = self._about(context, recipe, artifact.fingerprint(origin), inputs)
 
             def build(out: Path) -> Facts:
                 paths = {name: made.path for name, made in inputs.items()}
+                if not inputs:
+                    shown.update(metadata.of_plan(plan_before(recipe, Path(self.store))))
                 if kind not in TRACKED:
                     return stage.build(recipe, paths, out, lambda row: None)
                 with self.mlflow.track(about) as tracked:
@@ -47,14 +51,14 @@ class Workshop(dg.ConfigurableResource):
 
             destination = Path(self.store, kind, about.fingerprint)
             made = artifact.make(destination, origin, build, resumable=stage.resumable)
-            links = self._links(about, made) if kind in TRACKED else {}
+            shown |= self._links(about, made) if kind in TRACKED else {}
         gates = checks.check_results(made, recipe)
         for gate in gates:
             if not gate.passed:
                 context.log.error(f"{gate.check_name}: {gate.description}")  # Dagster's own error names it only
         return dg.MaterializeResult(
             value=made,
-            metadata=metadata.of_artifact(made) | links,
+            metadata=metadata.of_artifact(made) | shown,
             check_results=gates,
             data_version=dg.DataVersion(made.fingerprint),
         )

@@ -67,18 +67,21 @@ def _first_rows(folder: Path, max_seq_length: int, count: int) -> Rows:
     path = formats.shard_paths(formats.pass_directory(folder / "nsp_dataset", max_seq_length, "train"), "arrow")[0]
     pairs = PairShard.read(path)
     masks = MaskShard.read(folder / "masked_dataset" / path.relative_to(folder / "nsp_dataset"))
-    places = range(min(count, len(pairs)))
+    rows = min(count, len(pairs))
+    end, masks_end = pairs.offsets[rows], masks.offsets[rows]
     return Rows(
-        [pairs.input_ids[pairs.offsets[n] : pairs.offsets[n + 1]] for n in places],
-        pairs.segment_a_length[: len(places)].tolist(),
-        pairs.next_sentence_label[: len(places)].tolist(),
-        [masks.positions[masks.offsets[n] : masks.offsets[n + 1]] for n in places],
-        [masks.input_ids[masks.offsets[n] : masks.offsets[n + 1]] for n in places],
+        pairs.input_ids[:end],
+        pairs.offsets[: rows + 1],
+        pairs.segment_a_length[:rows],
+        pairs.next_sentence_label[:rows],
+        masks.positions[:masks_end],
+        masks.input_ids[:masks_end],
+        masks.offsets[: rows + 1],
     )
 
 
 def _load(rows: Rows) -> Load:
-    return Load(rows.num_tokens, sum(len(row) ** 2 for row in rows.input_ids), rows.num_masked, len(rows))
+    return Load(rows.num_tokens, int((rows.lengths.astype(np.int64) ** 2).sum()), rows.num_masked, len(rows))
 
 
 def _forward_and_backward(loss: nn.Module, parts: list[dict[str, torch.Tensor]], accelerator: Accelerator) -> None:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -64,13 +65,19 @@ def make_plan(
     return Estimate(recipe, found, trial, pace).plan(home, hardware, workers or num_workers())
 
 
-def make_plan_apart(recipe: Recipe, home: Path) -> dict[str, Any]:
-    """The plan without training's time on this machine, made in a process of its own: this one stays light."""
+def plan_before(recipe: Recipe, home: Path) -> dict[str, Any]:
+    """The plan without training's time on this machine, made in a process of its own: this one stays light.
+
+    Raises DoesNotFit where the artifacts cannot fit on the disk of `home`.
+    """
+    log.info("plan: what the recipe will take, measured on a sample")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(make_plan, recipe, home, time_training=False).result()
+        plan = pool.submit(make_plan, recipe, home, time_training=False).result()
+    assert_fits(plan)
+    return plan
 
 
-def assert_fits(plan: dict[str, Any]) -> None:
+def assert_fits(plan: Mapping[str, Any]) -> None:
     """Raise DoesNotFit where the disk has too little room for what the plan says."""
     disk = plan["disk"]
     if disk["needed"] > disk["free"]:

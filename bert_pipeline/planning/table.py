@@ -1,15 +1,15 @@
 """A plan for people: aligned text of at most 100 columns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 
-def show(plan: dict[str, Any]) -> str:
+def show(plan: Mapping[str, Any]) -> str:
     return "\n".join(_lines(plan))
 
 
-def _lines(plan: dict[str, Any]) -> Iterator[str]:
+def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
     text, disk, training = plan["text"], plan["disk"], plan["training"]
     read = plan["survey"]["share_read"]
     told = "all of it was read" if read == 1 else f"read {read:.0%} of the bytes, the rest is assumed to be like it"

@@ -23,6 +23,7 @@ from bert_pipeline.data.corpus import MIN_DOCUMENTS, Pile, split_of, write_shard
 from bert_pipeline.data.sources.files import Document
 from bert_pipeline.data.tokenizer import VocabularyError, build_tokenizer
 from bert_pipeline.encoding import Encoder
+from bert_pipeline.executors import end_idle_workers
 from bert_pipeline.formats import SPLITS, MaskShard, PairShard
 from bert_pipeline.planning.hardware import Load
 from bert_pipeline.planning.measured import measured
@@ -31,10 +32,10 @@ from bert_pipeline.recipe import Recipe, TokenizerRecipe
 from bert_pipeline.shards import INDEX, Shard, build_shards
 
 FIRST = "first"
-"""A worker is given a few documents first; what it then holds in memory is its base, whatever the size of a shard."""
-FIRST_DOCUMENTS = 20
+"""A worker is given a small shard first: it opens what every worker opens, and what a larger one needs shows."""
+FIRST_FRACTION = 1 / 8
 COMPILING_SECONDS = 2.0
-"""A worker that takes longer over its first documents has compiled functions for the cache, which is done once."""
+"""A worker that takes so much longer over its first shard has compiled functions, which is done once a machine."""
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +45,20 @@ class Cost:
     """What a stage took for the sample."""
 
     seconds: float
-    """In the stage's function, in one process."""
+    """Of a processor, in the stage's function."""
     overhead: float
     """Seconds to start a worker, and to hash and flush what it wrote."""
     num_bytes: int
-    base: int
-    """Memory of a worker that has done hardly anything yet, bytes."""
+    highest: int
+    """Memory of the worker at its peak, bytes."""
+    largest: int
+    """Characters of the largest shard."""
     growth: float
-    """Bytes of memory on top of that for each character of a shard."""
+    """Bytes of memory for each character that a shard is larger."""
 
     def peak_memory(self, characters: float) -> float:
-        """Bytes of memory that a worker needs at its peak for shards of so many characters."""
-        return self.base + self.growth * characters
+        """Bytes of memory that a worker needs at its peak where the largest shard has so many characters."""
+        return self.highest + self.growth * max(0.0, characters - self.largest)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
 
     log.info("plan: tokenizer")
     clock = time.monotonic()
-    about_tokenizer = _build_tokenizer(recipe.tokenizer, out["raw_corpus"], out["tokenizer"], found.is_whole)
+    about_tokenizer = _build_tokenizer(recipe.tokenizer, out["raw_corpus"], out["tokenizer"])
     tokenizer_seconds = time.monotonic() - clock
     tokenizer = out["tokenizer"], artifact.file_digest(out["tokenizer"] / "tokenizer.json")
 
@@ -111,14 +114,14 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
     first, *counted = shards
     encoder = Encoder(formats.read_tokenizer(out["tokenizer"]))
     nsp.tokenize_shard(texts[first], encoder)  # reads what is compiled
-    clock = time.monotonic()
+    clock = time.process_time()
     num_tokens = sum(len(nsp.tokenize_shard(texts[name], encoder).input_ids) for name in counted)
     return Trial(
         documents=sum(len(shards[name]) for name in counted),
         characters=sum(sizes[name] for name in counted),
         words=sum(each["words"] for each in facts),
         num_tokens=num_tokens,
-        encoding_seconds=time.monotonic() - clock,
+        encoding_seconds=time.process_time() - clock,
         stages=stages,
         tokenizer=about_tokenizer,
         tokenizer_characters=sum(size for name, size in sizes.items() if name.startswith("train/")),
@@ -136,7 +139,8 @@ def _cut(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
     splits = {split: [d for d in found.sample if split_of(d.document_id, fraction) == split] for split in SPLITS}
     if not found.is_whole or min(map(len, splits.values())) < MIN_DOCUMENTS:
         splits = {split: found.sample[number::2] for number, split in enumerate(SPLITS)}
-    parts = [(FIRST, found.sample[:FIRST_DOCUMENTS])]
+    num_first = min(recipe.corpus.documents_per_shard, int(FIRST_FRACTION * len(found.sample)))
+    parts = [(FIRST, found.sample[: max(MIN_DOCUMENTS, num_first)])]
     for split, documents in splits.items():
         pile = Pile(recipe.corpus.documents_per_shard)
         parts += [(split, leaving) for document in documents if (leaving := pile.add(document))]
@@ -144,18 +148,18 @@ def _cut(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
     return {f"{split}/{formats.shard_name(documents[0].document_id)}": documents for split, documents in parts}
 
 
-def _build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path, is_whole: bool) -> Facts:
-    """A sample may be too small for the vocabulary that the corpus gives; then a smaller one stands for it."""
+def _build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Facts:
+    """Where the text is too small for the vocabulary of the recipe, a smaller one stands for it."""
     while True:
         out.mkdir()
         try:
             return build_tokenizer(section, raw_corpus, out)
-        except VocabularyError:
-            if is_whole or section.vocab_size < 1000:
+        except VocabularyError as error:
+            if section.vocab_size < 200:
                 raise
+            log.warning("plan: on the sample: %s; trying half of it", error)
             shutil.rmtree(out)
             section = section.model_copy(update={"vocab_size": section.vocab_size // 2})
-            log.info("plan: the sample is small for this vocabulary; trying vocab_size %d", section.vocab_size)
 
 
 def _pairs(name: str, max_seq_length: int) -> str:
@@ -174,29 +178,33 @@ def _run(
     function: Callable[..., Facts], arguments: dict[str, tuple[Any, ...]], sizes: dict[str, int], out: Path
 ) -> tuple[Cost, list[Facts]]:
     """Build the shards of a stage, the first one first; the cost and the facts of all but that one."""
-    while True:
+    name_of_first, *names = arguments
+    for attempt in range(2):
+        shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         shards = [Shard(name, name, (function, *each)) for name, each in arguments.items()]
         clock = time.monotonic()
         with _one_worker():
-            entries = {entry.name: entry for entry in build_shards(f"plan: {out.name}", measured, shards, out)}
+            built = build_shards(f"plan: {out.name}", measured, shards, out)
+            end_idle_workers()  # as between the commands of bert-pipeline
         wall = time.monotonic() - clock
-        first = entries.pop(next(iter(arguments)))
-        if first.facts["seconds"] < COMPILING_SECONDS:
+        facts = {entry.name: entry.facts for entry in built}
+        seconds = sum(facts[name]["seconds"] for name in names)
+        expected = seconds * sizes[name_of_first] / sum(sizes[name] for name in names)
+        if attempt or facts[name_of_first]["seconds"] - expected < COMPILING_SECONDS:
             break
-        shutil.rmtree(out)
-    seconds = sum(entry.facts["seconds"] for entry in entries.values())
-    lines = (out / INDEX).read_bytes().splitlines(keepends=True)
+    peaks = {name: facts[name]["peak_memory"] for name in arguments}
+    lines = (out / INDEX).read_text(encoding="utf-8").splitlines(keepends=True)
     cost = Cost(
         seconds=seconds,
         overhead=max(0.0, wall - seconds),
-        num_bytes=sum(file["bytes"] for entry in entries.values() for file in entry.files.values())
-        + sum(len(line) for line in lines if FIRST.encode() not in line),
-        base=first.facts["peak_memory"],
-        growth=(max(entry.facts["peak_memory"] for entry in entries.values()) - first.facts["peak_memory"])
-        / max(sizes[name] for name in entries),
+        num_bytes=sum(file["bytes"] for entry in built if entry.name in names for file in entry.files.values())
+        + sum(len(line.encode()) for line in lines if name_of_first not in line),
+        highest=max(peaks.values()),
+        largest=max(sizes.values()),
+        growth=max(0.0, (peaks[names[0]] - peaks[name_of_first]) / max(1, sizes[names[0]] - sizes[name_of_first])),
     )
-    return cost, [entry.facts["facts"] for entry in entries.values()]
+    return cost, [facts[name]["facts"] for name in names]
 
 
 @contextmanager
