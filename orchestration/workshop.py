@@ -9,7 +9,6 @@ import dagster as dg
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
 from bert_pipeline.metrics import read_rows
-from bert_pipeline.planning.plan import plan_before
 from bert_pipeline.recipe import Recipe, load_recipe, recipe_files
 from bert_pipeline.stages import STAGES, stage_origin
 from orchestration import checks, metadata, registry
@@ -41,6 +40,8 @@ class Workshop(dg.ConfigurableResource):
             def build(out: Path) -> Facts:
                 paths = {name: made.path for name, made in inputs.items()}
                 if not inputs:
+                    from bert_pipeline.planning.plan import plan_before  # it brings numba, the graph does without
+
                     shown.update(metadata.of_plan(plan_before(recipe, Path(self.store))))
                 if kind not in TRACKED:
                     return stage.build(recipe, paths, out, lambda row: None)
