@@ -12,15 +12,15 @@ from random import Random
 
 import pyarrow.parquet as pq
 
-from bert_pipeline.data.corpus import MIN_DOCUMENTS, source_files, split_of
+from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, MIN_DOCUMENTS, source_files, split_of
 from bert_pipeline.data.sources.files import Document, Rejection, SourceError, read_documents
 from bert_pipeline.formats import SPLITS, id_hash
 from bert_pipeline.progress import Progress
 from bert_pipeline.recipe import CorpusRecipe
 
 READING_SECONDS = 10.0
-SAMPLE_CHARACTERS = 2**24
-"""Enough that a vocabulary learnt from it fits as the corpus's own will, within some percent."""
+SAMPLE_CHARACTERS = CHARACTERS_PER_SHARD * 4 // 3
+"""Three quarters of it are a full shard, and enough that their vocabulary fits as the one of the corpus will."""
 ORDER_SEED = 12345
 
 

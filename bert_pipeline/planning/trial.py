@@ -133,12 +133,13 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
 
 def _cut(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
     """The sample in shards of the recipe's size. Where it is the corpus, train and held-out documents are those of
-    the corpus; else they are two halves, so that the vocabulary of the one is measured on the other.
+    the corpus; else a quarter is held out, so that the vocabulary is measured on text that it was not made from.
     """
     fraction = recipe.corpus.heldout_fraction
     splits = {split: [d for d in found.sample if split_of(d.document_id, fraction) == split] for split in SPLITS}
     if not found.is_whole or min(map(len, splits.values())) < MIN_DOCUMENTS:
-        splits = {split: found.sample[number::2] for number, split in enumerate(SPLITS)}
+        train = [document for number, document in enumerate(found.sample) if number % 4]
+        splits = {"train": train, "heldout": found.sample[::4]}
     num_first = min(recipe.corpus.documents_per_shard, int(FIRST_FRACTION * len(found.sample)))
     parts = [(FIRST, found.sample[: max(MIN_DOCUMENTS, num_first)])]
     for split, documents in splits.items():
