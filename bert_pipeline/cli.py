@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bert_pipeline import artifact
-from bert_pipeline.recipe import TaskRecipe, load_recipe, recipe_files
-from bert_pipeline.stages import STAGES, make_stage
+from bert_pipeline.recipe import Recipe, TaskRecipe, load_recipe, recipe_files
+from bert_pipeline.stages import STAGES, home, make_stage
 
 COMMANDS = {
     "raw-corpus": "raw_corpus",
@@ -49,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--json", action="store_true", help="print the record of what was made")
         stage.set_defaults(run=_make, kind=kind)
 
+    plan = commands.add_parser("plan", help="tell what a recipe takes, before anything runs; refuse what cannot fit")
+    plan.add_argument("recipe", metavar="RECIPE", help="a recipe file, or the name of a packaged one")
+    plan.add_argument("--hardware", metavar="NAME", help="time of the training on this alone (default: all known)")
+    plan.add_argument("--workers", type=int, metavar="N", help="of the data stages (default: BERT_PIPELINE_WORKERS)")
+    plan.add_argument("--json", action="store_true")
+    plan.set_defaults(run=_plan)
+
     evaluate = commands.add_parser("evaluate", help="fine-tune and score any Hugging Face BERT on a task")
     evaluate.add_argument("--model", type=Path, required=True, metavar="DIR", help="a Hugging Face model directory")
     evaluate.add_argument("--task", required=True, help="a task of bert_pipeline.evaluation.tasks")
@@ -72,11 +79,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _recipe(name: str) -> Recipe:
+    path = Path(name)
+    if path.suffix != ".toml" and name in recipe_files():
+        path = recipe_files()[name]
+    return load_recipe(path)
+
+
 def _make(options: argparse.Namespace) -> None:
-    path = Path(options.recipe)
-    if path.suffix != ".toml" and options.recipe in recipe_files():
-        path = recipe_files()[options.recipe]
-    recipe = load_recipe(path)
+    recipe = _recipe(options.recipe)
     inputs = {name: artifact.load(getattr(options, name), name) for name in STAGES[options.kind].inputs}
     made = make_stage(options.kind, recipe, inputs, options.out)
     if options.json:
@@ -84,6 +95,18 @@ def _make(options: argparse.Namespace) -> None:
     else:
         print(f"{made.kind} {made.fingerprint} in {made.path}")
         _print_facts(made.facts)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from bert_pipeline.planning.hardware import HARDWARE, find_hardware
+    from bert_pipeline.planning.plan import assert_fits, make_plan
+    from bert_pipeline.planning.table import show
+
+    recipe = _recipe(options.recipe)
+    hardware = {options.hardware: find_hardware(options.hardware)} if options.hardware else HARDWARE
+    plan = make_plan(recipe, home(), hardware, options.workers)
+    print(json.dumps(plan) if options.json else show(plan))
+    assert_fits(plan)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from bert_pipeline import formats, pictures
 from bert_pipeline.artifact import Artifact, Facts
 from bert_pipeline.model_card import mean_and_sd
+from bert_pipeline.planning import table
 
 
 def flatten(tree: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str, Any]]:
@@ -44,6 +45,13 @@ def of_artifact(made: Artifact) -> dict[str, Any]:
         "inputs": made.record["origin"]["inputs"],
         "built_at": made.record["made"]["at"],
         "built_in_seconds": made.record["made"]["seconds"],
+    }
+
+
+def of_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe was expected to take, beside what it then took."""
+    return {"plan": dg.MetadataValue.md(f"```text\n{table.show(plan)}\n```")} | {
+        f"plan/{name}": value for name, value in numbers({part: plan[part] for part in ("text", "disk")}).items()
     }
 
 

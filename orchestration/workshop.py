@@ -34,10 +34,15 @@ class Workshop(dg.ConfigurableResource):
         self._lineage(recipe, *inputs.values())
         with library_log_in(context.log):
             stage, origin = STAGES[kind], stage_origin(kind, recipe, inputs)
+            shown: dict[str, Any] = {}
             about = self._about(context, recipe, artifact.fingerprint(origin), inputs)
 
             def build(out: Path) -> Facts:
                 paths = {name: made.path for name, made in inputs.items()}
+                if not inputs:
+                    from bert_pipeline.planning.plan import plan_before  # it brings numba, the graph does without
+
+                    shown.update(metadata.of_plan(plan_before(recipe, Path(self.store))))
                 if kind not in TRACKED:
                     return stage.build(recipe, paths, out, lambda row: None)
                 with self.mlflow.track(about) as tracked:
@@ -47,14 +52,14 @@ class Workshop(dg.ConfigurableResource):
 
             destination = Path(self.store, kind, about.fingerprint)
             made = artifact.make(destination, origin, build, resumable=stage.resumable)
-            links = self._links(about, made) if kind in TRACKED else {}
+            shown |= self._links(about, made) if kind in TRACKED else {}
         gates = checks.check_results(made, recipe)
         for gate in gates:
             if not gate.passed:
                 context.log.error(f"{gate.check_name}: {gate.description}")  # Dagster's own error names it only
         return dg.MaterializeResult(
             value=made,
-            metadata=metadata.of_artifact(made) | links,
+            metadata=metadata.of_artifact(made) | shown,
             check_results=gates,
             data_version=dg.DataVersion(made.fingerprint),
         )

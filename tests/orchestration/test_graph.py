@@ -72,6 +72,9 @@ def test_every_asset_is_made_and_shown(first, home):
     assert loss_curve.startswith("![](data:image/png;base64,") and len(loss_curve) < 100_000
     assert isinstance(metadata_of(first, "masked_dataset")["len_64/masked_fraction"], float)
     assert "sample-chem" in metadata_of(first, "evaluations")["scores"]
+    corpus = metadata_of(first, "raw_corpus")
+    assert "Disk: " in corpus["plan"]
+    assert corpus["plan/text/train_documents"] == corpus["train_documents"]
 
 
 def test_every_gate_was_asked(first):
@@ -126,6 +129,7 @@ def test_again_builds_nothing(first, home, instance, mlflow):
     assert again.success
     assert state(home) == before
     assert runs_of(mlflow) == runs
+    assert "plan" not in metadata_of(again, "raw_corpus")
     for kind in TRACKED:
         assert metadata_of(again, kind)["mlflow_run_id"] == metadata_of(first, kind)["mlflow_run_id"]
     assert metadata_of(again, "registered_model")["version"] == 1
@@ -171,3 +175,12 @@ def test_downstream_of_a_changed_recipe_is_refused(first, home, instance, monkey
     assert not result.success
     error = result.failure_data_for_node("evaluations").error
     assert "tokenizer" in str(error) and "before recipe tiny was changed; remedy" in str(error)
+
+
+def test_what_cannot_fit_fails_before_anything_is_built(small_disk, instance, monkeypatch, tmp_path):
+    change_the_recipe(monkeypatch, tmp_path, "dupe_factor = 1", "dupe_factor = 100")
+    result = materialize(small_disk, instance, selection=["raw_corpus"], raise_on_error=False)
+    assert not result.success
+    error = result.failure_data_for_node("raw_corpus").error
+    assert "most of them for nsp_dataset" in str(error) and "remedy: free" in str(error)
+    assert not list(small_disk.rglob("shard-*"))

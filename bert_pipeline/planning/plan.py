@@ -1,0 +1,307 @@
+"""What a recipe will take, before anything runs: text, disk, memory, time, steps and operations.
+
+The source is surveyed, the data stages are tried on a sample of it, some rows are trained on; what that took is
+scaled to the whole. A plan is JSON; planning/table.py shows it to people.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, group_files, source_files
+from bert_pipeline.evaluation.tasks import TaskError, find_task, read_task, task_data
+from bert_pipeline.executors import num_workers
+from bert_pipeline.formats import SPLITS
+from bert_pipeline.planning.hardware import (
+    ASSUMED_UTILIZATION,
+    HARDWARE,
+    Hardware,
+    Load,
+    num_parameters,
+    training_flops,
+)
+from bert_pipeline.planning.survey import Survey, read_source
+from bert_pipeline.planning.trial import Trial, run_trial
+from bert_pipeline.recipe import CorpusRecipe, Recipe
+from bert_pipeline.training.launch import CPU_SETTINGS
+
+STATE_BYTES = 16
+"""A weight in training: itself, its gradient and AdamW's two moments, four bytes each."""
+PACE_TIMEOUT = 120  # seconds
+
+Pace = dict[str, dict[str, float]]
+log = logging.getLogger(__name__)
+
+
+class DoesNotFit(ValueError):
+    """A recipe whose artifacts need more disk than is free."""
+
+
+def make_plan(
+    recipe: Recipe,
+    home: Path,
+    hardware: dict[str, Hardware] = HARDWARE,
+    workers: int | None = None,
+    *,
+    time_training: bool = True,
+) -> dict[str, Any]:
+    """The plan of a recipe whose artifacts go to `home`. Raises SourceError where there is nothing to read."""
+    found = read_source(recipe.corpus)
+    log.info("plan: read %s of the source in %.1f s", f"{found.share_read:.0%}", found.seconds)
+    with tempfile.TemporaryDirectory(prefix="bert-pipeline-plan-") as folder:
+        trial = run_trial(recipe, found, Path(folder))
+        pace = _pace(recipe, Path(folder)) if time_training else None
+    return Estimate(recipe, found, trial, pace).plan(home, hardware, workers or num_workers())
+
+
+def plan_before(recipe: Recipe, home: Path) -> dict[str, Any]:
+    """The plan without training's time on this machine, made in a process of its own: this one stays light.
+
+    Raises DoesNotFit where the artifacts cannot fit on the disk of `home`.
+    """
+    log.info("plan: what the recipe will take, measured on a sample")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        plan = pool.submit(make_plan, recipe, home, time_training=False).result()
+    assert_fits(plan)
+    return plan
+
+
+def assert_fits(plan: Mapping[str, Any]) -> None:
+    """Raise DoesNotFit where the disk has too little room for what the plan says."""
+    disk = plan["disk"]
+    if disk["needed"] > disk["free"]:
+        largest = max(disk["artifacts"], key=lambda kind: disk["artifacts"][kind])
+        raise DoesNotFit(
+            f"recipe {plan['recipe']} needs {disk['needed']:,} bytes, most of them for {largest}, and "
+            f"{disk['free']:,} are free in {disk['place']} (BERT_PIPELINE_HOME); remedy: free "
+            f"{disk['needed'] - disk['free']:,}, set BERT_PIPELINE_HOME to a larger disk, or lower nsp.dupe_factor "
+            f"({plan['dupe_factor']})"
+        )
+
+
+def _pace(recipe: Recipe, folder: Path) -> Pace | None:
+    """See planning/pace.py; None where the model cannot be run here."""
+    log.info("plan: pretraining")
+    (folder / "recipe.json").write_text(recipe.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "bert_pipeline.planning.pace", str(folder)]
+    try:
+        done = subprocess.run(
+            command, env=CPU_SETTINGS | os.environ, capture_output=True, text=True, timeout=PACE_TIMEOUT, check=True
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        log.warning("plan: the time of pretraining on this machine is unknown: %s\n%s", error, error.stderr or "")
+        return None
+    return json.loads(done.stdout)
+
+
+class Estimate:
+    """Scales what was measured on the sample to the recipe."""
+
+    def __init__(self, recipe: Recipe, found: Survey, trial: Trial, pace: Pace | None) -> None:
+        self.recipe, self.found, self.trial, self.pace = recipe, found, trial, pace
+        self.documents = {split: found.documents[split] / found.share_read for split in SPLITS}
+        self.characters = {split: found.characters[split] / found.share_read for split in SPLITS}
+        self.scale = sum(self.characters.values()) / trial.characters
+        """Of the corpus to the sample."""
+        self.passes = (
+            recipe.nsp.dupe_factor * self.characters["train"] + self.characters["heldout"]
+        ) / trial.characters
+        """Of the datasets, over the sample's text."""
+        self.train = {length: _times(load, self.characters["train"] / trial.characters) for length, load in
+                      trial.loads.items()}  # fmt: skip
+        """One pass over the training split."""
+
+    def plan(self, home: Path, hardware: dict[str, Hardware], workers: int) -> dict[str, Any]:
+        recipe, found, trial = self.recipe, self.found, self.trial
+        weights = num_parameters(recipe.model, recipe.tokenizer.vocab_size)
+        phases = [self._phase(number) for number in range(len(recipe.pretrain.phases))]
+        flops = sum(phase["flops"] for phase in phases)
+        return {
+            "recipe": recipe.name,
+            "dupe_factor": recipe.nsp.dupe_factor,
+            "survey": {
+                "bytes": found.bytes_total,
+                "share_read": found.share_read,
+                "sample_documents": trial.documents,
+                "sample_characters": trial.characters,
+            },
+            "text": {
+                **{f"{split}_documents": round(self.documents[split]) for split in SPLITS},
+                "rejected_documents": round(found.rejected / found.share_read),
+                "characters": round(sum(self.characters.values())),
+                "words": round(trial.words * self.scale),
+                "tokens": round(trial.num_tokens * self.scale),
+            },
+            "pairs": {f"len_{length}": self._pairs(length) for length in trial.loads},
+            "disk": self._disk(home, weights),
+            "memory": self._memory(),
+            "workers": workers,
+            "seconds": self._seconds(workers),
+            "training": {
+                "num_parameters": weights,
+                "padded_vocab_size": -(-recipe.tokenizer.vocab_size // 64) * 64,
+                "steps": recipe.pretrain.num_steps,
+                "tokens": round(sum(phase["tokens_per_step"] * phase["num_steps"] for phase in phases)),
+                "flops": flops,
+                "state_bytes": STATE_BYTES * weights,
+                "phases": phases,
+            },
+            "assumed_utilization": ASSUMED_UTILIZATION,
+            "hardware": {
+                name: {
+                    "flops_per_second": one.flops_per_second,
+                    "memory": one.memory,
+                    "source": one.source,
+                    "hours": flops / one.flops_per_second / ASSUMED_UTILIZATION / 3600,
+                    "hours_on_8": flops / one.flops_per_second / ASSUMED_UTILIZATION / 3600 / 8,
+                }
+                for name, one in hardware.items()
+            },
+        }
+
+    def _pairs(self, length: int) -> dict[str, int]:
+        load, dupe_factor = self.train[length], self.recipe.nsp.dupe_factor
+        heldout = self.characters["heldout"] / self.characters["train"] if self.characters["train"] else 0
+        return {
+            "train_pairs": round(load.pairs * dupe_factor),
+            "train_tokens": round(load.tokens * dupe_factor),
+            "heldout_pairs": round(load.pairs * heldout),
+            "heldout_tokens": round(load.tokens * heldout),
+        }
+
+    def _phase(self, number: int) -> dict[str, Any]:
+        phase = self.recipe.pretrain.phases[number]
+        one_pass = self.train[phase.max_seq_length]
+        pairs = phase.num_steps * phase.global_batch_size
+        load = _times(one_pass, pairs / one_pass.pairs)
+        return {
+            "max_seq_length": phase.max_seq_length,
+            "num_steps": phase.num_steps,
+            "pairs_per_step": phase.global_batch_size,
+            "tokens_per_step": round(load.tokens / phase.num_steps),
+            "passes": pairs / one_pass.pairs,
+            "flops": training_flops(self.recipe.model, self.recipe.tokenizer.vocab_size, load),
+        }
+
+    def _disk(self, home: Path, weights: int) -> dict[str, Any]:
+        stages, pretrain = self.trial.stages, self.recipe.pretrain
+        # Weights and two moments of AdamW; a new checkpoint is written before the oldest is deleted.
+        written = math.ceil(pretrain.num_steps / pretrain.checkpoint_every)
+        checkpoints = min(pretrain.checkpoints_kept + 1, written) * 12 * weights
+        artifacts = {
+            "raw_corpus": round(stages["raw_corpus"].num_bytes * self.scale),
+            "tokenizer": self.trial.tokenizer_bytes,
+            "nsp_dataset": round(stages["nsp_dataset"].num_bytes * self.passes),
+            "masked_dataset": round(stages["masked_dataset"].num_bytes * self.passes),
+            "pretrained_checkpoint": 4 * weights,
+        }
+        place = home
+        while not place.exists():
+            place = place.parent
+        return {
+            "artifacts": artifacts,
+            "checkpoints": checkpoints,
+            "needed": sum(artifacts.values()) + checkpoints,
+            "free": shutil.disk_usage(place).free,
+            "place": str(home),
+        }
+
+    def _memory(self) -> dict[str, int]:
+        largest = largest_shard(self.recipe.corpus, self.found)
+        by_stage = {kind: round(cost.peak_memory(largest)) for kind, cost in self.trial.stages.items()}
+        return by_stage | {"worker_peak": max(by_stage.values())}
+
+    def _seconds(self, workers: int) -> dict[str, float | None]:
+        trial, stages = self.trial, self.trial.stages
+        work = {
+            "raw_corpus": stages["raw_corpus"].seconds * self.scale,
+            "nsp_dataset": trial.encoding_seconds * self.scale
+            + max(0.0, stages["nsp_dataset"].seconds - trial.encoding_seconds) * self.passes,
+            "masked_dataset": stages["masked_dataset"].seconds * self.passes,
+        }
+        shards = sum(self.characters.values()) / largest_shard(self.recipe.corpus, self.found)
+        width = max(1, min(workers, shards))
+        seconds = {kind: each / width + stages[kind].overhead for kind, each in work.items()}
+        reading = self.found.seconds / self.found.share_read
+        return {
+            "raw_corpus": max(seconds["raw_corpus"], reading),
+            "tokenizer": trial.tokenizer_seconds * self.characters["train"] / trial.tokenizer_characters,
+            "nsp_dataset": seconds["nsp_dataset"],
+            "masked_dataset": seconds["masked_dataset"],
+            "pretrained_checkpoint": self._pretraining_seconds(),
+            "evaluations": self._evaluation_seconds(),
+        }
+
+    def _pretraining_seconds(self) -> float | None:
+        if self.pace is None:
+            return None
+        pretrain = self.recipe.pretrain
+        seconds = 0.0
+        for phase in pretrain.phases:
+            pace = self.pace[str(phase.max_seq_length)]
+            seconds += phase.num_steps * (phase.global_batch_size * pace["pair_seconds"] + pace["update_seconds"])
+        # Held-out pairs go forward only, a third of the work.
+        measured = (pretrain.num_steps // pretrain.eval_every + 2) * pretrain.heldout_pairs
+        return seconds + measured * pace["pair_seconds"] / 3
+
+    def _evaluation_seconds(self) -> float | None:
+        """Fine-tuning at the rate of pretraining; None where that, or a task's data, is not at hand."""
+        if self.pace is None:
+            return None
+        recipe, trial = self.recipe, self.trial
+        length = recipe.pretrain.phases[-1].max_seq_length
+        load = _times(trial.loads[length], 1 / trial.loads[length].pairs)
+        rate = training_flops(recipe.model, recipe.tokenizer.vocab_size, load) / self.pace[str(length)]["pair_seconds"]
+        flops = 0.0
+        for settings in recipe.evaluation.tasks:
+            with tempfile.TemporaryDirectory() as generated:
+                try:
+                    task = find_task(settings.name)
+                    splits = read_task(task, task_data(task, None, Path(generated)))
+                except TaskError as error:
+                    log.info("plan: %s", error)
+                    return None
+            runs = 2 * len(settings.seeds)  # pretrained, and from random weights
+            for split, sentences in splits.items():
+                times = settings.num_epochs if split == "train" else 1 / 3
+                tokens = [
+                    min(settings.max_seq_length, 2 + len(sentence.tokens) * trial.tokenizer["heldout_pieces_per_word"])
+                    for sentence in sentences
+                ]
+                one = Load(sum(tokens), sum(n * n for n in tokens), 0, 0)
+                flops += runs * times * training_flops(recipe.model, recipe.tokenizer.vocab_size, one)
+        return flops / rate
+
+
+def largest_shard(section: CorpusRecipe, found: Survey) -> float:
+    """Characters of the largest training shard that corpus.Pile will make."""
+    documents = found.documents["train"] / found.share_read
+    mean = found.characters["train"] / max(found.documents["train"], 1)
+    full = min(section.documents_per_shard, CHARACTERS_PER_SHARD / mean)
+    sizes = [sum(path.stat().st_size for path in group.values()) for group in group_files(source_files(section))]
+    largest = 0.0
+    for size in sizes or [1]:
+        of_group = documents * size / (sum(sizes) or 1)
+        if of_group < 1.5 * full:
+            last = of_group
+        elif found.share_read < 1:
+            last = 1.5 * full  # at most
+        else:
+            last = of_group - math.floor(of_group / full - 0.5) * full
+        largest = max(largest, last, min(full, of_group))
+    return largest * mean
+
+
+def _times(load: Load, factor: float) -> Load:
+    return Load(**{name: value * factor for name, value in asdict(load).items()})

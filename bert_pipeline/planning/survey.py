@@ -1,0 +1,113 @@
+"""What a recipe's text is, as far as some seconds of reading tell.
+
+What was read is counted exactly, the rest is assumed to be like it. Of what was read a uniform sample is kept: the
+documents with the smallest hashes, so it is not the head of a sorted file.
+"""
+
+import heapq
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+
+import pyarrow.parquet as pq
+
+from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, MIN_DOCUMENTS, source_files, split_of
+from bert_pipeline.data.sources.files import Document, Rejection, SourceError, read_documents
+from bert_pipeline.formats import SPLITS, id_hash
+from bert_pipeline.progress import Progress
+from bert_pipeline.recipe import CorpusRecipe
+
+READING_SECONDS = 10.0
+SAMPLE_CHARACTERS = CHARACTERS_PER_SHARD * 4 // 3
+"""Three quarters of it are a full shard, and enough that their vocabulary fits as the one of the corpus will."""
+ORDER_SEED = 12345
+
+
+@dataclass
+class Survey:
+    """What was read of the source."""
+
+    bytes_total: int = 0  # of the files; 0: the text is generated
+    share_read: float = 0.0
+    seconds: float = 0.0
+    rejected: int = 0
+    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    characters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    sample: list[Document] = field(default_factory=list)
+
+    @property
+    def sample_characters(self) -> int:
+        return sum(map(num_characters, self.sample))
+
+    @property
+    def is_whole(self) -> bool:
+        """The sample is the corpus."""
+        return self.share_read == 1 and len(self.sample) == sum(self.documents.values())
+
+
+def num_characters(document: Document) -> int:
+    return sum(map(len, document.texts))
+
+
+def read_source(section: CorpusRecipe) -> Survey:
+    """Read the source, files in a seeded order, until it or the time is used up."""
+    found = Survey(bytes_total=sum(path.stat().st_size for path in source_files(section).values()))
+    kept: list[tuple[int, int, Document]] = []  # a heap: the document to be dropped first is the first
+    size = 0
+    clock = time.monotonic()
+    for number, (share, record) in enumerate(_records(section)):
+        if isinstance(record, Rejection):
+            found.rejected += 1
+        else:
+            split = split_of(record.document_id, section.heldout_fraction)
+            found.documents[split] += 1
+            found.characters[split] += num_characters(record)
+            # Another hash than that of the id alone, which decides the split.
+            heapq.heappush(kept, (-id_hash(f"sample {record.document_id}"), -number, record))
+            size += num_characters(record)
+            while size > SAMPLE_CHARACTERS and len(kept) > 2 * MIN_DOCUMENTS:
+                size -= num_characters(heapq.heappop(kept)[-1])
+        found.seconds = time.monotonic() - clock
+        if found.seconds > READING_SECONDS and len(kept) >= 2 * MIN_DOCUMENTS:
+            found.share_read = share
+            break
+    else:
+        found.share_read = 1.0
+    if len(kept) < 2 * MIN_DOCUMENTS:
+        raise SourceError(
+            f"{section.path or section.source}: {len(kept)} documents and {found.rejected} broken records, and "
+            f"{2 * MIN_DOCUMENTS} documents are needed at least; remedy: bring more text"
+        )
+    found.sample = [document for _, _, document in sorted(kept, key=lambda entry: -entry[1])]
+    return found
+
+
+def _records(section: CorpusRecipe) -> Iterator[tuple[float, Document | Rejection]]:
+    """Each record, and the share of the source that has been read with it."""
+    if section.source == "sample":
+        from bert_pipeline.data.sources.sample import sample_documents
+
+        texts = sample_documents(section.sample_documents, section.seed)
+        for number, (name, text) in enumerate(texts, 1):
+            yield number / section.sample_documents, Document(name, (text,), "sample")
+        return
+    files = source_files(section)
+    names = sorted(files)
+    Random(ORDER_SEED).shuffle(names)
+    total = sum(path.stat().st_size for path in files.values())
+    progress = Progress("plan: reading", total, "bytes")
+    taken: set[int] = set()
+    before = 0
+    for name in names:
+        path = files[name]
+        size = path.stat().st_size
+        # Parquet is read from its end, so the place in the file says nothing.
+        num_rows = pq.ParquetFile(path).metadata.num_rows if path.suffix.lower() == ".parquet" else 0
+        records = read_documents({name: path}, section.text_fields, section.id_field, progress, taken)
+        for number, record in enumerate(records, 1):
+            if section.id_field and isinstance(record, Document):
+                taken.add(id_hash(record.document_id))
+            read = before + size * number / num_rows if num_rows else progress.done
+            yield max(read, 1) / total, record
+        before += size

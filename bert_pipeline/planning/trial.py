@@ -1,0 +1,220 @@
+"""The data stages run on a sample: what they take of time, disk and memory.
+
+The stages' own functions run, shard by shard as on the corpus, in one worker process a stage, in a folder that is
+thrown away.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_pipeline import artifact, formats
+from bert_pipeline.artifact import Facts
+from bert_pipeline.data import masking, nsp
+from bert_pipeline.data.corpus import MIN_DOCUMENTS, Pile, split_of, write_shard
+from bert_pipeline.data.sources.files import Document
+from bert_pipeline.data.tokenizer import VocabularyError, build_tokenizer
+from bert_pipeline.encoding import Encoder
+from bert_pipeline.executors import end_idle_workers
+from bert_pipeline.formats import SPLITS, MaskShard, PairShard
+from bert_pipeline.planning.hardware import Load
+from bert_pipeline.planning.measured import measured
+from bert_pipeline.planning.survey import Survey, num_characters
+from bert_pipeline.recipe import Recipe, TokenizerRecipe
+from bert_pipeline.shards import INDEX, Shard, build_shards
+
+FIRST = "first"
+"""A worker is given a small shard first: it opens what every worker opens, and what a larger one needs shows."""
+FIRST_FRACTION = 1 / 8
+COMPILING_SECONDS = 2.0
+"""A worker that takes so much longer over its first shard has compiled functions, which is done once a machine."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage took for the sample."""
+
+    seconds: float
+    """Of a processor, in the stage's function."""
+    overhead: float
+    """Seconds to start a worker, and to hash and flush what it wrote."""
+    num_bytes: int
+    highest: int
+    """Memory of the worker at its peak, bytes."""
+    largest: int
+    """Characters of the largest shard."""
+    growth: float
+    """Bytes of memory for each character that a shard is larger."""
+
+    def peak_memory(self, characters: float) -> float:
+        """Bytes of memory that a worker needs at its peak where the largest shard has so many characters."""
+        return self.highest + self.growth * max(0.0, characters - self.largest)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The sample's way through the data stages."""
+
+    documents: int
+    characters: int
+    words: int
+    num_tokens: int
+    """Word pieces, without special tokens."""
+    encoding_seconds: float
+    """What every pass over the corpus shares, of the seconds of nsp_dataset."""
+    stages: dict[str, Cost]
+    tokenizer: Facts
+    tokenizer_characters: int
+    """That the vocabulary was learnt from."""
+    tokenizer_seconds: float
+    tokenizer_bytes: int
+    loads: dict[int, Load]
+    """One pass over the sample by sequence length."""
+
+
+def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
+    """Run the data stages on the sample with one pass, into raw_corpus, tokenizer, ... under `folder`."""
+    shards = _cut(recipe, found)
+    sizes = {name: sum(map(num_characters, documents)) for name, documents in shards.items()}
+    out = {kind: folder / kind for kind in ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")}
+    stages: dict[str, Cost] = {}
+
+    def run(kind: str, function: Callable[..., Facts], arguments: dict[str, tuple]) -> list[Facts]:
+        log.info("plan: %s on a sample of %s characters", kind, f"{found.sample_characters:,}")
+        stages[kind], facts = _run(function, arguments, sizes, out[kind])
+        return facts
+
+    normalization = recipe.corpus.unicode_normalization
+    facts = run("raw_corpus", write_shard, {name: (name, each, normalization) for name, each in shards.items()})
+
+    log.info("plan: tokenizer")
+    clock = time.monotonic()
+    about_tokenizer = _build_tokenizer(recipe.tokenizer, out["raw_corpus"], out["tokenizer"])
+    tokenizer_seconds = time.monotonic() - clock
+    tokenizer = out["tokenizer"], artifact.file_digest(out["tokenizer"] / "tokenizer.json")
+
+    once, lengths = recipe.nsp.model_copy(update={"dupe_factor": 1}), recipe.max_seq_lengths
+    texts = {name: [out["raw_corpus"] / f"{name}.parquet"] for name in shards}
+    run("nsp_dataset", nsp._build_shard, {name: (once, lengths, texts[name], tokenizer) for name in shards})
+
+    pairs = {name: [_pairs(name, length) for length in lengths] for name in shards}
+    arguments = {name: (recipe.masking, tokenizer, out["nsp_dataset"], paths) for name, paths in pairs.items()}
+    run("masked_dataset", masking._build_shard, arguments)
+
+    first, *counted = shards
+    encoder = Encoder(formats.read_tokenizer(out["tokenizer"]))
+    nsp.tokenize_shard(texts[first], encoder)  # reads what is compiled
+    clock = time.process_time()
+    num_tokens = sum(len(nsp.tokenize_shard(texts[name], encoder).input_ids) for name in counted)
+    return Trial(
+        documents=sum(len(shards[name]) for name in counted),
+        characters=sum(sizes[name] for name in counted),
+        words=sum(each["words"] for each in facts),
+        num_tokens=num_tokens,
+        encoding_seconds=time.process_time() - clock,
+        stages=stages,
+        tokenizer=about_tokenizer,
+        tokenizer_characters=sum(size for name, size in sizes.items() if name.startswith("train/")),
+        tokenizer_seconds=tokenizer_seconds,
+        tokenizer_bytes=sum(path.stat().st_size for path in out["tokenizer"].iterdir()),
+        loads={length: _load(folder, [_pairs(name, length) for name in counted]) for length in lengths},
+    )
+
+
+def _cut(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
+    """The sample in shards of the recipe's size. Where it is the corpus, train and held-out documents are those of
+    the corpus; else a quarter is held out, so that the vocabulary is measured on text that it was not made from.
+    """
+    fraction = recipe.corpus.heldout_fraction
+    splits = {split: [d for d in found.sample if split_of(d.document_id, fraction) == split] for split in SPLITS}
+    if not found.is_whole or min(map(len, splits.values())) < MIN_DOCUMENTS:
+        train = [document for number, document in enumerate(found.sample) if number % 4]
+        splits = {"train": train, "heldout": found.sample[::4]}
+    num_first = min(recipe.corpus.documents_per_shard, int(FIRST_FRACTION * len(found.sample)))
+    parts = [(FIRST, found.sample[: max(MIN_DOCUMENTS, num_first)])]
+    for split, documents in splits.items():
+        pile = Pile(recipe.corpus.documents_per_shard)
+        parts += [(split, leaving) for document in documents if (leaving := pile.add(document))]
+        parts.append((split, pile.documents))
+    return {f"{split}/{formats.shard_name(documents[0].document_id)}": documents for split, documents in parts}
+
+
+def _build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Facts:
+    """Where the text is too small for the vocabulary of the recipe, a smaller one stands for it."""
+    while True:
+        out.mkdir()
+        try:
+            return build_tokenizer(section, raw_corpus, out)
+        except VocabularyError as error:
+            if section.vocab_size < 200:
+                raise
+            log.warning("plan: on the sample: %s; trying half of it", error)
+            shutil.rmtree(out)
+            section = section.model_copy(update={"vocab_size": section.vocab_size // 2})
+
+
+def _pairs(name: str, max_seq_length: int) -> str:
+    split, shard = name.split("/")
+    return str(formats.pass_directory(Path(), max_seq_length, split) / f"{shard}.arrow")
+
+
+def _load(folder: Path, paths: list[str]) -> Load:
+    pairs = [PairShard.read(folder / "nsp_dataset" / path) for path in paths]
+    lengths = np.concatenate([np.diff(shard.offsets) for shard in pairs]).astype(np.int64)
+    masked = sum(len(MaskShard.read(folder / "masked_dataset" / path).positions) for path in paths)
+    return Load(int(lengths.sum()), int((lengths**2).sum()), masked, len(lengths))
+
+
+def _run(
+    function: Callable[..., Facts], arguments: dict[str, tuple[Any, ...]], sizes: dict[str, int], out: Path
+) -> tuple[Cost, list[Facts]]:
+    """Build the shards of a stage, the first one first; the cost and the facts of all but that one."""
+    name_of_first, *names = arguments
+    for attempt in range(2):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        shards = [Shard(name, name, (function, *each)) for name, each in arguments.items()]
+        clock = time.monotonic()
+        with _one_worker():
+            built = build_shards(f"plan: {out.name}", measured, shards, out)
+            end_idle_workers()  # as between the commands of bert-pipeline
+        wall = time.monotonic() - clock
+        facts = {entry.name: entry.facts for entry in built}
+        seconds = sum(facts[name]["seconds"] for name in names)
+        expected = seconds * sizes[name_of_first] / sum(sizes[name] for name in names)
+        if attempt or facts[name_of_first]["seconds"] - expected < COMPILING_SECONDS:
+            break
+    peaks = {name: facts[name]["peak_memory"] for name in arguments}
+    lines = (out / INDEX).read_text(encoding="utf-8").splitlines(keepends=True)
+    cost = Cost(
+        seconds=seconds,
+        overhead=max(0.0, wall - seconds),
+        num_bytes=sum(file["bytes"] for entry in built if entry.name in names for file in entry.files.values())
+        + sum(len(line.encode()) for line in lines if name_of_first not in line),
+        highest=max(peaks.values()),
+        largest=max(sizes.values()),
+        growth=max(0.0, (peaks[names[0]] - peaks[name_of_first]) / max(1, sizes[names[0]] - sizes[name_of_first])),
+    )
+    return cost, [facts[name]["facts"] for name in names]
+
+
+@contextmanager
+def _one_worker() -> Iterator[None]:
+    """Stages run in a single process of this machine."""
+    names = {"BERT_PIPELINE_WORKERS": "1", "BERT_PIPELINE_EXECUTOR": "processes"}
+    before = {name: os.environ.get(name, "") for name in names}
+    os.environ |= names
+    try:
+        yield
+    finally:
+        os.environ |= before  # empty is as good as unset
