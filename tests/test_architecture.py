@@ -23,6 +23,7 @@ BASE = {
 }
 BASE |= {"pictures", "model_card"}
 BELOW = {"data": set(), "training": {"data"}, "evaluation": {"training", "data"}}
+BELOW |= {"planning": {"data", "training", "evaluation"}}
 """The rooms of the library, and which other rooms each may look into."""
 
 

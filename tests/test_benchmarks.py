@@ -166,6 +166,7 @@ def test_the_whole_benchmark_on_a_little_of_the_sample(run_python, tmp_path):
         "encode",
         "pairs-and-masks",
         "whole-way",
+        "whole-way-from-raw-text",
         "whole-way-two-workers",
         "loader",
     }

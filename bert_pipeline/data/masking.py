@@ -154,7 +154,7 @@ def build_masked_dataset(section: MaskingRecipe, tokenizer: Path, nsp_dataset: P
         Shard(name, rules | {"pairs": shard.digest}, (section, (tokenizer, digest), nsp_dataset, sorted(shard.files)))
         for name, shard in pairs.items()
     ]
-    entries = build_shards("masked_dataset", _build_shard, shards, out)
+    entries = build_shards("masked_dataset", build_shard, shards, out)
     counts = total(entry.facts for entry in entries)
     lengths = sorted(map(int, counts))
     facts = {f"len_{length}": _facts(counts[str(length)]) for length in lengths}
@@ -168,7 +168,7 @@ def _open_tokenizer(directory: Path, digest: str) -> tuple[np.ndarray, int]:
     return continuation_pieces(tokenizer), tokenizer.get_vocab_size()
 
 
-def _build_shard(
+def build_shard(
     folder: Path, section: MaskingRecipe, tokenizer: tuple[Path, str], nsp_dataset: Path, names: list[str]
 ) -> Facts:
     """Mask every pass and length of one shard; return counts of the training rows by sequence length."""

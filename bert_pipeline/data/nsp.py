@@ -31,7 +31,7 @@ def build_nsp_dataset(
         )
         for parts in _pools(read_index(raw_corpus))
     ]
-    entries = build_shards("nsp_dataset", _build_shard, shards, out)
+    entries = build_shards("nsp_dataset", build_shard, shards, out)
     counts = total(entry.facts for entry in entries)
     facts = {f"len_{length}": _facts(counts[str(length)], length) for length in max_seq_lengths}
     return facts | {"example": _example(tokenizer, out, max_seq_lengths[0])}
@@ -61,7 +61,7 @@ def _open_tokenizer(directory: Path, digest: str) -> tuple[Encoder, np.ndarray, 
     return Encoder(tokenizer), continuation_pieces(tokenizer), tokenizer.get_vocab_size()
 
 
-def _build_shard(
+def build_shard(
     folder: Path,
     section: NspRecipe,
     max_seq_lengths: tuple[int, ...],

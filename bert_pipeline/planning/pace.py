@@ -23,10 +23,11 @@ from bert_pipeline.formats import MaskShard, PairShard
 from bert_pipeline.planning.hardware import Load, training_flops
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.training.batches import Rows, micro_batches, to_tensors
-from bert_pipeline.training.launch import accelerate_config
+from bert_pipeline.training.launch import accelerate_config, per_device_tokens
 from bert_pipeline.training.loss import PretrainingLoss
 from bert_pipeline.training.model import build_model
 from bert_pipeline.training.optim import build_optimizer
+from bert_pipeline.vocabulary import read_tokenizer
 
 MOST_FLOPS = {"cpu": 2e11, "cuda": 2e13}
 """A few seconds of a small machine of its kind; a step that takes more is judged by a part of its rows."""
@@ -40,7 +41,7 @@ def measure_pace(recipe: Recipe, folder: Path) -> dict[str, dict[str, float]]:
     device = accelerator.device
     if device.type == "cpu":
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-    vocab_size = formats.read_tokenizer(folder / "tokenizer").get_vocab_size()
+    vocab_size = read_tokenizer(folder / "tokenizer").get_vocab_size()
     model = build_model(recipe.model, vocab_size, recipe.pretrain.seed).to(device)
     loss = accelerator.prepare(PretrainingLoss(model)).train()
     optimizer = build_optimizer(recipe.pretrain, model)
@@ -52,7 +53,7 @@ def measure_pace(recipe: Recipe, folder: Path) -> dict[str, dict[str, float]]:
             rows = rows.take(np.arange(len(rows) // 2))
         parts = [
             {name: tensor.to(device) for name, tensor in to_tensors(part).items()}
-            for part in micro_batches(rows, int(os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS") or 4096))
+            for part in micro_batches(rows, per_device_tokens())
         ]
         seconds = _time(partial(_forward_and_backward, loss, parts, accelerator), accelerator)
         found[str(phase.max_seq_length)] = {
@@ -64,7 +65,7 @@ def measure_pace(recipe: Recipe, folder: Path) -> dict[str, dict[str, float]]:
 
 def _first_rows(folder: Path, max_seq_length: int, count: int) -> Rows:
     """Pairs of the sample with their masks."""
-    path = formats.shard_paths(formats.pass_directory(folder / "nsp_dataset", max_seq_length, "train"), "arrow")[0]
+    path = formats.first_row_shard(folder / "nsp_dataset", max_seq_length)
     pairs = PairShard.read(path)
     masks = MaskShard.read(folder / "masked_dataset" / path.relative_to(folder / "nsp_dataset"))
     rows = min(count, len(pairs))

@@ -30,6 +30,7 @@ from bert_pipeline.planning.measured import measured
 from bert_pipeline.planning.survey import Survey, num_characters
 from bert_pipeline.recipe import Recipe, TokenizerRecipe
 from bert_pipeline.shards import INDEX, Shard, build_shards
+from bert_pipeline.vocabulary import read_tokenizer
 
 FIRST = "first"
 """A worker is given a small shard first: it opens what every worker opens, and what a larger one needs shows."""
@@ -94,8 +95,7 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
         stages[kind], facts = _run(function, arguments, sizes, out[kind])
         return facts
 
-    normalization = recipe.corpus.unicode_normalization
-    facts = run("raw_corpus", write_shard, {name: (name, each, normalization) for name, each in shards.items()})
+    facts = run("raw_corpus", write_shard, {name: (recipe.corpus, name, each) for name, each in shards.items()})
 
     log.info("plan: tokenizer")
     clock = time.monotonic()
@@ -105,14 +105,14 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
 
     once, lengths = recipe.nsp.model_copy(update={"dupe_factor": 1}), recipe.max_seq_lengths
     texts = {name: [out["raw_corpus"] / f"{name}.parquet"] for name in shards}
-    run("nsp_dataset", nsp._build_shard, {name: (once, lengths, texts[name], tokenizer) for name in shards})
+    run("nsp_dataset", nsp.build_shard, {name: (once, lengths, texts[name], tokenizer) for name in shards})
 
     pairs = {name: [_pairs(name, length) for length in lengths] for name in shards}
     arguments = {name: (recipe.masking, tokenizer, out["nsp_dataset"], paths) for name, paths in pairs.items()}
-    run("masked_dataset", masking._build_shard, arguments)
+    run("masked_dataset", masking.build_shard, arguments)
 
     first, *counted = shards
-    encoder = Encoder(formats.read_tokenizer(out["tokenizer"]))
+    encoder = Encoder(read_tokenizer(out["tokenizer"]))
     nsp.tokenize_shard(texts[first], encoder)  # reads what is compiled
     clock = time.process_time()
     num_tokens = sum(len(nsp.tokenize_shard(texts[name], encoder).input_ids) for name in counted)

@@ -44,6 +44,11 @@ class TrainingFailed(RuntimeError):
     """The training processes ended with an error; the message bears their last lines."""
 
 
+def per_device_tokens() -> int:
+    """Places of a micro-batch on one device: BERT_PIPELINE_PER_DEVICE_TOKENS, else 4,096."""
+    return int(os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS") or 4096)
+
+
 def accelerate_config() -> Path:
     """Where and how fast: BERT_PIPELINE_ACCELERATE_CONFIG, else the repository's infra/accelerate/cpu.yaml."""
     default = Path(__file__).parents[2] / "infra" / "accelerate" / "cpu.yaml"
@@ -75,7 +80,7 @@ def build_pretrained_checkpoint(
             {"section": section.model_dump(), "model": model.model_dump()}
             | {name: artifact.load(path, name).fingerprint for name, path in inputs.items()}
         ),
-        "per_device_tokens": int(os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS") or 4096),
+        "per_device_tokens": per_device_tokens(),
     }
     (work / "job.json").write_text(json.dumps(job, indent=2), encoding="utf-8")
     command = [
