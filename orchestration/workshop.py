@@ -10,7 +10,7 @@ from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
 from bert_pipeline.metrics import read_rows
 from bert_pipeline.recipe import Recipe, load_recipe, recipe_files
-from bert_pipeline.stages import STAGES, stage_origin
+from bert_pipeline.stages import STAGES, check_files, stage_origin
 from orchestration import checks, metadata, registry
 from orchestration.logs import library_log_in
 from orchestration.pointers import ArtifactIOManager
@@ -52,6 +52,7 @@ class Workshop(dg.ConfigurableResource):
 
             destination = Path(self.store, kind, about.fingerprint)
             made = artifact.make(destination, origin, build, resumable=stage.resumable)
+            check_files(kind, destination)
             shown |= self._links(about, made) if kind in TRACKED else {}
         gates = checks.check_results(made, recipe)
         for gate in gates:

@@ -44,6 +44,8 @@ def test_a_pointer_to_nothing_is_an_error(manager, tmp_path):
     made = an_artifact(tmp_path, "a")
     key = dg.AssetKey("raw_corpus")
     manager.handle_output(dg.build_output_context(asset_key=key, partition_key="tiny"), made)
-    (made.path / "record.json").write_text(json.dumps({"origin": {"kind": "tokenizer"}, "facts": {}}))
+    origin = artifact.origin("tokenizer", {}, {}, "1")
+    record = {"origin": origin, "fingerprint": artifact.fingerprint(origin), "facts": {}}
+    (made.path / "record.json").write_text(json.dumps(record))
     with pytest.raises(artifact.ArtifactError, match="holds a tokenizer"):
         manager.load_input(dg.build_input_context(asset_key=key, partition_key="tiny"))
