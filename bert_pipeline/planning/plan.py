@@ -236,7 +236,8 @@ class Estimate:
         reading = self.found.seconds / self.found.share_read
         return {
             "raw_corpus": max(seconds["raw_corpus"], reading),
-            "tokenizer": trial.tokenizer_seconds * self.characters["train"] / trial.tokenizer_characters,
+            "tokenizer": trial.tokenizer_seconds
+            + trial.counting_seconds * (self.characters["train"] / trial.tokenizer_characters - 1) / width,
             "nsp_dataset": seconds["nsp_dataset"],
             "masked_dataset": seconds["masked_dataset"],
             "pretrained_checkpoint": self._pretraining_seconds(),

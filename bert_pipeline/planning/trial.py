@@ -22,6 +22,7 @@ from bert_pipeline.data import masking, nsp
 from bert_pipeline.data.corpus import MIN_DOCUMENTS, Pile, split_of, write_shard
 from bert_pipeline.data.sources.files import Document
 from bert_pipeline.data.tokenizer import VocabularyError, build_tokenizer
+from bert_pipeline.data.wordcounts import count_words, document_batches
 from bert_pipeline.encoding import Encoder
 from bert_pipeline.executors import end_idle_workers
 from bert_pipeline.formats import SPLITS, MaskShard, PairShard
@@ -78,6 +79,8 @@ class Trial:
     tokenizer_characters: int
     """That the vocabulary was learnt from."""
     tokenizer_seconds: float
+    counting_seconds: float
+    """Of these, what grows with the text: counting its words. Learning grows with the distinct ones, hardly at all."""
     tokenizer_bytes: int
     loads: dict[int, Load]
     """One pass over the sample by sequence length."""
@@ -103,6 +106,11 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
     tokenizer_seconds = time.monotonic() - clock
     tokenizer = out["tokenizer"], artifact.file_digest(out["tokenizer"] / "tokenizer.json")
 
+    clock = time.process_time()
+    for path in formats.shard_paths(out["raw_corpus"] / "train", "parquet"):
+        count_words(read_tokenizer(tokenizer[0]), (batch["sentences"].flatten() for batch in document_batches(path)))
+    counting_seconds = time.process_time() - clock
+
     once, lengths = recipe.nsp.model_copy(update={"dupe_factor": 1}), recipe.max_seq_lengths
     texts = {name: [out["raw_corpus"] / f"{name}.parquet"] for name in shards}
     run("nsp_dataset", nsp.build_shard, {name: (once, lengths, texts[name], tokenizer) for name in shards})
@@ -126,6 +134,7 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
         tokenizer=about_tokenizer,
         tokenizer_characters=sum(size for name, size in sizes.items() if name.startswith("train/")),
         tokenizer_seconds=tokenizer_seconds,
+        counting_seconds=counting_seconds,
         tokenizer_bytes=sum(path.stat().st_size for path in out["tokenizer"].iterdir()),
         loads={length: _load(folder, [_pairs(name, length) for name in counted]) for length in lengths},
     )
