@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from bert_pipeline.progress import Progress
@@ -29,7 +30,7 @@ AHEAD = 2
 """Shards handed over beyond those that are worked on, so that no worker waits for this process."""
 
 IDLE_SECONDS = 20
-_idle: dict[int, Executor] = {}  # by number of workers: at most one pool that waits for the next stage
+_idle: dict[tuple[int, Path], Executor] = {}  # by number of workers and current directory: at most one pool that waits
 _lock = threading.Lock()
 
 DASK_TIMEOUT = 30  # seconds for the scheduler to answer
@@ -79,8 +80,9 @@ def executor() -> Iterator[tuple[Executor, int]]:
 @contextmanager
 def _worker_processes(number: int) -> Iterator[Executor]:
     """Worker processes. They stay for the next stage, because they take seconds to start, and end when none comes."""
+    kind = number, Path.cwd()
     with _lock:
-        pool = _idle.pop(number, None)
+        pool = _idle.pop(kind, None)
     # Spawned, not forked: the parent (Dagster, a test) has threads.
     context = multiprocessing.get_context("spawn")
     pool = pool or ProcessPoolExecutor(number, mp_context=context, initializer=_one_thread_each)
@@ -91,7 +93,7 @@ def _worker_processes(number: int) -> Iterator[Executor]:
         raise
     end_idle_workers()
     with _lock:
-        _idle[number] = pool
+        _idle[kind] = pool
     timer = threading.Timer(IDLE_SECONDS, end_idle_workers, [pool])
     timer.daemon = True
     timer.start()
@@ -100,8 +102,8 @@ def _worker_processes(number: int) -> Iterator[Executor]:
 def end_idle_workers(only: Executor | None = None) -> None:
     """End the worker processes that wait for a next stage; or those of one pool, if it still waits."""
     with _lock:
-        ending = [number for number, pool in _idle.items() if only in (None, pool)]
-        pools = [_idle.pop(number) for number in ending]
+        ending = [kind for kind, pool in _idle.items() if only in (None, pool)]
+        pools = [_idle.pop(kind) for kind in ending]
     for pool in pools:
         pool.shutdown()
 

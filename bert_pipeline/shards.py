@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,11 +90,13 @@ class ShardStore:
         self.what, self.out = what, out
         self._origin = {name: (artifact.read_origin(out) or {}).get(name) for name in ("kind", "code_version")}
         self._standing: dict[str, tuple[Path, Entry]] = {}
-        for directory in sorted(out.parent.iterdir()):
-            beside = artifact.read_origin(directory) if directory != out and directory.is_dir() else None
-            if beside and all(beside.get(name) == value for name, value in self._origin.items()):
-                self._standing |= {entry.fingerprint: (directory, entry) for entry in _legible(directory / INDEX)}
-        self._standing |= {entry.fingerprint: (out, entry) for entry in _legible(out / LOG)}
+        beside = [directory for directory in sorted(out.parent.iterdir()) if directory != out and directory.is_dir()]
+        for directory in (*beside, out):
+            origin = artifact.read_origin(directory) or {}
+            if all(origin.get(name) == value for name, value in self._origin.items()):
+                entries = [*_legible(directory / INDEX), *_legible(directory / LOG)]
+                self._standing |= {entry.fingerprint: (directory, entry) for entry in entries}
+        shutil.rmtree(out / SCRATCH, ignore_errors=True)
         self._made: dict[str, Entry] = {}
 
     def fingerprint(self, made_from: Any) -> str:
@@ -199,9 +202,9 @@ def total(facts: Iterable[Facts]) -> Facts:
 def _build(function: Callable[..., Facts], out: Path, begun: Entry, arguments: tuple[Any, ...]) -> Entry:
     """In a worker: build one shard in a folder of its own, then move its files to their places."""
     _give_memory_back()
-    scratch = out / SCRATCH / begun.fingerprint
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    (out / SCRATCH).mkdir(parents=True, exist_ok=True)
+    # A name of its own: a cluster may think a worker dead, and give its shard to another.
+    scratch = Path(tempfile.mkdtemp(prefix=f"{begun.fingerprint}-", dir=out / SCRATCH))
     try:
         facts = function(scratch, *arguments)
         written = {str(path.relative_to(scratch)): path for path in sorted(scratch.rglob("*")) if path.is_file()}

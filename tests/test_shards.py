@@ -97,6 +97,13 @@ def test_a_build_that_failed_keeps_what_was_whole_and_goes_on_from_there(tmp_pat
     assert not list(partial.rglob("half"))
 
 
+def test_what_was_whole_serves_another_recipe_that_goes_on_after_a_failure(tmp_path, calls):
+    with pytest.raises(ShardError):
+        build(tmp_path / "store" / "a", calls, {"one": "x", "two": "yy", "bad": "broken"})
+    build(tmp_path / "store" / "b", calls, {"one": "x", "two": "yy", "bad": "mended"})
+    assert counted(calls) == {"one": 1, "two": 1, "bad": 2}
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_a_damaged_shard_is_not_taken_over_but_built_again(tmp_path, calls, damage, caplog):
     first = build(tmp_path / "store" / "a", calls, {"one": "xxxx", "two": "yy"})
