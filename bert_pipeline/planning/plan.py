@@ -29,6 +29,7 @@ from bert_pipeline.planning.hardware import (
     Hardware,
     Load,
     num_parameters,
+    padded,
     training_flops,
 )
 from bert_pipeline.planning.survey import Survey, read_source
@@ -150,7 +151,7 @@ class Estimate:
             "seconds": self._seconds(workers),
             "training": {
                 "num_parameters": weights,
-                "padded_vocab_size": -(-recipe.tokenizer.vocab_size // 64) * 64,
+                "padded_vocab_size": padded(recipe.tokenizer.vocab_size),
                 "steps": recipe.pretrain.num_steps,
                 "tokens": round(sum(phase["tokens_per_step"] * phase["num_steps"] for phase in phases)),
                 "flops": flops,
