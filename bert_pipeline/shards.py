@@ -92,8 +92,9 @@ class ShardStore:
         self._standing: dict[str, tuple[Path, Entry]] = {}
         beside = [directory for directory in sorted(out.parent.iterdir()) if directory != out and directory.is_dir()]
         for directory in (*beside, out):
-            origin = artifact.read_origin(directory) or {}
-            if all(origin.get(name) == value for name, value in self._origin.items()):
+            origin = artifact.read_origin(directory)
+            alike = origin and all(origin.get(name) == value for name, value in self._origin.items())
+            if directory == out or alike:
                 entries = [*_legible(directory / INDEX), *_legible(directory / LOG)]
                 self._standing |= {entry.fingerprint: (directory, entry) for entry in entries}
         shutil.rmtree(out / SCRATCH, ignore_errors=True)

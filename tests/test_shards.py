@@ -97,6 +97,13 @@ def test_a_build_that_failed_keeps_what_was_whole_and_goes_on_from_there(tmp_pat
     assert not list(partial.rglob("half"))
 
 
+def test_a_folder_beside_that_is_no_artifact_is_let_alone(tmp_path, calls):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        build_shards("letters", write, [Shard("one", "x", ("one", "x", calls))], tmp_path / folder)
+    assert counted(calls) == {"one": 2}
+
+
 def test_what_was_whole_serves_another_recipe_that_goes_on_after_a_failure(tmp_path, calls):
     with pytest.raises(ShardError):
         build(tmp_path / "store" / "a", calls, {"one": "x", "two": "yy", "bad": "broken"})
