@@ -44,6 +44,11 @@ def token_type(vocab_size: int) -> pa.DataType:
     return pa.uint16() if vocab_size <= 2**16 else pa.uint32()
 
 
+def padded_vocab_size(vocab_size: int) -> int:
+    """Rows of the model's embedding: a multiple of 64, which matrix units like; the added ids never occur."""
+    return -(-vocab_size // 64) * 64
+
+
 def nsp_schema(vocab_size: int) -> pa.Schema:
     return pa.schema(
         [

@@ -217,11 +217,11 @@ def _build(function: Callable[..., Facts], out: Path, begun: Entry, arguments: t
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        missing = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
+        taken = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
         free = shutil.disk_usage(out).free
         raise OSError(
             errno.ENOSPC,
-            f"the disk is full: {free:,} bytes are free, and this shard alone needs more than {missing + free:,}; "
+            f"the disk is full: {free:,} bytes are free, and this shard alone needs more than {taken + free:,}; "
             "remedy: free some, or set BERT_PIPELINE_HOME to another disk (`bert-pipeline plan` tells how much), "
             "and start again: finished shards are kept",
             str(out),

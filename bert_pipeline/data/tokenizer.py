@@ -46,7 +46,7 @@ def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Fa
     vocab_size = tokenizer.get_vocab_size()
     return {
         "vocab_size": vocab_size,
-        "padded_vocab_size": -(-vocab_size // 64) * 64,  # rows of the model's embedding; the added ids never occur
+        "padded_vocab_size": formats.padded_vocab_size(vocab_size),
         "special_token_ids": {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS},
         "training_documents": counted.num_documents,
         "training_words": int(counted.counts.sum()) + counted.num_cut,

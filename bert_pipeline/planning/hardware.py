@@ -16,6 +16,7 @@ optimizer are left out.
 import difflib
 from dataclasses import dataclass
 
+from bert_pipeline.formats import padded_vocab_size
 from bert_pipeline.recipe import ModelRecipe
 
 ASSUMED_UTILIZATION = 0.40
@@ -48,14 +49,9 @@ def find_hardware(name: str) -> Hardware:
     raise ValueError(f"no hardware is named {name!r}; {remedy} (known: {', '.join(HARDWARE)})")
 
 
-def padded(vocab_size: int) -> int:
-    """The rows of the embedding: a multiple of 64, as bert_pipeline.training.model makes it."""
-    return -(-vocab_size // 64) * 64
-
-
 def num_parameters(model: ModelRecipe, vocab_size: int) -> int:
     """All weights of BertForPreTraining; the MLM head shares the embedding's matrix."""
-    h, f, rows = model.hidden_size, model.intermediate_size, padded(vocab_size)
+    h, f, rows = model.hidden_size, model.intermediate_size, padded_vocab_size(vocab_size)
     embeddings = (rows + model.max_position_embeddings + 2) * h + 2 * h
     layer = 4 * (h * h + h) + (h * f + f) + (f * h + h) + 4 * h
     heads = (h * h + h) + (h * h + h + 2 * h + rows) + (2 * h + 2)  # pooler; MLM head; NSP head
@@ -79,6 +75,6 @@ def training_flops(model: ModelRecipe, vocab_size: int, load: Load) -> float:
     return (
         6 * layers * (4 * h * h + 2 * h * model.intermediate_size) * load.tokens
         + 12 * layers * h * load.squared_lengths
-        + 6 * (h * h + h * padded(vocab_size)) * load.masked
+        + 6 * (h * h + h * padded_vocab_size(vocab_size)) * load.masked
         + 6 * (h * h + 2 * h) * load.pairs
     )

@@ -22,14 +22,13 @@ from typing import Any
 from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, group_files, source_files
 from bert_pipeline.evaluation.tasks import TaskError, find_task, read_task, task_data
 from bert_pipeline.executors import num_workers
-from bert_pipeline.formats import SPLITS
+from bert_pipeline.formats import SPLITS, padded_vocab_size
 from bert_pipeline.planning.hardware import (
     ASSUMED_UTILIZATION,
     HARDWARE,
     Hardware,
     Load,
     num_parameters,
-    padded,
     training_flops,
 )
 from bert_pipeline.planning.survey import Survey, read_source
@@ -151,7 +150,7 @@ class Estimate:
             "seconds": self._seconds(workers),
             "training": {
                 "num_parameters": weights,
-                "padded_vocab_size": padded(recipe.tokenizer.vocab_size),
+                "padded_vocab_size": padded_vocab_size(recipe.tokenizer.vocab_size),
                 "steps": recipe.pretrain.num_steps,
                 "tokens": round(sum(phase["tokens_per_step"] * phase["num_steps"] for phase in phases)),
                 "flops": flops,
