@@ -9,7 +9,7 @@ from bert_pipeline.metrics import RowFollower, append_row, read_rows
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training import launch
 
-CLOCKED = {"tokens_per_second", "data_wait_fraction"}
+CLOCKED = {"tokens_per_second", "data_wait_fraction", "model_flops_utilization"}
 
 
 class Cancelled(BaseException):
