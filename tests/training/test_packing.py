@@ -146,6 +146,22 @@ def test_attention_stays_within_each_pair(name, lengths, monkeypatch):
         torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
 
 
+def test_attention_in_bfloat16_is_that_of_float32():
+    """Within a unit of bfloat16's eight bits of the largest value."""
+    generator = torch.Generator().manual_seed(1)
+    offsets = torch.tensor([0, 100, 200, 240], dtype=torch.int32)
+    states = [torch.randn((1, 2, 240, 32), generator=generator).bfloat16() for _ in range(3)]
+    toward = torch.randn((1, 240, 2, 32), generator=generator).bfloat16()
+
+    def outcome(dtype):
+        given = [each.to(dtype).requires_grad_() for each in states]
+        found, _ = packed_attention(torch.nn.Module(), *given, None, offsets=offsets, scaling=0.2)
+        return [found, *torch.autograd.grad(found, given, toward.to(dtype))]
+
+    for found, expected in zip(outcome(torch.bfloat16), outcome(torch.float32), strict=True):
+        assert (found.float() - expected).abs().max() < 2**-7 * expected.abs().max()
+
+
 def test_the_attention_is_a_sound_operation_of_torch():
     """Schema, autograd and shapes, as torch.compile relies on them."""
     states = [torch.randn(12, 2, 8, requires_grad=True) for _ in range(3)]
