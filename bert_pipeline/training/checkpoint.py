@@ -206,7 +206,7 @@ def _verified_record(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{path} is no whole checkpoint: {error}") from error
     for name, now, then in zip_longest((*FILES, SUMS), found, recorded, fillvalue="nothing"):
         if now != then:
-            raise DamagedCheckpoint(f"{path / name} is damaged: SHA-256 {now}, recorded {then}")
+            raise DamagedCheckpoint(f"{path / name} is damaged: SHA-256 {now!r}, but {SUMS} has {then!r:.100}")
     if record.keys() != {"step", "identity", "state"} or record["step"] != _step(path):
         raise DamagedCheckpoint(
             f"{path / RECORD} is not of this checkpoint: expected step {_step(path)} with identity and state, "
