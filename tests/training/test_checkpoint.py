@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from training.runs import fork
 
@@ -250,6 +252,34 @@ def test_work_of_another_identity_is_refused_before_its_shapes(two):
     other = nn.Linear(3, 3)
     with pytest.raises(CheckpointError, match=r"\(mine, not other\); remedy: remove"):
         Checkpoints(two, "other", KEPT).load_newest(other, torch.optim.AdamW(other.parameters()))
+
+
+# Several processes
+
+
+def load_as(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    Accelerator(cpu=True)
+    print(f"process {rank} loaded step {load(folder)}")
+
+
+def test_all_processes_load_what_the_main_process_chooses(two, tmp_path):
+    """Also where another process sees a newer one; a process that does not see the chosen one says so."""
+    (two / "step-00000002" / MODEL).write_bytes(b"")
+    more, fewer = tmp_path / "more", tmp_path / "fewer"
+    save(more, 1, 2)
+    save(fewer, 2)
+    for other, expected in ((more, "process 1 loaded step 1"), (fewer, "CheckpointError: process 1 cannot read what")):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        logs = [tmp_path / f"{other.name}-{rank}" for rank in range(2)]
+        processes = [fork(load_as, rank, port, folder, log=logs[rank]) for rank, folder in enumerate((two, other))]
+        for process in processes:
+            process.join(60)
+        assert "process 0 loaded step 1" in logs[0].read_text()
+        assert expected in logs[1].read_text()
 
 
 # System calls
