@@ -71,7 +71,9 @@ def _say_to(log: Path, function: Callable[..., None], *arguments: Any) -> None:
     function(*arguments)
 
 
-def train_and_witness(job_file: Path, attempt: int = 0) -> None:
+def train_and_witness(
+    job_file: Path, attempt: int = 0, before_step: Callable[[int], None] = lambda number: None
+) -> None:
     """Train on one core, and write what each step is about to train on to a file beside the job."""
     from bert_pipeline.training import pretrain
 
@@ -85,6 +87,7 @@ def train_and_witness(job_file: Path, attempt: int = 0) -> None:
                 line = {"attempt": attempt, "step": number, "parts": len(step.parts), "sha256": digest.hexdigest()}
                 with (job_file.parent / "samples.jsonl").open("a") as stream:
                     stream.write(json.dumps(line) + "\n")
+                before_step(number)
                 yield number, step, waited
 
     pretrain.StepReader = Witness

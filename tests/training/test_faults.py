@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -178,10 +179,15 @@ def memory_group(tmp_path):
     group.rmdir()
 
 
-def train_within(group: Path, megabytes: float, job: Path, attempt: int) -> None:
-    (group / "memory.limit_in_bytes").write_text(str(int(megabytes * 2**20)))
+def run_out_of_memory(at: int, number: int) -> None:
+    if number == at:
+        bytearray(b"x") * 2**30
+
+
+def train_within(group: Path, job: Path, attempt: int, at: int) -> None:
+    (group / "memory.limit_in_bytes").write_text(str(256 * 2**20))
     (group / "cgroup.procs").write_text(str(os.getpid()))
-    train_and_witness(job, attempt)
+    train_and_witness(job, attempt, partial(run_out_of_memory, at))
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
@@ -189,15 +195,14 @@ def test_runs_killed_by_the_kernel_for_their_memory_go_on(
     tiny, tiny_recipe, tmp_path, memory_group, undisturbed, kills
 ):
     job, log = long_job(tiny, tiny_recipe, tmp_path), tmp_path / "log"
-    for attempt, megabytes in enumerate(np.linspace(20, 50, kills)):
-        process = fork(train_within, memory_group, megabytes, job, attempt, log=log)
+    for attempt, at in enumerate(np.linspace(0, 123, kills, dtype=int)):
+        process = fork(train_within, memory_group, job, attempt, at, log=log)
         process.join(60)
-        print(f"{megabytes:.1f} MB: exit code {process.exitcode}")
-        process.kill()
-    control = (memory_group / "memory.oom_control").read_text()
-    print(control)
+        assert process.exitcode == -signal.SIGKILL, log.read_text()
+    assert f"oom_kill {kills}" in (memory_group / "memory.oom_control").read_text()
     process = fork(train_and_witness, job, kills, log=log)
     process.join(60)
+    assert process.exitcode == 0, log.read_text()
     check(tmp_path, undisturbed[0])
 
 
