@@ -30,7 +30,7 @@ from bert_pipeline.metrics import append_row
 from bert_pipeline.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
 from bert_pipeline.training.batches import PairDataset
-from bert_pipeline.training.checkpoint import load_newest, save_checkpoint
+from bert_pipeline.training.checkpoint import Checkpoints
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.loss import LossSums, PretrainingLoss
 from bert_pipeline.training.model import build_model
@@ -82,7 +82,8 @@ def train(job: Job) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     _check(section, accelerator)
     out = Path(job.out)
-    checkpoints, metrics = out / "work" / "checkpoints", out / "metrics.jsonl"
+    checkpoints = Checkpoints(out / "work" / "checkpoints", job.identity, section.checkpoints_kept)
+    metrics = out / "metrics.jsonl"
     vocab_size = read_tokenizer(Path(job.tokenizer)).get_vocab_size()
     objective = PretrainingLoss(build_model(ModelRecipe(**job.model), vocab_size, section.seed))
     model = objective.model.to(accelerator.device)
@@ -96,7 +97,7 @@ def train(job: Job) -> None:
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     peak = matmul_peak(accelerator.device, dtype) * accelerator.num_processes
 
-    first, window = _resume(job, checkpoints, metrics, model, optimizer, accelerator)
+    first, window = _resume(checkpoints, metrics, model, optimizer, accelerator)
     stop = _StopSignal()
 
     def measure(step: int) -> None:
@@ -108,8 +109,7 @@ def train(job: Job) -> None:
         window.gather(accelerator)
         if accelerator.is_main_process:
             size = metrics.stat().st_size if metrics.exists() else 0
-            state = {"identity": job.identity, "metrics_bytes": size, "window": window.state()}
-            save_checkpoint(checkpoints, step, model, optimizer, state, section.checkpoints_kept)
+            checkpoints.save(step, model, optimizer, {"metrics_bytes": size, "window": window.state()})
         accelerator.wait_for_everyone()
 
     if first == 0:
@@ -223,8 +223,7 @@ class _StopSignal:
 
 
 def _resume(
-    job: Job,
-    checkpoints: Path,
+    checkpoints: Checkpoints,
     metrics: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -232,14 +231,9 @@ def _resume(
 ) -> tuple[int, Window]:
     """Restore the newest checkpoint; cut metrics.jsonl to the rows that belong to it."""
     window = Window()
-    found = load_newest(checkpoints, model, optimizer)
+    found = checkpoints.load_newest(model, optimizer)
     accelerator.wait_for_everyone()
-    step, state = found or (0, {"identity": job.identity, "metrics_bytes": 0, "window": window.state()})
-    if state["identity"] != job.identity:
-        raise TrainingError(
-            f"{checkpoints} holds work of another recipe or of other data ({state['identity']}, not {job.identity}); "
-            f"remedy: remove {checkpoints.parent.parent}"
-        )
+    step, state = found or (0, {"metrics_bytes": 0, "window": window.state()})
     window.restore(state["window"])
     if accelerator.is_main_process and metrics.exists():
         with metrics.open("rb+") as stream:

@@ -7,8 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-
-from tests.training.test_pretrain import ROOT, job_for
+from training.runs import ROOT, job_for
 
 ABSENT = ("dagster", "mlflow", "datasets")
 

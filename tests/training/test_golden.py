@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from training.runs import finish, job_for, start
 
 from bert_pipeline.metrics import read_rows
-from tests.training.test_pretrain import finish, job_for, start
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 """By step: MLM loss, NSP loss, gradient norm; float32, without dropout."""

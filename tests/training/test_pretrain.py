@@ -2,59 +2,20 @@
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from training.runs import finish, job_for, start, trace
 from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.metrics import read_rows
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training.launch import TrainingFailed
-from bert_pipeline.training.pretrain import EXIT_RESUME, Job
-
-ROOT = Path(__file__).parents[2]
-CLOCKED = {"tokens_per_second", "data_wait_fraction", "model_flops_utilization"}
-
-
-def job_for(tiny, recipe, out, **changed):
-    (out / "work").mkdir(parents=True, exist_ok=True)
-    section = recipe.pretrain.model_dump(mode="json")
-    section["phases"][0] |= changed.pop("first_phase", {})
-    job = Job(
-        section=section | changed,
-        model=recipe.model.model_dump(mode="json"),
-        **{kind: str(tiny[kind].path) for kind in ("tokenizer", "nsp_dataset", "masked_dataset")},
-        out=str(out),
-        identity="test",
-        per_device_tokens=256,
-    )
-    job.write(out / "work" / "job.json")
-    return out / "work" / "job.json"
-
-
-def start(job_file, *launcher):
-    command = [sys.executable, *launcher, "-m", "bert_pipeline.training.pretrain", str(job_file)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def finish(process, expected=0):
-    said = process.communicate(timeout=120)[0].decode()
-    assert process.returncode == expected, said
-    return said
-
-
-def trace(out):
-    """The numbers of a run, without its clock."""
-    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in read_rows(out / "metrics.jsonl")]
+from bert_pipeline.training.pretrain import EXIT_RESUME
 
 
 @pytest.fixture(scope="module")
