@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bert_pipeline.artifact import flush_to_disk
+from bert_pipeline.training.distributed import is_main_process, like, whole
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +34,24 @@ class DamagedCheckpoint(ValueError):
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], kept: int
 ) -> Path:
-    """Write the checkpoint of `step`, then delete all but the newest `kept`. Call it in one process only.
+    """Write the checkpoint of `step`, then delete all but the newest `kept`.
 
-    `state` (JSON values) comes back from `load_newest` as it was.
+    All processes call it, the main one writes: whole tensors, however they are shared out. `state` (JSON values)
+    comes back from `load_newest` as it was.
     """
-    final = folder / f"step-{step:08d}"
-    partial = folder / f"{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, partial / "model.safetensors")
+    parameters = {name: whole(p.detach()) for name, p in model.named_parameters()}
     moments = {
-        f"{name}/{key}": value
+        f"{name}/{key}": whole(value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state[parameter].items()
     }
+    final = folder / f"step-{step:08d}"
+    if not is_main_process():
+        return final
+    partial = folder / f"{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in parameters.items()}, partial / "model.safetensors")
     save_file(moments, partial / "optimizer.safetensors")
     digests = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
     record = {"step": step, "sha256": digests, "state": state}
@@ -75,10 +80,10 @@ def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         moments = load_file(path / "optimizer.safetensors")
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(parameters[name])
+                parameter.copy_(like(parameters[name], parameter))
         for name, parameter in model.named_parameters():
             keys = [key for key in moments if key.rpartition("/")[0] == name]
-            optimizer.state[parameter] = {key.rpartition("/")[2]: moments[key].to(parameter.device) for key in keys}
+            optimizer.state[parameter] = {key.rpartition("/")[2]: like(moments[key], parameter) for key in keys}
         return record["step"], record["state"]
     return None
 
