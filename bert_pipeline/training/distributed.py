@@ -39,8 +39,9 @@ def join_group() -> Accelerator:
     # BERT's buffers are constants, and processes may differ in how often they go forward.
     handlers = [
         DistributedDataParallelKwargs(broadcast_buffers=False),
-        InitProcessGroupKwargs(timeout=timedelta(seconds=_timeout_seconds())),
+        InitProcessGroupKwargs(init_method="attempt://", timeout=timedelta(seconds=_timeout_seconds())),
     ]
+    distributed.register_rendezvous_handler("attempt", _meet_in_this_attempt)
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
     if accelerator.num_processes != asked:
@@ -68,6 +69,15 @@ def _world_size_asked() -> int:
     return int(launched or 1)
 
 
+def _meet_in_this_attempt(*_: Any, timeout: timedelta, **__: Any) -> Iterator[tuple[distributed.Store, int, int]]:
+    """Meet at torchrun's store under this attempt's name: it still holds the addresses of those that it started before.
+
+    Without this no restart succeeds (torch 2.13 with gloo; https://github.com/pytorch/pytorch/issues/135712).
+    """
+    for store, rank, world_size in distributed.rendezvous("env://", timeout=timeout):
+        yield distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store), rank, world_size
+
+
 def _timeout_seconds() -> int:
     """How long a process waits for the others before it takes one for lost: BERT_PIPELINE_TIMEOUT_SECONDS, else 60."""
     return int(os.environ.get("BERT_PIPELINE_TIMEOUT_SECONDS") or 60)
@@ -92,10 +102,11 @@ def loss_of_a_process_explained() -> Iterator[None]:
         # gloo's errors have no type of their own.
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
+        rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
         raise GroupError(
-            f"process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} lost another one, which ended, or gave "
-            f"no answer for {_timeout_seconds()} seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: see what the others "
-            "said last, and run again: training goes on from its newest checkpoint"
+            f"process {rank} of {world_size} lost another one, which ended or did not answer for {_timeout_seconds()} "
+            "seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: see what the others said last, and run again: training "
+            "goes on from its newest checkpoint"
         ) from error
 
 

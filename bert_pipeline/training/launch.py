@@ -2,8 +2,8 @@
 
 The processes run under `accelerate launch` in a process group of their own. Several of them are watched by torchrun,
 which starts all of them again when one is lost; they go on from the newest checkpoint. Of several machines the first
-runs this; on each other one, `accelerate launch --config_file FILE -m bert_pipeline.training.pretrain JOB.json` does. This module imports no
-torch: an orchestrator stays light.
+runs this, the others `accelerate launch --config_file FILE -m bert_pipeline.training.pretrain JOB.json`. This module
+imports no torch: an orchestrator stays light.
 """
 
 import json
