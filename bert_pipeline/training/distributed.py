@@ -121,9 +121,10 @@ class StopSignal:
         self._seen = True
 
     def asked(self, accelerator: Accelerator) -> bool:
-        if accelerator.num_processes == 1:
-            return self._seen
-        return bool(accelerator.reduce(torch.tensor(float(self._seen), device=accelerator.device)) > 0)
+        seen = torch.tensor(float(self._seen), device=accelerator.device)
+        if accelerator.num_processes > 1:
+            distributed.all_reduce(seen)
+        return bool(seen)
 
 
 def assert_same_step(step: int, folder: Path, accelerator: Accelerator) -> None:

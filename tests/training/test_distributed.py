@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -17,13 +19,14 @@ from safetensors.torch import load_file
 
 from bert_pipeline.metrics import read_rows
 from bert_pipeline.stages import make_stage
-from bert_pipeline.training import distributed, launch
+from bert_pipeline.training import launch
 from bert_pipeline.training.pretrain import EXIT_RESUME, Job
 
 ROOT = Path(__file__).parents[2]
 SABOTAGED = Path(__file__).with_name("sabotaged.py")
 CLOCKED = {"tokens_per_second", "data_wait_fraction"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+NOTHING = "none none 0 none"
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """Without dropout, whose noise each process draws for itself."""
 
@@ -47,16 +50,70 @@ def write_job(tiny, recipe, out, model=None, **section):
     return out / "work" / "job.json"
 
 
-def start(job, processes, *, sabotage="none none 0 none", restarts=0, torchrun=("--standalone",), prefix=(), **given):
-    command = [*prefix, sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", *torchrun, "--nproc-per-node", str(processes)]
-        command += ["--max-restarts", str(restarts)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "SABOTAGE": sabotage} | given
+# Importing torch takes seconds, a run here a fraction of one: processes are forked from one that has imported it.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["bert_pipeline.training.pretrain", "transformers.models.bert.modeling_bert"])
+
+
+class Forked:
+    """A process that runs a Python file as the main program, as `rank` of `processes`."""
+
+    def __init__(self, program, arguments, environment, log):
+        self.log = log
+        self.process = FORKS.Process(target=run, args=(str(program), arguments, environment, str(log)))
+        self.process.start()
+
+    def finish(self):
+        """The exit code; negative after a signal."""
+        self.process.join(120)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        return self.process.exitcode
+
+
+def run(program, arguments, environment, log):
+    os.environ |= environment
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv[:] = [program, *arguments]
+    runpy.run_path(program, run_name="__main__")
+
+
+def fork(program, arguments, processes, folder, sabotage=NOTHING, **given):
+    """Start the processes as torchrun would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    meeting |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "SABOTAGE": sabotage}
+    log = folder / f"said-{time.monotonic_ns()}"
+    ranks = [meeting | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
+    if processes == 1:
+        ranks = [{"SABOTAGE": sabotage, "ACCELERATE_USE_CPU": "true"}]
+    return [Forked(program, arguments, rank | given, log) for rank in ranks]
+
+
+def train(job, processes, expected=0, **how):
+    """Train to the end; returns what the processes said."""
+    started = fork(SABOTAGED, [str(job)], processes, job.parents[1], **how)
+    codes, said = [process.finish() for process in started], started[0].log.read_text()
+    assert expected is None or set(codes) == {expected}, (codes, said)
+    return said
+
+
+def torchrun(job, sabotage, *, restarts, expected):
+    """The same under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", str(restarts), str(SABOTAGED), str(job)]
+    return finish(start(command, SABOTAGE=sabotage), expected)
+
+
+def start(command, **environment):
     return subprocess.Popen(
-        [*command, str(SABOTAGED), str(job)],
+        command,
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -70,12 +127,8 @@ def finish(process, expected=0):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert expected is None or process.returncode == expected, said
+    assert process.returncode == expected, said
     return said
-
-
-def train(job, processes, expected=0, **how):
-    return finish(start(job, processes, **how), expected)
 
 
 def trace(out):
@@ -128,8 +181,8 @@ def test_the_number_of_processes_changes_between_resumes(job_for, one, tmp_path)
     """1, then 2, then 2 that share the weights out (FSDP2), then 1: one checkpoint format, one trace."""
     job = job_for(tmp_path, model=STILL)
     train(job, 1, EXIT_RESUME, sabotage="0 forward 2 TERM")
-    train(job, 2, 1, sabotage="1 forward 5 TERM")
-    train(job, 2, 1, sabotage="0 forward 8 TERM", **FSDP)
+    train(job, 2, EXIT_RESUME, sabotage="1 forward 5 TERM")
+    train(job, 2, EXIT_RESUME, sabotage="0 forward 8 TERM", **FSDP)
     assert newest_step(tmp_path) == 9
     train(job, 1)
     assert_close(tmp_path, one)
@@ -148,7 +201,7 @@ KILLED_MORE = [f"{rank} {phase} {step} KILL" for rank in (0, 1) for phase in ("d
 
 @pytest.mark.parametrize("sabotage", KILLED + [pytest.param(s, marks=pytest.mark.slow) for s in KILLED_MORE])
 def test_a_killed_process_takes_the_group_with_it_and_torchrun_starts_it_again(job_for, two, tmp_path, sabotage):
-    said = train(job_for(tmp_path), 2, sabotage=sabotage, restarts=1)
+    said = torchrun(job_for(tmp_path), sabotage, restarts=1, expected=0)
     assert "SABOTAGE" in said, "the test would prove nothing"
     assert "lost another one" in said or "heldout" in sabotage or "save" in sabotage
     assert_identical(tmp_path, two)
@@ -157,21 +210,16 @@ def test_a_killed_process_takes_the_group_with_it_and_torchrun_starts_it_again(j
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_hangs_ends_the_group_in_time(job_for, tmp_path, rank):
     job = job_for(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    meeting |= {"BERT_PIPELINE_TIMEOUT_SECONDS": "4", "SABOTAGE": f"{rank} backward 4 STOP"}
-    ranks = [start(job, 1, **meeting | {"RANK": str(n), "LOCAL_RANK": str(n)}, sabotage=f"{rank} backward 4 STOP")
-             for n in (0, 1)]  # fmt: skip
-    said = finish(ranks[1 - rank], expected=1)
-    assert ranks[rank].poll() is None, "it hangs still"
-    finish(ranks[rank], expected=-signal.SIGKILL)
-    assert f"process {1 - rank} of 2 lost another one, which ended or did not answer for 4 seconds" in said
+    started = fork(SABOTAGED, [str(job)], 2, tmp_path, f"{rank} backward 4 STOP", BERT_PIPELINE_TIMEOUT_SECONDS="4")
+    assert started[1 - rank].finish() == 1
+    assert started[rank].process.is_alive(), "it hangs still"
+    started[rank].process.kill()
+    expected = f"process {1 - rank} of 2 lost another one, which ended or did not answer for 4 seconds"
+    assert expected in started[0].log.read_text()
 
 
-STOPPED = ["1 data 5 TERM", "all heldout 7 TERM-LAUNCHER"]
-STOPPED_MORE = [f"{rank} {phase} {step} {deed}" for phase, step in (("forward", 0), ("heldout", 7), ("save", 5), ("data", 5))
+STOPPED = ["1 data 5 TERM", "0 heldout 7 TERM-LAUNCHER"]
+STOPPED_MORE = [f"{rank} {phase} {step} {deed}" for phase, step in (("forward", 0), ("heldout", 7), ("save", 5))
                 for rank, deed in ((0, "TERM"), (1, "TERM"), ("all", "TERM"), (0, "TERM-LAUNCHER"))
                 if (rank, phase) != (1, "save")]  # fmt: skip
 
@@ -179,7 +227,10 @@ STOPPED_MORE = [f"{rank} {phase} {step} {deed}" for phase, step in (("forward", 
 @pytest.mark.parametrize("sabotage", STOPPED + [pytest.param(s, marks=pytest.mark.slow) for s in STOPPED_MORE])
 def test_asked_to_stop_all_save_the_same_step_and_go_on(job_for, two, tmp_path, sabotage):
     job = job_for(tmp_path)
-    said = train(job, 2, expected=1, sabotage=sabotage)
+    if "LAUNCHER" in sabotage:  # which hands the signal on, and has an exit code of its own
+        said = torchrun(job, sabotage, restarts=1, expected=1)
+    else:
+        said = train(job, 2, EXIT_RESUME, sabotage=sabotage)
     asked_at, saved = int(sabotage.split()[2]), newest_step(tmp_path)
     assert said.count(f"stopped after step {saved} of 12; run again to go on") == 2, said
     assert saved <= asked_at + 2, "each finishes the step under way, of which one may be a step ahead"
@@ -222,9 +273,10 @@ def test_held_out_scores_count_each_pair_once(job_for, tmp_path):
     """For 1 to 17 pairs on one process and two. Equal accuracies: the same counts of right guesses over all guesses."""
     job = job_for(tmp_path)
     (tmp_path / "scores.py").write_text(HELDOUT)
-    for number, launcher in ((1, ()), (2, ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))):
-        command = [sys.executable, *launcher, tmp_path / "scores.py", job, tmp_path / f"{number}.json"]
-        subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+    for processes in (1, 2):
+        arguments = [str(job), str(tmp_path / f"{processes}.json")]
+        started = fork(tmp_path / "scores.py", arguments, processes, tmp_path)
+        assert {process.finish() for process in started} == {0}, started[0].log.read_text()
     found = [json.loads((tmp_path / f"{number}.json").read_text()) for number in (1, 2)]
     assert len(found[0]) == 17
     for alone, together in zip(*found, strict=True):
@@ -238,13 +290,16 @@ def test_held_out_scores_count_each_pair_once(job_for, tmp_path):
         ({"BERT_PIPELINE_WORLD_SIZE": "8"}, "asks for 8 processes, but 1 were launched"),
         ({"BERT_PIPELINE_WORLD_SIZE": "8", "WORLD_SIZE": "4"}, "asks for 8 processes, but 4 were launched"),
         ({"MASTER_ADDR": "10.0.0.1"}, "several processes were meant"),
-        ({"WORLD_SIZE": "2"}, "2 processes were asked for, but this one finds itself in a group of 1"),
+        (
+            {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "false"},
+            "2 processes were asked for, but this one finds itself in",
+        ),
     ],
 )
-def test_another_number_of_processes_than_was_asked_for_is_an_error(run_python, environment, message):
-    code = "from bert_pipeline.training.distributed import join_group; join_group()"
-    said = run_python("-c", code, **environment).stderr
+def test_another_number_of_processes_than_was_asked_for_is_an_error(job_for, tmp_path, environment, message):
+    said = train(job_for(tmp_path), 1, expected=1, **environment)
     assert message in said and "remedy:" in said
+    assert not list(tmp_path.glob("metrics.jsonl"))
 
 
 def config_file(name, path, **changed):
@@ -253,14 +308,30 @@ def config_file(name, path, **changed):
     return path
 
 
-def test_the_launcher_starts_two_processes_though_the_usual_port_is_taken(tiny, tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(ROOT / "infra" / "accelerate" / "cpu_2.yaml"))
+def test_the_launcher_starts_fsdp_though_the_usual_port_is_taken(tiny, tiny_recipe, tmp_path, monkeypatch):
+    config = config_file("fsdp2.yaml", tmp_path / "fsdp2.yaml", use_cpu=True, num_processes=2, mixed_precision="no")
+    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(config))
     with socket.socket() as taken:
         with contextlib.suppress(OSError):  # someone else has it: as good
             taken.bind(("", 29500))
             taken.listen()
         made = make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "out")
     assert made.facts["world_size"] == 2
+    assert made.facts["max_logit_difference"] < 1e-5
+
+
+def test_training_that_was_asked_to_stop_is_told_from_training_that_failed(tiny, tiny_recipe, tmp_path):
+    def stop(row):
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if path.read_bytes().startswith(
+                    f"{sys.executable}\0-m\0bert_pipeline.training.pretrain\0{tmp_path}".encode()
+                ):
+                    os.kill(int(path.parent.name), signal.SIGTERM)
+
+    with pytest.raises(launch.TrainingStopped, match="asked to stop and saved a checkpoint"):
+        make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "out", stop)
+    assert list(tmp_path.glob("out.partial/work/checkpoints/step-????????"))
 
 
 def test_a_config_that_accelerate_would_run_as_one_process_is_refused(tiny, tiny_recipe, tmp_path, monkeypatch):
@@ -312,16 +383,14 @@ def test_two_hosts_give_the_numbers_of_one(job_for, two, two_hosts, tmp_path):
     job = job_for(tmp_path)
     config = config_file("cpu_2.yaml", tmp_path / "hosts.yaml", num_machines=2, main_process_ip=address,
                          main_process_port=29500, rdzv_backend="static", same_network=True)  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "BERT_PIPELINE_WORLD_SIZE": "2"}
+    cpus = sorted(os.sched_getaffinity(0))
+    one_cpu_each = [("taskset", "--cpu-list", str(cpus[n % len(cpus)])) for n in (0, 1)]  # as when they share a host
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", config)
+    module = ("-m", "bert_pipeline.training.pretrain", job)
     started = [
-        subprocess.Popen(
-            [*host, sys.executable, "-m", "accelerate.commands.launch", "--config_file", config,
-             "--machine_rank", str(n), "-m", "bert_pipeline.training.pretrain", job],
-            cwd=ROOT, env=environment | {"GLOO_SOCKET_IFNAME": f"cable{n}"}, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )
-        for n, host in enumerate(hosts)
-    ]  # fmt: skip
+        start([*host, *cpu, *launcher, "--machine_rank", str(n), *module], GLOO_SOCKET_IFNAME=f"cable{n}")
+        for n, (host, cpu) in enumerate(zip(hosts, one_cpu_each, strict=True))
+    ]
     for process in started:
         finish(process)
     assert_identical(tmp_path, two)
