@@ -10,18 +10,15 @@ import logging
 import math
 import os
 import shutil
-import signal
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from filelock import FileLock
+from accelerate import Accelerator
 from torch import nn
 from transformers import BertForPreTraining
 
@@ -31,6 +28,17 @@ from bert_pipeline.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
 from bert_pipeline.training.batches import PairDataset
 from bert_pipeline.training.checkpoint import Checkpoints
+from bert_pipeline.training.distributed import (
+    StopSignal,
+    distribute,
+    join_group,
+    loss_of_a_process_explained,
+    synchronised,
+    wait_for_predecessor,
+    whole,
+    whole_model,
+    whole_weights,
+)
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.loss import LossSums, PretrainingLoss
 from bert_pipeline.training.model import build_model
@@ -71,12 +79,9 @@ class Job:
 
 def train(job: Job) -> None:
     """Run the job to its end, from the newest checkpoint if there is one."""
-    # BERT's buffers are constants, and processes may differ in how often they go forward.
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
-    if accelerator.is_main_process:
-        # Processes that lost their launcher may still be at work here; then this run waits and goes on after them.
-        FileLock(Path(job.out) / "work" / "training.lock").acquire()
-    accelerator.wait_for_everyone()
+    lock = wait_for_predecessor(Path(job.out) / "work")
+    accelerator = join_group()
+    stop = StopSignal()
     section = PretrainRecipe.model_validate_json(json.dumps(job.section))
     if accelerator.device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
@@ -87,7 +92,7 @@ def train(job: Job) -> None:
     vocab_size = read_tokenizer(Path(job.tokenizer)).get_vocab_size()
     objective = PretrainingLoss(build_model(ModelRecipe(**job.model), vocab_size, section.seed))
     model = objective.model.to(accelerator.device)
-    loss = accelerator.prepare(objective)
+    loss = distribute(objective, accelerator)
     optimizer = build_optimizer(section, model)
     paths = Path(job.nsp_dataset), Path(job.masked_dataset), Path(job.tokenizer)
     heldout = PairDataset(*paths, section.phases[-1].max_seq_length, "heldout")
@@ -98,18 +103,17 @@ def train(job: Job) -> None:
     peak = matmul_peak(accelerator.device, dtype) * accelerator.num_processes
 
     first, window = _resume(checkpoints, metrics, model, optimizer, accelerator)
-    stop = _StopSignal()
 
     def measure(step: int) -> None:
-        scores = heldout_scores(objective, heldout, section.heldout_pairs, job.per_device_tokens, accelerator)
+        with whole_weights(loss):
+            scores = heldout_scores(objective, heldout, section.heldout_pairs, job.per_device_tokens, accelerator)
         if accelerator.is_main_process:
             append_row(metrics, {"step": step} | {f"heldout_{name}": value for name, value in scores.items()})
 
     def save(step: int) -> None:
         window.gather(accelerator)
-        if accelerator.is_main_process:
-            size = metrics.stat().st_size if metrics.exists() else 0
-            checkpoints.save(step, model, optimizer, {"metrics_bytes": size, "window": window.state()})
+        size = metrics.stat().st_size if metrics.exists() else 0
+        checkpoints.save(step, model, optimizer, {"metrics_bytes": size, "window": window.state()})
         accelerator.wait_for_everyone()
 
     if first == 0:
@@ -140,12 +144,15 @@ def train(job: Job) -> None:
         if stopping or done % section.checkpoint_every == 0 or done == section.num_steps:
             save(done)
         if stopping and done < section.num_steps:
+            if accelerator.is_main_process:
+                (out / "work" / "stopped").touch()
             log.warning("stopped after step %d of %d; run again to go on", done, section.num_steps)
             accelerator.end_training()
             sys.exit(EXIT_RESUME)
 
+    exported = whole_model(model)
     if accelerator.is_main_process:
-        difference = export(model, Path(job.tokenizer), out, heldout)
+        difference = export(exported, Path(job.tokenizer), out, heldout)
         result = {
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "world_size": accelerator.num_processes,
@@ -155,6 +162,7 @@ def train(job: Job) -> None:
         (out / "work" / "result.json").write_text(json.dumps(result), encoding="utf-8")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    lock.release()
 
 
 def _check(section: PretrainRecipe, accelerator: Accelerator) -> None:
@@ -170,6 +178,12 @@ def _check(section: PretrainRecipe, accelerator: Accelerator) -> None:
                 f"pretrain.phases.{number}.global_batch_size is {phase.global_batch_size}, but "
                 f"{accelerator.num_processes} processes were launched; remedy: a larger batch or fewer processes"
             )
+        if phase.global_batch_size % accelerator.num_processes:
+            log.info(
+                "pretrain.phases.%d.global_batch_size %d is no multiple of the %d processes: some get a pair more in "
+                "each step, which costs a little time and changes no result",
+                *(number, phase.global_batch_size, accelerator.num_processes),
+            )
 
 
 def _forward_and_backward(
@@ -184,14 +198,14 @@ def _forward_and_backward(
     found = []
     for n, part in enumerate(step.parts):
         last = n + 1 == len(step.parts)
-        with nullcontext() if last else accelerator.no_sync(loss):
+        with synchronised(loss, last, accelerator):
             with accelerator.autocast():
                 sums = loss(**{name: tensor.to(accelerator.device) for name, tensor in part.items()})
             mean = sums.mlm_loss / max(step.load.masked, 1) + sums.nsp_loss / max(step.num_labelled, 1)
             # DistributedDataParallel averages gradients over the processes; the step's loss is their sum.
             accelerator.backward(mean * accelerator.num_processes)
         found.append(sums)
-    return found, float(nn.utils.clip_grad_norm_(loss.parameters(), section.max_grad_norm))
+    return found, float(whole(nn.utils.clip_grad_norm_(loss.parameters(), section.max_grad_norm)))
 
 
 def _warn_or_stop(step: int, grad_norm: float, in_a_row: int, section: PretrainRecipe) -> None:
@@ -204,22 +218,6 @@ def _warn_or_stop(step: int, grad_norm: float, in_a_row: int, section: PretrainR
             "weights are those before these steps; remedy: a lower pretrain.phases.learning_rate or a longer warm-up"
         )
     log.warning("step %d is skipped: its loss or gradient is not finite (gradient norm %s)", step, grad_norm)
-
-
-class _StopSignal:
-    """Remembers SIGTERM; the processes agree on the step after which they stop."""
-
-    def __init__(self) -> None:
-        self._seen = False
-        signal.signal(signal.SIGTERM, self._remember)
-
-    def _remember(self, *_: Any) -> None:
-        self._seen = True
-
-    def asked(self, accelerator: Accelerator) -> bool:
-        if accelerator.num_processes == 1:
-            return self._seen
-        return bool(accelerator.reduce(torch.tensor(float(self._seen), device=accelerator.device)) > 0)
 
 
 def _resume(
@@ -265,4 +263,5 @@ def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairD
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    with loss_of_a_process_explained():
+        train(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
