@@ -158,6 +158,8 @@ class PretrainRecipe(Section):
     """Pairs measured (the first of the held-out rows; all of them where there are fewer)."""
     checkpoint_every: int = Field(1_000, ge=1)
     checkpoints_kept: int = Field(2, ge=1)
+    max_skipped_steps: int = Field(10, ge=0)
+    """Steps in a row that are skipped because their loss or gradient is not finite; one more stops the run."""
     seed: Seed = 12345
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ BASE = {
     "artifact",
     "encoding",
     "executors",
+    "flops",
     "formats",
     "shards",
     "metrics",

@@ -19,14 +19,15 @@ from accelerate.commands.config.config_args import load_config_from_file
 from torch import nn
 
 from bert_pipeline import formats
+from bert_pipeline.flops import training_flops
 from bert_pipeline.formats import MaskShard, PairShard
-from bert_pipeline.planning.hardware import Load, training_flops
 from bert_pipeline.recipe import Recipe
-from bert_pipeline.training.batches import Rows, micro_batches, to_tensors
+from bert_pipeline.training.batches import Rows
 from bert_pipeline.training.launch import accelerate_config, per_device_tokens
 from bert_pipeline.training.loss import PretrainingLoss
 from bert_pipeline.training.model import build_model
 from bert_pipeline.training.optim import build_optimizer
+from bert_pipeline.training.packing import micro_batches, pack
 from bert_pipeline.vocabulary import read_tokenizer
 
 MOST_FLOPS = {"cpu": 2e11, "cuda": 2e13}
@@ -49,10 +50,10 @@ def measure_pace(recipe: Recipe, folder: Path) -> dict[str, dict[str, float]]:
     for phase in recipe.pretrain.phases:
         rows = _first_rows(folder, phase.max_seq_length, phase.global_batch_size)
         most = MOST_FLOPS.get(device.type, MOST_FLOPS["cpu"])
-        while len(rows) > 1 and training_flops(recipe.model, vocab_size, _load(rows)) > most:
+        while len(rows) > 1 and training_flops(recipe.model, vocab_size, rows.load) > most:
             rows = rows.take(np.arange(len(rows) // 2))
         parts = [
-            {name: tensor.to(device) for name, tensor in to_tensors(part).items()}
+            {name: tensor.to(device) for name, tensor in pack(part).items()}
             for part in micro_batches(rows, per_device_tokens())
         ]
         seconds = _time(partial(_forward_and_backward, loss, parts, accelerator), accelerator)
@@ -79,10 +80,6 @@ def _first_rows(folder: Path, max_seq_length: int, count: int) -> Rows:
         masks.input_ids[:masks_end],
         masks.offsets[: rows + 1],
     )
-
-
-def _load(rows: Rows) -> Load:
-    return Load(rows.num_tokens, int((rows.lengths.astype(np.int64) ** 2).sum()), rows.num_masked, len(rows))
 
 
 def _forward_and_backward(loss: nn.Module, parts: list[dict[str, torch.Tensor]], accelerator: Accelerator) -> None:

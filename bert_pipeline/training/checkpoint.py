@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bert_pipeline.artifact import flush_to_disk
+from bert_pipeline.training.distributed import is_main_process, like, whole
 
 FILES = MODEL, OPTIMIZER, RECORD = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
 SUMS = "SHA256SUMS"
@@ -55,18 +56,26 @@ class Checkpoints:
         self._failed_saves = 0
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Write the checkpoint of `step`, then delete all but the newest whole ones. In the main process only.
+        """Write the checkpoint of `step`, then delete all but the newest whole ones.
 
-        `state` (JSON values) comes back from `load_newest` as it was. A save that fails leaves the checkpoints as
-        they were and training goes on; the third in a row raises CheckpointError.
+        All processes call it, the main one writes: whole tensors, however they are shared out. `state` (JSON values)
+        comes back from `load_newest` as it was. A save that fails leaves the checkpoints as they were and training
+        goes on; the third in a row raises CheckpointError, as do weights that are not finite.
         """
+        tensors = {
+            file: {key: whole(tensor).contiguous() for key, tensor in parts.items()}
+            for file, parts in _tensors(model, optimizer).items()
+        }
+        if not is_main_process():
+            return
         final = self._path(step)
+        _assert_finite(final, tensors)
         partial = final.with_name(final.name + ".partial")
         try:
             self._remove_leftovers()
             partial.mkdir(parents=True)
-            for name, tensors in _tensors(model, optimizer).items():
-                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial / name)
+            for name, parts in tensors.items():
+                save_file(parts, partial / name)
             record = {"step": step, "identity": self.identity, "state": state}
             (partial / RECORD).write_text(json.dumps(record), encoding="utf-8")
             (partial / SUMS).write_text("".join(f"{line}\n" for line in _sums(partial)), encoding="utf-8")
@@ -119,7 +128,7 @@ class Checkpoints:
             _check_layout(path / name, wanted[name], found[name])
         for name, tensors in wanted.items():
             for key, tensor in tensors.items():
-                tensor.copy_(found[name][key])
+                tensor.copy_(like(found[name][key], tensor))
         return step, record["state"]
 
     def _newest_record(self) -> dict[str, Any] | None:
@@ -180,6 +189,16 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, di
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         moments |= {f"{name}/{key}": value for key, value in state.items()}
     return {MODEL: parameters, OPTIMIZER: moments}
+
+
+def _assert_finite(path: Path, tensors: dict[str, dict[str, torch.Tensor]]) -> None:
+    for file, parts in tensors.items():
+        for name, tensor in parts.items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(
+                    f"{path / file} is not written: {name} is not finite; remedy: run again, training goes on from the "
+                    "newest checkpoint; where it comes back, a lower pretrain.phases.learning_rate"
+                )
 
 
 def _check_layout(path: Path, wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:

@@ -16,7 +16,7 @@ from bert_pipeline.metrics import Row, read_rows
 from bert_pipeline.training.pretrain import Job
 
 ROOT = Path(__file__).parents[2]
-CLOCKED = {"tokens_per_second", "data_wait_fraction"}
+CLOCKED = {"tokens_per_second", "data_wait_fraction", "model_flops_utilization"}
 
 
 def job_for(tiny: dict, recipe, out: Path, **changed: Any) -> Path:
