@@ -32,10 +32,9 @@ from bert_pipeline.training.batches import PairDataset, to_tensors
 from bert_pipeline.training.checkpoint import load_newest, save_checkpoint
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.loss import PretrainingLoss
-from bert_pipeline.training.model import build_model
+from bert_pipeline.training.model import initial_model
 from bert_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 from bert_pipeline.training.steps import Step, StepReader
-from bert_pipeline.vocabulary import read_tokenizer
 
 EXIT_RESUME = 75  # EX_TEMPFAIL: the run was asked to stop and can go on
 
@@ -60,6 +59,8 @@ class Job:
     """A checkpoint of another identity (other recipe, other data) is refused."""
     per_device_tokens: int
     """Places of a padded micro-batch: how much a device is given at once. Changes no result."""
+    init_from: str | None = None
+    """Hugging Face directory of the model to begin with."""
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
@@ -79,8 +80,8 @@ def train(job: Job) -> None:
     _check_batch(section, accelerator.num_processes)
     out = Path(job.out)
     checkpoints, metrics = out / "work" / "checkpoints", out / "metrics.jsonl"
-    vocab_size = read_tokenizer(Path(job.tokenizer)).get_vocab_size()
-    model = build_model(ModelRecipe(**job.model), vocab_size, section.seed).to(accelerator.device)
+    model = initial_model(ModelRecipe(**job.model), Path(job.tokenizer), section.seed, job.init_from)
+    model = model.to(accelerator.device)
     optimizer = build_optimizer(section, model)
     paths = Path(job.nsp_dataset), Path(job.masked_dataset), Path(job.tokenizer)
     heldout = PairDataset(*paths, section.phases[-1].max_seq_length, "heldout")
