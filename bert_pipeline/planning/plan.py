@@ -34,7 +34,7 @@ from bert_pipeline.planning.survey import Survey, read_source
 from bert_pipeline.planning.trial import Trial, run_trial
 from bert_pipeline.recipe import CorpusRecipe, Recipe
 from bert_pipeline.stages import settled
-from bert_pipeline.training.budget import Pace, ProbeFailed, fit_to_budget, measure_pace, training_seconds
+from bert_pipeline.training.budget import BudgetError, Pace, ProbeFailed, fit_to_budget, measure_pace, training_seconds
 from bert_pipeline.training.launch import CPU_SETTINGS, per_device_tokens
 
 STATE_BYTES = 16
@@ -63,7 +63,11 @@ def make_plan(
         trial = run_trial(recipe, found, Path(folder))
         pace = _pace(recipe, Path(folder)) if time_training else None
     if pace:
-        recipe = recipe.model_copy(update={"pretrain": fit_to_budget(recipe.pretrain, pace)})
+        try:
+            recipe = recipe.model_copy(update={"pretrain": fit_to_budget(recipe.pretrain, pace)})
+        except BudgetError as error:
+            log.warning("plan: not on this machine: %s", error)
+            pace = None
     return Estimate(recipe, found, trial, pace).plan(home, hardware, workers or num_workers())
 
 
