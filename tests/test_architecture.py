@@ -16,6 +16,7 @@ BASE = {
     "artifact",
     "encoding",
     "executors",
+    "flops",
     "formats",
     "shards",
     "metrics",

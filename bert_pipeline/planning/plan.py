@@ -21,15 +21,9 @@ from bert_pipeline import artifact
 from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, group_files, source_files
 from bert_pipeline.evaluation.tasks import TaskError, find_task, read_task, task_data
 from bert_pipeline.executors import num_workers
+from bert_pipeline.flops import Load, num_parameters, training_flops
 from bert_pipeline.formats import SPLITS, padded_vocab_size
-from bert_pipeline.planning.hardware import (
-    ASSUMED_UTILIZATION,
-    HARDWARE,
-    Hardware,
-    Load,
-    num_parameters,
-    training_flops,
-)
+from bert_pipeline.planning.hardware import ASSUMED_UTILIZATION, HARDWARE, Hardware
 from bert_pipeline.planning.survey import Survey, read_source
 from bert_pipeline.planning.trial import Trial, run_trial
 from bert_pipeline.recipe import CorpusRecipe, Recipe

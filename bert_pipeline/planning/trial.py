@@ -25,8 +25,8 @@ from bert_pipeline.data.tokenizer import VocabularyError, build_tokenizer, take_
 from bert_pipeline.data.wordcounts import count_words, document_batches
 from bert_pipeline.encoding import Encoder
 from bert_pipeline.executors import end_idle_workers
+from bert_pipeline.flops import Load
 from bert_pipeline.formats import SPLITS, MaskShard, PairShard
-from bert_pipeline.planning.hardware import Load
 from bert_pipeline.planning.measured import measured
 from bert_pipeline.planning.survey import Survey, num_characters
 from bert_pipeline.recipe import Recipe, TokenizerRecipe

@@ -1,7 +1,9 @@
 """Start the training processes, follow what they report, and take all of them down when we are stopped.
 
-The processes run under `accelerate launch` in a process group of their own. This module imports no
-torch: an orchestrator stays light.
+The processes run under `accelerate launch` in a process group of their own. Several of them are watched by torchrun,
+which starts all of them again when one is lost; they go on from the newest checkpoint. Of several machines the first
+runs this, the others `accelerate launch --config_file FILE -m bert_pipeline.training.pretrain JOB.json`. This module
+imports no torch: an orchestrator stays light.
 """
 
 import json
@@ -9,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,11 +43,18 @@ CPU_SETTINGS = {
 """For the CPU: glibc gives large tensors back to the kernel after each step, and page faults then take up to two
 thirds of the time; threads that spin while they wait starve their neighbours on a few cores."""
 
+RESTARTS = 3
+"""How many times torchrun starts a group again of which a process was lost."""
+
 log = logging.getLogger(__name__)
 
 
 class TrainingFailed(RuntimeError):
     """The training processes ended with an error; the message bears their last lines."""
+
+
+class TrainingStopped(RuntimeError):
+    """Training was asked to stop, and saved; run again, it goes on."""
 
 
 def per_device_tokens() -> int | Literal["auto"]:
@@ -106,10 +116,8 @@ def build_pretrained_checkpoint(
     job = settle(job, work, CPU_SETTINGS | os.environ)
     section = PretrainRecipe.model_validate_json(json.dumps(job["section"]))
     (work / "job.json").write_text(json.dumps(job, indent=2), encoding="utf-8")
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config())),
-        *("-m", "bert_pipeline.training.pretrain", str(work / "job.json")),
-    ]
+    stopped = work / "stopped"
+    stopped.unlink(missing_ok=True)
     follower = RowFollower(out / "metrics.jsonl")
     tell = _Teller(section.num_steps)
 
@@ -118,10 +126,14 @@ def build_pretrained_checkpoint(
             on_row(row)
             tell(row)
 
-    _run(command, work / "train.log", follow)
+    try:
+        _run(*_launch(accelerate_config(), work / "job.json"), work / "train.log", follow)
+    except TrainingFailed as error:
+        if stopped.exists():  # neither accelerate nor torchrun hands the processes' exit code on
+            raise TrainingStopped(f"training was asked to stop and saved a checkpoint in {work}; run again") from error
+        raise
     rows = read_rows(out / "metrics.jsonl")
     facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(section, rows)
-    facts |= {"per_device_tokens": job["per_device_tokens"]}
     (out / "loss_curve.png").write_bytes(pictures.training_curves(rows))
     sections = {"model": model.model_dump(mode="json"), "pretrain": section.model_dump(mode="json")}
     stages = {"tokenizer": artifact.load(tokenizer).facts, "pretrained_checkpoint": facts}
@@ -131,11 +143,44 @@ def build_pretrained_checkpoint(
     return facts
 
 
-def _run(command: list[str], log_file: Path, follow: Callable[[], None]) -> None:
+def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str]]:
+    """The command that starts the processes, and its environment."""
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    num_processes, num_machines = config["num_processes"], config.get("num_machines", 1)
+    options: tuple[str, ...] = ("--config_file", str(config_file))
+    if num_machines > 1 and config["machine_rank"] == 0:
+        _assert_port_is_free(config["main_process_port"], config_file)
+    if num_machines == 1 and num_processes > 1:
+        options += ("--main_process_port", "0")  # any that is free
+    if num_processes > 1:
+        options += ("--max_restarts", str(RESTARTS))
+    environment = {
+        "BERT_PIPELINE_WORLD_SIZE": str(num_processes),  # the processes make sure that they are as many
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(round(STOP_SECONDS)),  # torchrun's default is 30
+    }
+    if config.get("use_cpu"):
+        environment["ACCELERATE_USE_CPU"] = "true"  # which accelerate does not hand on to several processes
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    return [*command, "-m", "bert_pipeline.training.pretrain", str(job_file)], CPU_SETTINGS | os.environ | environment
+
+
+def _assert_port_is_free(port: int, config_file: Path) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that is about to be free counts as free
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise TrainingFailed(
+                f"port {port}, where the machines are to meet, cannot be used here ({error.strerror}); remedy: another "
+                f"main_process_port in {config_file}, the same on all machines, or end what uses it (`ss -ltnp`)"
+            ) from error
+
+
+def _run(command: list[str], environment: dict[str, str], log_file: Path, follow: Callable[[], None]) -> None:
     """Run to the end, calling `follow` twice a second. If we are interrupted, the whole group saves and ends."""
     with log_file.open("ab") as output:
         process = subprocess.Popen(
-            command, env=CPU_SETTINGS | os.environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         while process.poll() is None:

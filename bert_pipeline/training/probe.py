@@ -28,13 +28,14 @@ from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 
 from bert_pipeline.recipe import ModelRecipe, PhaseRecipe, PretrainRecipe
-from bert_pipeline.training.batches import PairDataset, Rows, micro_batches, to_tensors
+from bert_pipeline.training.batches import PairDataset, Rows
 from bert_pipeline.training.budget import Pace
-from bert_pipeline.training.checkpoint import save_checkpoint
+from bert_pipeline.training.checkpoint import Checkpoints
 from bert_pipeline.training.launch import accelerate_config
 from bert_pipeline.training.loss import PretrainingLoss
 from bert_pipeline.training.model import build_model
 from bert_pipeline.training.optim import build_optimizer
+from bert_pipeline.training.packing import micro_batches, pack
 from bert_pipeline.vocabulary import read_tokenizer
 
 SMALLEST, LARGEST = {"cpu": 2_048, "cuda": 4_096}, {"cpu": 16_384, "cuda": 2**30}
@@ -74,7 +75,8 @@ class Probe:
         self.memory = MEMORY_SHARE * (_free_on_cuda() if self.device.type == "cuda" else _free_on_cpu() / neighbours)
         vocab_size = read_tokenizer(Path(job["tokenizer"])).get_vocab_size()
         self.model = build_model(ModelRecipe(**job["model"]), vocab_size, self.section.seed).to(self.device)
-        self.loss = self.accelerator.prepare(PretrainingLoss(self.model)).train()
+        self.objective = PretrainingLoss(self.model)
+        self.loss = self.accelerator.prepare(self.objective).train()
         self.optimizer = build_optimizer(self.section, self.model)
         self.rows = cache(self._rows)
 
@@ -173,15 +175,16 @@ class Probe:
             self.accelerator.backward((sums.mlm_loss + sums.nsp_loss) / max(rows.num_masked, 1))
 
     def _forward(self, rows: Rows, tokens: int) -> None:
-        """As for held-out pairs."""
-        loss = self.accelerator.unwrap_model(self.loss).eval()
+        """As for held-out pairs: not compiled."""
+        self.objective.eval()
         with torch.inference_mode():
             for part in micro_batches(rows, tokens):
                 with self.accelerator.autocast():
-                    loss(**self._tensors(part))
+                    self.objective(**self._tensors(part))
+        self.objective.train()
 
     def _tensors(self, rows: Rows) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(self.device) for name, tensor in to_tensors(rows).items()}
+        return {name: tensor.to(self.device) for name, tensor in pack(rows).items()}
 
     def _update(self) -> None:
         nn.utils.clip_grad_norm_(self.loss.parameters(), self.section.max_grad_norm)
@@ -190,7 +193,7 @@ class Probe:
     def _checkpoint_seconds(self) -> float:
         with tempfile.TemporaryDirectory(dir=Path(self.job["out"])) as folder:
             clock = time.monotonic()
-            save_checkpoint(Path(folder), 0, self.model, self.optimizer, {}, 1)
+            Checkpoints(Path(folder), "probe", 1).save(0, self.model, self.optimizer, {})
             return time.monotonic() - clock
 
     def _time(self, work: Callable[[], object]) -> float:
