@@ -175,7 +175,7 @@ class Probe:
             self.accelerator.backward((sums.mlm_loss + sums.nsp_loss) / max(rows.num_masked, 1))
 
     def _forward(self, rows: Rows, tokens: int) -> None:
-        """As for held-out pairs."""
+        """As for held-out pairs: not compiled."""
         self.objective.eval()
         with torch.inference_mode():
             for part in micro_batches(rows, tokens):
