@@ -46,6 +46,11 @@ thirds of the time; threads that spin while they wait starve their neighbours on
 RESTARTS = 3
 """How many times torchrun starts a group again of which a process was lost."""
 
+KILLED = (
+    "remedy: where memory ran out (see dmesg), a smaller BERT_PIPELINE_PER_DEVICE_TOKENS; run again, training goes on "
+    "from its newest checkpoint"
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -189,6 +194,8 @@ def _run(command: list[str], environment: dict[str, str], log_file: Path, follow
         _end_group(process)
     if process.returncode:
         last_lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
+        if any("SIGKILL" in line for line in last_lines):
+            last_lines.append(KILLED)
         raise TrainingFailed(f"training ended with exit code {process.returncode}:\n" + "\n".join(last_lines))
 
 
