@@ -18,16 +18,17 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from bert_pipeline import artifact, pictures
+from bert_pipeline import artifact, initial, pictures
 from bert_pipeline.artifact import Facts
 from bert_pipeline.metrics import Row, RowFollower, read_rows
 from bert_pipeline.model_card import model_card
 from bert_pipeline.progress import Pace
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
+from bert_pipeline.training.budget import settle
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 600.0
@@ -45,6 +46,11 @@ thirds of the time; threads that spin while they wait starve their neighbours on
 RESTARTS = 3
 """How many times torchrun starts a group again of which a process was lost."""
 
+KILLED = (
+    "remedy: where memory ran out (see dmesg), a smaller BERT_PIPELINE_PER_DEVICE_TOKENS; run again, training goes on "
+    "from its newest checkpoint"
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -56,9 +62,20 @@ class TrainingStopped(RuntimeError):
     """Training was asked to stop, and saved; run again, it goes on."""
 
 
-def per_device_tokens() -> int:
-    """Places of a micro-batch on one device: BERT_PIPELINE_PER_DEVICE_TOKENS, else 4,096."""
-    return int(os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS") or 4096)
+def per_device_tokens() -> int | Literal["auto"]:
+    """Tokens of a micro-batch on one device: BERT_PIPELINE_PER_DEVICE_TOKENS, else 4,096 on CPUs and `auto` on others.
+
+    `auto`: a probe finds the size before the run. It changes no result.
+    """
+    asked = os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS")
+    if not asked:
+        on_cpu = yaml.safe_load(accelerate_config().read_text(encoding="utf-8")).get("use_cpu")
+        return 4096 if on_cpu else "auto"
+    if asked == "auto":
+        return "auto"
+    if not asked.isdecimal() or not int(asked):
+        raise ValueError(f"BERT_PIPELINE_PER_DEVICE_TOKENS is {asked!r}; remedy: a number of tokens, or auto")
+    return int(asked)
 
 
 def accelerate_config() -> Path:
@@ -78,8 +95,14 @@ def build_pretrained_checkpoint(
     masked_dataset: Path,
     out: Path,
     on_row: Callable[[Row], None],
+    init_from: Path | None = None,
 ) -> Facts:
-    """Pretrain and export a model; what an interrupted run left in `out` is gone on with."""
+    """Pretrain and export a model; what an interrupted run left in `out` is gone on with.
+
+    `init_from`: the Hugging Face directory of the model to begin with.
+    """
+    if init_from:
+        initial.assert_same_vocabulary(init_from, tokenizer)
     work = out / "work"
     work.mkdir(exist_ok=True)
     inputs = {"tokenizer": tokenizer, "nsp_dataset": nsp_dataset, "masked_dataset": masked_dataset}
@@ -88,12 +111,13 @@ def build_pretrained_checkpoint(
         "model": model.model_dump(mode="json"),
         **{name: str(path.absolute()) for name, path in inputs.items()},
         "out": str(out.absolute()),
-        "identity": artifact.fingerprint(
-            {"section": section.model_dump(), "model": model.model_dump()}
-            | {name: artifact.load(path, name).fingerprint for name, path in inputs.items()}
-        ),
         "per_device_tokens": per_device_tokens(),
+        "init_from": str(init_from.absolute()) if init_from else None,
     }
+    job = settle(job, work, CPU_SETTINGS | os.environ)
+    fingerprints = {name: artifact.load(path, name).fingerprint for name, path in inputs.items()}
+    job["identity"] = artifact.fingerprint({"section": job["section"], "model": job["model"]} | fingerprints)
+    section = PretrainRecipe.model_validate_json(json.dumps(job["section"]))
     (work / "job.json").write_text(json.dumps(job, indent=2), encoding="utf-8")
     stopped = work / "stopped"
     stopped.unlink(missing_ok=True)
@@ -170,6 +194,8 @@ def _run(command: list[str], environment: dict[str, str], log_file: Path, follow
         _end_group(process)
     if process.returncode:
         last_lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
+        if any("SIGKILL" in line for line in last_lines):
+            last_lines.append(KILLED)
         raise TrainingFailed(f"training ended with exit code {process.returncode}:\n" + "\n".join(last_lines))
 
 
@@ -227,6 +253,7 @@ def _summary(section: PretrainRecipe, rows: list[Row]) -> dict[str, Any]:
 
     return {
         "num_steps": section.num_steps,
+        "num_steps_by_phase": {str(n): phase.num_steps for n, phase in enumerate(section.phases)},
         "train_pairs_seen": sum(phase.num_steps * phase.global_batch_size for phase in section.phases),
         "train_tokens_seen": int(tokens),
         "tokens_per_second": tokens / seconds,

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import BertForPreTraining
 
+from bert_pipeline.artifact import flush_to_disk
 from bert_pipeline.flops import training_flops
 from bert_pipeline.metrics import append_row
 from bert_pipeline.randomness import DROPOUT, draw, new_stream
@@ -41,7 +42,7 @@ from bert_pipeline.training.distributed import (
 )
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.loss import LossSums, PretrainingLoss
-from bert_pipeline.training.model import build_model
+from bert_pipeline.training.model import initial_model
 from bert_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 from bert_pipeline.training.packing import pad
 from bert_pipeline.training.steps import Step, StepReader
@@ -72,6 +73,8 @@ class Job:
     """A checkpoint of another identity (other recipe, other data) is refused."""
     per_device_tokens: int
     """At most so many tokens in a micro-batch: how much a device is given at once. Changes no result."""
+    init_from: str | None = None
+    """Hugging Face directory of the model to begin with."""
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
@@ -90,7 +93,8 @@ def train(job: Job) -> None:
     checkpoints = Checkpoints(out / "work" / "checkpoints", job.identity, section.checkpoints_kept)
     metrics = out / "metrics.jsonl"
     vocab_size = read_tokenizer(Path(job.tokenizer)).get_vocab_size()
-    objective = PretrainingLoss(build_model(ModelRecipe(**job.model), vocab_size, section.seed))
+    architecture = ModelRecipe(**job.model)
+    objective = PretrainingLoss(initial_model(architecture, Path(job.tokenizer), section.seed, job.init_from))
     model = objective.model.to(accelerator.device)
     loss = distribute(objective, accelerator)
     optimizer = build_optimizer(section, model)
@@ -112,6 +116,8 @@ def train(job: Job) -> None:
 
     def save(step: int) -> None:
         window.gather(accelerator)
+        if accelerator.is_main_process:
+            flush_to_disk(metrics, recurse=False)  # a checkpoint never speaks of rows that a power cut took
         size = metrics.stat().st_size if metrics.exists() else 0
         checkpoints.save(step, model, optimizer, {"metrics_bytes": size, "window": window.state()})
         accelerator.wait_for_everyone()
@@ -126,7 +132,7 @@ def train(job: Job) -> None:
         if math.isfinite(grad_norm):
             set_learning_rate(optimizer, rate)
             optimizer.step()
-            window.add(sums, step, training_flops(ModelRecipe(**job.model), vocab_size, step.load), grad_norm)
+            window.add(sums, step, training_flops(architecture, vocab_size, step.load), grad_norm)
         else:
             window.skip()
             _warn_or_stop(number + 1, grad_norm, window.skipped_in_a_row, section)
@@ -156,7 +162,6 @@ def train(job: Job) -> None:
         result = {
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "world_size": accelerator.num_processes,
-            "per_device_tokens": job.per_device_tokens,
             "max_logit_difference": difference,
         }
         (out / "work" / "result.json").write_text(json.dumps(result), encoding="utf-8")

@@ -16,15 +16,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from training.runs import trace
 
-from bert_pipeline.metrics import read_rows
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training import launch
 from bert_pipeline.training.pretrain import EXIT_RESUME, Job
 
 ROOT = Path(__file__).parents[2]
 SABOTAGED = Path(__file__).with_name("sabotaged.py")
-CLOCKED = {"tokens_per_second", "data_wait_fraction"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 NOTHING = "none none 0 none"
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -129,11 +128,6 @@ def finish(process, expected=0):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == expected, said
     return said
-
-
-def trace(out):
-    """The numbers of a run, without its clock."""
-    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in read_rows(out / "metrics.jsonl")]
 
 
 def assert_identical(found, expected):
