@@ -13,12 +13,12 @@ HEADER = """\
 ---
 library_name: transformers
 pipeline_tag: fill-mask
-tags: [bert, trained-from-scratch]
+tags: [bert, {how}]
 ---
 
 # {name}
 
-A BERT encoder (Devlin et al. 2019, arXiv 1810.04805) trained from scratch on the text described below.
+A BERT encoder (Devlin et al. 2019, arXiv 1810.04805) {origin} on the text described below.
 
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -31,7 +31,7 @@ model = AutoModelForMaskedLM.from_pretrained(DIRECTORY)
 LIMITS = """\
 ## Limits
 
-- The model has read nothing but the text described above; what is rare there it does not know.
+- The model has read the text described above{and_more}; what is rare there it does not know.
 - It represents text and fills gaps in it. It does not state facts, and is not fit for decisions about patients.
 - The scores hold for the data that they were measured on. Social biases of the text were neither measured nor removed.
 """
@@ -44,15 +44,22 @@ GENERATED_TEXT = (
 def model_card(name: str, recipe_sections: Mapping[str, Any], facts_by_stage: Mapping[str, Facts]) -> str:
     """Markdown. `recipe_sections` maps section names to their values, `facts_by_stage` artifact kinds to facts."""
     generated = recipe_sections.get("corpus", {}).get("source") == "sample"
+    begun_from = recipe_sections.get("pretrain", {}).get("init_from")
+    how, origin = (
+        ("continual-pretraining", f"begun with the weights and the vocabulary of `{begun_from}` and trained further")
+        if begun_from
+        else ("trained-from-scratch", "trained from scratch")
+    )
     parts = [
-        HEADER.format(name=name),
+        HEADER.format(name=name, how=how, origin=origin),
         _facts_table("Data", "raw_corpus", facts_by_stage),
         _facts_table("Tokenizer", "tokenizer", facts_by_stage),
         _facts_table("Training", "pretrained_checkpoint", facts_by_stage),
         _heldout(facts_by_stage),
         _tasks(facts_by_stage.get("evaluations", {}).get("tasks", {})),
         "## Recipe\n\n```toml\n" + _toml(recipe_sections) + "```\n",
-        LIMITS + (GENERATED_TEXT if generated else ""),
+        LIMITS.format(and_more=", and what the model before it had read" if begun_from else " and nothing else")
+        + (GENERATED_TEXT if generated else ""),
     ]
     return "\n".join(part for part in parts if part)
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 DPI = 80
+COLOURS = 64
 WIDTH, HEIGHT = 6.4, 3.2  # inches: 512 x 256 pixels
 
 
@@ -22,16 +24,41 @@ def histogram(edges: Sequence[float], counts: Sequence[float], *, xlabel: str, y
     return _png(figure)
 
 
+PANELS = {
+    "MLM loss (nats)": {"training": "mlm_loss", "held-out": "heldout_mlm_loss"},
+    "NSP loss (nats)": {"training": "nsp_loss", "held-out": "heldout_nsp_loss"},
+    "learning rate": {"": "learning_rate"},
+    "gradient norm": {"mean": "grad_norm", "largest": "max_grad_norm"},
+    "tokens a second": {"": "tokens_per_second"},
+    "model FLOPs utilization": {"": "model_flops_utilization"},
+}
+"""What is drawn over optimizer steps: the lines of each panel, by their label."""
+
+
 def training_curves(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Losses over optimizer steps, in training and on held-out pairs: MLM on the left, NSP (if any) on the right."""
+    """The panels that the rows have something for, in two columns. Grey marks windows with a loss spike or a skipped
+    step.
+    """
     rows = list(rows)
-    losses = [name for name in ("mlm_loss", "nsp_loss") if any(name in row for row in rows)]
-    figure = Figure(figsize=(WIDTH * max(1, len(losses)), HEIGHT), layout="constrained")
-    for axes, loss in zip(figure.subplots(1, max(1, len(losses)), squeeze=False)[0], losses, strict=False):
-        axes.plot(*_series(rows, loss), linewidth=1, label="training")
-        axes.plot(*_series(rows, f"heldout_{loss}"), "o-", markersize=4, label="held-out")
-        axes.set(xlabel="step", ylabel=f"{loss.removesuffix('_loss').upper()} loss (nats)")
-        axes.legend()
+    panels = {
+        title: lines for title, lines in PANELS.items() if any(name in row for name in lines.values() for row in rows)
+    }
+    columns = 2 if len(panels) > 1 else 1
+    lines_of_panels = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * lines_of_panels), layout="constrained")
+    grid = figure.subplots(lines_of_panels, columns, squeeze=False).flatten()
+    troubled = [row["step"] for row in rows if row.get("loss_spikes") or row.get("skipped_steps")]
+    for axes, (title, lines) in zip(grid, panels.items(), strict=False):
+        for step in troubled:
+            axes.axvline(step, color="0.8", linewidth=1)
+        for label, name in lines.items():
+            marks = {"marker": "o", "markersize": 4} if name.startswith("heldout_") else {"linewidth": 1}
+            axes.plot(*_series(rows, name), label=label, **marks)
+        axes.set(xlabel="step", ylabel=title)
+        if "" not in lines:
+            axes.legend()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
     return _png(figure)
 
 
@@ -41,6 +68,8 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], li
 
 
 def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
+    """Lines and letters need few colours, and a palette takes a third of the bytes."""
+    drawn, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    Image.open(drawn).convert("RGB").quantize(COLOURS).save(png, format="png", optimize=True)
+    return png.getvalue()

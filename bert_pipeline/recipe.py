@@ -7,15 +7,15 @@ The defaults are BERT-base as published (Devlin et al. 2019, arXiv 1810.04805, a
 google-research/bert); a recipe file states only what it changes.
 """
 
-import difflib
 import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+
+from bert_pipeline.recipe_faults import explain
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -123,8 +123,10 @@ class PhaseRecipe(Section):
     """A stretch of training at one sequence length."""
 
     max_seq_length: int = Field(ge=8)
-    num_steps: int = Field(ge=1)
-    """Optimizer steps."""
+    num_steps: int = Field(0, ge=0)
+    """Optimizer steps; with pretrain.budget_minutes they follow from `budget_fraction`."""
+    budget_fraction: Fraction | None = None
+    """Share of pretrain.budget_minutes."""
     global_batch_size: int = Field(256, ge=1)
     """Pairs per optimizer step, over all processes: the same on one GPU as on eight."""
     learning_rate_handover: Literal["continue", "restart"] | None = None
@@ -134,9 +136,14 @@ class PhaseRecipe(Section):
     """Peak; set in each phase that starts a schedule, and only there."""
     warmup_steps: int | None = Field(None, ge=0)
     """Linear warm-up to the peak, then linear decay to 0 at the end of the schedule; set with the learning rate."""
+    warmup_fraction: Fraction | None = None
+    """The warm-up as a share of the schedule's steps, where a budget decides their number."""
 
 
 class PretrainRecipe(Section):
+    init_from: str = ""
+    """Weights and vocabulary to begin with (continual pretraining): another recipe's name, or a Hugging Face directory
+    of a BERT, looked up like corpus.path. Empty: fresh weights, a vocabulary learnt from the text."""
     phases: tuple[PhaseRecipe, ...] = Field(
         (
             PhaseRecipe(max_seq_length=128, num_steps=900_000, learning_rate=1e-4, warmup_steps=10_000),
@@ -144,12 +151,17 @@ class PretrainRecipe(Section):
         ),
         min_length=1,
     )
+    budget_minutes: float | None = Field(None, gt=0)
+    """Minutes of training instead of numbers of steps: steps, held-out measurements and checkpoints; what starts before
+    the first step and the export come on top. The speed is measured once, before the first step."""
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999
     adam_epsilon: float = Field(1e-6, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     """Not applied to biases and LayerNorm."""
     max_grad_norm: float = Field(1.0, gt=0)
+    max_skipped_steps: int = Field(10, ge=0)
+    """Steps in a row whose loss or gradient is not finite are skipped and counted; more than this stop the run."""
     log_every: int = Field(50, ge=1)
     """Steps between rows of metrics.jsonl; the first and the last step always have one."""
     eval_every: int = Field(10_000, ge=1)
@@ -161,7 +173,11 @@ class PretrainRecipe(Section):
     seed: Seed = 12345
 
     @model_validator(mode="after")
-    def _hand_over_is_explicit(self) -> Self:
+    def _every_schedule_is_complete(self) -> Self:
+        in_steps, in_shares = ("num_steps", "warmup_steps"), ("budget_fraction", "warmup_fraction")
+        wanted, others = (in_shares, in_steps) if self.budget_minutes else (in_steps, in_shares)
+        length, warmup = wanted
+        where = "beside" if self.budget_minutes else "without"
         faults = []
         for number, phase in enumerate(self.phases):
             here = f"phases.{number}"
@@ -169,12 +185,20 @@ class PretrainRecipe(Section):
                 faults.append(f"{here}.learning_rate_handover has no phase before it; remedy: remove it")
             if number > 0 and not phase.learning_rate_handover:
                 faults.append(f'{here}.learning_rate_handover is missing; remedy: "continue" or "restart"')
+            if not getattr(phase, length):
+                faults.append(f"{here}.{length} is missing; remedy: set it")
+            for name, instead in zip(others, wanted, strict=True):
+                if getattr(phase, name):
+                    faults.append(f"{here}.{name} has no effect {where} budget_minutes; remedy: {instead}")
             starts = number == 0 or phase.learning_rate_handover == "restart"
-            for name in ("learning_rate", "warmup_steps"):
+            for name in ("learning_rate", warmup):
                 if starts and getattr(phase, name) is None:
                     faults.append(f"{here}.{name} is missing; remedy: set it, because this phase starts a schedule")
                 if not starts and getattr(phase, name) is not None:
                     faults.append(f"{here}.{name} has no effect in a phase that continues; remedy: remove it")
+        shares = sum(phase.budget_fraction or 0.0 for phase in self.phases)
+        if self.budget_minutes and abs(shares - 1.0) > 1e-6:
+            faults.append(f"the phases' budget_fraction are {shares:g} in all; remedy: shares that sum to 1")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -226,17 +250,25 @@ class Recipe(Section):
         """The sequence lengths that datasets are built for: those of the phases, ascending."""
         return tuple(sorted({phase.max_seq_length for phase in self.pretrain.phases}))
 
-    @model_validator(mode="after")
-    def _lengths_fit_the_model(self) -> Self:
+    def length_faults(self) -> list[str]:
+        """What is longer than the model can read."""
         limit = self.model.max_position_embeddings
         lengths = {f"pretrain.phases.{n}": phase.max_seq_length for n, phase in enumerate(self.pretrain.phases)}
         lengths |= {f"evaluation.tasks.{n}": task.max_seq_length for n, task in enumerate(self.evaluation.tasks)}
-        faults = [
+        return [
             f"{path}.max_seq_length is {length}, but model.max_position_embeddings is {limit}; "
             "remedy: shorten the one or raise the other"
             for path, length in lengths.items()
             if length > limit
         ]
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        faults = self.length_faults()
+        if self.pretrain.init_from and "tokenizer" in self.model_fields_set:
+            faults.append(
+                "tokenizer has no effect beside pretrain.init_from, whose vocabulary is kept; remedy: remove it"
+            )
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -259,32 +291,8 @@ def load_recipe(path: Path) -> Recipe:
         # Through JSON, because TOML's arrays are Python lists, which strict validation refuses for tuples.
         return Recipe.model_validate_json(json.dumps({"name": path.stem} | table, default=str))
     except ValidationError as error:
-        faults = "\n".join(f"  {_explain(fault)}" for fault in error.errors())
+        faults = "\n".join(f"  {explain(fault, Recipe)}" for fault in error.errors())
         raise RecipeError(f"{path}: {error.error_count()} fault(s)\n{faults}") from None
-
-
-def _explain(fault: ErrorDetails) -> str:
-    where = ".".join(str(step) for step in fault["loc"]) or "recipe"
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(fault["loc"][-1]), _keys_at(fault["loc"][:-1]), n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(_keys_at(fault['loc'][:-1]))}"
-        return f"{where}: unknown key; {remedy}"
-    if fault["type"] == "missing":
-        return f"{where}: missing; remedy: set it"
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" + ("" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})")
-
-
-def _keys_at(steps: tuple[int | str, ...]) -> list[str]:
-    """The keys that the table at this place of a recipe may have."""
-    model: Any = Recipe
-    for step in steps:
-        if isinstance(step, int):
-            continue
-        annotation = model.model_fields[step].annotation
-        inner = getattr(annotation, "__args__", (annotation,))[0]  # tuple[PhaseRecipe, ...] -> PhaseRecipe
-        model = inner
-    return [name for name in model.model_fields if name != "name" or model is not Recipe]
 
 
 def recipe_files() -> dict[str, Path]:

@@ -13,9 +13,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from bert_pipeline import artifact
+from bert_pipeline import artifact, initial
 from bert_pipeline.artifact import Artifact, Facts
-from bert_pipeline.recipe import Recipe
+from bert_pipeline.recipe import Recipe, RecipeError, load_recipe, recipe_files
 
 OnRow = Callable[[dict[str, Any]], None]
 """Is given each row of metrics as it comes."""
@@ -81,8 +81,10 @@ def _corpus_sources(recipe: Recipe) -> dict[str, str]:
 
 @_from_whole_inputs
 def _tokenizer(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
-    from bert_pipeline.data.tokenizer import build_tokenizer
+    from bert_pipeline.data.tokenizer import build_tokenizer, take_tokenizer_over
 
+    if init_from := initial_directory(recipe):
+        return take_tokenizer_over(init_from, inputs["raw_corpus"], out)
     return build_tokenizer(recipe.tokenizer, inputs["raw_corpus"], out)
 
 
@@ -112,6 +114,7 @@ def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path
         inputs["masked_dataset"],
         out,
         on_row,
+        initial_directory(recipe),
     )
 
 
@@ -135,11 +138,23 @@ def _task_inputs(recipe: Recipe) -> dict[str, str]:
     return task_inputs(recipe.evaluation)
 
 
+def _initial_vocabulary(recipe: Recipe) -> dict[str, str]:
+    folder = initial_directory(recipe)
+    return {"initial_vocabulary": initial.vocabulary_fingerprint(folder)} if folder else {}
+
+
+def _initial_model(recipe: Recipe) -> dict[str, str]:
+    folder = initial_directory(recipe)
+    return {"initial_model": initial.model_fingerprint(folder)} if folder else {}
+
+
 STAGES = {
     "raw_corpus": Stage(
         (), "2", lambda r: r.corpus.model_dump(), _raw_corpus, outside=_corpus_sources, resumable=True, in_shards=True
     ),
-    "tokenizer": Stage(("raw_corpus",), "1", lambda r: r.tokenizer.model_dump(), _tokenizer),
+    "tokenizer": Stage(
+        ("raw_corpus",), "1", lambda r: r.tokenizer.model_dump(), _tokenizer, outside=_initial_vocabulary
+    ),
     "nsp_dataset": Stage(
         ("raw_corpus", "tokenizer"),
         "2",
@@ -161,6 +176,7 @@ STAGES = {
         "1",
         lambda r: r.pretrain.model_dump() | {"model": r.model.model_dump()},
         _pretrained_checkpoint,
+        outside=_initial_model,
         resumable=True,
     ),
     "evaluations": Stage(
@@ -171,6 +187,49 @@ STAGES = {
         outside=_task_inputs,
     ),
 }
+
+
+def initial_directory(recipe: Recipe) -> Path | None:
+    """Where the model lies that the recipe begins with: in the store, where pretrain.init_from names a recipe.
+
+    Raises RecipeError where that recipe has made none yet.
+    """
+    name = recipe.pretrain.init_from
+    if not name:
+        return None
+    if name not in recipe_files():
+        return Path(os.environ.get("BERT_PIPELINE_DATA") or ".", Path(name).expanduser())
+    made = home() / "artifacts" / "pretrained_checkpoint" / _fingerprint("pretrained_checkpoint", _other(recipe))
+    if not made.exists():
+        raise RecipeError(
+            f"recipe {recipe.name} begins with the model of recipe {name}, which is not there yet ({made} is missing); "
+            f"remedy: dg launch --assets '+key:pretrained_checkpoint' --partition {name}"
+        )
+    return made
+
+
+def _other(recipe: Recipe) -> Recipe:
+    """The recipe that this one begins with. Raises RecipeError where it leads back to where it came from."""
+    seen = [recipe.name]
+    while (name := recipe.pretrain.init_from) in recipe_files():
+        recipe = load_recipe(recipe_files()[name])
+        if name in seen:
+            raise RecipeError(f"pretrain.init_from leads in a circle: {' -> '.join([*seen, name])}; remedy: break it")
+        seen.append(name)
+    return settled(load_recipe(recipe_files()[seen[1]]))
+
+
+def settled(recipe: Recipe) -> Recipe:
+    """The recipe with the sizes and the vocabulary of the model that it begins with; itself where it begins anew."""
+    folder = initial_directory(recipe)
+    return initial.begun_from(recipe, folder) if folder else recipe
+
+
+def _fingerprint(kind: str, recipe: Recipe) -> str:
+    """That of the recipe's artifact, whether it stands or not."""
+    stage = STAGES[kind]
+    inputs = {name: _fingerprint(name, recipe) for name in stage.inputs} | stage.outside(recipe)
+    return artifact.fingerprint(artifact.origin(kind, stage.section(recipe), inputs, stage.code_version))
 
 
 def stage_origin(kind: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -210,6 +269,7 @@ def make_stage(
 
     Raises ArtifactError where a file of what stands there, or of an input, is missing or cut short.
     """
+    recipe = settled(recipe)
     stage, origin = STAGES[kind], stage_origin(kind, recipe, inputs)
     paths = {name: inputs[name].path for name in stage.inputs}
     made = artifact.make(

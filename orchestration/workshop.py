@@ -10,7 +10,7 @@ from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
 from bert_pipeline.metrics import read_rows
 from bert_pipeline.recipe import Recipe, load_recipe, recipe_files
-from bert_pipeline.stages import STAGES, check_files, stage_origin
+from bert_pipeline.stages import STAGES, check_files, settled, stage_origin
 from orchestration import checks, metadata, registry
 from orchestration.logs import library_log_in
 from orchestration.pointers import ArtifactIOManager
@@ -35,7 +35,7 @@ class Workshop(dg.ConfigurableResource):
         with library_log_in(context.log):
             stage, origin = STAGES[kind], stage_origin(kind, recipe, inputs)
             shown: dict[str, Any] = {}
-            about = self._about(context, recipe, artifact.fingerprint(origin), inputs)
+            about = self._about(context, recipe, origin, inputs)
 
             def build(out: Path) -> Facts:
                 paths = {name: made.path for name, made in inputs.items()}
@@ -121,16 +121,17 @@ class Workshop(dg.ConfigurableResource):
         return {}
 
     def _about(
-        self, context: dg.AssetExecutionContext, recipe: Recipe, fingerprint: str, inputs: dict[str, Artifact]
+        self, context: dg.AssetExecutionContext, recipe: Recipe, origin: dict[str, Any], inputs: dict[str, Artifact]
     ) -> About:
-        kind = context.asset_key.to_user_string()
+        kind, fingerprint = origin["kind"], artifact.fingerprint(origin)
+        outside = {f"input.{name}": key for name, key in origin["inputs"].items() if name not in inputs}
         return About(
             name=f"{recipe.name} {kind} {fingerprint}",
             kind=kind,
             fingerprint=fingerprint,
             inputs=inputs,
             params=recipe.model_dump(mode="json", exclude={"name", "description"}),
-            tags=self._tags(context),
+            tags=self._tags(context) | outside,
         )
 
     def _tags(self, context: dg.AssetExecutionContext) -> dict[str, str]:
@@ -147,7 +148,7 @@ class Workshop(dg.ConfigurableResource):
 
 
 def _recipe(context: dg.AssetExecutionContext) -> Recipe:
-    return load_recipe(recipe_files()[context.partition_key])
+    return settled(load_recipe(recipe_files()[context.partition_key]))
 
 
 def resources(home: Path) -> dict[str, Any]:

@@ -11,9 +11,12 @@ LIBRARY = sorted((ROOT / "bert_pipeline").rglob("*.py"))
 ORCHESTRATION = sorted((ROOT / "orchestration").rglob("*.py"))
 BASE = {
     "recipe",
+    "recipe_faults",
+    "initial",
     "artifact",
     "encoding",
     "executors",
+    "flops",
     "formats",
     "shards",
     "metrics",
@@ -23,7 +26,7 @@ BASE = {
 }
 BASE |= {"pictures", "model_card"}
 BELOW = {"data": set(), "training": {"data"}, "evaluation": {"training", "data"}}
-BELOW |= {"planning": {"data", "training", "evaluation"}}
+BELOW |= {"planning": {"data", "training", "evaluation", "stages"}}
 """The rooms of the library, and which other rooms each may look into."""
 
 

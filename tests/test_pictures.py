@@ -20,6 +20,21 @@ def test_curves_show_both_losses_and_stay_small(tmp_path):
     assert pixels(both, tmp_path).shape[1] == 2 * pixels(mlm_only, tmp_path).shape[1]
 
 
+def test_curves_of_a_long_training_stay_small_and_mark_its_troubles(tmp_path):
+    noise = np.random.default_rng(1).normal(size=(1000, 5)).cumsum(0).tolist()
+    names = ("mlm_loss", "nsp_loss", "grad_norm", "tokens_per_second", "model_flops_utilization")
+    rows = [{"step": n, "learning_rate": 1e-4} | dict(zip(names, each, strict=True)) for n, each in enumerate(noise)]
+    quiet = pictures.training_curves(rows)
+    assert len(quiet) < 75_000
+    troubled = pictures.training_curves([*rows, {"step": 500, "skipped_steps": 1}])
+
+    def grey(png: bytes) -> int:
+        colours = pixels(png, tmp_path)[..., :3]
+        return int((abs(colours - 0.8).max(-1) < 0.02).sum())
+
+    assert grey(troubled) > grey(quiet) + 500
+
+
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "mlm_loss": float("nan")}]])
 def test_a_training_that_said_little_has_a_picture_too(rows, tmp_path):
     assert pixels(pictures.training_curves(rows), tmp_path).size

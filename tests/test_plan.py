@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bert_pipeline.cli import main
 from bert_pipeline.data.corpus import Pile
 from bert_pipeline.data.sources.files import Document
+from bert_pipeline.flops import Load, num_parameters, training_flops
 from bert_pipeline.planning import survey
-from bert_pipeline.planning.hardware import HARDWARE, Load, num_parameters, training_flops
+from bert_pipeline.planning.hardware import HARDWARE
 from bert_pipeline.planning.plan import DoesNotFit, assert_fits, largest_shard, make_plan
 from bert_pipeline.planning.survey import Survey, read_source
 from bert_pipeline.planning.table import show

@@ -22,6 +22,7 @@ from bert_pipeline.artifact import Facts
 from bert_pipeline.data.wordcounts import Sample, as_table, count_corpus, count_words, document_batches
 from bert_pipeline.data.wordpiece import character_counts, learn_pieces, spell
 from bert_pipeline.formats import CLS_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID
+from bert_pipeline.initial import read_vocabulary
 from bert_pipeline.recipe import TokenizerRecipe
 
 HELDOUT_DOCUMENTS = 20_000
@@ -43,16 +44,31 @@ def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Fa
         counted = count_corpus(_bert_tokenizer(section.lowercase), shards, sample, Path(scratch))
     tokenizer = _train(section, counted.words, counted.counts)
     save_tokenizer(tokenizer, section.lowercase, out)
-    vocab_size = tokenizer.get_vocab_size()
     return {
-        "vocab_size": vocab_size,
-        "padded_vocab_size": formats.padded_vocab_size(vocab_size),
-        "special_token_ids": {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS},
+        **_about(tokenizer),
         "training_documents": counted.num_documents,
         "training_words": int(counted.counts.sum()) + counted.num_cut,
         "distinct_words": counted.num_distinct,
         "cut_words": counted.num_cut,
         **_measure(tokenizer, raw_corpus),
+    }
+
+
+def take_tokenizer_over(init_from: Path, raw_corpus: Path, out: Path) -> Facts:
+    """Save the vocabulary of the model that training begins with, its special tokens first."""
+    vocabulary = read_vocabulary(init_from)
+    numbered = {piece: number for number, piece in enumerate(vocabulary.in_our_order)}
+    tokenizer = _bert_tokenizer(vocabulary.lowercase, numbered)
+    save_tokenizer(tokenizer, vocabulary.lowercase, out)
+    return {**_about(tokenizer), **_measure(tokenizer, raw_corpus)}
+
+
+def _about(tokenizer: Tokenizer) -> Facts:
+    vocab_size = tokenizer.get_vocab_size()
+    return {
+        "vocab_size": vocab_size,
+        "padded_vocab_size": formats.padded_vocab_size(vocab_size),
+        "special_token_ids": {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS},
     }
 
 

@@ -9,8 +9,6 @@ import logging
 import math
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -19,28 +17,23 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from bert_pipeline import artifact
 from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, group_files, source_files
 from bert_pipeline.evaluation.tasks import TaskError, find_task, read_task, task_data
 from bert_pipeline.executors import num_workers
+from bert_pipeline.flops import Load, num_parameters, training_flops
 from bert_pipeline.formats import SPLITS, padded_vocab_size
-from bert_pipeline.planning.hardware import (
-    ASSUMED_UTILIZATION,
-    HARDWARE,
-    Hardware,
-    Load,
-    num_parameters,
-    training_flops,
-)
+from bert_pipeline.planning.hardware import ASSUMED_UTILIZATION, HARDWARE, Hardware
 from bert_pipeline.planning.survey import Survey, read_source
 from bert_pipeline.planning.trial import Trial, run_trial
 from bert_pipeline.recipe import CorpusRecipe, Recipe
-from bert_pipeline.training.launch import CPU_SETTINGS
+from bert_pipeline.stages import settled
+from bert_pipeline.training.budget import BudgetError, Pace, ProbeFailed, fit_to_budget, measure_pace, training_seconds
+from bert_pipeline.training.launch import CPU_SETTINGS, per_device_tokens
 
 STATE_BYTES = 16
 """A weight in training: itself, its gradient and AdamW's two moments, four bytes each."""
-PACE_TIMEOUT = 120  # seconds
 
-Pace = dict[str, dict[str, float]]
 log = logging.getLogger(__name__)
 
 
@@ -57,11 +50,18 @@ def make_plan(
     time_training: bool = True,
 ) -> dict[str, Any]:
     """The plan of a recipe whose artifacts go to `home`. Raises SourceError where there is nothing to read."""
+    recipe = settled(recipe)
     found = read_source(recipe.corpus)
     log.info("plan: read %s of the source in %.1f s", f"{found.share_read:.0%}", found.seconds)
     with tempfile.TemporaryDirectory(prefix="bert-pipeline-plan-") as folder:
         trial = run_trial(recipe, found, Path(folder))
         pace = _pace(recipe, Path(folder)) if time_training else None
+    if pace:
+        try:
+            recipe = recipe.model_copy(update={"pretrain": fit_to_budget(recipe.pretrain, pace)})
+        except BudgetError as error:
+            log.warning("plan: not on this machine: %s", error)
+            pace = None
     return Estimate(recipe, found, trial, pace).plan(home, hardware, workers or num_workers())
 
 
@@ -91,18 +91,25 @@ def assert_fits(plan: Mapping[str, Any]) -> None:
 
 
 def _pace(recipe: Recipe, folder: Path) -> Pace | None:
-    """See planning/pace.py; None where the model cannot be run here."""
+    """Of the recipe's training on the trial's pairs; None where the model cannot be run here."""
     log.info("plan: pretraining")
-    (folder / "recipe.json").write_text(recipe.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "bert_pipeline.planning.pace", str(folder)]
+    inputs = {kind: folder / kind for kind in ("tokenizer", "nsp_dataset", "masked_dataset")}
+    # What the reader of pairs asks of a masked dataset.
+    masks = artifact.origin("masked_dataset", recipe.masking.model_dump(), {}, "")
+    record = {"fingerprint": artifact.fingerprint(masks), "origin": masks, "facts": {}}
+    (inputs["masked_dataset"] / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    job = {
+        "section": recipe.pretrain.model_dump(mode="json"),
+        "model": recipe.model.model_dump(mode="json"),
+        **{kind: str(path) for kind, path in inputs.items()},
+        "out": str(folder),
+        "per_device_tokens": per_device_tokens(),
+    }
     try:
-        done = subprocess.run(
-            command, env=CPU_SETTINGS | os.environ, capture_output=True, text=True, timeout=PACE_TIMEOUT, check=True
-        )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        log.warning("plan: the time of pretraining on this machine is unknown: %s\n%s", error, error.stderr or "")
+        return measure_pace(job, folder, CPU_SETTINGS | os.environ)
+    except ProbeFailed as error:
+        log.warning("plan: the time of pretraining on this machine is unknown: %s", error)
         return None
-    return json.loads(done.stdout)
 
 
 class Estimate:
@@ -152,6 +159,7 @@ class Estimate:
                 "num_parameters": weights,
                 "padded_vocab_size": padded_vocab_size(recipe.tokenizer.vocab_size),
                 "steps": recipe.pretrain.num_steps,
+                "per_device_tokens": self.pace and self.pace.per_device_tokens,
                 "tokens": round(sum(phase["tokens_per_step"] * phase["num_steps"] for phase in phases)),
                 "flops": flops,
                 "state_bytes": STATE_BYTES * weights,
@@ -189,7 +197,7 @@ class Estimate:
             "max_seq_length": phase.max_seq_length,
             "num_steps": phase.num_steps,
             "pairs_per_step": phase.global_batch_size,
-            "tokens_per_step": round(load.tokens / phase.num_steps),
+            "tokens_per_step": round(phase.global_batch_size * one_pass.tokens / one_pass.pairs),
             "passes": pairs / one_pass.pairs,
             "flops": training_flops(self.recipe.model, self.recipe.tokenizer.vocab_size, load),
         }
@@ -197,8 +205,9 @@ class Estimate:
     def _disk(self, home: Path, weights: int) -> dict[str, Any]:
         stages, pretrain = self.trial.stages, self.recipe.pretrain
         # Weights and two moments of AdamW; a new checkpoint is written before the oldest is deleted.
-        written = math.ceil(pretrain.num_steps / pretrain.checkpoint_every)
-        checkpoints = min(pretrain.checkpoints_kept + 1, written) * 12 * weights
+        at_most = pretrain.checkpoints_kept + 1
+        written = math.ceil(pretrain.num_steps / pretrain.checkpoint_every) or at_most  # a budget's steps are unknown
+        checkpoints = min(at_most, written) * 12 * weights
         artifacts = {
             "raw_corpus": round(stages["raw_corpus"].num_bytes * self.scale),
             "tokenizer": self.trial.tokenizer_bytes,
@@ -240,21 +249,9 @@ class Estimate:
             + trial.counting_seconds * (self.characters["train"] / trial.tokenizer_characters - 1) / width,
             "nsp_dataset": seconds["nsp_dataset"],
             "masked_dataset": seconds["masked_dataset"],
-            "pretrained_checkpoint": self._pretraining_seconds(),
+            "pretrained_checkpoint": training_seconds(self.recipe.pretrain, self.pace) if self.pace else None,
             "evaluations": self._evaluation_seconds(),
         }
-
-    def _pretraining_seconds(self) -> float | None:
-        if self.pace is None:
-            return None
-        pretrain = self.recipe.pretrain
-        seconds = 0.0
-        for phase in pretrain.phases:
-            pace = self.pace[str(phase.max_seq_length)]
-            seconds += phase.num_steps * (phase.global_batch_size * pace["pair_seconds"] + pace["update_seconds"])
-        # Held-out pairs go forward only, a third of the work.
-        measured = (pretrain.num_steps // pretrain.eval_every + 2) * pretrain.heldout_pairs
-        return seconds + measured * pace["pair_seconds"] / 3
 
     def _evaluation_seconds(self) -> float | None:
         """Fine-tuning at the rate of pretraining; None where that, or a task's data, is not at hand."""
@@ -263,7 +260,7 @@ class Estimate:
         recipe, trial = self.recipe, self.trial
         length = recipe.pretrain.phases[-1].max_seq_length
         load = _times(trial.loads[length], 1 / trial.loads[length].pairs)
-        rate = training_flops(recipe.model, recipe.tokenizer.vocab_size, load) / self.pace[str(length)]["pair_seconds"]
+        rate = training_flops(recipe.model, recipe.tokenizer.vocab_size, load) / self.pace.pair_seconds[str(length)]
         flops = 0.0
         for settings in recipe.evaluation.tasks:
             with tempfile.TemporaryDirectory() as generated:

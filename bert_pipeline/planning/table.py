@@ -43,17 +43,17 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"Training: {training['num_parameters']:,} weights (vocabulary padded to {training['padded_vocab_size']:,}), "
-        f"{training['steps']:,} steps"
+        + (f"{training['steps']:,} steps" if training["steps"] else "steps by the budget of minutes")
     )
     for number, phase in enumerate(training["phases"]):
         yield _row(
             f"phase {number}, {phase['max_seq_length']} tokens",
-            f"{phase['num_steps']:,} steps",
+            f"{phase['num_steps']:,} steps" if phase["num_steps"] else "unknown",
             f"{phase['pairs_per_step']:,} pairs, {phase['tokens_per_step']:,} tokens a step; "
             f"{phase['passes']:.2f} passes; {phase['flops']:.2e} FLOPs",
         )
     yield _row(
-        "in all", f"{training['flops']:.2e} FLOPs", f"{training['tokens']:,} tokens; formula: planning/hardware.py"
+        "in all", f"{training['flops']:.2e} FLOPs", f"{training['tokens']:,} tokens; formula: bert_pipeline/flops.py"
     )
     yield ""
     utilization = plan["assumed_utilization"]

@@ -21,16 +21,17 @@ from bert_pipeline.artifact import Facts
 from bert_pipeline.data import masking, nsp
 from bert_pipeline.data.corpus import MIN_DOCUMENTS, Pile, split_of, write_shard
 from bert_pipeline.data.sources.files import Document
-from bert_pipeline.data.tokenizer import VocabularyError, build_tokenizer
+from bert_pipeline.data.tokenizer import VocabularyError, build_tokenizer, take_tokenizer_over
 from bert_pipeline.data.wordcounts import count_words, document_batches
 from bert_pipeline.encoding import Encoder
 from bert_pipeline.executors import end_idle_workers
+from bert_pipeline.flops import Load
 from bert_pipeline.formats import SPLITS, MaskShard, PairShard
-from bert_pipeline.planning.hardware import Load
 from bert_pipeline.planning.measured import measured
 from bert_pipeline.planning.survey import Survey, num_characters
 from bert_pipeline.recipe import Recipe, TokenizerRecipe
 from bert_pipeline.shards import INDEX, Shard, build_shards
+from bert_pipeline.stages import initial_directory
 from bert_pipeline.vocabulary import read_tokenizer
 
 FIRST = "first"
@@ -102,7 +103,11 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
 
     log.info("plan: tokenizer")
     clock = time.monotonic()
-    about_tokenizer = _build_tokenizer(recipe.tokenizer, out["raw_corpus"], out["tokenizer"])
+    if init_from := initial_directory(recipe):
+        out["tokenizer"].mkdir()
+        about_tokenizer = take_tokenizer_over(init_from, out["raw_corpus"], out["tokenizer"])
+    else:
+        about_tokenizer = _build_tokenizer(recipe.tokenizer, out["raw_corpus"], out["tokenizer"])
     tokenizer_seconds = time.monotonic() - clock
     tokenizer = out["tokenizer"], artifact.file_digest(out["tokenizer"] / "tokenizer.json")
 

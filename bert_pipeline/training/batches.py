@@ -1,4 +1,4 @@
-"""Which pairs a step trains on, and how they become tensors.
+"""Which pairs a step trains on.
 
 Sample k of a run is a function of (seed, k) alone: the samples of an epoch are the rows of one pass, in
 an order that can be entered anywhere. So batch n is samples n * B to (n + 1) * B, on any number of
@@ -8,17 +8,17 @@ The shards stay memory-mapped. Python cuts each row out of its shard, in about a
 over tokens is compiled and leaves the interpreter to the training loop meanwhile.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numba import njit
 
 from bert_pipeline import artifact, formats
 from bert_pipeline.data.masking import Masker
-from bert_pipeline.formats import IGNORE_INDEX, PAD_ID, MaskShard, PairShard
+from bert_pipeline.flops import Load
+from bert_pipeline.formats import IGNORE_INDEX, MaskShard, PairShard
 from bert_pipeline.randomness import permuted
 from bert_pipeline.recipe import MaskingRecipe
 from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
@@ -59,6 +59,11 @@ class Rows:
     def num_labelled(self) -> int:
         """Rows with a next-sentence label."""
         return int(np.count_nonzero(self.next_sentence_label != IGNORE_INDEX))
+
+    @property
+    def load(self) -> Load:
+        """What a model computes on these rows."""
+        return Load(self.num_tokens, int((self.lengths**2).sum()), self.num_masked, len(self))
 
     def take(self, places: np.ndarray) -> "Rows":
         offsets = _offsets(self.lengths[places])
@@ -140,72 +145,6 @@ class PairDataset:
             count -= len(positions)
             epoch, skipped = epoch + 1, 0
         return _concatenated(found)
-
-
-def micro_batches(rows: Rows, tokens: int) -> Iterator[Rows]:
-    """Cut rows, sorted by length, so that each part padded to its longest row has at most `tokens` places."""
-    lengths = rows.lengths
-    order = np.argsort(-lengths, kind="stable")
-    while len(order):
-        width = max(1, tokens // int(lengths[order[0]]))
-        yield rows.take(order[:width])
-        order = order[width:]
-
-
-def to_tensors(rows: Rows) -> dict[str, torch.Tensor]:
-    """What PretrainingLoss.forward takes, padded to the longest row."""
-    padded = np.empty((3, len(rows), int(rows.lengths.max())), np.int64)
-    flat_positions, labels = np.empty((2, rows.num_masked), np.int64)
-    _fill(
-        rows.input_ids,
-        rows.offsets,
-        rows.segment_a_length,
-        rows.masked_positions,
-        rows.masked_input_ids,
-        rows.mask_offsets,
-        padded,
-        flat_positions,
-        labels,
-    )
-    input_ids, token_types, attention = torch.from_numpy(padded)
-    return {
-        "input_ids": input_ids,
-        "token_type_ids": token_types,
-        "attention_mask": attention,
-        "masked_positions": torch.from_numpy(flat_positions),
-        "masked_labels": torch.from_numpy(labels),
-        "next_sentence_label": torch.from_numpy(rows.next_sentence_label.astype(np.int64)),
-    }
-
-
-@njit(cache=True, nogil=True)
-def _fill(
-    input_ids,
-    offsets,
-    segment_a_length,
-    positions,
-    replacements,
-    mask_offsets,
-    padded,  # (3, rows, width) to be filled: input_ids, token_type_ids, attention_mask
-    flat_positions,  # (masked tokens,) to be filled
-    labels,  # (masked tokens,) to be filled
-):
-    width = padded.shape[2]
-    for n in range(len(segment_a_length)):
-        start, length = offsets[n], offsets[n + 1] - offsets[n]
-        segment_b = min(segment_a_length[n] + 2, length)  # after [CLS] A [SEP]
-        padded[0, n, :length] = input_ids[start : start + length]
-        padded[0, n, length:] = PAD_ID
-        padded[1, n, :segment_b] = 0
-        padded[1, n, segment_b:length] = 1
-        padded[1, n, length:] = 0
-        padded[2, n, :length] = 1
-        padded[2, n, length:] = 0
-        for k in range(mask_offsets[n], mask_offsets[n + 1]):
-            place = positions[k]
-            flat_positions[k] = n * width + place
-            labels[k] = input_ids[start + place]
-            padded[0, n, place] = replacements[k]
 
 
 @njit(cache=True, nogil=True)

@@ -7,8 +7,9 @@ import torch
 from accelerate import Accelerator
 
 from bert_pipeline import artifact
-from bert_pipeline.training.batches import PairDataset, micro_batches, to_tensors
+from bert_pipeline.training.batches import PairDataset
 from bert_pipeline.training.loss import PretrainingLoss
+from bert_pipeline.training.packing import micro_batches, pack
 
 
 def heldout_scores(
@@ -25,7 +26,7 @@ def heldout_scores(
     with torch.inference_mode():
         for part in micro_batches(dataset.rows(0, mine), tokens) if len(mine) else ():
             with accelerator.autocast():
-                found = loss(**{name: t.to(accelerator.device) for name, t in to_tensors(part).items()})
+                found = loss(**{name: t.to(accelerator.device) for name, t in pack(part).items()})
             counts = [part.num_masked, part.num_labelled]
             sums += torch.tensor([float(value) for value in found] + counts, dtype=torch.float64)
     loss.train(was_training)

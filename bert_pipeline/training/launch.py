@@ -1,7 +1,9 @@
 """Start the training processes, follow what they report, and take all of them down when we are stopped.
 
-The processes run under `accelerate launch` in a process group of their own. This module imports no
-torch: an orchestrator stays light.
+The processes run under `accelerate launch` in a process group of their own. Several of them are watched by torchrun,
+which starts all of them again when one is lost; they go on from the newest checkpoint. Of several machines the first
+runs this, the others `accelerate launch --config_file FILE -m bert_pipeline.training.pretrain JOB.json`. This module
+imports no torch: an orchestrator stays light.
 """
 
 import json
@@ -9,20 +11,24 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bert_pipeline import artifact, pictures
+import yaml
+
+from bert_pipeline import artifact, initial, pictures
 from bert_pipeline.artifact import Facts
 from bert_pipeline.metrics import Row, RowFollower, read_rows
 from bert_pipeline.model_card import model_card
 from bert_pipeline.progress import Pace
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
+from bert_pipeline.training.budget import settle
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 600.0
@@ -37,6 +43,9 @@ CPU_SETTINGS = {
 """For the CPU: glibc gives large tensors back to the kernel after each step, and page faults then take up to two
 thirds of the time; threads that spin while they wait starve their neighbours on a few cores."""
 
+RESTARTS = 3
+"""How many times torchrun starts a group again of which a process was lost."""
+
 log = logging.getLogger(__name__)
 
 
@@ -44,9 +53,24 @@ class TrainingFailed(RuntimeError):
     """The training processes ended with an error; the message bears their last lines."""
 
 
-def per_device_tokens() -> int:
-    """Places of a micro-batch on one device: BERT_PIPELINE_PER_DEVICE_TOKENS, else 4,096."""
-    return int(os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS") or 4096)
+class TrainingStopped(RuntimeError):
+    """Training was asked to stop, and saved; run again, it goes on."""
+
+
+def per_device_tokens() -> int | Literal["auto"]:
+    """Tokens of a micro-batch on one device: BERT_PIPELINE_PER_DEVICE_TOKENS, else 4,096 on CPUs and `auto` on others.
+
+    `auto`: a probe finds the size before the run. It changes no result.
+    """
+    asked = os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS")
+    if not asked:
+        on_cpu = yaml.safe_load(accelerate_config().read_text(encoding="utf-8")).get("use_cpu")
+        return 4096 if on_cpu else "auto"
+    if asked == "auto":
+        return "auto"
+    if not asked.isdecimal() or not int(asked):
+        raise ValueError(f"BERT_PIPELINE_PER_DEVICE_TOKENS is {asked!r}; remedy: a number of tokens, or auto")
+    return int(asked)
 
 
 def accelerate_config() -> Path:
@@ -66,8 +90,14 @@ def build_pretrained_checkpoint(
     masked_dataset: Path,
     out: Path,
     on_row: Callable[[Row], None],
+    init_from: Path | None = None,
 ) -> Facts:
-    """Pretrain and export a model; what an interrupted run left in `out` is gone on with."""
+    """Pretrain and export a model; what an interrupted run left in `out` is gone on with.
+
+    `init_from`: the Hugging Face directory of the model to begin with.
+    """
+    if init_from:
+        initial.assert_same_vocabulary(init_from, tokenizer)
     work = out / "work"
     work.mkdir(exist_ok=True)
     inputs = {"tokenizer": tokenizer, "nsp_dataset": nsp_dataset, "masked_dataset": masked_dataset}
@@ -76,17 +106,16 @@ def build_pretrained_checkpoint(
         "model": model.model_dump(mode="json"),
         **{name: str(path.absolute()) for name, path in inputs.items()},
         "out": str(out.absolute()),
-        "identity": artifact.fingerprint(
-            {"section": section.model_dump(), "model": model.model_dump()}
-            | {name: artifact.load(path, name).fingerprint for name, path in inputs.items()}
-        ),
         "per_device_tokens": per_device_tokens(),
+        "init_from": str(init_from.absolute()) if init_from else None,
     }
+    job = settle(job, work, CPU_SETTINGS | os.environ)
+    fingerprints = {name: artifact.load(path, name).fingerprint for name, path in inputs.items()}
+    job["identity"] = artifact.fingerprint({"section": job["section"], "model": job["model"]} | fingerprints)
+    section = PretrainRecipe.model_validate_json(json.dumps(job["section"]))
     (work / "job.json").write_text(json.dumps(job, indent=2), encoding="utf-8")
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate_config())),
-        *("-m", "bert_pipeline.training.pretrain", str(work / "job.json")),
-    ]
+    stopped = work / "stopped"
+    stopped.unlink(missing_ok=True)
     follower = RowFollower(out / "metrics.jsonl")
     tell = _Teller(section.num_steps)
 
@@ -95,9 +124,15 @@ def build_pretrained_checkpoint(
             on_row(row)
             tell(row)
 
-    _run(command, work / "train.log", follow)
+    try:
+        _run(*_launch(accelerate_config(), work / "job.json"), work / "train.log", follow)
+    except TrainingFailed as error:
+        if stopped.exists():  # neither accelerate nor torchrun hands the processes' exit code on
+            raise TrainingStopped(f"training was asked to stop and saved a checkpoint in {work}; run again") from error
+        raise
     rows = read_rows(out / "metrics.jsonl")
     facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(section, rows)
+    facts |= {"per_device_tokens": job["per_device_tokens"]}
     (out / "loss_curve.png").write_bytes(pictures.training_curves(rows))
     sections = {"model": model.model_dump(mode="json"), "pretrain": section.model_dump(mode="json")}
     stages = {"tokenizer": artifact.load(tokenizer).facts, "pretrained_checkpoint": facts}
@@ -107,11 +142,44 @@ def build_pretrained_checkpoint(
     return facts
 
 
-def _run(command: list[str], log_file: Path, follow: Callable[[], None]) -> None:
+def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str]]:
+    """The command that starts the processes, and its environment."""
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    num_processes, num_machines = config["num_processes"], config.get("num_machines", 1)
+    options: tuple[str, ...] = ("--config_file", str(config_file))
+    if num_machines > 1 and config["machine_rank"] == 0:
+        _assert_port_is_free(config["main_process_port"], config_file)
+    if num_machines == 1 and num_processes > 1:
+        options += ("--main_process_port", "0")  # any that is free
+    if num_processes > 1:
+        options += ("--max_restarts", str(RESTARTS))
+    environment = {
+        "BERT_PIPELINE_WORLD_SIZE": str(num_processes),  # the processes make sure that they are as many
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(round(STOP_SECONDS)),  # torchrun's default is 30
+    }
+    if config.get("use_cpu"):
+        environment["ACCELERATE_USE_CPU"] = "true"  # which accelerate does not hand on to several processes
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    return [*command, "-m", "bert_pipeline.training.pretrain", str(job_file)], CPU_SETTINGS | os.environ | environment
+
+
+def _assert_port_is_free(port: int, config_file: Path) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that is about to be free counts as free
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise TrainingFailed(
+                f"port {port}, where the machines are to meet, cannot be used here ({error.strerror}); remedy: another "
+                f"main_process_port in {config_file}, the same on all machines, or end what uses it (`ss -ltnp`)"
+            ) from error
+
+
+def _run(command: list[str], environment: dict[str, str], log_file: Path, follow: Callable[[], None]) -> None:
     """Run to the end, calling `follow` twice a second. If we are interrupted, the whole group saves and ends."""
     with log_file.open("ab") as output:
         process = subprocess.Popen(
-            command, env=CPU_SETTINGS | os.environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         while process.poll() is None:
@@ -179,6 +247,7 @@ def _summary(section: PretrainRecipe, rows: list[Row]) -> dict[str, Any]:
 
     return {
         "num_steps": section.num_steps,
+        "num_steps_by_phase": {str(n): phase.num_steps for n, phase in enumerate(section.phases)},
         "train_pairs_seen": sum(phase.num_steps * phase.global_batch_size for phase in section.phases),
         "train_tokens_seen": int(tokens),
         "tokens_per_second": tokens / seconds,

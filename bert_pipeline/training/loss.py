@@ -5,48 +5,79 @@ another number, because micro-batches hold different numbers of masked tokens. S
 returns sums, and the training loop divides by the step's counts.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import BertForPreTraining
 
 from bert_pipeline.formats import IGNORE_INDEX
+from bert_pipeline.training.attention import PACKED
 
 
 class LossSums(NamedTuple):
     """Sums over a micro-batch; scalars, of which only the losses carry gradients."""
 
-    mlm_loss: torch.Tensor
-    nsp_loss: torch.Tensor
-    mlm_correct: torch.Tensor
-    nsp_correct: torch.Tensor
+    mlm_loss: Tensor
+    nsp_loss: Tensor
+    mlm_correct: Tensor
+    nsp_correct: Tensor
 
 
 class PretrainingLoss(nn.Module):
-    """BertForPreTraining with its vocabulary projection computed on the masked positions alone."""
+    """BertForPreTraining on packed pairs, its vocabulary projection computed on the masked positions alone.
+
+    The model computes attention within pairs from now on; `set_attn_implementation("sdpa")` gives it back.
+    """
 
     def __init__(self, model: BertForPreTraining) -> None:
         super().__init__()
+        model.set_attn_implementation(PACKED)
         self.model = model
 
     def forward(
         self,
-        input_ids: torch.Tensor,  # (rows, width) int64, as are the next two
-        token_type_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        masked_positions: torch.Tensor,  # (masked,) int64: places in the flattened (rows * width)
-        masked_labels: torch.Tensor,  # (masked,) int64
-        next_sentence_label: torch.Tensor,  # (rows,) int64; IGNORE_INDEX where not asked
+        input_ids: Tensor,  # (1, tokens) int64, as are the next two
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        offsets: Tensor,  # (pairs + 1,) int32: pair n is tokens offsets[n] to offsets[n + 1]
+        masked_positions: Tensor,  # (masked,) int64: places among the tokens
+        masked_labels: Tensor,  # (masked,) int64
+        next_sentence_label: Tensor,  # (pairs,) int64; IGNORE_INDEX where not asked
     ) -> LossSums:
-        encoded = self.model.bert(input_ids=input_ids, token_type_ids=token_type_ids, attention_mask=attention_mask)
-        hidden = encoded.last_hidden_state.flatten(0, 1).index_select(0, masked_positions)
-        mlm_logits = self.model.cls.predictions(hidden).float()
-        nsp_logits = self.model.cls.seq_relationship(encoded.pooler_output).float()
-        return LossSums(
-            cross_entropy(mlm_logits, masked_labels, reduction="sum"),
-            cross_entropy(nsp_logits, next_sentence_label, ignore_index=IGNORE_INDEX, reduction="sum"),
-            (mlm_logits.argmax(-1) == masked_labels).sum(),
-            (nsp_logits.argmax(-1) == next_sentence_label).sum(),
-        )
+        bert, heads = self.model.bert, self.model.cls
+        assert bert.pooler is not None  # BertForPreTraining has one
+        embedded = bert.embeddings(input_ids, token_type_ids, position_ids)
+        hidden = bert.encoder(embedded, offsets=offsets).last_hidden_state[0]
+        mlm_logits = heads.predictions(hidden.index_select(0, masked_positions))
+        first = hidden.index_select(0, offsets[:-1])  # the [CLS] of each pair
+        nsp_logits = heads.seq_relationship(bert.pooler(first[:, None])).float()
+        mlm_loss, mlm_correct = _SumOfCrossEntropy.apply(mlm_logits, masked_labels)
+        nsp_loss = cross_entropy(nsp_logits, next_sentence_label, ignore_index=IGNORE_INDEX, reduction="sum")
+        nsp_correct = (nsp_logits.argmax(-1) == next_sentence_label).sum()
+        return LossSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
+
+
+class _SumOfCrossEntropy(torch.autograd.Function):
+    """cross_entropy(logits.float(), labels, reduction="sum") and how many labels have the highest logit.
+
+    Over a vocabulary the logits are the largest tensor of a step, so nothing is kept but the gradient, in their dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        wide = logits.float()
+        highest, found = wide.max(-1, keepdim=True)
+        probabilities = (wide - highest).exp_()
+        total = probabilities.sum(-1, keepdim=True)
+        loss = (total.log() + highest - wide.gather(-1, labels[:, None])).sum()
+        gradient = probabilities.div_(total).scatter_add_(-1, labels[:, None], -torch.ones_like(total))
+        ctx.save_for_backward(gradient.to(logits.dtype))
+        correct = (found[:, 0] == labels).sum()
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0] * gradient, None

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bert_pipeline.flops import Load
 from bert_pipeline.recipe import PretrainRecipe
-from bert_pipeline.training.batches import PairDataset, micro_batches, to_tensors
+from bert_pipeline.training.batches import PairDataset
+from bert_pipeline.training.packing import micro_batches, pack
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,8 @@ class Step:
     """This process's micro-batches of one step, and the counts of the whole step over all processes."""
 
     parts: list[dict[str, torch.Tensor]]
-    num_masked: int
+    load: Load
     num_labelled: int  # pairs with a next-sentence label
-    num_tokens: int
 
 
 class StepReader:
@@ -57,10 +58,9 @@ class StepReader:
         by_length = np.argsort(rows.lengths, kind="stable")
         mine = rows.take(by_length[self.rank :: self.world_size])
         return Step(
-            [to_tensors(part) for part in micro_batches(mine, self.per_device_tokens)],
-            num_masked=rows.num_masked,
+            [pack(part) for part in micro_batches(mine, self.per_device_tokens)],
+            load=rows.load,
             num_labelled=rows.num_labelled,
-            num_tokens=rows.num_tokens,
         )
 
     def read(self, first: int, end: int) -> Iterator[tuple[int, Step, float]]:

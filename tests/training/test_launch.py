@@ -4,12 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from training.runs import trace
 
-from bert_pipeline.metrics import RowFollower, append_row, read_rows
+from bert_pipeline.metrics import RowFollower, append_row
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training import launch
-
-CLOCKED = {"tokens_per_second", "data_wait_fraction"}
 
 
 class Cancelled(BaseException):
@@ -26,10 +25,6 @@ def processes_of(folder: Path) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return [number for number in found if number != os.getpid()]
-
-
-def trace(path):
-    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in read_rows(path / "metrics.jsonl")]
 
 
 @pytest.mark.parametrize("seen", [1, 4])

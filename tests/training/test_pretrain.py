@@ -1,59 +1,21 @@
 """Whole training runs of a tiny model: exact, resumable, and what they leave behind."""
 
 import json
-import os
+import math
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from training.runs import finish, job_for, start, trace
 from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.metrics import read_rows
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training.launch import TrainingFailed
-from bert_pipeline.training.pretrain import EXIT_RESUME, Job
-
-ROOT = Path(__file__).parents[2]
-CLOCKED = {"tokens_per_second", "data_wait_fraction"}
-
-
-def job_for(tiny, recipe, out, **changed):
-    (out / "work").mkdir(parents=True, exist_ok=True)
-    section = recipe.pretrain.model_dump(mode="json")
-    section["phases"][0] |= changed.pop("first_phase", {})
-    job = Job(
-        section=section | changed,
-        model=recipe.model.model_dump(mode="json"),
-        **{kind: str(tiny[kind].path) for kind in ("tokenizer", "nsp_dataset", "masked_dataset")},
-        out=str(out),
-        identity="test",
-        per_device_tokens=256,
-    )
-    job.write(out / "work" / "job.json")
-    return out / "work" / "job.json"
-
-
-def start(job_file, *launcher):
-    command = [sys.executable, *launcher, "-m", "bert_pipeline.training.pretrain", str(job_file)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def finish(process, expected=0):
-    said = process.communicate(timeout=120)[0].decode()
-    assert process.returncode == expected, said
-    return said
-
-
-def trace(out):
-    """The numbers of a run, without its clock."""
-    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in read_rows(out / "metrics.jsonl")]
+from bert_pipeline.training.pretrain import EXIT_RESUME
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +91,16 @@ def test_work_of_another_recipe_is_refused(tiny, tiny_recipe, tmp_path, undistur
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny, tiny_recipe, tmp_path):
-    said = finish(start(job_for(tiny, tiny_recipe, tmp_path, first_phase={"learning_rate": 1e30})), expected=1)
-    assert "the gradient is not finite" in said and "remedy: a lower pretrain.phases.learning_rate" in said
+    """Steps are skipped and counted, and the run stops when they do not end; what is saved meanwhile is finite."""
+    job = job_for(tiny, tiny_recipe, tmp_path, first_phase={"learning_rate": 1e30}, max_skipped_steps=5)
+    said = finish(start(job), expected=1)
+    assert "step 2 is skipped: its loss or gradient is not finite" in said
+    assert "step 7: the gradient is not finite" in said and "remedy: a lower pretrain.phases.learning_rate" in said
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["skipped_steps"] for row in rows if "skipped_steps" in row] == [0, 1, 2, 2]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    for path in tmp_path.glob("work/checkpoints/*/*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values())
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +137,10 @@ def test_the_facts_add_up(checkpoint, tiny_recipe):
 def test_a_failed_training_leaves_no_artifact_and_says_why(tiny, tiny_recipe, tmp_path):
     phases = tiny_recipe.pretrain.phases
     hot = tiny_recipe.pretrain.model_copy(
-        update={"phases": (phases[0].model_copy(update={"learning_rate": 1e30}), phases[1])}
+        update={
+            "phases": (phases[0].model_copy(update={"learning_rate": 1e30}), phases[1]),
+            "max_skipped_steps": 0,
+        }
     )
     recipe = tiny_recipe.model_copy(update={"pretrain": hot})
     with pytest.raises(TrainingFailed, match="the gradient is not finite"):

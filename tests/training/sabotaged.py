@@ -1,0 +1,72 @@
+"""Training in which something happens to a process: `python sabotaged.py JOB.json`, told by SABOTAGE.
+
+SABOTAGE="RANK PHASE STEP DEED", once, in the first attempt of a launch. RANK: a number, or `all`. PHASE: data (the
+batch is prepared), forward, backward, heldout, save. STEP counts from 0. DEED: a signal to the process itself (KILL,
+STOP, TERM), TERM-LAUNCHER, or NAN (the loss of a micro-batch; in the phase `backward`).
+"""
+
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import time
+
+from accelerate import Accelerator
+
+from bert_pipeline.training import heldout
+from bert_pipeline.training.loss import PretrainingLoss
+from bert_pipeline.training.steps import StepReader
+
+RANK, PHASE, STEP, DEED = os.environ.get("SABOTAGE", "none none 0 none").split()
+TURN = RANK in ("all", os.environ.get("RANK", "0")) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+at = {"step": 0, "done": not TURN}
+
+
+def due(phase: str, step: int) -> bool:
+    if at["done"] or phase != PHASE or step != int(STEP):
+        return False
+    at["done"] = True
+    print(
+        f"SABOTAGE {time.time():.3f} {os.environ.get('RANK', '0')} {PHASE} {STEP} {DEED}", file=sys.stderr, flush=True
+    )
+    return True
+
+
+def come_to(phase: str, step: int) -> None:
+    if DEED != "NAN" and due(phase, step):
+        launcher = DEED.endswith("-LAUNCHER")
+        os.kill(os.getppid() if launcher else os.getpid(), getattr(signal, "SIG" + DEED.removesuffix("-LAUNCHER")))
+
+
+def before(owner, name, phase, step=lambda *_: at["step"]) -> None:
+    """Come to `phase` whenever `owner.name` is called."""
+    original = getattr(owner, name)
+
+    def wrapped(*arguments, **options):
+        come_to(phase, step(*arguments))
+        return original(*arguments, **options)
+
+    setattr(owner, name, wrapped)
+
+
+read, backward = StepReader.read, Accelerator.backward
+
+
+def counted(self, *arguments):
+    for number, *rest in read(self, *arguments):
+        at["step"] = number
+        yield number, *rest
+
+
+def poisoned(self, loss, **options):
+    come_to("backward", at["step"])
+    backward(self, loss * float("nan") if DEED == "NAN" and due("backward", at["step"]) else loss, **options)
+
+
+StepReader.read, Accelerator.backward = counted, poisoned
+before(StepReader, "step", "data", lambda _, number: number)
+before(PretrainingLoss, "forward", "forward")
+before(heldout, "heldout_scores", "heldout")
+before(pathlib.Path, "rename", "save")  # the last act of a save
+runpy.run_module("bert_pipeline.training.pretrain", run_name="__main__")

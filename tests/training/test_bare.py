@@ -1,0 +1,40 @@
+"""Training and evaluation on a machine that has torch and transformers, but no orchestrator, tracker or `datasets`."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from training.runs import ROOT, job_for
+
+ABSENT = ("dagster", "mlflow", "datasets")
+
+
+@pytest.fixture(scope="module")
+def bare_packages(tmp_path_factory) -> Path:
+    """What is installed here without these; `python -S` sees nothing else."""
+    folder = tmp_path_factory.mktemp("packages")
+    for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if not path.name.startswith(ABSENT) and path.suffix != ".pth":
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def run_bare(packages: Path, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    finished = subprocess.run(
+        [sys.executable, "-S", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def test_training_needs_no_orchestrator(bare_packages, tiny, tiny_recipe, tmp_path):
+    missing = f"import importlib.util; print([importlib.util.find_spec(name) for name in {ABSENT}])"
+    assert run_bare(bare_packages, "-c", missing).strip() == "[None, None, None]", "the test would prove nothing"
+    job = job_for(tiny, tiny_recipe, tmp_path, first_phase={"num_steps": 2})
+    run_bare(bare_packages, "-m", "bert_pipeline.training.pretrain", str(job))
+    assert (tmp_path / "model.safetensors").exists()
+    run_bare(bare_packages, "-c", "import bert_pipeline.evaluation.finetune, bert_pipeline.evaluation.evaluate")
