@@ -11,7 +11,7 @@ best round; ours and the peers take rounds in turns. Ours is the stage pretraine
 peer gets those of its settings that were the fastest in the first round; one that fails has a row that says why.
 Text is that of the recipe, where its files are found, or of --text; 8 MB of it, spread over its first 100.
 
-Model-FLOP utilisation is the operations that the real tokens need (the formula: bert_pipeline/planning/hardware.py), a
+Model-FLOP utilisation is the operations that the real tokens need (the formula: bert_pipeline/flops.py), a
 second, as a share of the best rate of a large square matrix product, measured here in the same precision.
 """
 
@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.children import ROOT, Answer, measure
 from benchmarks.machine import bf16_units, machine
+from benchmarks.pretraining import cut_down
 from benchmarks.rows import Row, Run, rate, row, take_turns, tell
 from benchmarks.text import choose_fields
 from bert_pipeline.data.sources.files import SourceError, find_files
@@ -45,21 +46,20 @@ UNIT = "tokens/s"
 
 ACCELERATE = {("cpu", "float32"): "cpu.yaml", ("cpu", "bf16"): "cpu_bf16.yaml", ("cuda", "bf16"): "single_gpu.yaml"}
 """The launch settings of ours, in infra/accelerate."""
-PER_DEVICE_TOKENS = {"cpu": 4096, "cuda": 65_536}
-"""Of our micro-batches, where BERT_PIPELINE_PER_DEVICE_TOKENS does not say otherwise."""
-
 PADDING = {"padded to the longest row": False, "padded to the full length": True}
 PEER_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
-        "whole batches": {"places": 2**62, "compiled": False},
-        "accumulating 4,096 places": {"places": 4096, "compiled": False},
+        "whole batches": {"places": 2**62, "compiled": False, "workers": 0},
+        "accumulating 4,096 places": {"places": 4096, "compiled": False, "workers": 0},
+        "whole batches, compiled": {"places": 2**62, "compiled": True, "workers": 0},
+        "accumulating 4,096 places, compiled": {"places": 4096, "compiled": True, "workers": 0},
     },
     "cuda": {
-        "accumulating 65,536 places": {"places": 65_536, "compiled": False},
-        "accumulating 65,536 places, compiled": {"places": 65_536, "compiled": True},
+        "accumulating 65,536 places": {"places": 65_536, "compiled": False, "workers": 4},
+        "accumulating 65,536 places, compiled": {"places": 65_536, "compiled": True, "workers": 4},
     },
 }
-"""What is tried for the peer: how many places, padding included, it is given at once, and torch.compile."""
+"""What is tried for the peer: places, padding included, that it is given at once, torch.compile, workers to collate."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,10 @@ class Bench:
 
     def run(self, module: str, task: str, **arguments: Any) -> Answer:
         """The same environment for everyone: what the launcher gives to training, and all cores."""
-        settings = CPU_SETTINGS | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(len(self.cores)))
         config = ROOT / "infra" / "accelerate" / ACCELERATE[self.device, self.precision]
-        settings["BERT_PIPELINE_ACCELERATE_CONFIG"] = str(config)
-        tokens = os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS") or str(PER_DEVICE_TOKENS[self.device])
-        settings["BERT_PIPELINE_PER_DEVICE_TOKENS"] = tokens
-        return measure(f"benchmarks.{module}", task, cores=set(self.cores), environment=settings, **arguments)
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(len(self.cores)))
+        environment = CPU_SETTINGS | threads | {"BERT_PIPELINE_ACCELERATE_CONFIG": str(config)}
+        return measure(f"benchmarks.{module}", task, cores=set(self.cores), environment=environment, **arguments)
 
     @property
     def hardware(self) -> dict[str, str]:
@@ -127,7 +125,7 @@ def _row(bench: Bench, stretch: Answer, peak: float, ours: list[Answer], peer: l
         f"transformers {version('transformers')} Trainer, {name}",
         unit=UNIT,
         **{key: stretch[key] for key in ("max_seq_length", "global_batch_size", "num_steps", "mean_length", "fill")},
-        data_wait_fraction=best["ours"]["data_wait_fraction"],
+        **{key: best["ours"][key] for key in ("data_wait_fraction", "reported_utilization")},
         model_flops_utilization={side: stretch["flops"] / each["seconds"] / peak for side, each in best.items()},
         first_loss={side: each["first_loss"] for side, each in best.items()},
     )
@@ -136,23 +134,16 @@ def _row(bench: Bench, stretch: Answer, peak: float, ours: list[Answer], peer: l
 def run(bench: Bench, text: Mapping[str, Any], megabytes: float, max_seq_lengths: list[int]) -> dict[str, Any]:
     tell("the peak of matrix products")
     peak = bench.run("pretraining", "matmul", **bench.hardware)
-    taken = bench.run("text", "take", **text, megabytes=megabytes, folder=bench.work / "text", among=SPREAD_MEGABYTES)
+    among = SPREAD_MEGABYTES if text["text"] else None  # all of the sample is alike
+    taken = bench.run("text", "take", **text, megabytes=megabytes, folder=bench.work / "text", among=among)
     tell(f"preparing {taken['documents']:,} documents, {taken['megabytes']:.1f} MB")
-    corpus = bench.recipe.corpus.model_dump(mode="json") | {
-        "source": "files",
+    corpus = {
         "path": str(bench.work / "text" / "text.jsonl"),
         "text_fields": text["fields"],
-        "id_field": "",
         "documents_per_shard": DOCUMENTS_PER_SHARD,
     }
-    prepared = bench.run(
-        "pretraining",
-        "prepare",
-        folder=bench.work,
-        recipe=bench.recipe.model_dump(mode="json") | {"corpus": corpus},
-        max_seq_lengths=max_seq_lengths,
-        flops=FLOPS[bench.device],
-    )
+    recipe = cut_down(bench.recipe, corpus, max_seq_lengths).model_dump(mode="json")
+    prepared = bench.run("pretraining", "prepare", folder=bench.work, recipe=recipe, flops=FLOPS[bench.device])
     described = machine(bench.cores, "accelerate", "numpy", "torch", "transformers")
     return {
         "machine": described
@@ -201,13 +192,16 @@ def table(result: Mapping[str, Any]) -> str:
         f"{'real tokens/s':20} {'fill':>5} {'ours':>10} {'peer':>10} {'ratio':>6} {'MFU ours, peer':>15}   peer",
         *map(_line, result["rows"]),
         "",
-        *dict.fromkeys(
-            f"{each['name']}: {each['global_batch_size']} pairs a step, of {each['mean_length']:.0f} tokens on average; "
-            f"ours waited for data {each['data_wait_fraction']:.2%} of the time"
-            for each in result["rows"]
-        ),
+        *dict.fromkeys(map(_about_ours, result["rows"])),
     ]
     return "\n".join(lines)
+
+
+def _about_ours(row: Row) -> str:
+    return (
+        f"{row['name']}: {row['global_batch_size']} pairs a step, {row['mean_length']:.0f} tokens a pair; "
+        f"ours waited for data {row['data_wait_fraction']:.2%} of the time"
+    )
 
 
 def _line(row: Row) -> str:

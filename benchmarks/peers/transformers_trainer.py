@@ -14,7 +14,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.children import Answer, answer
-from benchmarks.pretraining import read_recipe, train_dataset, wait
+from benchmarks.pretraining import read_recipe, train_dataset
 from bert_pipeline import formats
 from bert_pipeline.formats import IGNORE_INDEX, PAD_ID
 from bert_pipeline.training.batches import Rows
@@ -61,7 +61,8 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step in (self.warm_up, self.num_steps):
-            wait(self.device)
+            if self.device == "cuda":
+                torch.cuda.synchronize()
             now = time.perf_counter()
             if state.global_step == self.warm_up:
                 self.started = now
@@ -77,6 +78,7 @@ def trainer(
     full_length: bool,
     compiled: bool,
     places: int,
+    workers: int,
     device: str,
     precision: str,
 ) -> Answer:
@@ -84,7 +86,7 @@ def trainer(
     here = Path(folder)
     recipe = read_recipe(here, max_seq_length, num_steps)
     [phase], section = recipe.pretrain.phases, recipe.pretrain
-    assert phase.learning_rate is not None and phase.warmup_steps is not None, "phase_of sets them"
+    assert phase.learning_rate is not None and phase.warmup_steps is not None, "cut_down sets them"
     batch = phase.global_batch_size
     rows = in_standard_view(train_dataset(here, max_seq_length).samples(0, num_steps * batch, section.seed))
     model = build_model(recipe.model, read_tokenizer(here / "tokenizer").get_vocab_size(), section.seed)
@@ -110,6 +112,7 @@ def trainer(
         use_cpu=device == "cpu",
         bf16=precision == "bf16",
         torch_compile=compiled,
+        dataloader_num_workers=workers,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         logging_first_step=True,
