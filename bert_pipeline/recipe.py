@@ -161,7 +161,7 @@ class PretrainRecipe(Section):
     """Not applied to biases and LayerNorm."""
     max_grad_norm: float = Field(1.0, gt=0)
     max_skipped_steps: int = Field(10, ge=0)
-    """Steps in a row whose loss or gradient is not finite are skipped and counted; more than this stop the run."""
+    """Steps in a row that are skipped because their loss or gradient is not finite; one more stops the run."""
     log_every: int = Field(50, ge=1)
     """Steps between rows of metrics.jsonl; the first and the last step always have one."""
     eval_every: int = Field(10_000, ge=1)

@@ -72,6 +72,14 @@ def test_small_takes_what_the_plan_said(tmp_path):
     assert_plan_holds(recipe, make_plan(recipe, tmp_path, time_training=False), tmp_path)
 
 
+@pytest.mark.slow
+def test_crammed_reads_all_of_its_text(tmp_path):
+    if not os.environ.get("BERT_PIPELINE_DATA"):
+        pytest.skip("BERT_PIPELINE_DATA names no folder of real text")
+    plan = make_plan(packaged("crammed"), tmp_path, time_training=False)
+    assert plan["text"]["rejected_documents"] == 0 and plan["text"]["train_documents"] > 50_000
+
+
 @pytest.fixture
 def text_recipe(tmp_path):
     """Documents that grow longer from first to last."""
@@ -175,6 +183,27 @@ def test_the_plan_as_json(text_recipe, tmp_path, capsys, monkeypatch):
     hours = plan["training"]["flops"] / 121e12 / plan["assumed_utilization"] / 3600
     assert plan["hardware"]["L4"]["hours"] == close(hours, 1e-9)
     assert not (tmp_path / "home").exists()
+
+
+def with_budget(recipe: Recipe, minutes: float) -> Recipe:
+    phase = {"max_seq_length": 32, "budget_fraction": 1.0, "learning_rate": 1e-3, "warmup_fraction": 0.1}
+    pretrain = {"budget_minutes": minutes, "phases": [phase | {"global_batch_size": 8}]}
+    return Recipe.model_validate_json(json.dumps(recipe.model_dump(mode="json") | {"pretrain": pretrain}))
+
+
+def test_a_budget_becomes_steps_where_its_speed_is_measured(text_recipe, tmp_path):
+    unknown = make_plan(with_budget(text_recipe, 2.0), tmp_path, time_training=False)
+    assert unknown["training"]["steps"] == 0 and "steps by the budget of minutes" in show(unknown)
+    plan = make_plan(with_budget(text_recipe, 2.0), tmp_path)
+    assert plan["training"]["steps"] > 100
+    assert plan["seconds"]["pretrained_checkpoint"] == pytest.approx(120, rel=0.05)
+    assert plan["training"]["per_device_tokens"] == 4096
+
+
+def test_a_budget_that_allows_nothing_here_is_told_and_the_rest_planned(text_recipe, tmp_path, caplog):
+    plan = make_plan(with_budget(text_recipe, 1e-6), tmp_path)
+    assert "not on this machine: pretrain.budget_minutes = 1e-06 leaves" in caplog.text
+    assert plan["seconds"]["pretrained_checkpoint"] is None and plan["disk"]["needed"] > 0
 
 
 def test_unknown_hardware_and_missing_text_are_refused(capsys):

@@ -5,6 +5,7 @@ each process keeps its share of the parameters and of AdamW's moments, is applie
 alone, and what runs there should be what is tested on CPUs.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -44,6 +45,10 @@ def join_group() -> Accelerator:
     distributed.register_rendezvous_handler("attempt", _meet_in_this_attempt)
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
+    if distributed.is_initialized():
+        # Never freed: gloo's destructor holds the interpreter while it waits for threads that may wait for the
+        # interpreter (torch 2.13); one group in twenty never came to its end.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(distributed.group.WORLD))
     if accelerator.num_processes != asked:
         raise GroupError(
             f"{asked} processes were asked for, but this one finds itself in a group of {accelerator.num_processes} "

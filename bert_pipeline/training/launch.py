@@ -46,6 +46,11 @@ thirds of the time; threads that spin while they wait starve their neighbours on
 RESTARTS = 3
 """How many times torchrun starts a group again of which a process was lost."""
 
+KILLED = (
+    "remedy: where memory ran out (see dmesg), a smaller BERT_PIPELINE_PER_DEVICE_TOKENS; run again, training goes on "
+    "from its newest checkpoint"
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -96,6 +101,7 @@ def build_pretrained_checkpoint(
 
     `init_from`: the Hugging Face directory of the model to begin with.
     """
+    _assert_the_machines_can_meet(accelerate_config())
     if init_from:
         initial.assert_same_vocabulary(init_from, tokenizer)
     work = out / "work"
@@ -132,7 +138,6 @@ def build_pretrained_checkpoint(
         raise
     rows = read_rows(out / "metrics.jsonl")
     facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(section, rows)
-    facts |= {"per_device_tokens": job["per_device_tokens"]}
     (out / "loss_curve.png").write_bytes(pictures.training_curves(rows))
     sections = {"model": model.model_dump(mode="json"), "pretrain": section.model_dump(mode="json")}
     stages = {"tokenizer": artifact.load(tokenizer).facts, "pretrained_checkpoint": facts}
@@ -147,8 +152,6 @@ def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     num_processes, num_machines = config["num_processes"], config.get("num_machines", 1)
     options: tuple[str, ...] = ("--config_file", str(config_file))
-    if num_machines > 1 and config["machine_rank"] == 0:
-        _assert_port_is_free(config["main_process_port"], config_file)
     if num_machines == 1 and num_processes > 1:
         options += ("--main_process_port", "0")  # any that is free
     if num_processes > 1:
@@ -163,7 +166,11 @@ def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str
     return [*command, "-m", "bert_pipeline.training.pretrain", str(job_file)], CPU_SETTINGS | os.environ | environment
 
 
-def _assert_port_is_free(port: int, config_file: Path) -> None:
+def _assert_the_machines_can_meet(config_file: Path) -> None:
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    if config.get("num_machines", 1) == 1 or config["machine_rank"] != 0:
+        return
+    port = config["main_process_port"]
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that is about to be free counts as free
         try:
@@ -190,6 +197,8 @@ def _run(command: list[str], environment: dict[str, str], log_file: Path, follow
         _end_group(process)
     if process.returncode:
         last_lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-40:]
+        if any("SIGKILL" in line for line in last_lines):
+            last_lines.append(KILLED)
         raise TrainingFailed(f"training ended with exit code {process.returncode}:\n" + "\n".join(last_lines))
 
 

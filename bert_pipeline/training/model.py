@@ -30,7 +30,7 @@ def build_model(section: ModelRecipe, vocab_size: int, seed: int) -> BertForPreT
 def initial_model(section: ModelRecipe, tokenizer: Path, seed: int, init_from: str | None) -> BertForPreTraining:
     """Fresh weights, or those of the BERT in the directory `init_from`: with whatever heads it has.
 
-    Its rows of pieces are put in the order of `tokenizer`. What it lacks (a head, the rows that pad) stays fresh.
+    Its rows of pieces are put in the order of `tokenizer`. What it lacks (a head, rows that pad) stays fresh.
     """
     model = build_model(section, read_tokenizer(tokenizer).get_vocab_size(), seed)
     if init_from is None:
@@ -39,7 +39,9 @@ def initial_model(section: ModelRecipe, tokenizer: Path, seed: int, init_from: s
         init_from, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
     source, told = found
-    places = torch.tensor(places_of_pieces(Path(init_from), tokenizer))
+    pieces = places_of_pieces(Path(init_from), tokenizer)
+    padding = range(len(pieces), min(source.config.vocab_size, model.config.vocab_size))
+    places = torch.tensor([*pieces, *padding])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in told["missing_keys"]:

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import BertForPreTraining
 
+from bert_pipeline.artifact import flush_to_disk
 from bert_pipeline.flops import training_flops
 from bert_pipeline.metrics import append_row
 from bert_pipeline.randomness import DROPOUT, draw, new_stream
@@ -115,6 +116,8 @@ def train(job: Job) -> None:
 
     def save(step: int) -> None:
         window.gather(accelerator)
+        if accelerator.is_main_process:
+            flush_to_disk(metrics, recurse=False)  # a checkpoint never speaks of rows that a power cut took
         size = metrics.stat().st_size if metrics.exists() else 0
         checkpoints.save(step, model, optimizer, {"metrics_bytes": size, "window": window.state()})
         accelerator.wait_for_everyone()

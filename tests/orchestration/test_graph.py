@@ -21,8 +21,8 @@ def home(tmp_path_factory):
         yield tmp_path_factory.mktemp("home")
 
 
-def materialize(home, instance, **options) -> dg.ExecuteInProcessResult:
-    return dg.materialize(ASSETS, partition_key="tiny", instance=instance, resources=resources(home), **options)
+def materialize(home, instance, partition="tiny", **options) -> dg.ExecuteInProcessResult:
+    return dg.materialize(ASSETS, partition_key=partition, instance=instance, resources=resources(home), **options)
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +184,25 @@ def test_what_cannot_fit_fails_before_anything_is_built(small_disk, instance, mo
     error = result.failure_data_for_node("raw_corpus").error
     assert "most of them for nsp_dataset" in str(error) and "remedy: free" in str(error)
     assert not list(small_disk.rglob("shard-*"))
+
+
+def test_a_recipe_that_begins_with_another_waits_for_it_and_names_it(
+    first, home, instance, mlflow, monkeypatch, tmp_path
+):
+    """Dagster knows no edge between partitions of one asset: the records of the artifacts bear it, and MLflow's run."""
+    monkeypatch.setenv("BERT_PIPELINE_HOME", str(tmp_path))
+    refused = materialize(tmp_path, instance, "tiny-further", selection=["raw_corpus"], raise_on_error=False)
+    assert "begins with the model of recipe tiny" in str(refused.failure_data_for_node("raw_corpus").error)
+    assert not list(tmp_path.rglob("shard-*")), "before anything is built"
+
+    monkeypatch.setenv("BERT_PIPELINE_HOME", str(home))
+    stages = ["raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset", "pretrained_checkpoint"]
+    further = materialize(home, instance, "tiny-further", selection=stages)
+    assert all(check.passed for check in further.get_asset_check_evaluations())
+    begun, before = (metadata_of(run, "pretrained_checkpoint") for run in (further, first))
+    assert begun["inputs"]["initial_model"] == before["fingerprint"]
+    assert begun["heldout_before/mlm_loss"] == pytest.approx(before["heldout_after/mlm_loss"], rel=1e-6)
+    assert metadata_of(further, "raw_corpus")["fingerprint"] == metadata_of(first, "raw_corpus")["fingerprint"]
+    [run] = mlflow.runs(begun["fingerprint"], "FINISHED")
+    assert run.data.tags["input.initial_model"] == before["fingerprint"]
+    assert run.data.params["pretrain.init_from"] == "tiny" and run.data.params["model.hidden_size"] == "32"

@@ -1,0 +1,182 @@
+"""Continual pretraining: it begins where another training ended, whatever the numbers of its pieces were."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, BertTokenizer
+
+from bert_pipeline import artifact
+from bert_pipeline.data.tokenizer import take_tokenizer_over
+from bert_pipeline.initial import InitialModelError
+from bert_pipeline.recipe import ModelRecipe, load_recipe
+from bert_pipeline.stages import make_stage, stage_origin
+from bert_pipeline.training.model import build_model, initial_model
+from bert_pipeline.vocabulary import read_tokenizer
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+# As google numbers them: [PAD], unused ones, then the other special tokens. Not a multiple of 64.
+PIECES = [
+    *("[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *"abcdefghijklmnopqrstuvwxyz0123456789.,%()-/:;=<>+[]",
+    *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"),
+    *("patients", "received", "the", "drug", "dose", "of", "mg"),
+]
+TEXT = "Patients received the drug, 20 mg of [MASK]."
+
+
+@pytest.fixture(scope="module", params=[BertForPreTraining, BertForMaskedLM, BertModel], ids=lambda kind: kind.__name__)
+def foreign(request, tmp_path_factory) -> Path:
+    """A BERT from elsewhere, with the heads that its class has."""
+    folder = tmp_path_factory.mktemp("foreign")
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in PIECES))
+    torch.manual_seed(7)
+    request.param(BertConfig(vocab_size=len(PIECES), **SIZES)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taken_over(foreign, tiny, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("tokenizer")
+    facts = take_tokenizer_over(foreign, tiny["raw_corpus"].path, out)
+    assert facts["vocab_size"] == len(PIECES) and facts["heldout_unk_fraction"] < 0.01
+    return out
+
+
+def test_the_same_text_gives_the_same_logits_under_other_numbers(foreign, taken_over):
+    """Read by transformers with the model's own vocabulary, and by ours with the pieces renumbered."""
+    theirs = BertTokenizer(str(foreign / "vocab.txt"))(TEXT, "it helped", return_tensors="pt")
+    ours = BertTokenizer.from_pretrained(taken_over)(TEXT, "it helped", return_tensors="pt")
+    assert not torch.equal(theirs["input_ids"], ours["input_ids"])
+    pieces = read_tokenizer(taken_over).get_vocab()
+    numbers = torch.tensor([pieces[piece] for piece in PIECES])  # ours, in their order
+    model = initial_model(ModelRecipe(**SIZES), taken_over, 1, str(foreign)).eval()
+    fresh = build_model(ModelRecipe(**SIZES), len(PIECES), 1)
+    with torch.inference_mode():
+        expected = BertModel.from_pretrained(foreign).eval()(**theirs).last_hidden_state
+        torch.testing.assert_close(model.bert(**ours).last_hidden_state, expected)
+        found = model(**ours)
+        kind = json.loads((foreign / "config.json").read_text())["architectures"][0]
+        if kind == "BertModel":
+            assert torch.equal(
+                model.cls.predictions.transform.dense.weight, fresh.cls.predictions.transform.dense.weight
+            )
+        else:
+            logits = BertForMaskedLM.from_pretrained(foreign).eval()(**theirs).logits
+            torch.testing.assert_close(found.prediction_logits[..., numbers], logits)
+        if kind == "BertForPreTraining":
+            nsp = BertForPreTraining.from_pretrained(foreign).eval()(**theirs).seq_relationship_logits
+            torch.testing.assert_close(found.seq_relationship_logits, nsp)
+        else:
+            assert torch.equal(model.cls.seq_relationship.weight, fresh.cls.seq_relationship.weight)
+
+
+def test_what_the_model_lacks_is_a_function_of_the_seed(foreign, taken_over):
+    one, again, other = (initial_model(ModelRecipe(**SIZES), taken_over, s, str(foreign)) for s in (1, 1, 2))
+    assert one.config.vocab_size == 128 > len(PIECES), "the rows that pad are fresh"
+    weights = one.get_input_embeddings().weight
+    assert torch.equal(weights, again.get_input_embeddings().weight)
+    assert torch.equal(weights[: len(PIECES)], other.get_input_embeddings().weight[: len(PIECES)])
+    assert not torch.equal(weights[len(PIECES) :], other.get_input_embeddings().weight[len(PIECES) :])
+    assert one.cls.predictions.decoder.weight is weights, "tied"
+
+
+BASE = """
+[corpus]
+source = "sample"
+sample_documents = 300
+heldout_fraction = 0.1
+documents_per_shard = 100
+
+{tokenizer}
+
+[nsp]
+dupe_factor = 2
+
+[masking]
+do_whole_word_mask = true
+
+{model}
+
+[pretrain]
+{init_from}
+log_every = 2
+heldout_pairs = 40
+
+[[pretrain.phases]]
+max_seq_length = 64
+num_steps = 6
+global_batch_size = 16
+learning_rate = 1e-3
+warmup_steps = 2
+"""
+MODEL = "\n".join(["[model]", *(f"{name} = {value}" for name, value in SIZES.items())])
+
+
+@pytest.fixture(scope="module")
+def two_recipes(tmp_path_factory):
+    """`base` learns from nothing; `further` begins with what base has learnt."""
+    root = tmp_path_factory.mktemp("continual")
+    (root / "base.toml").write_text(BASE.format(tokenizer="[tokenizer]\nvocab_size = 800", model=MODEL, init_from=""))
+    (root / "further.toml").write_text(BASE.format(tokenizer="", model="", init_from='init_from = "base"'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BERT_PIPELINE_RECIPES", str(root))
+        patch.setenv("BERT_PIPELINE_HOME", str(root / "home"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield {name: load_recipe(root / f"{name}.toml") for name in ("base", "further")}
+
+
+KINDS = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset", "pretrained_checkpoint")
+
+
+def build(recipe, home: Path) -> dict:
+    made: dict = {}
+    for kind in KINDS:
+        fingerprint = artifact.fingerprint(stage_origin(kind, recipe, made))
+        made[kind] = make_stage(kind, recipe, made, home / "artifacts" / kind / fingerprint)
+    return made
+
+
+@pytest.fixture(scope="module")
+def base(two_recipes):
+    return build(two_recipes["base"], Path(os.environ["BERT_PIPELINE_HOME"]))
+
+
+def test_a_run_begins_where_the_other_ended(two_recipes, base, tmp_path):
+    """Same text, same vocabulary, same masks: the first measurement is the last one of the recipe before."""
+    made: dict = {}
+    for kind in KINDS:
+        made[kind] = make_stage(kind, two_recipes["further"], made, tmp_path / kind)
+    before, further = base["pretrained_checkpoint"], made["pretrained_checkpoint"]
+    assert further.facts["heldout_before"] == pytest.approx(before.facts["heldout_after"], rel=1e-6)
+    assert further.facts["heldout_after"]["mlm_loss"] < further.facts["heldout_before"]["mlm_loss"]
+    inputs = {kind: one.record["origin"]["inputs"] for kind, one in made.items()}
+    assert inputs["pretrained_checkpoint"]["initial_model"] == before.fingerprint
+    assert inputs["tokenizer"].keys() == {"raw_corpus", "initial_vocabulary"}
+    for name in ("tokenizer.json", "vocab.txt"):
+        assert (further.path / name).read_bytes() == (before.path / name).read_bytes()
+    assert further.record["origin"]["section"]["model"]["hidden_size"] == SIZES["hidden_size"]
+    card = (further.path / "MODEL_CARD.md").read_text()
+    assert "begun with the weights and the vocabulary of `base`" in card and "from scratch" not in card
+
+
+def test_datasets_of_another_vocabulary_are_refused(two_recipes, base, tmp_path):
+    smaller = two_recipes["base"].tokenizer.model_copy(update={"vocab_size": 700})
+    learnt = two_recipes["base"].model_copy(update={"tokenizer": smaller})
+    made = {"raw_corpus": base["raw_corpus"]}
+    for kind in KINDS[1:4]:
+        made[kind] = make_stage(kind, learnt, made, tmp_path / kind)
+    with pytest.raises(InitialModelError) as error:
+        make_stage("pretrained_checkpoint", two_recipes["further"], made, tmp_path / "out")
+    told = str(error.value)
+    assert f"made with {tmp_path / 'tokenizer'} (700 pieces" in told
+    assert f"{base['pretrained_checkpoint'].path} reads 800 pieces" in told and "remedy: build tokenizer" in told
+    assert not (tmp_path / "out.partial" / "work").exists(), "before any device time"
