@@ -101,6 +101,7 @@ def build_pretrained_checkpoint(
 
     `init_from`: the Hugging Face directory of the model to begin with.
     """
+    _assert_the_machines_can_meet(accelerate_config())
     if init_from:
         initial.assert_same_vocabulary(init_from, tokenizer)
     work = out / "work"
@@ -151,8 +152,6 @@ def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     num_processes, num_machines = config["num_processes"], config.get("num_machines", 1)
     options: tuple[str, ...] = ("--config_file", str(config_file))
-    if num_machines > 1 and config["machine_rank"] == 0:
-        _assert_port_is_free(config["main_process_port"], config_file)
     if num_machines == 1 and num_processes > 1:
         options += ("--main_process_port", "0")  # any that is free
     if num_processes > 1:
@@ -167,7 +166,11 @@ def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str
     return [*command, "-m", "bert_pipeline.training.pretrain", str(job_file)], CPU_SETTINGS | os.environ | environment
 
 
-def _assert_port_is_free(port: int, config_file: Path) -> None:
+def _assert_the_machines_can_meet(config_file: Path) -> None:
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    if config.get("num_machines", 1) == 1 or config["machine_rank"] != 0:
+        return
+    port = config["main_process_port"]
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that is about to be free counts as free
         try:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import runpy
 import signal
@@ -16,7 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from training.runs import trace
+from training.runs import fork, trace
 
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training import launch
@@ -49,54 +48,39 @@ def write_job(tiny, recipe, out, model=None, **section):
     return out / "work" / "job.json"
 
 
-# Importing torch takes seconds, a run here a fraction of one: processes are forked from one that has imported it.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["bert_pipeline.training.pretrain", "transformers.models.bert.modeling_bert"])
+def fork_ranks(program, arguments, processes, log, sabotage=NOTHING, **given):
+    """Start a Python file in so many processes, as torchrun would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    group |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    ranks = [group | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
+    if processes == 1:
+        ranks = [{"ACCELERATE_USE_CPU": "true"}]
+    given["SABOTAGE"] = sabotage
+    return [fork(run_main, str(program), [str(a) for a in arguments], rank | given, log=log) for rank in ranks]
 
 
-class Forked:
-    """A process that runs a Python file as the main program, as `rank` of `processes`."""
-
-    def __init__(self, program, arguments, environment, log):
-        self.log = log
-        self.process = FORKS.Process(target=run, args=(str(program), arguments, environment, str(log)))
-        self.process.start()
-
-    def finish(self):
-        """The exit code; negative after a signal."""
-        self.process.join(120)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        return self.process.exitcode
-
-
-def run(program, arguments, environment, log):
+def run_main(program, arguments, environment):
     os.environ |= environment
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
     sys.argv[:] = [program, *arguments]
     runpy.run_path(program, run_name="__main__")
 
 
-def fork(program, arguments, processes, folder, sabotage=NOTHING, **given):
-    """Start the processes as torchrun would."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    meeting |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "SABOTAGE": sabotage}
-    log = folder / f"said-{time.monotonic_ns()}"
-    ranks = [meeting | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
-    if processes == 1:
-        ranks = [{"SABOTAGE": sabotage, "ACCELERATE_USE_CPU": "true"}]
-    return [Forked(program, arguments, rank | given, log) for rank in ranks]
+def exit_code(process):
+    """Negative after a signal."""
+    process.join(120)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
 
 
 def train(job, processes, expected=0, **how):
     """Train to the end; returns what the processes said."""
-    started = fork(SABOTAGED, [str(job)], processes, job.parents[1], **how)
-    codes, said = [process.finish() for process in started], started[0].log.read_text()
+    log = job.parents[1] / f"said-{time.monotonic_ns()}"
+    codes = [exit_code(process) for process in fork_ranks(SABOTAGED, [job], processes, log, **how)]
+    said = log.read_text()
     assert expected is None or set(codes) == {expected}, (codes, said)
     return said
 
@@ -204,12 +188,13 @@ def test_a_killed_process_takes_the_group_with_it_and_torchrun_starts_it_again(j
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_hangs_ends_the_group_in_time(job_for, tmp_path, rank):
     job = job_for(tmp_path)
-    started = fork(SABOTAGED, [str(job)], 2, tmp_path, f"{rank} backward 4 STOP", BERT_PIPELINE_TIMEOUT_SECONDS="4")
-    assert started[1 - rank].finish() == 1
-    assert started[rank].process.is_alive(), "it hangs still"
-    started[rank].process.kill()
+    log, sabotage = tmp_path / "said", f"{rank} backward 4 STOP"
+    ranks = fork_ranks(SABOTAGED, [job], 2, log, sabotage, BERT_PIPELINE_TIMEOUT_SECONDS="4")
+    assert exit_code(ranks[1 - rank]) == 1
+    assert ranks[rank].is_alive(), "it hangs still"
+    ranks[rank].kill()
     expected = f"process {1 - rank} of 2 lost another one, which ended or did not answer for 4 seconds"
-    assert expected in started[0].log.read_text()
+    assert expected in log.read_text()
 
 
 STOPPED = ["1 data 5 TERM", "0 heldout 7 TERM-LAUNCHER"]
@@ -233,14 +218,38 @@ def test_asked_to_stop_all_save_the_same_step_and_go_on(job_for, two, tmp_path, 
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_loss_that_is_not_finite_in_one_process_reaches_no_checkpoint(job_for, tmp_path, processes):
-    rank = processes - 1
-    said = train(job_for(tmp_path), processes, expected=None, sabotage=f"{rank} backward 4 NAN")
+def test_a_loss_that_is_not_finite_in_one_process_is_skipped_by_all(job_for, tmp_path, processes):
+    said = train(job_for(tmp_path), processes, sabotage=f"{processes - 1} backward 4 NAN")
     assert "SABOTAGE" in said, "the test would prove nothing"
-    saved = list(tmp_path.glob("work/checkpoints/step-????????/*.safetensors"))
-    assert saved
-    for path in saved:
+    skipped = [row["skipped_steps"] for row in trace(tmp_path) if "skipped_steps" in row]
+    assert skipped == [0] * 4 + [1] + [0] * 7
+    for path in tmp_path.glob("work/checkpoints/step-????????/*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(path).values()), path
+
+
+LEAVING = """
+import time
+from torch import nn, ones
+from bert_pipeline.training.distributed import join_group
+def main():
+    accelerator = join_group()
+    loss = accelerator.prepare(nn.Linear(4, 4))
+    loss(ones(2, 4)).sum().backward()
+    accelerator.reduce(ones(1))
+    time.sleep(0.02 * accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+main()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_are_done_end(tmp_path):
+    """torch 2.13 left one pair in twenty waiting for ever, when gloo's threads and the interpreter met at the end."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    for _ in range(100):
+        ranks = fork_ranks(tmp_path / "leaving.py", [], 2, tmp_path / "said")
+        assert {exit_code(rank) for rank in ranks} == {0}, (tmp_path / "said").read_text()
 
 
 HELDOUT = """
@@ -268,9 +277,9 @@ def test_held_out_scores_count_each_pair_once(job_for, tmp_path):
     job = job_for(tmp_path)
     (tmp_path / "scores.py").write_text(HELDOUT)
     for processes in (1, 2):
-        arguments = [str(job), str(tmp_path / f"{processes}.json")]
-        started = fork(tmp_path / "scores.py", arguments, processes, tmp_path)
-        assert {process.finish() for process in started} == {0}, started[0].log.read_text()
+        arguments, log = [job, tmp_path / f"{processes}.json"], tmp_path / "said"
+        ranks = fork_ranks(tmp_path / "scores.py", arguments, processes, log)
+        assert {exit_code(rank) for rank in ranks} == {0}, log.read_text()
     found = [json.loads((tmp_path / f"{number}.json").read_text()) for number in (1, 2)]
     assert len(found[0]) == 17
     for alone, together in zip(*found, strict=True):
