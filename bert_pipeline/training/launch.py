@@ -138,6 +138,7 @@ def build_pretrained_checkpoint(
         raise
     rows = read_rows(out / "metrics.jsonl")
     facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(section, rows)
+    facts["per_device_tokens"] = job["per_device_tokens"]
     (out / "loss_curve.png").write_bytes(pictures.training_curves(rows))
     sections = {"model": model.model_dump(mode="json"), "pretrain": section.model_dump(mode="json")}
     stages = {"tokenizer": artifact.load(tokenizer).facts, "pretrained_checkpoint": facts}
