@@ -130,6 +130,8 @@ def trainer(
         train_dataset=rows,
         callbacks=[clock],
     )
+    # BertForPreTraining takes a count to divide its loss by, and ignores it: accumulated losses would be summed up.
+    training.model_accepts_loss_kwargs = False
     training.train()
     return {
         "tokens": sum(int(row["attention_mask"].sum()) for row in rows[warm_up * batch :]),
