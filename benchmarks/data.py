@@ -20,7 +20,6 @@ their own, below BERT_PIPELINE_HOME/peers; a peer that cannot be had has a row t
 import argparse
 import json
 import os
-import platform
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.children import Answer, measure
+from benchmarks.machine import machine
 from benchmarks.peers.environments import PACKAGES, environment
 from benchmarks.rows import Row, Run, row, table, take_turns, tell
 from benchmarks.text import Fields, choose_fields
@@ -43,8 +43,6 @@ SHARDS = 8
 """At least, in the larger text; a shard holds no more documents than a recipe's default."""
 BATCH_SIZE = 256
 METHODS = ("encode_batch", "encode_batch_fast")
-
-CPU_INFO = Path("/proc/cpuinfo")
 
 GOOGLE = "google-research/bert in Python"
 TRANSFORMERS = f"{PACKAGES['transformers'][0].replace('==', ' ')} NSP dataset + collator"
@@ -221,7 +219,7 @@ def run(work: Path, source: str | None, text_fields: Fields | None, megabytes: f
     two_workers, memory = scale(bench, whole, quarter)
     rows += [two_workers, *loader(bench, text)]
     return {
-        "machine": machine(bench),
+        "machine": machine(bench.cores, "numba", "numpy", "pyarrow", "tokenizers", "torch", "transformers"),
         "text": {
             "name": Path(source).name if source else "generated sample (few distinct words: give real text by --text)",
             "text_fields": fields,
@@ -234,19 +232,6 @@ def run(work: Path, source: str | None, text_fields: Fields | None, megabytes: f
         "memory": memory,
         "disk": disk,
         "first_compilation_seconds": compiling,
-    }
-
-
-def machine(bench: Bench) -> dict[str, Any]:
-    models = [
-        line.split(":", 1)[1].strip() for line in CPU_INFO.read_text().splitlines() if line.startswith("model name")
-    ]
-    names = ("numba", "numpy", "pyarrow", "tokenizers", "torch", "transformers")
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(bench.cores),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.children import Answer, MeasurementError
 from benchmarks.peers.environments import PeerError
 
-MILLION = 1e6
+UNITS = {"M tokens/s": 1e6, "tokens/s": 1.0}
 UNIT = "M tokens/s"
 
 Row = dict[str, Any]
@@ -41,16 +41,24 @@ def take_turns(ours: Mapping[str, Run], peers: Mapping[str, Run], rounds: int) -
     return answers
 
 
-def row(name: str, ours: list[Answer], peer: list[Answer], peer_name: str, clock: str = "seconds", **more: Any) -> Row:
+def row(
+    name: str,
+    ours: list[Answer],
+    peer: list[Answer],
+    peer_name: str,
+    clock: str = "seconds",
+    unit: str = UNIT,
+    **more: Any,
+) -> Row:
     """Best rate beside best rate; `clock` is the key of the time that counts. One that is missing is None."""
     sides = {"ours": ours, "peer": peer}
     reasons = [answers[-1] for answers in sides.values() if "reason" in answers[-1]]
-    rates = {side: None if answers[-1] in reasons else rate(answers, clock) for side, answers in sides.items()}
+    rates = {side: None if answers[-1] in reasons else rate(answers, clock, unit) for side, answers in sides.items()}
     return {
         "name": name,
         **rates,
         "peer_name": peer_name,
-        "unit": UNIT,
+        "unit": unit,
         "ratio": rates["ours"] / rates["peer"] if rates["ours"] and rates["peer"] else None,
         **more,
         **(reasons[0] if reasons else {}),
@@ -58,8 +66,8 @@ def row(name: str, ours: list[Answer], peer: list[Answer], peer_name: str, clock
     }
 
 
-def rate(answers: list[Answer], clock: str) -> float:
-    return max(answer["tokens"] / answer[clock] for answer in answers) / MILLION
+def rate(answers: list[Answer], clock: str = "seconds", unit: str = UNIT) -> float:
+    return max(answer["tokens"] / answer[clock] for answer in answers) / UNITS[unit]
 
 
 def _measured(answers: list[Answer], clock: str) -> dict[str, Any]:

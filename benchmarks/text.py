@@ -9,7 +9,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -48,18 +48,34 @@ def documents(text: str | None, fields: Fields) -> Iterator[dict[str, str]]:
                 yield dict(zip(fields, record.texts, strict=True))
 
 
-def take(text: str | None, fields: Fields, megabytes: float, folder: str) -> Answer:
-    """Copy the first `megabytes` (UTF-8) of the documents to text.jsonl."""
-    num_documents = num_bytes = 0
+def take(text: str | None, fields: Fields, megabytes: float, folder: str, among: float | None = None) -> Answer:
+    """Copy the first `megabytes` (UTF-8) of the documents to text.jsonl, or so many spread over the first `among`."""
+    every = 1
+    if among:
+        found = sum(map(num_bytes, first(among, documents(text, tuple(fields)))))
+        every = max(1, int(found / (megabytes * 1e6)))
+    num_documents = total = 0
     Path(folder).mkdir(parents=True)
     with Path(folder, "text.jsonl").open("w", encoding="utf-8") as out:
-        for document in documents(text, tuple(fields)):
+        for document in first(megabytes, islice(documents(text, tuple(fields)), 0, None, every)):
             out.write(json.dumps(document, ensure_ascii=False) + "\n")
             num_documents += 1
-            num_bytes += sum(len(each.encode()) for each in document.values())
-            if num_bytes >= megabytes * 1e6:
-                break
-    return {"documents": num_documents, "megabytes": num_bytes / 1e6}
+            total += num_bytes(document)
+    return {"documents": num_documents, "megabytes": total / 1e6}
+
+
+def first(megabytes: float, given: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """As many documents as it takes to fill them."""
+    total = 0
+    for document in given:
+        yield document
+        total += num_bytes(document)
+        if total >= megabytes * 1e6:
+            break
+
+
+def num_bytes(document: dict[str, str]) -> int:
+    return sum(len(each.encode()) for each in document.values())
 
 
 def recipe(folder: Path, max_seq_length: int, **corpus: Any) -> Any:
@@ -78,25 +94,36 @@ def recipe(folder: Path, max_seq_length: int, **corpus: Any) -> Any:
     return Recipe.model_validate_json(json.dumps(written))
 
 
-def prepare(folder: str, fields: Fields, documents_per_shard: int, peer_megabytes: float) -> Answer:
-    """Our artifacts of text.jsonl, its sentences as text, and the peers' share of them."""
+def corpus_and_tokenizer(chosen: Any, folder: Path) -> dict[str, Any]:
+    """The first two artifacts of a recipe, with the largest vocabulary, up to its own, that the text can fill."""
     from bert_pipeline.data.tokenizer import VocabularyError
     from bert_pipeline.stages import make_stage
 
-    here, started = Path(folder), time.perf_counter()
-    made: dict[str, Any] = {}
-    for vocab_size in VOCABULARY_SIZES:
-        corpus = {"text_fields": fields, "documents_per_shard": documents_per_shard}
-        settings = {"corpus": corpus, "tokenizer": {"vocab_size": vocab_size}}
-        (here / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        chosen = recipe(here, 128)
-        made["raw_corpus"] = make_stage("raw_corpus", chosen, {}, here / "raw_corpus")
+    made = {"raw_corpus": make_stage("raw_corpus", chosen, {}, folder / "raw_corpus")}
+    wanted = chosen.tokenizer.vocab_size
+    for vocab_size in (wanted, *(size for size in VOCABULARY_SIZES if size < wanted)):
+        section = chosen.tokenizer.model_copy(update={"vocab_size": vocab_size})
         try:
-            made["tokenizer"] = make_stage("tokenizer", chosen, made, here / "tokenizer")
-            break
-        except VocabularyError:
-            if vocab_size == VOCABULARY_SIZES[-1]:
-                raise
+            smaller = chosen.model_copy(update={"tokenizer": section})
+            return made | {"tokenizer": make_stage("tokenizer", smaller, made, folder / "tokenizer")}
+        except VocabularyError as error:
+            too_large = error
+    raise too_large
+
+
+def prepare(folder: str, fields: Fields, documents_per_shard: int, peer_megabytes: float) -> Answer:
+    """Our artifacts of text.jsonl, its sentences as text, and the peers' share of them."""
+    from bert_pipeline.stages import make_stage
+
+    here, started = Path(folder), time.perf_counter()
+
+    def settle(tokenizer: dict[str, Any]) -> Any:
+        corpus = {"text_fields": fields, "documents_per_shard": documents_per_shard}
+        (here / "settings.json").write_text(json.dumps({"corpus": corpus, "tokenizer": tokenizer}), encoding="utf-8")
+        return recipe(here, 128)
+
+    made = corpus_and_tokenizer(settle({}), here)
+    chosen = settle({"vocab_size": made["tokenizer"].facts["vocab_size"]})
     for kind in ("nsp_dataset", "masked_dataset"):
         made[kind] = make_stage(kind, chosen, made, here / kind)
     seconds = time.perf_counter() - started

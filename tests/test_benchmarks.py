@@ -2,15 +2,17 @@
 
 import json
 import os
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks import ours, rows, text
+from benchmarks import ours, pretraining, rows, text, training
 from benchmarks.children import MeasurementError, measure
-from benchmarks.peers import environments, google, tokenizers_batch
+from benchmarks.peers import environments, google, tokenizers_batch, transformers_trainer
 from benchmarks.peers.environments import PeerError
+from bert_pipeline.recipe import load_recipe, recipe_files
 
 ROW_KEYS = {"name", "ours", "peer", "peer_name", "unit", "ratio"}
 
@@ -150,6 +152,142 @@ def test_a_measured_process_is_pinned_and_its_last_line_is_told(tmp_path):
     assert answer["documents"] > 1 and answer["process_seconds"] > 0
     with pytest.raises(MeasurementError, match=r"benchmarks.text take: FileExistsError: .*sample"):
         measure("benchmarks.text", "take", cores={core}, **arguments)
+
+
+TRAINED = """
+[corpus]
+source = "sample"
+
+[tokenizer]
+vocab_size = 500
+
+[model]
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+intermediate_size = 64
+max_position_embeddings = 128
+hidden_dropout_prob = 0.0
+attention_probs_dropout_prob = 0.0
+
+[[pretrain.phases]]
+max_seq_length = 64
+num_steps = 1000
+global_batch_size = 8
+learning_rate = 1e-2
+warmup_steps = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(run_python, tmp_path_factory):
+    """The whole command at a tiny size; the peer with full rows is given what it cannot compute with."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "tiny.toml").write_text(TRAINED)
+    code = (
+        "import sys; from benchmarks import training; training.ROUNDS['cpu'] = 1; training.FLOPS['cpu'] = 1.0; "
+        "training.PEER_SETTINGS['cpu'] = {'whole batches': training.PEER_SETTINGS['cpu']['whole batches']}; "
+        "run = training.Bench.run; training.Bench.run = lambda bench, *what, **arguments: run(bench, *what, "
+        "**(arguments | ({'places': 'none'} if arguments.get('full_length') else {}))); "
+        "sys.argv = ['training', '--recipe', 'tiny', '--precision', 'float32', '--megabytes', '0.3', '--json']; "
+        "training.main()"
+    )
+    finished = run_python("-c", code, BERT_PIPELINE_HOME=str(home), BERT_PIPELINE_RECIPES=str(home))
+    assert finished.returncode == 0, finished.stderr
+    assert "WARNING: generated sample" in finished.stderr
+    assert not list(home.glob("benchmark-*")), "nothing is left behind"
+    return json.loads(finished.stdout)
+
+
+def test_training_has_a_row_for_each_peer(trained):
+    """512 tokens are more than this model's positions."""
+    assert [row["name"] for row in trained["rows"]] == ["tiny-128"] * 2
+    works, fails = trained["rows"]
+    assert works.keys() >= ROW_KEYS and fails.keys() >= ROW_KEYS
+    assert works["unit"] == "tokens/s" and works["ratio"] == works["ours"] / works["peer"]
+    assert works["peer_name"].endswith("Trainer, padded to the longest row, whole batches")
+    assert [len(works["measured"][side]["seconds"]) for side in ("ours", "peer")] == [1, 1]
+    assert 0 < works["model_flops_utilization"]["peer"] < 1 and 0 < works["model_flops_utilization"]["ours"] < 1
+    assert works["fill"] == works["mean_length"] / 128 and 0.2 < works["fill"] < 1
+    assert (fails["ours"], fails["peer"], fails["ratio"]) == (works["ours"], None, None)
+    assert "transformers_trainer trainer: TypeError: '>' not supported" in fails["reason"]
+    shown = training.table(trained)
+    assert "tiny-128" in shown and fails["reason"] in shown
+
+
+def test_both_sides_trained_on_the_same_pairs_under_the_same_masks(trained):
+    """From the same weights, without dropout, the loss of the first step is that of its pairs and masks."""
+    row = trained["rows"][0]
+    assert row["first_loss"]["peer"] == pytest.approx(row["first_loss"]["ours"], abs=2e-5)
+    assert len({*row["measured"]["ours"]["tokens"], *row["measured"]["peer"]["tokens"]}) == 1
+
+
+@dataclass(frozen=True)
+class Stopwatch(training.Bench):
+    """Answers at once: the Trainer with compiled micro-batches is the fastest; with compiled batches it fails."""
+
+    def run(self, module, task, **arguments):
+        seconds = 1.0
+        if task == "trainer":
+            if arguments["compiled"] and arguments["places"] > 4096:
+                raise MeasurementError("no compiler")
+            seconds = (4.0 - arguments["compiled"]) * (1 + arguments["full_length"])
+        clocked = {"seconds": seconds, "process_seconds": seconds + 1}
+        return {"tokens": 600, "first_loss": 6.0, "data_wait_fraction": 0.0, "reported_utilization": 0.5} | clocked
+
+
+def test_the_peer_goes_on_with_its_fastest_settings(tmp_path):
+    bench = Stopwatch(tmp_path, load_recipe(recipe_files()["small"]), "cpu", "float32", [0])
+    stretch = {"max_seq_length": 128, "warm_up": 1, "num_steps": 4, "global_batch_size": 8, "tokens": 600}
+    stretch |= {"flops": 6e9, "mean_length": 64.0, "fill": 0.5}
+    made = training.compare(bench, stretch, peak=1e10)
+    assert [row["ratio"] for row in made] == [3.0, 6.0]
+    assert [row["peer_name"].split("Trainer, ")[1] for row in made] == [
+        "padded to the longest row, accumulating 4,096 places, compiled",
+        "padded to the full length, accumulating 4,096 places, compiled",
+    ]
+    assert all(len(row["measured"][side]["seconds"]) == 3 for row in made for side in ("ours", "peer"))
+    assert made[0]["model_flops_utilization"] == {"ours": 0.6, "peer": pytest.approx(0.2)}
+    with pytest.raises(SystemExit, match="trained on other pairs"):
+        training.compare(bench, stretch | {"tokens": 601}, peak=1e10)
+
+
+@pytest.mark.parametrize("width", [None, 32])
+def test_the_trainer_is_given_the_pairs_of_our_steps(tiny, width):
+    from bert_pipeline.training.batches import PairDataset
+    from bert_pipeline.training.packing import pack
+
+    paths = (tiny[kind].path for kind in ("nsp_dataset", "masked_dataset", "tokenizer"))
+    rows = PairDataset(*paths, 32, "train").samples(5, 16, seed=1)
+    ours = pack(rows)
+    given = transformers_trainer.collate(transformers_trainer.in_standard_view(rows), width)
+    seen = given["attention_mask"].bool()
+    assert given["input_ids"].shape == (16, width or rows.lengths.max())
+    assert seen.sum(1).tolist() == rows.lengths.tolist()
+    assert given["input_ids"][seen].tolist() == ours["input_ids"][0].tolist()
+    assert given["token_type_ids"][seen].tolist() == ours["token_type_ids"][0].tolist()
+    asked = given["labels"][seen] != -100
+    assert asked.nonzero().flatten().tolist() == ours["masked_positions"].tolist()
+    assert given["labels"][seen][asked].tolist() == ours["masked_labels"].tolist()
+    assert not (given["labels"][~seen] != -100).any() and not given["input_ids"][~seen].any()
+    assert given["next_sentence_label"].tolist() == ours["next_sentence_label"].tolist()
+
+
+@pytest.mark.parametrize("name", sorted(recipe_files()))
+def test_every_recipe_can_be_cut_down(name):
+    recipe = load_recipe(recipe_files()[name])
+    cut = pretraining.cut_down(recipe, {"path": "text.jsonl"}, [8, recipe.model.max_position_embeddings])
+    assert cut.pretrain.budget_minutes is None and not cut.pretrain.init_from and cut.nsp.dupe_factor == 1
+    for phase in cut.pretrain.phases:
+        assert phase.global_batch_size == recipe.pretrain.phases[0].global_batch_size and phase.learning_rate
+
+
+def test_text_is_spread_over_what_there_is(tmp_path):
+    (tmp_path / "texts.txt").write_text("\n\n".join(f"Document number {number:04d}." for number in range(1000)))
+    taken = text.take(str(tmp_path / "texts.txt"), ("text",), 0.002, str(tmp_path / "taken"), among=100.0)
+    numbers = [int(line.split()[-1][:4]) for line in (tmp_path / "taken" / "text.jsonl").read_text().splitlines()]
+    assert taken["documents"] == len(numbers) < 150
+    assert set(np.diff(numbers)) == {10} and numbers[0] == 0 and numbers[-1] >= 900
 
 
 @pytest.mark.slow

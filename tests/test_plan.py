@@ -72,6 +72,14 @@ def test_small_takes_what_the_plan_said(tmp_path):
     assert_plan_holds(recipe, make_plan(recipe, tmp_path, time_training=False), tmp_path)
 
 
+@pytest.mark.slow
+def test_crammed_reads_all_of_its_text(tmp_path):
+    if not os.environ.get("BERT_PIPELINE_DATA"):
+        pytest.skip("BERT_PIPELINE_DATA names no folder of real text")
+    plan = make_plan(packaged("crammed"), tmp_path, time_training=False)
+    assert plan["text"]["rejected_documents"] == 0 and plan["text"]["train_documents"] > 50_000
+
+
 @pytest.fixture
 def text_recipe(tmp_path):
     """Documents that grow longer from first to last."""
@@ -177,6 +185,27 @@ def test_the_plan_as_json(text_recipe, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "home").exists()
 
 
+def with_budget(recipe: Recipe, minutes: float) -> Recipe:
+    phase = {"max_seq_length": 32, "budget_fraction": 1.0, "learning_rate": 1e-3, "warmup_fraction": 0.1}
+    pretrain = {"budget_minutes": minutes, "phases": [phase | {"global_batch_size": 8}]}
+    return Recipe.model_validate_json(json.dumps(recipe.model_dump(mode="json") | {"pretrain": pretrain}))
+
+
+def test_a_budget_becomes_steps_where_its_speed_is_measured(text_recipe, tmp_path):
+    unknown = make_plan(with_budget(text_recipe, 2.0), tmp_path, time_training=False)
+    assert unknown["training"]["steps"] == 0 and "steps by the budget of minutes" in show(unknown)
+    plan = make_plan(with_budget(text_recipe, 2.0), tmp_path)
+    assert plan["training"]["steps"] > 100
+    assert plan["seconds"]["pretrained_checkpoint"] == pytest.approx(120, rel=0.05)
+    assert plan["training"]["per_device_tokens"] == 4096
+
+
+def test_a_budget_that_allows_nothing_here_is_told_and_the_rest_planned(text_recipe, tmp_path, caplog):
+    plan = make_plan(with_budget(text_recipe, 1e-6), tmp_path)
+    assert "not on this machine: pretrain.budget_minutes = 1e-06 leaves" in caplog.text
+    assert plan["seconds"]["pretrained_checkpoint"] is None and plan["disk"]["needed"] > 0
+
+
 def test_unknown_hardware_and_missing_text_are_refused(capsys):
     assert main(["plan", "demo", "--hardware", "H20"]) == 1
     told = capsys.readouterr().err
@@ -195,22 +224,21 @@ def test_weights_are_counted_exactly():
     assert num_parameters(MODEL, 1000) == sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_operations_are_those_that_pytorch_counts(attention):
-    """Equal: rows of one length have no padding, and neither counts what is no matrix product."""
-    model = build_model(MODEL, 1000, seed=1)
-    model.set_attn_implementation(attention)
-    rows, length, masked = 4, 40, 24
-    ids = torch.randint(5, 1000, (rows, length))
+def test_operations_are_those_that_pytorch_counts():
+    """Equal: packed pairs have no padding, and neither counts what is no matrix product."""
+    loss = PretrainingLoss(build_model(MODEL, 1000, seed=1)).train()  # dropout takes attention's path of products
+    lengths, masked = torch.tensor([40, 25, 33, 60]), 24
+    tokens = int(lengths.sum())
     with FlopCounterMode(display=False) as counter:
-        sums = PretrainingLoss(model)(
-            input_ids=ids,
-            token_type_ids=torch.zeros_like(ids),
-            attention_mask=torch.ones_like(ids),
-            masked_positions=torch.randperm(rows * length)[:masked],
+        sums = loss(
+            input_ids=torch.randint(5, 1000, (1, tokens)),
+            token_type_ids=torch.zeros(1, tokens, dtype=torch.int64),
+            position_ids=torch.cat([torch.arange(length) for length in lengths.tolist()])[None],
+            offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int(),
+            masked_positions=torch.randperm(tokens)[:masked],
             masked_labels=torch.randint(5, 1000, (masked,)),
-            next_sentence_label=torch.randint(0, 2, (rows,)),
+            next_sentence_label=torch.randint(0, 2, (len(lengths),)),
         )
         (sums.mlm_loss + sums.nsp_loss).backward()
-    load = Load(tokens=rows * length, squared_lengths=rows * length**2, masked=masked, pairs=rows)
+    load = Load(tokens=tokens, squared_lengths=int((lengths**2).sum()), masked=masked, pairs=len(lengths))
     assert training_flops(MODEL, 1000, load) == counter.get_total_flops()

@@ -75,6 +75,26 @@ def test_learning_rate_hand_over_is_explicit(tmp_path):
     assert "phases.1.learning_rate has no effect" in faults(tmp_path, both + start)
 
 
+def test_a_recipe_states_steps_or_a_budget(tmp_path):
+    budget = CORPUS + "[pretrain]\nbudget_minutes = 5\n"
+    first = "[[pretrain.phases]]\nmax_seq_length = 128\nbudget_fraction = {}\nlearning_rate = 1e-3\n"
+    second = '[[pretrain.phases]]\nmax_seq_length = 512\nbudget_fraction = {}\nlearning_rate_handover = "continue"\n'
+    good = budget + first.format(0.75) + "warmup_fraction = 0.0\n" + second.format(0.25)
+    assert load(tmp_path, good).pretrain.num_steps == 0, "not known yet"
+    told = faults(tmp_path, budget + first.format(0.75) + "num_steps = 9\nwarmup_steps = 3\n" + second.format(0.5))
+    for expected in (
+        "phases.0.num_steps has no effect beside budget_minutes; remedy: budget_fraction",
+        "phases.0.warmup_steps has no effect beside budget_minutes; remedy: warmup_fraction",
+        "phases.0.warmup_fraction is missing",
+        "the phases' budget_fraction are 1.25 in all; remedy: shares that sum to 1",
+    ):
+        assert expected in told
+    told = faults(tmp_path, good.replace("budget_minutes = 5", ""))
+    assert "phases.1.budget_fraction has no effect without budget_minutes; remedy: num_steps" in told
+    assert "phases.0.num_steps is missing" in told and "phases.0.warmup_steps is missing" in told
+    assert "phases.0.num_steps has no effect beside budget_minutes" in faults(tmp_path, budget), "BERT-base's phases"
+
+
 def test_a_sequence_longer_than_the_models_positions_is_refused(tmp_path):
     told = faults(tmp_path, CORPUS + "[model]\nmax_position_embeddings = 128\n")
     assert "pretrain.phases.1.max_seq_length is 512, but model.max_position_embeddings is 128" in told
@@ -103,10 +123,30 @@ def test_a_recipe_is_frozen(tmp_path):
 
 def test_every_packaged_recipe_loads():
     files = recipe_files()
-    assert {"demo", "small", "pubmedbert"} <= files.keys()
+    assert {"demo", "small", "bert-base", "pubmedbert", "crammed", "continual"} <= files.keys()
     for name, path in files.items():
         recipe = load_recipe(path)
         assert recipe.name == name and recipe.description
+
+
+def test_bert_base_is_what_the_defaults_are():
+    stated, default = (
+        load_recipe(recipe_files()["bert-base"]),
+        Recipe.model_validate_json('{"name": "default", "corpus": {"path": "x"}}'),
+    )
+    for section in ("tokenizer", "nsp", "masking", "model", "pretrain"):
+        assert getattr(stated, section) == getattr(default, section), section
+
+
+def test_continual_differs_from_crammed_in_its_beginning_alone():
+    """The comparison is of where weights and vocabulary come from: text, minutes, batch and evaluation are the same."""
+    crammed, continual = (load_recipe(recipe_files()[name]) for name in ("crammed", "continual"))
+    for section in ("corpus", "nsp", "masking", "evaluation"):
+        assert getattr(crammed, section) == getattr(continual, section), section
+    tables = [recipe.pretrain.model_dump() for recipe in (crammed, continual)]
+    assert {name for name in tables[0] if tables[0][name] != tables[1][name]} == {"init_from", "phases"}
+    phases = [table["phases"][0] for table in tables]
+    assert {name for name in phases[0] if phases[0][name] != phases[1][name]} == {"learning_rate", "warmup_fraction"}
 
 
 def test_recipes_of_ones_own_stand_beside_the_packaged_ones(tmp_path, monkeypatch):

@@ -138,6 +138,7 @@ def build_pretrained_checkpoint(
         raise
     rows = read_rows(out / "metrics.jsonl")
     facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(section, rows)
+    facts["per_device_tokens"] = job["per_device_tokens"]
     (out / "loss_curve.png").write_bytes(pictures.training_curves(rows))
     sections = {"model": model.model_dump(mode="json"), "pretrain": section.model_dump(mode="json")}
     stages = {"tokenizer": artifact.load(tokenizer).facts, "pretrained_checkpoint": facts}
@@ -234,6 +235,9 @@ class _Teller:
             log.info("pretrain: step %d/%d  held-out: %s", step, self.num_steps, scores)
             self._begin = self._begin or (step, now)
             return
+        if "loss" not in row:
+            log.warning("pretrain: step %d/%d  all steps since the last line were skipped", step, self.num_steps)
+            return
         first, clock = self._begin = self._begin or (step, now)
         if not self._due(now - clock) and step < self.num_steps:
             return
@@ -246,10 +250,14 @@ class _Teller:
 
 
 def _summary(section: PretrainRecipe, rows: list[Row]) -> dict[str, Any]:
-    steps = [row for row in rows if "loss" in row]
+    steps = [row for row in rows if "learning_rate" in row]
     heldout = [row for row in rows if "heldout_mlm_loss" in row]
-    tokens = sum(row["tokens"] for row in steps)
-    seconds = sum(row["tokens"] / row["tokens_per_second"] for row in steps)
+    counted = [row for row in steps if "loss" in row]  # in other windows all steps were skipped
+    seconds_of = [row["tokens"] / row["tokens_per_second"] for row in counted]
+    tokens, seconds = sum(row["tokens"] for row in counted), sum(seconds_of)
+
+    def mean(name: str) -> float:
+        return sum(row[name] * each for row, each in zip(counted, seconds_of, strict=True)) / seconds
 
     def scores(row: Mapping[str, float]) -> dict[str, float]:
         return {name.removeprefix("heldout_"): value for name, value in row.items() if name != "step"}
@@ -260,10 +268,12 @@ def _summary(section: PretrainRecipe, rows: list[Row]) -> dict[str, Any]:
         "train_pairs_seen": sum(phase.num_steps * phase.global_batch_size for phase in section.phases),
         "train_tokens_seen": int(tokens),
         "tokens_per_second": tokens / seconds,
-        "data_wait_fraction": sum(row["data_wait_fraction"] * row["tokens"] / row["tokens_per_second"] for row in steps)
-        / seconds,
-        "first_loss": steps[0]["loss"],
-        "last_loss": steps[-1]["loss"],
+        "data_wait_fraction": mean("data_wait_fraction"),
+        "model_flops_utilization": mean("model_flops_utilization"),
+        "skipped_steps": sum(row["skipped_steps"] for row in steps),
+        "loss_spikes": sum(row["loss_spikes"] for row in steps),
+        "first_loss": counted[0]["loss"],
+        "last_loss": counted[-1]["loss"],
         "heldout_before": scores(heldout[0]),
         "heldout_after": scores(heldout[-1]),
     }

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 
 from bert_pipeline.recipe import ModelRecipe, PhaseRecipe, PretrainRecipe
@@ -63,11 +62,10 @@ class Probe:
         self.section = PretrainRecipe.model_validate_json(json.dumps(job["section"]))
         config = load_config_from_file(str(accelerate_config()))
         self.num_processes = config.num_processes
-        # The keys are those of the plugin, with or without a prefix.
-        dynamo = {name.removeprefix("dynamo_"): value for name, value in config.dynamo_config.items()}
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, cpu=config.use_cpu, dynamo_plugin=TorchDynamoPlugin(**dynamo)
-        )
+        # As `accelerate launch` hands it on: what it compiles is compiled here.
+        for name, value in config.dynamo_config.items():
+            os.environ[f"ACCELERATE_DYNAMO_{name.removeprefix('dynamo_').upper()}"] = str(value)
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.use_cpu)
         self.device = self.accelerator.device
         neighbours = config.num_processes // config.num_machines
         if self.device.type == "cpu":

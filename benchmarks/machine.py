@@ -1,0 +1,31 @@
+"""The machine that figures belong to."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+CPU_INFO = Path("/proc/cpuinfo")
+BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+"""Of a CPU that multiplies matrices in bfloat16, as Linux names them."""
+
+
+def machine(cores: list[int], *packages: str) -> dict[str, Any]:
+    models = cpu_info("model name")
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(cores),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def bf16_units() -> list[str]:
+    flags = " ".join(cpu_info("flags")[:1]).split()
+    return [flag for flag in BF16_FLAGS if flag in flags]
+
+
+def cpu_info(key: str) -> list[str]:
+    """What stands there for each core."""
+    lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
+    return [line.split(":", 1)[1].strip() for line in lines if line.startswith(key)]
