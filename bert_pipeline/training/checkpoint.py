@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bert_pipeline.artifact import flush_to_disk
-from bert_pipeline.training.distributed import is_main_process, like, whole
+from bert_pipeline.training.distributed import like, whole
 
 FILES = MODEL, OPTIMIZER, RECORD = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
 SUMS = "SHA256SUMS"
@@ -66,7 +66,7 @@ class Checkpoints:
             file: {key: whole(tensor).contiguous() for key, tensor in parts.items()}
             for file, parts in _tensors(model, optimizer).items()
         }
-        if not is_main_process():
+        if not PartialState().is_main_process:
             return
         final = self._path(step)
         _assert_finite(final, tensors)

@@ -149,10 +149,11 @@ def distribute(loss: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 def synchronised(loss: nn.Module, last: bool, accelerator: Accelerator) -> AbstractContextManager[None]:
     """Around a micro-batch: the processes bring their gradients together in the `last` one of a step alone."""
-    for module in _shards(loss):
-        module.set_requires_gradient_sync(last)
-        module.set_reshard_after_backward(last)
-        module.set_is_last_backward(last)
+    if shards := _shards(loss):
+        root = shards[0]  # which hands it on to the others
+        root.set_requires_gradient_sync(last)
+        root.set_reshard_after_backward(last)
+        root.set_is_last_backward(last)
         return nullcontext()
     return nullcontext() if last else accelerator.no_sync(loss)
 
@@ -165,10 +166,6 @@ def whole_weights(loss: nn.Module) -> Iterator[None]:
     yield
     for module in _shards(loss):
         module.reshard()
-
-
-def is_main_process() -> bool:
-    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ class Window:
 
     def add(self, parts: list[LossSums], step: Step, flops: float, grad_norm: float) -> None:
         """A step whose update was made; `time` is to follow."""
-        self._on_device.append(sum_of(parts))
+        self._on_device.append(_sum_of(parts))
         load = step.load
         self._counts.append([load.masked, step.num_labelled, load.tokens, flops, 0.0, 0.0, grad_norm])
         self._max_grad_norm = max(self._max_grad_norm, grad_norm)
@@ -101,7 +101,7 @@ class Window:
         vars(self._spikes).update(state["spikes"])
 
 
-def sum_of(parts: list[LossSums]) -> torch.Tensor:
+def _sum_of(parts: list[LossSums]) -> torch.Tensor:
     """(4,) float64 of a process's micro-batches."""
     return torch.stack([torch.stack([value.detach().double() for value in part]) for part in parts]).sum(0)
 
