@@ -19,6 +19,8 @@ from bert_pipeline.recipe_faults import explain
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class RecipeError(ValueError):
@@ -209,17 +211,23 @@ class PretrainRecipe(Section):
 
 
 class TaskRecipe(Section):
-    """One fine-tuning evaluation; `name` is a task of bert_pipeline.evaluation.tasks."""
+    """One fine-tuning evaluation; what is left out is the task's own (its file in bert_pipeline/tasks/)."""
 
     name: str
-    learning_rate: float = Field(5e-5, gt=0)
-    batch_size: int = Field(32, ge=1)
-    num_epochs: int = Field(10, ge=1)
-    max_seq_length: int = Field(128, ge=8)
-    """Longer inputs are cut, and the entities cut off count as missed."""
+    profile: Literal["quick", "published"] = "quick"
+    """`quick`: one setting, one seed. `published`: the grid on dev and the number of seeds that BLURB's authors state."""
+    learning_rate: Positive | tuple[Positive, ...] | None = None
+    batch_size: Count | tuple[Count, ...] | None = None
+    num_epochs: Count | tuple[Count, ...] | None = None
+    """Several values of one of these three make a grid: every combination is run with the first seed, and the setting
+    that is best on dev is run with all seeds."""
+    max_seq_length: int | None = Field(None, ge=8)
+    """Longer inputs are cut, and the entities cut off count as missed. Left out: the task's, or the model's if less."""
     warmup_fraction: Fraction = 0.1
     weight_decay: float = Field(0.01, ge=0)
-    seeds: tuple[Seed, ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    seeds: tuple[Seed, ...] | None = Field(None, min_length=1)
+    other_data: bool = False
+    """Take files whose sha256 or size is not the task's."""
 
 
 class EvaluationRecipe(Section):
@@ -254,7 +262,11 @@ class Recipe(Section):
         """What is longer than the model can read."""
         limit = self.model.max_position_embeddings
         lengths = {f"pretrain.phases.{n}": phase.max_seq_length for n, phase in enumerate(self.pretrain.phases)}
-        lengths |= {f"evaluation.tasks.{n}": task.max_seq_length for n, task in enumerate(self.evaluation.tasks)}
+        lengths |= {
+            f"evaluation.tasks.{n}": task.max_seq_length
+            for n, task in enumerate(self.evaluation.tasks)
+            if task.max_seq_length is not None
+        }
         return [
             f"{path}.max_seq_length is {length}, but model.max_position_embeddings is {limit}; "
             "remedy: shorten the one or raise the other"
