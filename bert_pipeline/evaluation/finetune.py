@@ -7,6 +7,7 @@ A run is a function of (model, data, settings, seed), with one thread count on o
 of (seed, epoch), its dropout one of (seed, step). So a run that was killed goes on from its checkpoint bit for bit.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ PREDICTION_TOKENS = 8_192
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 """The most that a kill costs; a checkpoint of a BERT-base is 1.3 GB."""
 
+log = logging.getLogger(__name__)
+
 
 class Outcome(NamedTuple):
     predicted: dict[str, list[Label]]
@@ -45,11 +48,11 @@ class Outcome(NamedTuple):
 
 
 def finetune(
-    model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, work: Path, on_step: Callable[[int], None]
+    model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, work: Path, on_step: Callable[[int, int], None]
 ) -> Outcome:
     """Fine-tune once and predict dev and test, from the newest checkpoint in `work` if there is one.
 
-    `on_step` is told the number of steps done: once before the first that is made here, and after each.
+    `on_step` is told how many steps are done, and of how many: before the first that is made here, and after each.
     Raises FloatingPointError where a loss or a gradient is not finite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,7 +77,9 @@ def finetune(
     losses: list[float] = state["losses"]
     on_device: list[torch.Tensor] = []  # (loss, gradient norm) of the steps since; no step waits for them
     saved = time.monotonic()
-    on_step(first)
+    on_step(first, len(batches))
+    if first:
+        log.info("%s: going on after step %d of %d", run.name, first, len(batches))
     for number, batch in enumerate(batches[first:], start=first):
         dropout = new_stream(run.seed, DROPOUT, row=number)
         torch.manual_seed(int(draw(dropout)) << 32 | int(draw(dropout)))
@@ -95,7 +100,7 @@ def finetune(
         if save:
             checkpoints.save(done, model, optimizer, {"losses": losses})
             saved = time.monotonic()
-        on_step(done)
+        on_step(done, len(batches))
 
     predicted = {split: predict(model, inputs.task, inputs.splits[split], inputs.pad_id) for split in SCORED}
     return Outcome(predicted, np.array(losses).reshape(num_epochs, -1).mean(1).tolist(), fresh_pooler)

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bert_pipeline.evaluation.inputs import TAGGING, Input
+from bert_pipeline.evaluation.inputs import TAGGING, Input, score_range
 from bert_pipeline.evaluation.runs import Encoder
 from bert_pipeline.evaluation.scores import Label
 from bert_pipeline.evaluation.tasks import Kind, Task
@@ -97,7 +97,8 @@ def read_logits(task: Task, examples: Sequence[Input], logits: torch.Tensor) -> 
     if task.kind in TAGGING:
         return _tags(task, examples, logits.argmax(-1).cpu().numpy())
     if task.kind == "similarity":
-        return [task.score_of_share(share) for [share] in logits.tolist()]
+        low, high = score_range(task)
+        return [low + (high - low) * share for [share] in logits.tolist()]
     if task.kind == "documents":
         found = (logits > 0).tolist()
         return [frozenset(name for name, holds in zip(task.labels, row, strict=True) if holds) for row in found]

@@ -41,7 +41,7 @@ class Input(NamedTuple):
     """Where the second text begins; `length` where there is one alone."""
     target: np.ndarray
     """ner, pico: (length,) int64, the class of each word at its first piece, IGNORE_INDEX elsewhere. relation, qa: ()
-    int64, the class. similarity: () float32, the score in shares of the range. documents: (classes,) float32, 1 where
+    int64, the class. similarity: () float32, the score as a share of the range. documents: (classes,) float32, 1 where
     the class holds."""
     words: np.ndarray
     """ner, pico: (n,) int64, the words whose first piece is in the input. A word cut off, or one that is nothing to the
@@ -108,7 +108,7 @@ def _encodings(
 
     def encode(chosen: Sequence[int], **truncation: Any) -> list[Encoding]:
         texts = zip(*(_texts(examples[n]) for n in chosen), strict=True)
-        in_words = isinstance(examples[0], Sentence)
+        in_words = task.kind in TAGGING
         return tokenizer(*map(list, texts), is_split_into_words=in_words, verbose=False, **truncation).encodings
 
     whole = encode(range(len(examples)))
@@ -151,7 +151,13 @@ def _target(task: Task, label: str | float | frozenset[str]) -> np.ndarray:
         return np.array([name in label for name in task.labels], dtype=np.float32)
     if isinstance(label, str):
         return np.array(task.labels.index(label), dtype=np.int64)
-    return np.array(label / _top(task), dtype=np.float32)
+    low, high = score_range(task)
+    return np.array((label - low) / (high - low), dtype=np.float32)
+
+
+def score_range(task: Task) -> tuple[float, float]:
+    assert task.score_range is not None, "a similarity task states it"
+    return task.score_range
 
 
 def _lost(task: Task, example: Example, each: Input, whole: Encoding, cut: Encoding) -> tuple[int, int]:

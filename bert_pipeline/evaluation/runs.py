@@ -124,8 +124,8 @@ def max_positions(model_dir: Path) -> int:
     return int(config["max_position_embeddings"])
 
 
-def make_run(job: Job, run: Run, data: TaskData, inputs: "TaskInputs", on_step: Callable[[int], None]) -> Artifact:
-    """Fine-tune once, from where an interrupted run left off; `on_step` is told the number of steps done."""
+def make_run(job: Job, run: Run, data: TaskData, inputs: "TaskInputs", on_step: Callable[[int, int], None]) -> Artifact:
+    """Fine-tune once, from where an interrupted run left off; `on_step` is told how many steps are done, of how many."""
     from bert_pipeline.evaluation.finetune import circumstances, finetune
 
     def build(out: Path) -> Facts:
