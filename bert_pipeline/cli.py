@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_pipeline import artifact
-from bert_pipeline.recipe import Recipe, TaskRecipe, load_recipe, recipe_files
+from bert_pipeline.recipe import EvaluationRecipe, Recipe, load_recipe, recipe_files
 from bert_pipeline.stages import STAGES, home, make_stage
 
 COMMANDS = {
@@ -22,6 +22,9 @@ COMMANDS = {
     "masked-dataset": "masked_dataset",
     "pretrain": "pretrained_checkpoint",
 }
+
+ASKED_OF_TASKS = ("profile", "learning_rate", "batch_size", "num_epochs", "max_seq_length", "other_data")
+"""Options of `evaluate` that are fields of TaskRecipe."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,19 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true")
     plan.set_defaults(run=_plan)
 
-    evaluate = commands.add_parser("evaluate", help="fine-tune and score any Hugging Face BERT on a task")
+    evaluate = commands.add_parser("evaluate", help="fine-tune and score any Hugging Face BERT on tasks")
     evaluate.add_argument("--list", action="store_true", help="list the tasks and whether their data is at hand")
     evaluate.add_argument("--model", type=Path, metavar="DIR", help="a Hugging Face model directory")
-    evaluate.add_argument("--task", help="one of the tasks that --list lists")
-    evaluate.add_argument("--data", type=Path, metavar="DIR", help="train.tsv, dev.tsv, test.tsv")
-    evaluate.add_argument("--out", type=Path, metavar="DIR", help="where scores and predictions go")
-    evaluate.add_argument("--seeds", type=int, default=5, metavar="N", help="number of runs (default: 5)")
+    evaluate.add_argument(
+        "--task", action="append", default=[], metavar="NAME", help="one of those that --list lists; may be repeated"
+    )
+    evaluate.add_argument("--data", type=Path, metavar="DIR", help="the files of the one task that is named")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="where scores and predictions go; what stands is kept")
+    evaluate.add_argument("--profile", choices=("quick", "published"), default="quick")
+    evaluate.add_argument("--seeds", type=int, metavar="N", help="number of runs (default: the profile's)")
+    for flag, kind in (("--learning-rate", float), ("--batch-size", int), ("--num-epochs", int)):
+        more = "(default: the profile's); of several the best on dev is taken"
+        evaluate.add_argument(flag, type=kind, nargs="+", metavar="X", help=more)
+    evaluate.add_argument("--max-seq-length", type=int, metavar="N", help="(default: the task's)")
+    evaluate.add_argument("--other-data", action="store_true", help="take files that are not the benchmark's")
     evaluate.add_argument("--baseline", action="store_true", help="the same architecture from random weights, too")
-    for name in ("learning_rate", "batch_size", "num_epochs", "max_seq_length"):
-        default = TaskRecipe.model_fields[name].default
-        flag = f"--{name.replace('_', '-')}"
-        evaluate.add_argument(flag, type=type(default), default=default, help=f"(default: {default})")
-    evaluate.add_argument("--json", action="store_true", help="print the scores")
+    evaluate.add_argument("--json", action="store_true", help="print the facts of each task")
     evaluate.set_defaults(run=_evaluate)
 
     inspect = commands.add_parser("inspect", help="print facts and decoded rows of any artifact")
@@ -121,24 +128,33 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.list:
         _list_tasks(options.json)
         return
-    if missing := [f"--{name}" for name in ("model", "task", "out") if getattr(options, name) is None]:
+    if missing := [f"--{name}" for name in ("model", "task", "out") if not getattr(options, name)]:
         raise ValueError(f"{', '.join(missing)} missing; remedy: name them, or see the tasks by --list")
-    from bert_pipeline.evaluation.evaluate import evaluate_model
+    if options.data and len(options.task) > 1:
+        raise ValueError("--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all of them")
+    from bert_pipeline.evaluation.evaluate import evaluate_task
+    from bert_pipeline.evaluation.table import show_scores
+    from bert_pipeline.evaluation.tasks import find_task, load_task, require_files, task_files, task_folder
 
-    settings = TaskRecipe(
-        name=options.task,
-        seeds=tuple(range(1, options.seeds + 1)),
-        learning_rate=options.learning_rate,
-        batch_size=options.batch_size,
-        num_epochs=options.num_epochs,
-        max_seq_length=options.max_seq_length,
-    )
-    facts = evaluate_model(options.model, settings, options.data, options.out, lambda row: None, options.baseline)
+    for name in options.task:  # before hours go into the first of them
+        task = find_task(name)
+        if not task.generated:
+            require_files(task, task_folder(task, options.data, options.out))
+    asked = {name: getattr(options, name) for name in ASKED_OF_TASKS}
+    asked["seeds"] = None if options.seeds is None else [*range(1, options.seeds + 1)]
+    tasks = [{"name": name} | asked for name in options.task]
+    section = EvaluationRecipe.model_validate_json(json.dumps({"tasks": tasks}))
+    facts = {
+        settings.name: evaluate_task(
+            settings, options.model, options.data, options.out / settings.name, lambda row: None, options.baseline
+        )
+        for settings in section.tasks
+    }
     if options.json:
         print(json.dumps(facts))
     else:
-        _print_facts({options.task: facts})
-        print(f"every run: {options.out / options.task / 'scores.json'}")
+        print(show_scores(facts, {name: load_task(path) for name, path in task_files().items()}))
+        print(f"every run: {options.out}/*/scores.json")
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 
 
 def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indices of each batch, from the shortest examples to the longest: at most `tokens` when padded, or one example."""
+    """Indices of each batch, the shortest examples first: at most `tokens` when padded, or one example."""
     batch: list[int] = []
     for n in np.argsort(lengths, kind="stable").tolist():
         if batch and (len(batch) + 1) * lengths[n] > tokens:

@@ -1,27 +1,33 @@
 """What a checkpoint is worth: its losses on held-out text, and its scores on tasks beside random weights.
 
-    <out>/<task>/scores.json                              every run's scores, the gold, the settings, what is published
-    <out>/<task>/predictions-<encoder>-seed<seed>.tsv     token, gold tag, predicted tag, by tabs
-    <out>/<task>/data/                                    the data, where it is generated
+    <out>/scores.json                                   every run's scores, the gold, the settings, what is published
+    <out>/predictions/<encoder>-seed<seed>-test.tsv     of the runs that the scores are means of; dev's beside them
+    <out>/runs/                                         every run, those of the grid too (runs.py)
+    <out>/data/                                         the data, where it is generated
 
-A task is run for every seed with the checkpoint (`pretrained`) and with the same architecture from fresh weights
+A task is run with the checkpoint (`pretrained`) and, as a baseline, with the same architecture from fresh weights
 (`random_init`): only the gap between the two is what pretraining gave.
 """
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bert_pipeline.artifact import Facts
-from bert_pipeline.evaluation.tasks import Sentence, find_task, num_entities, read_task, task_data, task_files
-from bert_pipeline.progress import Progress
+from bert_pipeline.artifact import Artifact, Facts
+from bert_pipeline.evaluation.predictions import read_predictions
+from bert_pipeline.evaluation.readers import read_task
+from bert_pipeline.evaluation.runs import SCORED, Encoder, Job, Run, best, grid, max_positions, model_fingerprint
+from bert_pipeline.evaluation.scores import interval, statistics
+from bert_pipeline.evaluation.tasks import UNITS, find_task, protocol, task_folder
+from bert_pipeline.evaluation.workers import make_runs
 from bert_pipeline.recipe import EvaluationRecipe, TaskRecipe
 
 HELDOUT_PAIRS = 10_000
+BOOTSTRAP_SEED = 12345
 
 OnRow = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
@@ -40,78 +46,111 @@ def build_evaluations(
     heldout = evaluate_checkpoint(pretrained_checkpoint, nsp_dataset, masked_dataset, HELDOUT_PAIRS)
     tasks = {}
     for settings in section.tasks:
-        tasks[settings.name] = evaluate_model(pretrained_checkpoint, settings, None, out, on_row, baseline=True)
+        place = out / settings.name
+        tasks[settings.name] = evaluate_task(settings, pretrained_checkpoint, None, place, on_row, baseline=True)
     return {"heldout": heldout, "tasks": tasks}
 
 
-def evaluate_model(
-    model_dir: Path, settings: TaskRecipe, data: Path | None, out: Path, on_row: OnRow, baseline: bool
+def evaluate_task(
+    settings: TaskRecipe, model_dir: Path, data: Path | None, out: Path, on_row: OnRow, baseline: bool
 ) -> Facts:
-    """Run one task with the model in a Hugging Face directory; `baseline` adds the runs from random weights."""
-    from bert_pipeline.evaluation import finetune  # here, because it brings torch, which the graph does without
-    from bert_pipeline.evaluation.scores import entity_scores
+    """Run one task with the model in a Hugging Face directory; `baseline` adds the runs from random weights.
 
+    `data` is the folder of the task's files, where it is not the task's own. `on_row` is told each run as it is done.
+    What stands in `out` is not run again. Raises TaskError, ArtifactError or RunFailed.
+    """
     task = find_task(settings.name)
-    out = out / task.name
+    how = protocol(task, settings, max_positions(model_dir))
     out.mkdir(parents=True, exist_ok=True)
-    folder = task_data(task, data, out / "data")
-    sentences = read_task(task, folder)
-    examples = finetune.encode_task(model_dir, sentences, settings.max_seq_length)
-    encoders: tuple[finetune.Encoder, ...] = ("pretrained", "random_init") if baseline else ("pretrained",)
-    num_steps = len(encoders) * len(settings.seeds) * examples.num_steps(settings)
-    progress = Progress(f"{task.name}: fine-tuning", num_steps, "steps")
+    folder = task_folder(task, data, out / "data")
+    examples = read_task(task, folder, settings.other_data)
+    job = Job(
+        model_dir=model_dir.absolute(),
+        task=task,
+        data=folder.absolute(),
+        other_data=settings.other_data,
+        protocol=how,
+        runs=(out / "runs").absolute(),
+        fingerprints={
+            "model": model_fingerprint(model_dir),
+            **{split: str(facts["sha256"]) for split, facts in examples.files.items()},
+        },
+    )
+    made: dict[Run, Artifact] = {}
 
-    runs: list[dict[str, Any]] = []
-    for seed in settings.seeds:
-        for encoder in encoders:
-            run = finetune.finetune_ner(model_dir, encoder, examples, settings, seed, progress)
-            dev = entity_scores([sentence.tags for sentence in sentences["dev"]], run.dev_tags)
-            test = entity_scores([sentence.tags for sentence in sentences["test"]], run.test_tags)
-            _write_predictions(out / f"predictions-{encoder}-seed{seed}.tsv", sentences["test"], run.test_tags)
-            which = {"encoder": encoder, "seed": seed}
-            runs.append(which | {"test": test, "dev": dev, "last_epoch_loss": run.last_epoch_loss})
-            on_row({"step": len(runs), "task": task.name, **which, **test, "dev_f1": dev["f1"]})
-            log.info("%s: %s, seed %d: test F1 %.4f", task.name, encoder, seed, test["f1"])
+    def keep(run: Run, artifact: Artifact) -> None:
+        if run not in made:  # the grid's best is one of the runs with every seed
+            made[run] = artifact
+            on_row({"step": len(made), "task": task.name} | _row(run, artifact.facts))
+            log.info("%s: %s: dev %.4f", task.name, run.name, artifact.facts["dev"]["score"])
 
+    def make(runs: Sequence[Run]) -> list[Run]:
+        make_runs(job, runs, len(examples.splits["train"]), keep)
+        return list(runs)
+
+    settings_tried = grid(how)
+    tried = make([Run("pretrained", each, how.seeds[0]) for each in settings_tried]) if len(settings_tried) > 1 else []
+    setting = best([(run.setting, made[run]) for run in tried]) if tried else settings_tried[0]
+    encoders: tuple[Encoder, ...] = ("pretrained", "random_init") if baseline else ("pretrained",)
+    chosen = make([Run(encoder, setting, seed) for encoder in encoders for seed in how.seeds])
+
+    _copy_predictions(job, chosen, out / "predictions")
+    of_first = made[chosen[0]].facts
     facts: Facts = {
+        "kind": task.kind,
         "metric": task.metric,
-        "gold_entities": num_entities(sentences["test"]),
-        "seeds": list(settings.seeds),
-        **{encoder: _summary([run["test"] for run in runs if run["encoder"] == encoder]) for encoder in encoders},
-    }
-    files = {
-        split: {
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "sentences": len(sentences[split]),
-            "gold_entities": num_entities(sentences[split]),
-            "words_out_of_input": sum(len(row.tags) - len(row.words) for row in examples.splits[split]),
-        }
-        for split, path in task_files(folder).items()
+        "unit": UNITS[task.kind],
+        "gold_size": examples.files["test"]["size"],
+        "setting": setting._asdict(),
+        "seeds": list(how.seeds),
+        "max_seq_length": how.max_seq_length,
+        "words_out_of_input": {split: lost["words"] for split, lost in of_first["out_of_input"].items()},
+        "gold_out_of_input": {split: lost["gold"] for split, lost in of_first["out_of_input"].items()},
+        "fresh_pooler": of_first["fresh_pooler"],
+        **{
+            encoder: _summary(job, {run: made[run] for run in chosen if run.encoder == encoder}) for encoder in encoders
+        },
+        "published": dict(task.published_scores),
     }
     table = facts | {
         "task": task.name,
+        "version": task.version,
         "settings": settings.model_dump(mode="json"),
-        "runs": runs,
-        "files": files,
-        "reference_sha256": {split: reference.sha256 for split, reference in task.splits.items()},
-        "published_f1": dict(task.published),
+        "protocol": how.model_dump(mode="json"),
+        "grid": [run.setting._asdict() | {"dev": made[run].facts["dev"]["score"]} for run in tried],
+        "runs": [_which(run) | made[run].facts for run in chosen],
+        "files": examples.files,
+        "reference": task.splits.model_dump(mode="json"),
+        "published_source": task.published_source,
+        "fingerprints": job.fingerprints,
     }
     (out / "scores.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     return facts
 
 
-def _summary(tests: list[dict[str, float]]) -> dict[str, float | None]:
-    """Mean and sample standard deviation over the seeds; of a single seed there is no deviation."""
-    summary: dict[str, float | None] = {}
-    for score in ("f1", "strict_f1"):
-        values = [test[score] for test in tests]
-        summary |= {f"{score}_mean": mean(values), f"{score}_sd": stdev(values) if len(values) > 1 else None}
+def _which(run: Run) -> dict[str, Any]:
+    return {"encoder": run.encoder, **run.setting._asdict(), "seed": run.seed}
+
+
+def _row(run: Run, facts: Facts) -> dict[str, Any]:
+    return _which(run) | facts["test"] | {"dev_score": facts["dev"]["score"]}
+
+
+def _summary(job: Job, runs: Mapping[Run, Artifact]) -> dict[str, float | None]:
+    """Mean of each test score over the seeds; of the metric its sample standard deviation, where there are several
+    seeds, and its bootstrap interval."""
+    tests = [made.facts["test"] for made in runs.values()]
+    summary: dict[str, float | None] = {f"{name}_mean": mean(test[name] for test in tests) for name in tests[0]}
+    summary["score_sd"] = stdev(test["score"] for test in tests) if len(tests) > 1 else None
+    # From the files that anyone can score again, not from what the run kept in memory.
+    rows = [statistics(job.task, *read_predictions(made.path / "test.tsv", job.task)) for made in runs.values()]
+    summary["low"], summary["high"] = interval(job.task, rows, BOOTSTRAP_SEED)
     return summary
 
 
-def _write_predictions(path: Path, sentences: list[Sentence], predicted: list[list[str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for sentence, tags in zip(sentences, predicted, strict=True):
-            rows = zip(sentence.tokens, sentence.tags, tags, strict=True)
-            file.writelines(f"{token}\t{gold}\t{guess}\n" for token, gold, guess in rows)
-            file.write("\n")
+def _copy_predictions(job: Job, runs: Sequence[Run], folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of another choice of settings
+    folder.mkdir()
+    for run in runs:
+        for split in SCORED:
+            shutil.copy(job.runs / run.name / f"{split}.tsv", folder / f"{run.encoder}-seed{run.seed}-{split}.tsv")

@@ -9,7 +9,6 @@ as @GENE$ are text like any other: no token is added to the model's vocabulary.
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bert_pipeline.evaluation.readers import Example, Sentence, TaskData, Text
-from bert_pipeline.evaluation.runs import Setting, max_positions
+from bert_pipeline.evaluation.runs import max_positions
 from bert_pipeline.evaluation.scores import entities
 from bert_pipeline.evaluation.tasks import Task
 from bert_pipeline.formats import IGNORE_INDEX
@@ -68,10 +67,6 @@ class TaskInputs:
     def learnable(self) -> list[Input]:
         """Training examples that bear a label: a sentence none of whose words is in the input has no loss."""
         return [each for each in self.splits["train"] if (each.target != IGNORE_INDEX).any()]
-
-    def num_steps(self, setting: Setting) -> int:
-        """Optimizer steps of one run."""
-        return setting.num_epochs * math.ceil(len(self.learnable) / setting.batch_size)
 
 
 def encode_task(model_dir: Path, task: Task, data: TaskData, max_seq_length: int) -> TaskInputs:
@@ -176,7 +171,7 @@ def _lost(task: Task, example: Example, each: Input, whole: Encoding, cut: Encod
     return len(example.tags) - len(seen), gold
 
 
-def _words(encoding: Encoding) -> list[tuple[int, int]]:
+def _words(encoding: Encoding) -> list[tuple[int | None, int]]:
     """The word of each piece: which text, and which of its words."""
     pairs = zip(encoding.sequence_ids, encoding.word_ids, strict=True)
     return [(text, word) for text, word in pairs if word is not None]

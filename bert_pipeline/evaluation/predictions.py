@@ -1,8 +1,8 @@
 """Predictions as files, from which anyone can score them again.
 
-    ner, pico   token TAB gold TAB predicted, a blank line after each sentence (conlleval reads it, told that tabs part)
-    others      a header, then id TAB gold TAB predicted. documents: the classes, parted by commas. similarity: scores
-                with all their digits
+ner, pico   token TAB gold TAB predicted, a blank line after each sentence (conlleval reads it, told that tabs part)
+others      a header, then id TAB gold TAB predicted. documents: the classes, parted by commas. similarity: scores
+            with all their digits
 """
 
 from collections.abc import Sequence

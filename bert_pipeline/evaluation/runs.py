@@ -125,7 +125,7 @@ def max_positions(model_dir: Path) -> int:
 
 
 def make_run(job: Job, run: Run, data: TaskData, inputs: "TaskInputs", on_step: Callable[[int, int], None]) -> Artifact:
-    """Fine-tune once, from where an interrupted run left off; `on_step` is told how many steps are done, of how many."""
+    """Fine-tune once, from where an interrupted run left off. `on_step`: see `finetune`."""
     from bert_pipeline.evaluation.finetune import circumstances, finetune
 
     def build(out: Path) -> Facts:

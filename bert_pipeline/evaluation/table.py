@@ -1,0 +1,53 @@
+"""Scores beside the published ones, as a table for people, and the BLURB score of what was run."""
+
+from collections.abc import Mapping
+
+from bert_pipeline.artifact import Facts
+from bert_pipeline.evaluation.blurb import blurb_score
+from bert_pipeline.evaluation.tasks import Task
+
+OURS = {"pretrained": "this model", "random_init": "the same, random weights"}
+
+
+def show_scores(evaluated: Mapping[str, Facts], tasks: Mapping[str, Task]) -> str:
+    """`evaluated`: the facts of each task by name; `tasks`: all that are known. Test scores in percent."""
+    rows = {shown: _means(evaluated, encoder) for encoder, shown in OURS.items()}
+    others = dict.fromkeys(model for facts in evaluated.values() for model in facts["published"])
+    rows |= {
+        model: {name: facts["published"].get(model) for name, facts in evaluated.items()} for model in others
+    }
+    width = max(map(len, (*rows, *OURS.values())))
+    columns = {name: max(8, len(name)) for name in evaluated}
+    lines = [" " * width + "".join(f"  {name:>{columns[name]}}" for name in evaluated)]
+    for model, scores in rows.items():
+        cells = {name: "" if score is None else f"{100 * score:.2f}" for name, score in scores.items()}
+        if any(cells.values()):
+            lines.append(f"{model:<{width}}" + "".join(f"  {cells[name]:>{columns[name]}}" for name in evaluated))
+    return "\n".join([*lines, "", *(_told(name, facts) for name, facts in evaluated.items()), *_blurb(evaluated, tasks)])
+
+
+def _means(evaluated: Mapping[str, Facts], encoder: str) -> dict[str, float | None]:
+    return {name: facts.get(encoder, {}).get("score_mean") for name, facts in evaluated.items()}
+
+
+def _told(name: str, facts: Facts) -> str:
+    """How sure the score is, and how it came about."""
+    ours, seeds = facts["pretrained"], len(facts["seeds"])
+    spread = f", sd {100 * ours['score_sd']:.2f} over {seeds} seeds" if seeds > 1 else ", one seed"
+    setting = ", ".join(f"{key} {value:g}" for key, value in facts["setting"].items())
+    return (
+        f"{name}: {facts['metric']}, 95 % interval {100 * ours['low']:.2f} to {100 * ours['high']:.2f}{spread}; {setting}"
+    )
+
+
+def _blurb(evaluated: Mapping[str, Facts], tasks: Mapping[str, Task]) -> list[str]:
+    means = {name: facts["pretrained"]["score_mean"] for name, facts in evaluated.items()}
+    if not any(tasks[name].group for name in means):
+        return []
+    found = blurb_score(means, tasks)
+    if found["score"] is not None:
+        return ["", f"BLURB score: {100 * found['score']:.2f}"]
+    if found["partial_score"] is None:
+        return ["", f"no BLURB score: no group is whole; missing: {', '.join(found['missing'])}"]
+    whole = f"{100 * found['partial_score']:.2f} over {', '.join(found['groups'])}"
+    return ["", f"partial BLURB score: {whole}; missing: {', '.join(found['missing'])}"]
