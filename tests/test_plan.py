@@ -225,17 +225,21 @@ def test_weights_are_counted_exactly():
 
 
 def test_operations_are_those_that_pytorch_counts():
-    """Equal: packed pairs have no padding, and neither counts what is no matrix product."""
+    """Equal: packed pairs have no padding, and neither counts what is no matrix product. A tenth of a pair is asked."""
     loss = PretrainingLoss(build_model(MODEL, 1000, seed=1)).train()  # dropout takes attention's path of products
-    lengths, masked = torch.tensor([40, 25, 33, 60]), 24
-    tokens = int(lengths.sum())
+    lengths = torch.tensor([40, 20, 30, 60])
+    tokens, masked = int(lengths.sum()), int(lengths.sum()) // 10 - len(lengths)
+    asked_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths // 10).cumsum(0)]).int()
+    is_first = torch.isin(torch.arange(tokens // 10), asked_offsets)
     with FlopCounterMode(display=False) as counter:
         sums = loss(
             input_ids=torch.randint(5, 1000, (1, tokens)),
             token_type_ids=torch.zeros(1, tokens, dtype=torch.int64),
             position_ids=torch.cat([torch.arange(length) for length in lengths.tolist()])[None],
             offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int(),
-            masked_positions=torch.randperm(tokens)[:masked],
+            asked=torch.randperm(tokens)[: tokens // 10],
+            asked_offsets=asked_offsets,
+            masked=torch.arange(tokens // 10)[~is_first],
             masked_labels=torch.randint(5, 1000, (masked,)),
             next_sentence_label=torch.randint(0, 2, (len(lengths),)),
         )

@@ -6,12 +6,14 @@ computed side by side; they lie side by side in memory when a row holds its pair
 """
 
 from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.models.bert.modeling_bert import BertSelfAttention
+from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
 PACKED = "packed"
 """The name of this attention, for `set_attn_implementation`."""
@@ -27,70 +29,76 @@ def packed_attention(
     attention_mask: None,
     *,
     offsets: Tensor,  # (pairs + 1,) int32: pair n is tokens offsets[n] to offsets[n + 1]
+    query_offsets: Tensor | None = None,  # the same of the queries, where not every token asks
     scaling: float,
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls; returns (1, tokens, heads, width)."""
+    """The attention function that transformers calls; returns (1, queries, heads, width)."""
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    query_offsets = offsets if query_offsets is None else query_offsets
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         longest = module.config.max_position_embeddings  # blocks of tokens beyond a pair's end cost nothing
         found = aten._flash_attention_forward(
-            *(query, key, value, offsets, offsets, longest, longest, dropout, False, False), scale=scaling
+            *(query, key, value, query_offsets, offsets, longest, longest, dropout, False, False), scale=scaling
         )[0]
     elif query.is_cuda or dropout:
-        found = _any_device(query, key, value, offsets, dropout, scaling)
+        found = _any_device(query, key, value, query_offsets, offsets, dropout, scaling)
     else:
-        found = attention_on_cpu(query, key, value, offsets, scaling)[0]
+        found = attention_on_cpu(query, key, value, query_offsets, offsets, scaling)[0]
     return found[None], None
 
 
 AttentionInterface.register(PACKED, packed_attention)
 
 
-def _side_by_side(offsets: Tensor) -> Iterator[tuple[slice, int]]:
-    """Tokens of neighbouring pairs that have one length, and how many pairs they are."""
-    begin, count, length = 0, 0, 0
-    for each in [*offsets.diff().tolist(), 0]:
-        if each != length and count:
-            yield slice(begin, begin + count * length), count
-            begin, count = begin + count * length, 0
-        count, length = count + 1, each
+def _side_by_side(query_offsets: Tensor, offsets: Tensor) -> Iterator[tuple[slice, slice, int]]:
+    """Queries and tokens of neighbouring pairs that have one number of each, and how many pairs they are."""
+    shapes = zip(query_offsets.diff().tolist(), offsets.diff().tolist(), strict=True)
+    query, token = 0, 0
+    for (queries, tokens), neighbours in groupby(shapes):
+        pairs = len(list(neighbours))
+        yield slice(query, query + pairs * queries), slice(token, token + pairs * tokens), pairs
+        query, token = query + pairs * queries, token + pairs * tokens
 
 
-def _by_pair(states: Tensor, tokens: slice, pairs: int) -> Tensor:
-    """(tokens, heads, width) as (pairs, heads, length, width), without a copy."""
-    return states[tokens].unflatten(0, (pairs, -1)).transpose(1, 2)
+def _by_pair(states: Tensor, places: slice, pairs: int) -> Tensor:
+    """(places, heads, width) as (pairs, heads, length, width), without a copy."""
+    return states[places].unflatten(0, (pairs, -1)).transpose(1, 2)
 
 
-def _any_device(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, dropout: float, scale: float) -> Tensor:
+def _any_device(
+    query: Tensor, key: Tensor, value: Tensor, query_offsets: Tensor, offsets: Tensor, dropout: float, scale: float
+) -> Tensor:
     found = []
-    for place in _side_by_side(offsets):
-        q, k, v = (_by_pair(states, *place) for states in (query, key, value))
-        pairs = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
-        found.append(pairs.transpose(1, 2).flatten(0, 1))
+    for queries, tokens, pairs in _side_by_side(query_offsets, offsets):
+        q, k, v = _by_pair(query, queries, pairs), _by_pair(key, tokens, pairs), _by_pair(value, tokens, pairs)
+        mixed = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+        found.append(mixed.transpose(1, 2).flatten(0, 1))
     return torch.cat(found)
 
 
 @torch.library.custom_op("bert_pipeline::attention_on_cpu", mutates_args=())
 def attention_on_cpu(
-    query: Tensor,  # (tokens, heads, width), as are the next two
-    key: Tensor,
+    query: Tensor,  # (queries, heads, width)
+    key: Tensor,  # (tokens, heads, width)
     value: Tensor,
+    query_offsets: Tensor,
     offsets: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The output and, as (tokens, heads) float32, the logarithm of the softmax's normaliser.
+    """The output and, as (queries, heads) float32, the logarithm of the softmax's normaliser.
 
     One operation to torch.compile, whatever the lengths of the pairs.
     """
     out = torch.empty(query.shape, dtype=query.dtype)
     normaliser = torch.empty(query.shape[:2])
-    for place in _side_by_side(offsets):
-        states = (_by_pair(each, *place) for each in (query, key, value))
-        found, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(*states, scale=scale)
-        _by_pair(out, *place).copy_(found)
-        _by_pair(normaliser[..., None], *place).copy_(logsumexp[..., None])
+    for queries, tokens, pairs in _side_by_side(query_offsets, offsets):
+        found, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(
+            _by_pair(query, queries, pairs), _by_pair(key, tokens, pairs), _by_pair(value, tokens, pairs), scale=scale
+        )
+        _by_pair(out, queries, pairs).copy_(found)
+        _by_pair(normaliser[..., None], queries, pairs).copy_(logsumexp[..., None])
     return out, normaliser
 
 
@@ -100,40 +108,73 @@ def attention_on_cpu_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    query_offsets: Tensor,
+    offsets: Tensor,
     out: Tensor,
     normaliser: Tensor,
-    offsets: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value, computed in float32: in bfloat16 torch's kernel takes twice the time."""
-    of_query, of_key, of_value = (torch.empty(query.shape, dtype=query.dtype) for _ in range(3))
-    for place in _side_by_side(offsets):
-        states = (_by_pair(each, *place).float() for each in (gradient, query, key, value, out))
-        logsumexp = _by_pair(normaliser[..., None], *place)[..., 0]
-        found = aten._scaled_dot_product_flash_attention_for_cpu_backward(*states, logsumexp, 0.0, False, scale=scale)
-        for each, of_place in zip((of_query, of_key, of_value), found, strict=True):
-            _by_pair(each, *place).copy_(of_place)
+    of_query, of_key, of_value = (torch.empty(each.shape, dtype=each.dtype) for each in (query, key, value))
+    for queries, tokens, pairs in _side_by_side(query_offsets, offsets):
+        grad, q, result = (_by_pair(each, queries, pairs).float() for each in (gradient, query, out))
+        k, v = (_by_pair(each, tokens, pairs).float() for each in (key, value))
+        logsumexp = _by_pair(normaliser[..., None], queries, pairs)[..., 0]
+        found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, result, logsumexp, 0.0, False, scale=scale
+        )
+        for each, places, of_places in zip((of_query, of_key, of_value), (queries, tokens, tokens), found, strict=True):
+            _by_pair(each, places, pairs).copy_(of_places)
     return of_query, of_key, of_value
 
 
 @attention_on_cpu.register_fake
-def _(query, key, value, offsets, scale):
+def _(query, key, value, query_offsets, offsets, scale):
     return query.new_empty(query.shape), query.new_empty(query.shape[:2], dtype=torch.float32)
 
 
 @attention_on_cpu_backward.register_fake
-def _(gradient, query, key, value, out, normaliser, offsets, scale):
-    return tuple(query.new_empty(query.shape) for _ in range(3))
+def _(gradient, query, key, value, query_offsets, offsets, out, normaliser, scale):
+    return tuple(each.new_empty(each.shape) for each in (query, key, value))
 
 
 def _keep_for_backward(ctx, inputs, output):
-    query, key, value, offsets, ctx.scale = inputs
-    ctx.save_for_backward(query, key, value, *output, offsets)
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
 
 
 def _backward(ctx, gradient, _):
     gradients = attention_on_cpu_backward(gradient, *ctx.saved_tensors, ctx.scale)
-    return *gradients, None, None
+    return *gradients, None, None, None
 
 
 attention_on_cpu.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+class LastLayer(BertLayer):
+    """A last layer that computes at the places that the heads ask for, from the keys and values of all tokens.
+
+    A stock layer where no places are given.
+    """
+
+    def forward(self, hidden_states: Tensor, *args: Any, places: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """(1, tokens, hidden) to (1, places, hidden); `places` (int64) are in the order of the pairs, `query_offsets`
+        says which are whose.
+        """
+        if places is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        attention, asked = self.attention.self, hidden_states.index_select(1, places)
+        assert isinstance(attention, BertSelfAttention)
+        query, key, value = (
+            project(states).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+            for project, states in (
+                (attention.query, asked),
+                (attention.key, hidden_states),
+                (attention.value, hidden_states),
+            )
+        )
+        dropout = attention.dropout.p if self.training else 0.0
+        found, _ = packed_attention(
+            attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, **kwargs
+        )
+        return self.feed_forward_chunk(self.attention.output(found.flatten(-2), asked))

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import BertForPreTraining
 
 from bert_pipeline.formats import IGNORE_INDEX
-from bert_pipeline.training.attention import PACKED
+from bert_pipeline.training.attention import PACKED, LastLayer
 
 
 class LossSums(NamedTuple):
@@ -26,7 +26,8 @@ class LossSums(NamedTuple):
 
 
 class PretrainingLoss(nn.Module):
-    """BertForPreTraining on packed pairs, its vocabulary projection computed on the masked positions alone.
+    """BertForPreTraining on packed pairs. Only what the heads ask for is computed: the last layer at masked tokens and
+    at [CLS], the vocabulary at masked tokens.
 
     The model computes attention within pairs from now on; `set_attn_implementation("sdpa")` gives it back.
     """
@@ -34,6 +35,7 @@ class PretrainingLoss(nn.Module):
     def __init__(self, model: BertForPreTraining) -> None:
         super().__init__()
         model.set_attn_implementation(PACKED)
+        model.bert.encoder.layer[-1].__class__ = LastLayer
         self.model = model
 
     def forward(
@@ -42,16 +44,21 @@ class PretrainingLoss(nn.Module):
         token_type_ids: Tensor,
         position_ids: Tensor,
         offsets: Tensor,  # (pairs + 1,) int32: pair n is tokens offsets[n] to offsets[n + 1]
-        masked_positions: Tensor,  # (masked,) int64: places among the tokens
+        asked: Tensor,  # (pairs + masked,) int64: places among the tokens, of each pair [CLS] and then the masked ones
+        asked_offsets: Tensor,  # (pairs + 1,) int32: those of pair n are asked_offsets[n] to asked_offsets[n + 1]
+        masked: Tensor,  # (masked,) int64: places of the masked tokens in `asked`
         masked_labels: Tensor,  # (masked,) int64
         next_sentence_label: Tensor,  # (pairs,) int64; IGNORE_INDEX where not asked
     ) -> LossSums:
         bert, heads = self.model.bert, self.model.cls
         assert bert.pooler is not None  # BertForPreTraining has one
-        embedded = bert.embeddings(input_ids, token_type_ids, position_ids)
-        hidden = bert.encoder(embedded, offsets=offsets).last_hidden_state[0]
-        mlm_logits = heads.predictions(hidden.index_select(0, masked_positions))
-        first = hidden.index_select(0, offsets[:-1])  # the [CLS] of each pair
+        *layers, last = bert.encoder.layer
+        hidden = bert.embeddings(input_ids, token_type_ids, position_ids)
+        for layer in layers:
+            hidden = layer(hidden, offsets=offsets)
+        [hidden] = last(hidden, offsets=offsets, places=asked, query_offsets=asked_offsets)
+        mlm_logits = heads.predictions(hidden.index_select(0, masked))
+        first = hidden.index_select(0, asked_offsets[:-1])  # the [CLS] of each pair
         nsp_logits = heads.seq_relationship(bert.pooler(first[:, None])).float()
         mlm_loss, mlm_correct = _SumOfCrossEntropy.apply(mlm_logits, masked_labels)
         nsp_loss = cross_entropy(nsp_logits, next_sentence_label, ignore_index=IGNORE_INDEX, reduction="sum")

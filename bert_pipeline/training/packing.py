@@ -31,6 +31,7 @@ def micro_batches(rows: Rows, tokens: int) -> list[Rows]:
 def pack(rows: Rows) -> dict[str, torch.Tensor]:
     """What PretrainingLoss.forward takes: all rows in one."""
     tokens = np.empty((3, 1, rows.num_tokens), np.int64)
+    asked = np.empty(len(rows) + rows.num_masked, np.int64)
     masked = np.empty((2, rows.num_masked), np.int64)
     _fill(
         rows.input_ids,
@@ -40,17 +41,21 @@ def pack(rows: Rows) -> dict[str, torch.Tensor]:
         rows.masked_input_ids,
         rows.mask_offsets,
         tokens[:, 0],
+        asked,
         masked,
     )
     input_ids, token_type_ids, position_ids = torch.from_numpy(tokens)
-    masked_positions, masked_labels = torch.from_numpy(masked)
+    places, labels = torch.from_numpy(masked)
+    asked_offsets = rows.mask_offsets + np.arange(len(rows) + 1)
     return {
         "input_ids": input_ids,
         "token_type_ids": token_type_ids,
         "position_ids": position_ids,
         "offsets": torch.from_numpy(rows.offsets.astype(np.int32)),
-        "masked_positions": masked_positions,
-        "masked_labels": masked_labels,
+        "asked": torch.from_numpy(asked),
+        "asked_offsets": torch.from_numpy(asked_offsets.astype(np.int32)),
+        "masked": places,
+        "masked_labels": labels,
         "next_sentence_label": torch.from_numpy(rows.next_sentence_label.astype(np.int64)),
     }
 
@@ -63,7 +68,7 @@ def pad(rows: Rows) -> dict[str, torch.Tensor]:
     present = torch.arange(int(rows.lengths.max())) < torch.from_numpy(rows.lengths)[:, None]
     batch = {"attention_mask": present.long(), "next_sentence_label": packed["next_sentence_label"]}
     labels = torch.full((rows.num_tokens,), IGNORE_INDEX)
-    labels[packed["masked_positions"]] = packed["masked_labels"]
+    labels[packed["asked"][packed["masked"]]] = packed["masked_labels"]
     columns = {
         "input_ids": (packed["input_ids"][0], PAD_ID),
         "token_type_ids": (packed["token_type_ids"][0], 0),
@@ -83,7 +88,8 @@ def _fill(
     replacements,
     mask_offsets,
     tokens,  # (3, tokens) to be filled: input_ids, token_type_ids, position_ids
-    masked,  # (2, masked tokens) to be filled: places among the tokens, labels
+    asked,  # (pairs + masked tokens,) to be filled: places among the tokens
+    masked,  # (2, masked tokens) to be filled: places in `asked`, labels
 ):
     tokens[0] = input_ids
     for n in range(len(segment_a_length)):
@@ -92,8 +98,10 @@ def _fill(
         tokens[1, start:segment_b] = 0
         tokens[1, segment_b:end] = 1
         tokens[2, start:end] = np.arange(end - start)
+        asked[mask_offsets[n] + n] = start
         for k in range(mask_offsets[n], mask_offsets[n + 1]):
             place = start + positions[k]
-            masked[0, k] = place
+            asked[k + n + 1] = place
+            masked[0, k] = k + n + 1
             masked[1, k] = input_ids[place]
             tokens[0, place] = replacements[k]

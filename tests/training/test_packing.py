@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import BertForPreTraining
 
 from bert_pipeline import formats
 from bert_pipeline.formats import IGNORE_INDEX
@@ -66,26 +67,28 @@ def rows_of(samples):
 
 def slow_pack(samples):
     """The oracle: token by token."""
-    columns = {
-        name: [] for name in ("input_ids", "token_type_ids", "position_ids", "masked_positions", "masked_labels")
-    }
-    offsets = [0]
+    columns = {name: [] for name in ("input_ids", "token_type_ids", "position_ids", "asked", "masked", "masked_labels")}
+    offsets, asked_offsets = [0], [0]
     for original, segment_a_length, _, positions, replacements in samples:
         seen = dict(zip(positions.tolist(), replacements.tolist(), strict=True))
         types = formats.token_type_ids(len(original), segment_a_length)
+        columns["asked"].append(offsets[-1])
         for place, token in enumerate(original.tolist()):
             if place in seen:
-                columns["masked_positions"].append(offsets[-1] + place)
+                columns["masked"].append(len(columns["asked"]))
+                columns["asked"].append(offsets[-1] + place)
                 columns["masked_labels"].append(token)
             columns["input_ids"].append(seen.get(place, token))
             columns["token_type_ids"].append(int(types[place]))
             columns["position_ids"].append(place)
         offsets.append(offsets[-1] + len(original))
+        asked_offsets.append(len(columns["asked"]))
     tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in columns.items()}
     for name in ("input_ids", "token_type_ids", "position_ids"):
         tensors[name] = tensors[name][None]
     labels = torch.tensor([label for _, _, label, _, _ in samples])
-    return tensors | {"offsets": torch.tensor(offsets, dtype=torch.int32), "next_sentence_label": labels}
+    tensors |= {"offsets": torch.tensor(offsets, dtype=torch.int32), "next_sentence_label": labels}
+    return tensors | {"asked_offsets": torch.tensor(asked_offsets, dtype=torch.int32)}
 
 
 @given(made_samples())
@@ -131,7 +134,7 @@ def test_micro_batches_hold_every_row_once_within_the_budget(samples, tokens):
 def test_attention_stays_within_each_pair(name, lengths, monkeypatch):
     """Output and gradients are those of a block-diagonal mask over the whole row, in float32's tolerance."""
     if name == "_any_device":  # what other devices than CUDA and the CPU, and dropout, use
-        monkeypatch.setattr(attention, "attention_on_cpu", lambda *a: (attention._any_device(*a[:4], 0.0, a[4]),))
+        monkeypatch.setattr(attention, "attention_on_cpu", lambda *a: (attention._any_device(*a[:5], 0.0, a[5]),))
     generator = torch.Generator().manual_seed(1)
     shape = (1, 2, sum(lengths), 16)
     states = [torch.randn(shape, generator=generator).requires_grad_() for _ in range(3)]
@@ -143,6 +146,33 @@ def test_attention_stays_within_each_pair(name, lengths, monkeypatch):
     packed, _ = packed_attention(torch.nn.Module(), *states, None, offsets=offsets, scaling=0.3)
     found = [packed, *torch.autograd.grad(packed, states, toward)]
     for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dropout_path", [False, True])
+def test_places_that_ask_see_the_whole_pair(dropout_path, monkeypatch):
+    """Attention of some queries is that of all queries, read at their places; so are the gradients."""
+    if dropout_path:
+        monkeypatch.setattr(attention, "attention_on_cpu", lambda *a: (attention._any_device(*a[:5], 0.0, a[5]),))
+    generator = torch.Generator().manual_seed(2)
+    states = [torch.randn((1, 2, 30, 8), generator=generator).requires_grad_() for _ in range(3)]
+    offsets, asked_offsets = (torch.tensor(each, dtype=torch.int32) for each in ([0, 9, 18, 30], [0, 3, 6, 8]))
+    asked = torch.tensor([0, 4, 8, 9, 12, 13, 18, 29])
+    toward = torch.randn((1, 8, 2, 8), generator=generator)
+    query, key, value = states
+    whole, _ = packed_attention(torch.nn.Module(), *states, None, offsets=offsets, scaling=0.3)
+    expected = [whole[:, asked], *torch.autograd.grad(whole[:, asked], states, toward)]
+    found, _ = packed_attention(
+        torch.nn.Module(),
+        query[:, :, asked],
+        key,
+        value,
+        None,
+        offsets=offsets,
+        query_offsets=asked_offsets,
+        scaling=0.3,
+    )
+    for one, other in zip([found, *torch.autograd.grad(found, states, toward)], expected, strict=True):
         torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
 
 
@@ -166,7 +196,7 @@ def test_the_attention_is_a_sound_operation_of_torch():
     """Schema, autograd and shapes, as torch.compile relies on them."""
     states = [torch.randn(12, 2, 8, requires_grad=True) for _ in range(3)]
     offsets = torch.tensor([0, 5, 10, 12], dtype=torch.int32)
-    torch.library.opcheck(attention.attention_on_cpu, (*states, offsets, 0.5))
+    torch.library.opcheck(attention.attention_on_cpu, (*states, offsets, offsets, 0.5))
 
 
 def test_attention_drops_its_share_of_probabilities():
@@ -250,5 +280,6 @@ def test_what_runs_on_it_stays_a_stock_model(model, dataset):
     batch = pad(dataset.rows(0, np.arange(8)))
     before = model(**batch).loss
     PretrainingLoss(model)
+    assert list(model.state_dict()) == list(BertForPreTraining(model.config).state_dict())
     model.set_attn_implementation("sdpa")
     assert torch.equal(model(**batch).loss, before)
