@@ -57,10 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
 
     evaluate = commands.add_parser("evaluate", help="fine-tune and score any Hugging Face BERT on a task")
-    evaluate.add_argument("--model", type=Path, required=True, metavar="DIR", help="a Hugging Face model directory")
-    evaluate.add_argument("--task", required=True, help="a task of bert_pipeline.evaluation.tasks")
+    evaluate.add_argument("--list", action="store_true", help="list the tasks and whether their data is at hand")
+    evaluate.add_argument("--model", type=Path, metavar="DIR", help="a Hugging Face model directory")
+    evaluate.add_argument("--task", help="one of the tasks that --list lists")
     evaluate.add_argument("--data", type=Path, metavar="DIR", help="train.tsv, dev.tsv, test.tsv")
-    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="where scores and predictions go")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="where scores and predictions go")
     evaluate.add_argument("--seeds", type=int, default=5, metavar="N", help="number of runs (default: 5)")
     evaluate.add_argument("--baseline", action="store_true", help="the same architecture from random weights, too")
     for name in ("learning_rate", "batch_size", "num_epochs", "max_seq_length"):
@@ -109,7 +110,19 @@ def _plan(options: argparse.Namespace) -> None:
     assert_fits(plan)
 
 
+def _list_tasks(as_json: bool) -> None:
+    from bert_pipeline.evaluation.listing import list_tasks, show
+
+    rows = list_tasks()
+    print(json.dumps(rows) if as_json else show(rows))
+
+
 def _evaluate(options: argparse.Namespace) -> None:
+    if options.list:
+        _list_tasks(options.json)
+        return
+    if missing := [f"--{name}" for name in ("model", "task", "out") if getattr(options, name) is None]:
+        raise ValueError(f"{', '.join(missing)} missing; remedy: name them, or see the tasks by --list")
     from bert_pipeline.evaluation.evaluate import evaluate_model
 
     settings = TaskRecipe(
