@@ -51,7 +51,7 @@ class CorpusRecipe(Section):
     max_rejected_fraction: Fraction = 0.001
     """Broken records are set aside; more than this share of them stops the stage."""
     exclude_tasks: Literal["evaluation"] | tuple[str, ...] = ()
-    """Documents that hold dev or test examples of these tasks are left out; `evaluation`: of all in evaluation.tasks."""
+    """Documents that hold dev or test examples of these tasks are left out. `evaluation`: those of evaluation.tasks."""
     sample_documents: int = Field(6_000, ge=100)
     """Number of documents that the sample generator writes (source = "sample")."""
     seed: Seed = 12345

@@ -44,7 +44,7 @@ def build_contamination(examples: Sequence[EvaluationText], raw_corpus: Path, ou
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         folder = Path(scratch)
         index.save(folder / "index")
-        tasks = []
+        tasks: list[tuple[str, tuple[Path, Path, str, Path]]] = []
         for split in SPLITS:
             for path in shard_paths(raw_corpus / split, "parquet"):
                 part = folder / f"{len(tasks):06d}.jsonl"
@@ -98,7 +98,9 @@ def _by_task(index: EvaluationIndex, shards: list[Found]) -> Facts:
     documents = sum((shard.documents for shard in shards), Counter())
     examples: Counter[tuple[str, str]] = Counter(each[:2] for each in index.examples)
     too_short = Counter(each[:2] for each, long in zip(index.examples, index.ngrams.searched, strict=True) if not long)
-    found = Counter((*each[:2], RULES[rule]) for each, rule in zip(index.examples, rules, strict=True) if rule < len(RULES))
+    found = Counter(
+        (*each[:2], RULES[rule]) for each, rule in zip(index.examples, rules, strict=True) if rule < len(RULES)
+    )
     facts: Facts = {}
     for (task, split), count in examples.items():
         held = sum(found[task, split, rule] for rule in HELD)
