@@ -50,6 +50,8 @@ class CorpusRecipe(Section):
     documents_per_shard: int = Field(10_000, ge=2)
     max_rejected_fraction: Fraction = 0.001
     """Broken records are set aside; more than this share of them stops the stage."""
+    exclude_tasks: Literal["evaluation"] | tuple[str, ...] = ()
+    """Documents that hold dev or test examples of these tasks are left out. `evaluation`: those of evaluation.tasks."""
     sample_documents: int = Field(6_000, ge=100)
     """Number of documents that the sample generator writes (source = "sample")."""
     seed: Seed = 12345

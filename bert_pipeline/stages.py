@@ -1,6 +1,7 @@
 """The chain of stages as a table: which section and which inputs make what.
 
     raw_corpus -> tokenizer -> nsp_dataset -> masked_dataset -> pretrained_checkpoint -> evaluations
+               -> contamination
 
 Both front doors read this table: the command line (explicit directories) and Dagster (the store).
 The builders are imported when they are called, so that reading the table costs nothing.
@@ -68,15 +69,47 @@ def _from_whole_inputs(build: Build) -> Build:
 
 def _raw_corpus(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.data.corpus import build_raw_corpus
+    from bert_pipeline.evaluation.texts import evaluation_texts
 
-    return build_raw_corpus(recipe.corpus, out)
+    return build_raw_corpus(recipe.corpus, out, list(evaluation_texts(_excluded_tasks(recipe), EXCLUDED_SPLITS)))
 
 
 def _corpus_sources(recipe: Recipe) -> dict[str, str]:
     from bert_pipeline.data.corpus import source_files
+    from bert_pipeline.evaluation.texts import text_inputs
 
     files = source_files(recipe.corpus)
-    return {"files": artifact.files_fingerprint(files)} if files else {}
+    sources = {"files": artifact.files_fingerprint(files)} if files else {}
+    return sources | text_inputs(_excluded_tasks(recipe), EXCLUDED_SPLITS)
+
+
+def _excluded_tasks(recipe: Recipe) -> tuple[str, ...]:
+    """The tasks whose dev and test text the corpus shall not hold."""
+    chosen = recipe.corpus.exclude_tasks
+    return _evaluated_tasks(recipe) if chosen == "evaluation" else chosen
+
+
+def _evaluated_tasks(recipe: Recipe) -> tuple[str, ...]:
+    return tuple(task.name for task in recipe.evaluation.tasks)
+
+
+def _searched_tasks(recipe: Recipe) -> tuple[str, ...]:
+    """The tasks whose text is looked for: those that are evaluated, and those that were excluded."""
+    return tuple(dict.fromkeys((*_evaluated_tasks(recipe), *_excluded_tasks(recipe))))
+
+
+@_from_whole_inputs
+def _contamination(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
+    from bert_pipeline.data.decontamination import build_contamination
+    from bert_pipeline.evaluation.texts import evaluation_texts
+
+    return build_contamination(list(evaluation_texts(_searched_tasks(recipe))), inputs["raw_corpus"], out)
+
+
+def _searched_texts(recipe: Recipe) -> dict[str, str]:
+    from bert_pipeline.evaluation.texts import text_inputs
+
+    return text_inputs(_searched_tasks(recipe))
 
 
 @_from_whole_inputs
@@ -148,9 +181,15 @@ def _initial_model(recipe: Recipe) -> dict[str, str]:
     return {"initial_model": initial.model_fingerprint(folder)} if folder else {}
 
 
+EXCLUDED_SPLITS = ("dev", "test")
+"""Of train, the model is told the labels anyway."""
+
 STAGES = {
     "raw_corpus": Stage(
         (), "2", lambda r: r.corpus.model_dump(), _raw_corpus, outside=_corpus_sources, resumable=True, in_shards=True
+    ),
+    "contamination": Stage(
+        ("raw_corpus",), "1", lambda r: {"tasks": _searched_tasks(r)}, _contamination, outside=_searched_texts
     ),
     "tokenizer": Stage(
         ("raw_corpus",), "1", lambda r: r.tokenizer.model_dump(), _tokenizer, outside=_initial_vocabulary

@@ -1,6 +1,7 @@
 """The raw corpus: documents in sentences, train and held out.
 
-    files -> groups -> documents, broken ones set aside -> train / heldout by id -> shards -> sentences
+    files -> groups -> documents, broken ones set aside, and those that hold text of evaluation sets where the recipe
+    says so -> train / heldout by id -> shards -> sentences
 
 A group is a large file, or some small ones; which ones, their names and sizes alone decide. A shard belongs to one
 group, so a new file costs its own shards and no others. This process reads and deals; workers clean and split, a
@@ -16,8 +17,9 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ import pyarrow.parquet as pq
 
 from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Facts
+from bert_pipeline.data.overlap import EvaluationIndex, EvaluationText
 from bert_pipeline.data.sentences import split_lines, split_sentences
 from bert_pipeline.data.sources.files import (
     TAKEN_EARLIER,
@@ -55,6 +58,7 @@ GROUP_BYTES = 2**22
 HISTOGRAM_EDGES = np.unique(np.round(2 ** np.arange(0, 31.5, 0.5)).astype(np.int64))
 """Half octaves from 1 to 2**31: 1, 2, 3, 4, 6, 8, 11, 16, ..."""
 
+SEARCHED_TOGETHER = 64  # documents
 SHOWN_REJECTIONS = 5
 EXAMPLE_LENGTH = 5_000  # characters
 
@@ -64,24 +68,40 @@ def source_files(section: CorpusRecipe) -> dict[str, Path]:
     return find_files(section.path) if section.source == "files" else {}
 
 
-def build_raw_corpus(section: CorpusRecipe, out: Path) -> Facts:
-    """Write {train,heldout}/shard-*.parquet and rejected.jsonl.
+@dataclass(frozen=True)
+class Exclusion:
+    """A document left out, because it holds examples of evaluation sets."""
+
+    file: str
+    document_id: str
+    held: list[dict[str, Any]]  # overlap.Holding.row, an example each
+
+    @property
+    def tasks(self) -> set[str]:
+        return {each["task"] for each in self.held}
+
+
+def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[EvaluationText] = ()) -> Facts:
+    """Write {train,heldout}/shard-*.parquet and rejected.jsonl; with `excluded`, whose examples no document of the
+    corpus may hold, also excluded.jsonl.
 
     Raises SourceError where a file cannot be read, too many records are broken, or a split has fewer than two
     documents.
     """
     store = ShardStore("raw_corpus", out)
-    dealer = Dealer(section, store)
+    dealer = Dealer(section, store, EvaluationIndex(excluded) if excluded else None)
     store.build(write_shard, dealer.shards())
     shards = [entry for entry in store.finish() if entry.files]
     rejections = [Rejection(**each) for group in dealer.groups for each in group.facts["rejections"]]
-    with (out / "rejected.jsonl").open("w", encoding="utf-8") as aside:
-        aside.writelines(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in rejections)
+    exclusions = [Exclusion(**each) for group in dealer.groups for each in group.facts.get("exclusions", ())]
+    _write_lines(out / "rejected.jsonl", rejections)
+    if excluded:
+        _write_lines(out / "excluded.jsonl", exclusions)
     summed = {split: total(entry.facts for entry in shards if entry.name.startswith(split)) for split in SPLITS}
     counts = {split: summed[split].get("documents", 0) for split in SPLITS}
-    _check(section, rejections, counts)
+    _check(section, rejections, exclusions, counts)
     whole = total(summed.values())
-    return {
+    facts: Facts = {
         f"{split}_{unit}": summed[split][unit] for unit in ("documents", "sentences", "words") for split in SPLITS
     } | {
         "rejected_documents": len(rejections),
@@ -90,11 +110,22 @@ def build_raw_corpus(section: CorpusRecipe, out: Path) -> Facts:
         "words_per_document_histogram": _histogram(whole["words_histogram"]),
         "example": summed["train"]["example"],
     }
+    if excluded:
+        facts["excluded_documents"] = len(exclusions)
+        facts["excluded_by_task"] = dict(Counter(task for each in exclusions for task in sorted(each.tasks)))
+    return facts
 
 
-def _check(section: CorpusRecipe, rejections: list[Rejection], num_documents: dict[str, int]) -> None:
+def _write_lines(path: Path, rows: Iterable[Rejection | Exclusion]) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def _check(
+    section: CorpusRecipe, rejections: list[Rejection], exclusions: list[Exclusion], num_documents: dict[str, int]
+) -> None:
     """Raise SourceError where too many records are broken, or too few documents are left."""
-    records = len(rejections) + sum(num_documents.values())
+    records = len(rejections) + len(exclusions) + sum(num_documents.values())
     if len(rejections) > section.max_rejected_fraction * records:
         raise SourceError(
             f"{len(rejections):,} of {records:,} records are broken, more than corpus.max_rejected_fraction = "
@@ -102,7 +133,7 @@ def _check(section: CorpusRecipe, rejections: list[Rejection], num_documents: di
             + "\n  ".join(map(str, rejections[:SHOWN_REJECTIONS]))
         )
     if min(num_documents.values()) < MIN_DOCUMENTS:
-        raise SourceError(_too_few(section, num_documents))
+        raise SourceError(_too_few(section, num_documents, len(exclusions)))
 
 
 def split_of(document_id: str, heldout_fraction: float) -> str:
@@ -154,21 +185,21 @@ class Pile:
 class Dealer:
     """Deals the documents of every group out to shards, and reads only the groups that do not stand already."""
 
-    def __init__(self, section: CorpusRecipe, store: ShardStore) -> None:
-        self.section, self.store = section, store
+    def __init__(self, section: CorpusRecipe, store: ShardStore, excluded: EvaluationIndex | None) -> None:
+        self.section, self.store, self.excluded = section, store, excluded
         self.groups: list[Entry] = []  # in the order of the source
         self._taken: set[int] = set()  # hashes of the ids of earlier groups
 
     def shards(self) -> Iterator[Shard]:
+        not_held = {"excluded": self.excluded.fingerprint} if self.excluded else {}
         if self.section.source == "sample":
             from bert_pipeline.data.sources.sample import sample_documents
 
             texts = sample_documents(self.section.sample_documents, self.section.seed)
-            yield from self._deal(
-                self.section.model_dump(), (Document(name, (text,), "sample") for name, text in texts)
-            )
+            rules = self.section.model_dump(exclude={"exclude_tasks"}) | not_held
+            yield from self._deal(rules, (Document(name, (text,), "sample") for name, text in texts))
             return
-        rules = self.section.model_dump(exclude={"path", "max_rejected_fraction"})
+        rules = self.section.model_dump(exclude={"path", "max_rejected_fraction", "exclude_tasks"}) | not_held
         files = source_files(self.section)
         progress = Progress("raw_corpus: reading", sum(path.stat().st_size for path in files.values()), "bytes")
         for group in group_files(files):
@@ -191,7 +222,7 @@ class Dealer:
             paths = [self.store.path(shard, name) for shard in shards for name in shard.files]
             ids = {
                 id_hash(each) for path in paths for each in pq.read_table(path, columns=["document_id"])[0].to_pylist()
-            }
+            } | {id_hash(each["document_id"]) for each in group.facts.get("exclusions", ())}
             if ids & self._taken:
                 return False
             self._taken |= ids
@@ -203,7 +234,7 @@ class Dealer:
     def _deal(self, made_from: dict[str, Any], records: Iterable[Document | Rejection]) -> Iterator[Shard]:
         """The shards of a group that is read."""
         group = self.store.fingerprint(made_from)
-        rejections, shards = [], []
+        rejections, exclusions, shards = [], [], []
         piles = {split: Pile(self.section.documents_per_shard) for split in SPLITS}
 
         def shard_of(split: str, documents: list[Document]) -> Shard:
@@ -212,22 +243,43 @@ class Dealer:
             shards.append({"group": group, "ids": artifact.fingerprint({"ids": ids})})
             return Shard(name, shards[-1], (self.section, name, documents))
 
-        for record in records:
+        for record in _sifted(records, self.excluded) if self.excluded else records:
             if isinstance(record, Rejection):
                 rejections.append(asdict(record))
                 continue
             if self.section.id_field:
                 self._taken.add(id_hash(record.document_id))
+            if isinstance(record, Exclusion):
+                exclusions.append(asdict(record))
+                continue
             split = split_of(record.document_id, self.section.heldout_fraction)
             if leaving := piles[split].add(record):
                 yield shard_of(split, leaving)
         for split, pile in piles.items():
             if pile.documents:
                 yield shard_of(split, pile.documents)
-        self.groups.append(self.store.note(made_from, {"rejections": rejections, "shards": shards}))
+        facts: Facts = {"rejections": rejections, "shards": shards}
+        if self.excluded:
+            facts["exclusions"] = exclusions
+        self.groups.append(self.store.note(made_from, facts))
 
 
-def _too_few(section: CorpusRecipe, num_documents: dict[str, int]) -> str:
+def _sifted(
+    records: Iterable[Document | Rejection], excluded: EvaluationIndex
+) -> Iterator[Document | Rejection | Exclusion]:
+    """The records in their order; an Exclusion stands for a document that holds an example."""
+    records = iter(records)
+    while some := list(islice(records, SEARCHED_TOGETHER)):
+        documents = [record for record in some if isinstance(record, Document)]
+        found = excluded.search([each.document_id for each in documents], [" ".join(each.texts) for each in documents])
+        held = {}
+        for number, holdings in found:
+            if rows := [each.row for each in holdings if each.rule != "phrase"]:
+                held[documents[number]] = Exclusion(documents[number].source, documents[number].document_id, rows)
+        yield from (held.get(record, record) if isinstance(record, Document) else record for record in some)
+
+
+def _too_few(section: CorpusRecipe, num_documents: dict[str, int], num_excluded: int) -> str:
     source = section.path or section.source
     train, heldout = num_documents["train"], num_documents["heldout"]
     if train + heldout < 2 * MIN_DOCUMENTS:
@@ -237,8 +289,9 @@ def _too_few(section: CorpusRecipe, num_documents: dict[str, int]) -> str:
         remedy = f"raise corpus.heldout_fraction (for example to {enough:g}), or bring more text"
     else:
         remedy = "lower corpus.heldout_fraction, or bring more text"
+    excluded = f" ({num_excluded} more left out by corpus.exclude_tasks)" if num_excluded else ""
     return (
-        f"{source}: {train + heldout} documents, of which {train} to train and {heldout} held out "
+        f"{source}: {train + heldout} documents{excluded}, of which {train} to train and {heldout} held out "
         f"(corpus.heldout_fraction = {section.heldout_fraction:g}); each needs at least {MIN_DOCUMENTS}, "
         f"because a random next sentence comes from another document; remedy: {remedy}"
     )

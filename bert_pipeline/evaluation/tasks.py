@@ -125,6 +125,8 @@ class Task(Section):
     """Where the data comes from (URL)."""
     terms: str
     """Under which the data may be used."""
+    pmids: bool = False
+    """The id of an example begins with the PMID of its article, by which the corpus is searched for it, too."""
     folder: str = ""
     """Under BERT_PIPELINE_DATA."""
     generated: bool = False

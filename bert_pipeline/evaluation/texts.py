@@ -1,0 +1,42 @@
+"""The texts of evaluation sets, for the search in the corpus (data/overlap.py)."""
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bert_pipeline import artifact
+from bert_pipeline.data.overlap import EvaluationText
+from bert_pipeline.evaluation.readers import Example, Sentence, read_split
+from bert_pipeline.evaluation.tasks import SPLITS, Task, find_task, require_files, task_folder
+
+
+def evaluation_texts(names: Iterable[str], splits: tuple[str, ...] = SPLITS) -> Iterator[EvaluationText]:
+    """The examples of tasks, whatever version their files have. Raises TaskError where a file is missing or broken."""
+    for task, files in _files(names):
+        for split in splits:
+            for example in read_split(task, files[split]):
+                pmid = re.match(r"\d+", example.id) if task.pmids else None
+                yield EvaluationText(task.name, split, example.id, _parts(example), pmid[0] if pmid else "")
+
+
+def text_inputs(names: Iterable[str], splits: tuple[str, ...] = SPLITS) -> dict[str, str]:
+    """A fingerprint for the text of each task: of its files and how they are read, not of what is published on it."""
+    return {
+        f"text of {task.name}": artifact.fingerprint(
+            task.model_dump(mode="json", include={"kind", "header", "pmids"})
+            | {"files": artifact.files_fingerprint({split: files[split] for split in splits})}
+        )
+        for task, files in _files(names)
+    }
+
+
+def _files(names: Iterable[str]) -> Iterator[tuple[Task, dict[str, Path]]]:
+    for name in names:
+        task = find_task(name)
+        with tempfile.TemporaryDirectory() as generated:
+            yield task, require_files(task, task_folder(task, None, Path(generated)))
+
+
+def _parts(example: Example) -> tuple[str, ...]:
+    return (" ".join(example.tokens),) if isinstance(example, Sentence) else example.parts
