@@ -56,7 +56,7 @@ def model_card(name: str, recipe_sections: Mapping[str, Any], facts_by_stage: Ma
         _facts_table("Tokenizer", "tokenizer", facts_by_stage),
         _facts_table("Training", "pretrained_checkpoint", facts_by_stage),
         _heldout(facts_by_stage),
-        _tasks(facts_by_stage.get("evaluations", {}).get("tasks", {})),
+        _tasks(facts_by_stage.get("evaluations", {})),
         "## Recipe\n\n```toml\n" + _toml(recipe_sections) + "```\n",
         LIMITS.format(and_more=", and what the model before it had read" if begun_from else " and nothing else")
         + (GENERATED_TEXT if generated else ""),
@@ -78,18 +78,10 @@ def _heldout(facts_by_stage: Mapping[str, Facts]) -> str:
     return f"## Scores of pretraining\n\n{table}" if rows else ""
 
 
-def _tasks(tasks: Mapping[str, Any]) -> str:
-    rows = [
-        (task, score["metric"], mean_and_sd(score["pretrained"]), mean_and_sd(score["random_init"]))
-        for task, score in tasks.items()
-    ]
-    table = _table(("task", "metric", "this model", "same architecture, random initialisation"), rows)
-    return f"## Scores of fine-tuning (mean ± standard deviation over seeds)\n\n{table}" if rows else ""
-
-
-def mean_and_sd(score: Mapping[str, Any]) -> str:
-    """A score over seeds; a single seed has no standard deviation."""
-    return f"{score['f1_mean']:.4f}" + (f" ± {score['f1_sd']:.4f}" if score["f1_sd"] is not None else "")
+def _tasks(evaluations: Facts) -> str:
+    if not evaluations.get("tasks"):
+        return ""
+    return "## Scores of fine-tuning (percent, mean ± standard deviation over seeds)\n\n" + scores_markdown(evaluations)
 
 
 def _number(value: float) -> str:

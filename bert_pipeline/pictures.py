@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 DPI = 80
@@ -59,6 +60,33 @@ def training_curves(rows: Iterable[Mapping[str, Any]]) -> bytes:
             axes.legend()
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
+    return _png(figure)
+
+
+MARKS: dict[str, dict[str, Any]] = {
+    "this model, 95 % interval": {"marker": "o", "color": "tab:blue"},
+    "random weights": {"marker": "o", "color": "tab:orange", "markerfacecolor": "none", "linestyle": ""},
+    "PubMedBERT": {"marker": "D", "color": "tab:green", "markersize": 5, "linestyle": ""},
+    "other published": {"marker": "|", "color": "0.6", "markersize": 10, "linestyle": ""},
+}
+
+
+def task_scores(tasks: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """A row of marks for each task: ours with its interval, the same from random weights, and what is published."""
+    figure = Figure(figsize=(WIDTH, max(1.6, 0.34 * len(tasks) + 1.2)), layout="constrained")
+    axes = figure.subplots()
+    for row, measured in enumerate(tasks.values()):
+        ours, random = measured["pretrained"], measured["random_init"]
+        for model, score in measured["published"].items():
+            axes.plot(100 * score, row, **MARKS["PubMedBERT" if model == "PubMedBERT" else "other published"])
+        axes.plot(100 * random["score_mean"], row, **MARKS["random weights"])
+        axes.plot([100 * ours["low"], 100 * ours["high"]], [row, row], color="tab:blue", linewidth=2)
+        axes.plot(100 * ours["score_mean"], row, **MARKS["this model, 95 % interval"])
+    handles = [Line2D([], [], label=label, **style) for label, style in MARKS.items()]
+    figure.legend(handles=handles, ncols=len(handles), loc="outside upper center", fontsize="x-small")
+    axes.set(yticks=range(len(tasks)), yticklabels=list(tasks), xlabel="test score (%)")
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="0.9")
     return _png(figure)
 
 

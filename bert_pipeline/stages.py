@@ -1,7 +1,7 @@
 """The chain of stages as a table: which section and which inputs make what.
 
-    raw_corpus -> tokenizer -> nsp_dataset -> masked_dataset -> pretrained_checkpoint -> evaluations
-               -> contamination
+    raw_corpus -> tokenizer -> nsp_dataset -> masked_dataset -> pretrained_checkpoint -> evaluation/<task>, ... -> evaluations
+               -> contamination                                                                         -> evaluations
 
 Both front doors read this table: the command line (explicit directories) and Dagster (the store).
 The builders are imported when they are called, so that reading the table costs nothing.
@@ -16,10 +16,13 @@ from typing import Any
 
 from bert_pipeline import artifact, initial
 from bert_pipeline.artifact import Artifact, Facts
-from bert_pipeline.recipe import Recipe, RecipeError, load_recipe, recipe_files
+from bert_pipeline.recipe import Recipe, RecipeError, TaskRecipe, load_recipe, recipe_files
 
 OnRow = Callable[[dict[str, Any]], None]
 """Is given each row of metrics as it comes."""
+
+EVALUATION = "evaluation/"
+"""Before the name of a task: the kind of what was found on it."""
 
 Build = Callable[[Recipe, Mapping[str, Path], Path, OnRow], Facts]
 
@@ -51,7 +54,7 @@ def check_files(kind: str, path: Path) -> None:
     """Raise ArtifactError where a file of an artifact in shards is missing or cut short."""
     from bert_pipeline import shards
 
-    if STAGES[kind].in_shards:
+    if find_stage(kind).in_shards:
         shards.check_files(path)
 
 
@@ -90,7 +93,7 @@ def _excluded_tasks(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _evaluated_tasks(recipe: Recipe) -> tuple[str, ...]:
-    return tuple(task.name for task in recipe.evaluation.tasks)
+    return tuple(settings.name for settings in recipe.evaluation.tasks)
 
 
 def _searched_tasks(recipe: Recipe) -> tuple[str, ...]:
@@ -153,22 +156,43 @@ def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path
 
 @_from_whole_inputs
 def _evaluations(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
-    from bert_pipeline.evaluation.evaluate import build_evaluations
+    from bert_pipeline.evaluation.summary import build_evaluations
 
-    return build_evaluations(
-        recipe.evaluation,
-        inputs["pretrained_checkpoint"],
-        inputs["nsp_dataset"],
-        inputs["masked_dataset"],
-        out,
-        on_row,
-    )
+    of_tasks = {name: inputs[EVALUATION + name] for name in _evaluated_tasks(recipe)}
+    others = (inputs[name] for name in ("pretrained_checkpoint", "nsp_dataset", "masked_dataset", "contamination"))
+    return build_evaluations(*others, of_tasks, out)
 
 
-def _task_inputs(recipe: Recipe) -> dict[str, str]:
-    from bert_pipeline.evaluation.tasks import task_inputs
+def _task_stage(name: str) -> Stage:
+    """Fine-tuning on one task."""
 
-    return task_inputs(recipe.evaluation)
+    def settings(recipe: Recipe) -> TaskRecipe:
+        for each in recipe.evaluation.tasks:
+            if each.name == name:
+                return each
+        raise RecipeError(
+            f"recipe {recipe.name} does not ask for {name}; "
+            f'remedy: [[evaluation.tasks]] with name = "{name}" in the recipe'
+        )
+
+    def section(recipe: Recipe) -> dict[str, Any]:
+        from bert_pipeline.evaluation.tasks import find_task, protocol
+
+        asked = settings(recipe)
+        limit = recipe.model.max_position_embeddings
+        return protocol(find_task(name), asked, limit).model_dump() | {"other_data": asked.other_data}
+
+    def outside(recipe: Recipe) -> dict[str, str]:
+        from bert_pipeline.evaluation.tasks import task_fingerprint
+
+        return {"task": task_fingerprint(name)}
+
+    def build(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
+        from bert_pipeline.evaluation.evaluate import evaluate_checkpoint
+
+        return evaluate_checkpoint(settings(recipe), inputs["pretrained_checkpoint"], out, on_row)
+
+    return Stage(("pretrained_checkpoint",), "1", section, build, resumable=True, outside=outside)
 
 
 def _initial_vocabulary(recipe: Recipe) -> dict[str, str]:
@@ -219,13 +243,29 @@ STAGES = {
         resumable=True,
     ),
     "evaluations": Stage(
-        ("nsp_dataset", "masked_dataset", "pretrained_checkpoint"),
-        "1",
-        lambda r: r.evaluation.model_dump(),
+        ("contamination", "nsp_dataset", "masked_dataset", "pretrained_checkpoint"),
+        "2",
+        lambda r: {"tasks": _evaluated_tasks(r)},
         _evaluations,
-        outside=_task_inputs,
     ),
 }
+"""Of every recipe. Those of its tasks are `evaluation/<task>`."""
+
+
+def find_stage(kind: str) -> Stage:
+    return _task_stage(kind.removeprefix(EVALUATION)) if kind.startswith(EVALUATION) else STAGES[kind]
+
+
+def inputs_of(kind: str, recipe: Recipe) -> tuple[str, ...]:
+    """Kinds of the artifacts that the recipe's artifact is made from."""
+    of_tasks = tuple(EVALUATION + name for name in _evaluated_tasks(recipe)) if kind == "evaluations" else ()
+    return find_stage(kind).inputs + of_tasks
+
+
+def kinds_of(recipe: Recipe) -> tuple[str, ...]:
+    """The kinds of all the recipe's artifacts, each after those that it is made from."""
+    before = [kind for kind in STAGES if kind != "evaluations"]
+    return (*before, *(EVALUATION + name for name in _evaluated_tasks(recipe)), "evaluations")
 
 
 def initial_directory(recipe: Recipe) -> Path | None:
@@ -266,21 +306,21 @@ def settled(recipe: Recipe) -> Recipe:
 
 def _fingerprint(kind: str, recipe: Recipe) -> str:
     """That of the recipe's artifact, whether it stands or not."""
-    stage = STAGES[kind]
-    inputs = {name: _fingerprint(name, recipe) for name in stage.inputs} | stage.outside(recipe)
+    stage = find_stage(kind)
+    inputs = {name: _fingerprint(name, recipe) for name in inputs_of(kind, recipe)} | stage.outside(recipe)
     return artifact.fingerprint(artifact.origin(kind, stage.section(recipe), inputs, stage.code_version))
 
 
 def stage_origin(kind: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     """What decides the artifact's content. Raises ArtifactError where an input is of another kind or missing."""
-    stage = STAGES[kind]
-    for name in stage.inputs:
+    stage, needed = find_stage(kind), inputs_of(kind, recipe)
+    for name in needed:
         if name not in inputs:
-            raise artifact.ArtifactError(f"{kind} is made from {', '.join(stage.inputs)}, and {name} was not given")
+            raise artifact.ArtifactError(f"{kind} is made from {', '.join(needed)}, and {name} was not given")
         if inputs[name].kind != name:
             raise artifact.ArtifactError(f"{kind}: {inputs[name].path} holds a {inputs[name].kind}, not a {name}")
-    _refuse_strangers(kind, {name: inputs[name] for name in stage.inputs})
-    fingerprints = {name: inputs[name].fingerprint for name in stage.inputs} | stage.outside(recipe)
+    _refuse_strangers(kind, {name: inputs[name] for name in needed})
+    fingerprints = {name: inputs[name].fingerprint for name in needed} | stage.outside(recipe)
     return artifact.origin(kind, stage.section(recipe), fingerprints, stage.code_version)
 
 
@@ -309,8 +349,8 @@ def make_stage(
     Raises ArtifactError where a file of what stands there, or of an input, is missing or cut short.
     """
     recipe = settled(recipe)
-    stage, origin = STAGES[kind], stage_origin(kind, recipe, inputs)
-    paths = {name: inputs[name].path for name in stage.inputs}
+    stage, origin = find_stage(kind), stage_origin(kind, recipe, inputs)
+    paths = {name: inputs[name].path for name in inputs_of(kind, recipe)}
     made = artifact.make(
         destination, origin, lambda out: stage.build(recipe, paths, out, on_row), resumable=stage.resumable
     )

@@ -24,31 +24,30 @@ from bert_pipeline.evaluation.runs import SCORED, Encoder, Job, Run, best, grid,
 from bert_pipeline.evaluation.scores import interval, statistics
 from bert_pipeline.evaluation.tasks import UNITS, find_task, protocol, task_folder
 from bert_pipeline.evaluation.workers import make_runs
-from bert_pipeline.recipe import EvaluationRecipe, TaskRecipe
+from bert_pipeline.recipe import TaskRecipe
 
-HELDOUT_PAIRS = 10_000
 BOOTSTRAP_SEED = 12345
 
 OnRow = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
 
 
-def build_evaluations(
-    section: EvaluationRecipe,
-    pretrained_checkpoint: Path,
-    nsp_dataset: Path,
-    masked_dataset: Path,
-    out: Path,
-    on_row: OnRow,
-) -> Facts:
-    from bert_pipeline.training.heldout import evaluate_checkpoint
+def evaluate_checkpoint(settings: TaskRecipe, checkpoint: Path, out: Path, on_row: OnRow) -> Facts:
+    """One task with a pretrained_checkpoint: beside random weights, and with the models that were kept on the way.
 
-    heldout = evaluate_checkpoint(pretrained_checkpoint, nsp_dataset, masked_dataset, HELDOUT_PAIRS)
-    tasks = {}
-    for settings in section.tasks:
-        place = out / settings.name
-        tasks[settings.name] = evaluate_task(settings, pretrained_checkpoint, None, place, on_row, baseline=True)
-    return {"heldout": heldout, "tasks": tasks}
+    `snapshots` in the facts maps the step of each of those to its score, of the first seed, in the same setting.
+    """
+    facts = evaluate_task(settings, checkpoint, None, out, on_row, baseline=True)
+    once = settings.model_copy(update=facts["setting"] | {"seeds": tuple(facts["seeds"][:1])})
+    data = out / "data" if (out / "data").is_dir() else None
+    snapshots = {}
+    for model in sorted(checkpoint.glob("snapshots/step-*")):
+        step = int(model.name.removeprefix("step-"))
+        place = out / "snapshots" / model.name
+        score = evaluate_task(once, model, data, place, lambda row: None, baseline=False)["pretrained"]["score_mean"]
+        on_row({"step": step, "task": settings.name, "snapshot_score": score})
+        snapshots[str(step)] = score
+    return facts | {"snapshots": snapshots}
 
 
 def evaluate_task(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from bert_pipeline.artifact import Facts
-from bert_pipeline.evaluation.blurb import blurb_score
+from bert_pipeline.evaluation.blurb import BlurbScore, blurb_score
 from bert_pipeline.evaluation.tasks import Task
 
 OURS = {"pretrained": "this model", "random_init": "the same, random weights"}
@@ -42,12 +42,38 @@ def _told(name: str, facts: Facts) -> str:
 
 def _blurb(evaluated: Mapping[str, Facts], tasks: Mapping[str, Task]) -> list[str]:
     means = {name: facts["pretrained"]["score_mean"] for name, facts in evaluated.items()}
-    if not any(tasks[name].group for name in means):
+    return ["", *_blurb_line(blurb_score(means, tasks))] if any(tasks[name].group for name in means) else []
+
+
+def scores_markdown(facts: Facts) -> str:
+    """The facts of `evaluations`: a row for each task; beside PubMedBERT and the best that is published. Percent."""
+    head = ("task", "metric", "this model", "95 % interval", "seeds", "random weights", "PubMedBERT", "best published")
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for name, measured in facts["tasks"].items():
+        ours, published = measured["pretrained"], measured["published"]
+        best = max(published, key=published.__getitem__, default=None)
+        cells = (
+            *(name, measured["metric"], mean_and_sd(ours), f"{100 * ours['low']:.2f} to {100 * ours['high']:.2f}"),
+            *(str(len(measured["seeds"])), mean_and_sd(measured["random_init"])),
+            f"{100 * published['PubMedBERT']:.2f}" if "PubMedBERT" in published else "",
+            f"{100 * published[best]:.2f} ({best})" if best else "",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_blurb_line(facts.get("blurb"))])
+
+
+def mean_and_sd(score: Facts) -> str:
+    """In percent; a single seed has no standard deviation."""
+    spread = f" ± {100 * score['score_sd']:.2f}" if score["score_sd"] is not None else ""
+    return f"{100 * score['score_mean']:.2f}{spread}"
+
+
+def _blurb_line(found: BlurbScore | None) -> list[str]:
+    if found is None:
         return []
-    found = blurb_score(means, tasks)
     if found["score"] is not None:
-        return ["", f"BLURB score: {100 * found['score']:.2f}"]
+        return [f"BLURB score: {100 * found['score']:.2f}", ""]
     if found["partial_score"] is None:
-        return ["", f"no BLURB score: no group is whole; missing: {', '.join(found['missing'])}"]
+        return [f"No BLURB score: no group is whole; missing: {', '.join(found['missing'])}", ""]
     whole = f"{100 * found['partial_score']:.2f} over {', '.join(found['groups'])}"
-    return ["", f"partial BLURB score: {whole}; missing: {', '.join(found['missing'])}"]
+    return [f"Partial BLURB score: {whole}; missing: {', '.join(found['missing'])}", ""]

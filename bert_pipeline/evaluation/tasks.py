@@ -29,7 +29,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from bert_pipeline.artifact import files_fingerprint, fingerprint
-from bert_pipeline.recipe import CorpusRecipe, Count, EvaluationRecipe, Fraction, Positive, Section, Seed, TaskRecipe
+from bert_pipeline.recipe import CorpusRecipe, Count, Fraction, Positive, Section, Seed, TaskRecipe
 from bert_pipeline.recipe_faults import explain
 
 SPLITS = ("train", "dev", "test")
@@ -343,12 +343,9 @@ def require_files(task: Task, folder: Path) -> dict[str, Path]:
     return files
 
 
-def task_inputs(section: EvaluationRecipe) -> dict[str, str]:
-    """A fingerprint of each task's description and data files; generated data is generated for it."""
-    fingerprints = {}
-    for settings in section.tasks:
-        task = find_task(settings.name)
-        with tempfile.TemporaryDirectory() as generated:
-            files = files_fingerprint(require_files(task, task_folder(task, None, Path(generated))))
-        fingerprints[task.name] = fingerprint({"task": task.model_dump(mode="json"), "files": files})
-    return fingerprints
+def task_fingerprint(name: str) -> str:
+    """Of a task's description and data files; generated data is generated for it."""
+    task = find_task(name)
+    with tempfile.TemporaryDirectory() as generated:
+        files = files_fingerprint(require_files(task, task_folder(task, None, Path(generated))))
+    return fingerprint({"task": task.model_dump(mode="json"), "files": files})

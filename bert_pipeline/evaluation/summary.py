@@ -1,0 +1,43 @@
+"""All evaluations of a checkpoint in one place: held-out losses, the scores of its tasks beside the published ones, the
+BLURB score, and how much of the tasks' text the corpus holds.
+
+    <out>/results.md, results.png      the scores as a table and as a picture
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bert_pipeline import artifact, pictures
+from bert_pipeline.artifact import Facts
+from bert_pipeline.evaluation.blurb import blurb_score
+from bert_pipeline.evaluation.table import scores_markdown
+from bert_pipeline.evaluation.tasks import find_task, task_files
+
+HELDOUT_PAIRS = 10_000
+
+
+def build_evaluations(
+    pretrained_checkpoint: Path,
+    nsp_dataset: Path,
+    masked_dataset: Path,
+    contamination: Path,
+    of_tasks: Mapping[str, Path],
+    out: Path,
+) -> Facts:
+    """`of_tasks`: the artifact of each task by its name."""
+    from bert_pipeline.training.heldout import evaluate_checkpoint
+
+    tasks = {name: artifact.load(path).facts for name, path in of_tasks.items()}
+    known = {name: find_task(name) for name in task_files()}
+    means = {name: facts["pretrained"]["score_mean"] for name, facts in tasks.items()}
+    facts: Facts = {
+        "heldout": evaluate_checkpoint(pretrained_checkpoint, nsp_dataset, masked_dataset, HELDOUT_PAIRS),
+        "tasks": tasks,
+        "contamination": artifact.load(contamination).facts,
+    }
+    if any(known[name].group for name in means):
+        facts["blurb"] = blurb_score(means, known)
+    if tasks:
+        (out / "results.md").write_text(scores_markdown(facts), encoding="utf-8")
+        (out / "results.png").write_bytes(pictures.task_scores(tasks))
+    return facts
