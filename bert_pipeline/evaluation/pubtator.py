@@ -222,8 +222,8 @@ def _find_files(paths: Sequence[Path]) -> dict[str, Path]:
             found[name[1]] = file
     if missing := [name for name in SPLITS.values() if name not in found]:
         raise TaskError(
-            f"no CDR_{missing[0]}Set.PubTator.txt (or .txt.gz) in {', '.join(map(str, paths))}; remedy: unpack BioCreative"
-            " V's CDR_Data.zip (track 3) and name its folder CDR.Corpus.v010516, or the three files"
+            f"no CDR_{missing[0]}Set.PubTator.txt (or .txt.gz) in {', '.join(map(str, paths))}; remedy: unpack the"
+            " CDR_Data.zip of BioCreative V (track 3) and name its folder CDR.Corpus.v010516, or the three files"
         )
     return found
 
