@@ -117,6 +117,7 @@ def test_a_server_without_ranges_begins_again(site, tmp_path):
     site.answers["/f"] = [whole | {"cut_at": 70_000}, whole]
     fetch_content(site, "/f", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == CONTENT
+    assert len(site.requests) == 2, "the whole answer is not appended to what lay there"
 
 
 @pytest.mark.parametrize("left", [b"something else", CONTENT[:-1] + b"?", CONTENT + b"and more"])
