@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bert_pipeline.artifact import Facts
+from bert_pipeline.score_table import scores_markdown
 
 HEADER = """\
 ---

@@ -1,6 +1,7 @@
 """The graph: what is made, and from what. Read the signatures from top to bottom.
 
 A partition is a recipe. The work of each asset is a stage of bert_pipeline, its gates stand in checks.py.
+The tasks of the evaluation are assets of one function, which makes those that the recipe asks for.
 An asset of a stage has no return annotation: where there are checks, Dagster 1.13 reads `MaterializeResult` as
 "hands nothing on".
 """
@@ -10,16 +11,21 @@ from collections.abc import Callable
 import dagster as dg
 
 from bert_pipeline.artifact import Artifact
+from bert_pipeline.evaluation.tasks import find_task, task_files
 from bert_pipeline.recipe import recipe_files
-from bert_pipeline.stages import STAGES
+from bert_pipeline.stages import EVALUATION, STAGES, find_stage
 from orchestration import registry
-from orchestration.checks import check_specs
+from orchestration.checks import asset_key, check_specs
 from orchestration.workshop import Workshop
 
 recipes = dg.StaticPartitionsDefinition(sorted(recipe_files()))
 OWNERS = ["team:nlp"]
 
 Context = dg.AssetExecutionContext
+
+
+def output_name(kind: str) -> str:
+    return kind.replace("/", "__").replace("-", "_")
 
 
 def stage(group: str, *kinds: str, pool: str | None = None) -> Callable[[Callable], dg.AssetsDefinition]:
@@ -44,6 +50,12 @@ def stage(group: str, *kinds: str, pool: str | None = None) -> Callable[[Callabl
 def raw_corpus(context: Context, workshop: Workshop):
     """Documents as lists of sentences, in training and held-out shards."""
     return workshop.make(context)
+
+
+@stage("data")
+def contamination(context: Context, workshop: Workshop, raw_corpus: Artifact):
+    """Which documents of the corpus hold text of the evaluation sets."""
+    return workshop.make(context, raw_corpus=raw_corpus)
 
 
 @stage("data", "huggingface")
@@ -72,21 +84,46 @@ def pretrained_checkpoint(
     return workshop.make(context, tokenizer=tokenizer, nsp_dataset=nsp_dataset, masked_dataset=masked_dataset)
 
 
-@stage("evaluation", "pytorch", "mlflow", pool="training")
-def evaluations(
-    context: Context,
-    workshop: Workshop,
-    nsp_dataset: Artifact,
-    masked_dataset: Artifact,
-    pretrained_checkpoint: Artifact,
-):
-    """Held-out losses, and fine-tuning scores beside the same architecture from random initialisation."""
-    return workshop.make(
-        context,
-        nsp_dataset=nsp_dataset,
-        masked_dataset=masked_dataset,
-        pretrained_checkpoint=pretrained_checkpoint,
+TASKS = {EVALUATION + name: find_task(name) for name in sorted(task_files())}
+"""What can be evaluated, by the kind of its artifact."""
+
+
+def _evaluated(kind: str, description: str) -> dg.AssetOut:
+    return dg.AssetOut(
+        key=asset_key(kind),
+        description=description,
+        is_required=False,  # a recipe asks for some tasks, not for all
+        group_name="evaluation",
+        kinds={"pytorch", "mlflow"},
+        owners=OWNERS,
+        code_version=find_stage(kind).code_version,
+        io_manager_key="artifacts",
     )
+
+
+@dg.multi_asset(
+    partitions_def=recipes,
+    outs={
+        **{
+            output_name(kind): _evaluated(
+                kind, f"{task.title}: {task.metric} after fine-tuning, beside random weights."
+            )
+            for kind, task in TASKS.items()
+        },
+        "evaluations": _evaluated("evaluations", "All tasks of the recipe, held-out losses, and the BLURB score."),
+    },
+    internal_asset_deps={
+        **{output_name(kind): {asset_key("pretrained_checkpoint")} for kind in TASKS},
+        "evaluations": {asset_key(kind) for kind in (*STAGES["evaluations"].inputs, *TASKS)},
+    },
+    deps=[asset_key(kind) for kind in STAGES["evaluations"].inputs if kind != "pretrained_checkpoint"],
+    check_specs=[spec for kind in (*TASKS, "evaluations") for spec in check_specs(kind)],
+    can_subset=True,
+    pool="training",
+)
+def evaluation(context: Context, workshop: Workshop, pretrained_checkpoint: Artifact):
+    """The tasks that the recipe asks for, each an asset of its own, and their summary."""
+    yield from workshop.evaluate(context, pretrained_checkpoint)
 
 
 @dg.asset(
@@ -104,4 +141,13 @@ def registered_model(
     return workshop.register(context, pretrained_checkpoint, evaluations)
 
 
-ASSETS = [raw_corpus, tokenizer, nsp_dataset, masked_dataset, pretrained_checkpoint, evaluations, registered_model]
+ASSETS = [
+    raw_corpus,
+    contamination,
+    tokenizer,
+    nsp_dataset,
+    masked_dataset,
+    pretrained_checkpoint,
+    evaluation,
+    registered_model,
+]

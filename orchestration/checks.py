@@ -12,6 +12,7 @@ import dagster as dg
 from bert_pipeline.artifact import Artifact, Facts
 from bert_pipeline.formats import SPECIAL_TOKENS
 from bert_pipeline.recipe import Recipe
+from bert_pipeline.stages import EVALUATION
 
 Check = Callable[[Facts, Recipe], Iterator[str]]
 
@@ -120,26 +121,30 @@ def export_is_exact(facts: Facts, recipe: Recipe) -> Iterator[str]:
         yield f"max_logit_difference is {facts['max_logit_difference']}, the limit is {MAX_LOGIT_DIFFERENCE}"
 
 
-def scores_are_scores(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """Losses are finite; accuracies and F1 lie between 0 and 1."""
-    scores = {f"heldout/{name}": value for name, value in facts["heldout"].items()}
-    for task, measured in facts["tasks"].items():
-        for encoder in ("pretrained", "random_init"):
-            given = {name: value for name, value in measured[encoder].items() if value is not None}  # sd of one seed
-            scores |= {f"{task}/{encoder}/{name}": value for name, value in given.items()}
-    for name, score in scores.items():
+def losses_are_losses(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Held-out losses are finite, accuracies lie between 0 and 1."""
+    for name, score in facts["heldout"].items():
         highest = math.inf if name.endswith("loss") else 1.0
         if not (math.isfinite(score) and 0.0 <= score <= highest):
-            yield f"{name} is {score}"
+            yield f"heldout/{name} is {score}"
+
+
+def scores_are_scores(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Every mean, deviation and bound is a number no further from 0 than 1, and there was gold to score against."""
+    if not facts["gold_size"]:
+        yield f"gold_size is 0 {facts['unit']}"
+    for encoder in ("pretrained", "random_init"):
+        for name, score in facts[encoder].items():
+            open_ended = name.startswith("mse")  # of a similarity, in its own units
+            if score is not None and not (math.isfinite(score) and (open_ended or abs(score) <= 1.0)):
+                yield f"{encoder}/{name} is {score}"
 
 
 def every_task_was_scored(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """Each task of the recipe has its scores, and each had entities to find."""
+    """Each task of the recipe has its scores."""
     for task in recipe.evaluation.tasks:
         if task.name not in facts["tasks"]:
             yield f"{task.name} has no scores"
-        elif not facts["tasks"][task.name]["gold_entities"]:
-            yield f"{task.name} has no gold entity"
 
 
 CHECKS: dict[str, tuple[Check, ...]] = {
@@ -148,8 +153,17 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "nsp_dataset": (labels_are_balanced,),
     "masked_dataset": (masks_are_as_asked, masks_are_80_10_10),
     "pretrained_checkpoint": (losses_are_finite, loss_fell, export_is_exact),
-    "evaluations": (scores_are_scores, every_task_was_scored),
+    "evaluations": (losses_are_losses, every_task_was_scored),
 }
+
+
+def checks_of(kind: str) -> tuple[Check, ...]:
+    return (scores_are_scores,) if kind.startswith(EVALUATION) else CHECKS.get(kind, ())
+
+
+def asset_key(kind: str) -> dg.AssetKey:
+    """`evaluation/GAD` is the key of two parts."""
+    return dg.AssetKey(kind.split("/"))
 
 
 class GateClosed(RuntimeError):
@@ -158,17 +172,20 @@ class GateClosed(RuntimeError):
 
 def check_specs(kind: str) -> list[dg.AssetCheckSpec]:
     return [
-        dg.AssetCheckSpec(check.__name__, asset=kind, description=check.__doc__, blocking=True)
-        for check in CHECKS[kind]
+        dg.AssetCheckSpec(check.__name__, asset=asset_key(kind), description=check.__doc__, blocking=True)
+        for check in checks_of(kind)
     ]
 
 
 def check_results(made: Artifact, recipe: Recipe) -> list[dg.AssetCheckResult]:
     results = []
-    for check in CHECKS[made.kind]:
+    for check in checks_of(made.kind):
         faults = list(check(made.facts, recipe))
+        told = "; ".join(faults) or None
         results.append(
-            dg.AssetCheckResult(check_name=check.__name__, passed=not faults, description="; ".join(faults) or None)
+            dg.AssetCheckResult(
+                asset_key=asset_key(made.kind), check_name=check.__name__, passed=not faults, description=told
+            )
         )
     return results
 
@@ -178,7 +195,7 @@ def assert_all_pass(artifacts: dict[str, Artifact], recipe: Recipe) -> None:
     faults = [
         f"{kind} ({made.path}): {check.__name__}: {fault}"
         for kind, made in artifacts.items()
-        for check in CHECKS[kind]
+        for check in checks_of(kind)
         for fault in check(made.facts, recipe)
     ]
     if faults:

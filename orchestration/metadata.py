@@ -8,8 +8,8 @@ import dagster as dg
 import pyarrow as pa
 
 from bert_pipeline import formats, pictures
-from bert_pipeline.artifact import Artifact, Facts
-from bert_pipeline.model_card import mean_and_sd
+from bert_pipeline.artifact import Artifact
+from bert_pipeline.score_table import scores_markdown
 from bert_pipeline.planning import table
 
 
@@ -38,7 +38,7 @@ def of_artifact(made: Artifact) -> dict[str, Any]:
     if made.kind == "raw_corpus":
         shown["dagster/row_count"] = made.facts["train_documents"] + made.facts["heldout_documents"]
     if made.kind == "evaluations":
-        shown["scores"] = _scores(made.facts)
+        shown["scores"] = dg.MetadataValue.md(scores_markdown(made.facts))
     return shown | {
         "path": dg.MetadataValue.path(str(made.path)),
         "fingerprint": made.fingerprint,
@@ -62,15 +62,6 @@ def _shown(name: str, value: Any) -> Any:
     if isinstance(value, str) and len(value) > 40:
         return dg.MetadataValue.md(f"```text\n{value}\n```")
     return value
-
-
-def _scores(facts: Facts) -> dg.MetadataValue:
-    """Fine-tuning scores, pretrained beside random initialisation."""
-    lines = ["| task | metric | pretrained | random initialisation |", "| --- | --- | --- | --- |"]
-    for task, measured in facts["tasks"].items():
-        cells = (task, measured["metric"], *(mean_and_sd(measured[name]) for name in ("pretrained", "random_init")))
-        lines.append(f"| {' | '.join(cells)} |")
-    return dg.MetadataValue.md("\n".join(lines))
 
 
 def _is_histogram(value: Mapping[str, Any]) -> bool:

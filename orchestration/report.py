@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bert_pipeline.artifact import Artifact
-from bert_pipeline.model_card import mean_and_sd
-from bert_pipeline.stages import STAGES, home
+from bert_pipeline.recipe import load_recipe, recipe_files
+from bert_pipeline.score_table import mean_and_sd
+from bert_pipeline.stages import home, kinds_of
 from orchestration import registry
 from orchestration.tracking import Mlflow
 from orchestration.workshop import resources
@@ -18,7 +19,8 @@ from orchestration.workshop import resources
 def report(recipe: str, home: Path) -> str:
     """Raises ArtifactError where the recipe's graph has not been run to its end."""
     used = resources(home)
-    made = {kind: used["artifacts"].artifact(kind, recipe) for kind in STAGES}
+    kinds = kinds_of(load_recipe(recipe_files()[recipe]))
+    made = {kind: used["artifacts"].artifact(kind, recipe) for kind in kinds}
     parts = [_artifacts(made), _pretraining(made["pretrained_checkpoint"]), _tasks(made["evaluations"])]
     return "\n".join([*parts, _model(used["workshop"].mlflow, recipe), _further(made, recipe)])
 

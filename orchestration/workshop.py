@@ -1,6 +1,7 @@
 """What the assets use: the workshop makes artifacts, and tells Dagster and MLflow what was made."""
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +10,73 @@ import dagster as dg
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
 from bert_pipeline.metrics import read_rows
-from bert_pipeline.recipe import Recipe, load_recipe, recipe_files
-from bert_pipeline.stages import STAGES, check_files, settled, stage_origin
+from bert_pipeline.recipe import Recipe, RecipeError, load_recipe, recipe_files
+from bert_pipeline.stages import (
+    EVALUATION,
+    check_files,
+    find_stage,
+    inputs_of,
+    kinds_of,
+    settled,
+    stage_origin,
+)
 from orchestration import checks, metadata, registry
 from orchestration.logs import library_log_in
 from orchestration.pointers import ArtifactIOManager
 from orchestration.tracking import About, Mlflow, not_stopped_by
 
-TRACKED = ("pretrained_checkpoint", "evaluations")
-"""Stages that train, and so have a run in MLflow."""
+UNTRACKED = ("raw_corpus", "contamination", "tokenizer", "nsp_dataset", "masked_dataset")
+"""Stages that neither train nor measure a model, and so have no run in MLflow."""
 
 
 class Workshop(dg.ConfigurableResource):
     """Makes artifacts in one store, `store/kind/fingerprint`."""
 
     store: str
+    pointers: str
+    """See ArtifactIOManager."""
     dagster_ui: str
     """Address of Dagster's pages, for links."""
     mlflow: Mlflow
 
     def make(self, context: dg.AssetExecutionContext, **inputs: Artifact) -> dg.MaterializeResult[Artifact]:
         """Build the asset's artifact for the partition's recipe, or find it standing; then its gates."""
-        kind, recipe = context.asset_key.to_user_string(), _recipe(context)
+        recipe = _recipe(context)
+        return self._materialize(context, recipe, context.asset_key.to_user_string(), inputs)
+
+    def evaluate(
+        self, context: dg.AssetExecutionContext, checkpoint: Artifact
+    ) -> Iterator[dg.MaterializeResult[Artifact]]:
+        """The selected ones of the recipe's tasks, and their summary.
+
+        The summary is made from all tasks of the recipe; what stands of them is taken as it is.
+        """
+        recipe, selected = _recipe(context), {key.to_user_string() for key in context.selected_asset_keys}
+        tasks = [kind for kind in kinds_of(recipe) if kind.startswith(EVALUATION)]
+        if selected.isdisjoint((*tasks, "evaluations")):
+            raise RecipeError(
+                f"recipe {recipe.name} asks for none of {', '.join(sorted(selected))}; remedy: [[evaluation.tasks]] "
+                "in the recipe, with the name of the task"
+            )
+        inputs = {checkpoint.kind: checkpoint}
+        for kind in tasks:
+            if kind in selected or "evaluations" in selected:
+                result = self._materialize(context, recipe, kind, {checkpoint.kind: checkpoint})
+                inputs[kind] = result.value
+                if kind in selected:
+                    yield result
+        if "evaluations" in selected:
+            made = ArtifactIOManager(store=self.store, pointers=self.pointers)
+            for kind in inputs_of("evaluations", recipe):
+                inputs.setdefault(kind, made.artifact(kind, context.partition_key))
+            yield self._materialize(context, recipe, "evaluations", inputs)
+
+    def _materialize(
+        self, context: dg.AssetExecutionContext, recipe: Recipe, kind: str, inputs: Mapping[str, Artifact]
+    ) -> dg.MaterializeResult[Artifact]:
         self._lineage(recipe, *inputs.values())
         with library_log_in(context.log):
-            stage, origin = STAGES[kind], stage_origin(kind, recipe, inputs)
+            stage, origin = find_stage(kind), stage_origin(kind, recipe, inputs)
             shown: dict[str, Any] = {}
             about = self._about(context, recipe, origin, inputs)
 
@@ -43,7 +86,7 @@ class Workshop(dg.ConfigurableResource):
                     from bert_pipeline.planning.plan import plan_before  # it brings numba, the graph does without
 
                     shown.update(metadata.of_plan(plan_before(recipe, Path(self.store))))
-                if kind not in TRACKED:
+                if kind in UNTRACKED:
                     return stage.build(recipe, paths, out, lambda row: None)
                 with self.mlflow.track(about) as tracked:
                     facts = stage.build(recipe, paths, out, tracked.on_row)
@@ -53,12 +96,13 @@ class Workshop(dg.ConfigurableResource):
             destination = Path(self.store, kind, about.fingerprint)
             made = artifact.make(destination, origin, build, resumable=stage.resumable)
             check_files(kind, destination)
-            shown |= self._links(about, made) if kind in TRACKED else {}
+            shown |= {} if kind in UNTRACKED else self._links(about, made)
         gates = checks.check_results(made, recipe)
         for gate in gates:
             if not gate.passed:
                 context.log.error(f"{gate.check_name}: {gate.description}")  # Dagster's own error names it only
         return dg.MaterializeResult(
+            asset_key=checks.asset_key(kind),
             value=made,
             metadata=metadata.of_artifact(made) | shown,
             check_results=gates,
@@ -73,7 +117,7 @@ class Workshop(dg.ConfigurableResource):
         artifacts = self._lineage(recipe, pretrained_checkpoint, evaluations)
         checks.assert_all_pass(artifacts, recipe)
         with library_log_in(context.log):
-            version = registry.register(self.mlflow, recipe, artifacts, self._tags(context))
+            version = registry.register(self.mlflow, recipe, artifacts, self._tags(context, "registered_model"))
         return dg.MaterializeResult(
             metadata={
                 "name": version.name,
@@ -98,15 +142,15 @@ class Workshop(dg.ConfigurableResource):
             if known.fingerprint != made.fingerprint:
                 raise ArtifactError(f"{known.path} and {made.path} do not belong together; remedy: materialize both")
             origin = made.record["origin"]
-            section = STAGES[made.kind].section(recipe)
+            section = find_stage(made.kind).section(recipe)
             if artifact.fingerprint(origin["section"]) != artifact.fingerprint(section):
                 raise ArtifactError(
                     f"{made.path} was made before recipe {recipe.name} was changed; "
                     f"remedy: materialize {made.kind} and what follows it"
                 )
-            sources = {kind: key for kind, key in origin["inputs"].items() if kind in STAGES}
+            sources = {kind: key for kind, key in origin["inputs"].items() if kind in inputs_of(made.kind, recipe)}
             waiting += [artifact.load(Path(self.store, kind, key), kind) for kind, key in sources.items()]
-        return {kind: found[kind] for kind in STAGES if kind in found}
+        return {kind: found[kind] for kind in kinds_of(recipe) if kind in found}
 
     def _links(self, about: About, made: Artifact) -> dict[str, Any]:
         """Where MLflow tells how the artifact was made. What it was never told, it is told from the records."""
@@ -121,7 +165,7 @@ class Workshop(dg.ConfigurableResource):
         return {}
 
     def _about(
-        self, context: dg.AssetExecutionContext, recipe: Recipe, origin: dict[str, Any], inputs: dict[str, Artifact]
+        self, context: dg.AssetExecutionContext, recipe: Recipe, origin: dict[str, Any], inputs: Mapping[str, Artifact]
     ) -> About:
         kind, fingerprint = origin["kind"], artifact.fingerprint(origin)
         outside = {f"input.{name}": key for name, key in origin["inputs"].items() if name not in inputs}
@@ -131,16 +175,16 @@ class Workshop(dg.ConfigurableResource):
             fingerprint=fingerprint,
             inputs=inputs,
             params=recipe.model_dump(mode="json", exclude={"name", "description"}),
-            tags=self._tags(context) | outside,
+            tags=self._tags(context, kind) | outside,
         )
 
-    def _tags(self, context: dg.AssetExecutionContext) -> dict[str, str]:
+    def _tags(self, context: dg.AssetExecutionContext, kind: str) -> dict[str, str]:
         """What leads from MLflow back to Dagster."""
         run_id = context.run.run_id
         page = f"{self.dagster_ui}/runs/{run_id}"
         return {
             "dagster.run_id": run_id,
-            "dagster.asset": context.asset_key.to_user_string(),
+            "dagster.asset": kind,
             "dagster.partition": context.partition_key,
             "dagster.url": page,
             "mlflow.note.content": f"Dagster run [{run_id}]({page})",
@@ -160,7 +204,8 @@ def resources(home: Path) -> dict[str, Any]:
         artifacts=str(home / "mlartifacts"),
         ui=tracking_uri if served else "http://127.0.0.1:5000",
     )
+    places = {"store": str(home / "artifacts"), "pointers": str(home / "pointers")}
     return {
-        "workshop": Workshop(store=str(home / "artifacts"), dagster_ui="http://127.0.0.1:3000", mlflow=mlflow),
-        "artifacts": ArtifactIOManager(store=str(home / "artifacts"), pointers=str(home / "pointers")),
+        "workshop": Workshop(**places, dagster_ui="http://127.0.0.1:3000", mlflow=mlflow),
+        "artifacts": ArtifactIOManager(**places),
     }

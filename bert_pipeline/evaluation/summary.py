@@ -10,8 +10,8 @@ from pathlib import Path
 from bert_pipeline import artifact, pictures
 from bert_pipeline.artifact import Facts
 from bert_pipeline.evaluation.blurb import blurb_score
-from bert_pipeline.evaluation.table import scores_markdown
 from bert_pipeline.evaluation.tasks import find_task, task_files
+from bert_pipeline.score_table import scores_markdown
 
 HELDOUT_PAIRS = 10_000
 
