@@ -217,7 +217,7 @@ class TaskRecipe(Section):
 
     name: str
     profile: Literal["quick", "published"] = "quick"
-    """`quick`: one setting, one seed. `published`: the grid on dev and the number of seeds that BLURB's authors state."""
+    """`quick`: one setting, one seed. `published`: the grid on dev and the seeds of BLURB's authors."""
     learning_rate: Positive | tuple[Positive, ...] | None = None
     batch_size: Count | tuple[Count, ...] | None = None
     num_epochs: Count | tuple[Count, ...] | None = None

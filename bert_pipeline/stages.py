@@ -1,7 +1,7 @@
 """The chain of stages as a table: which section and which inputs make what.
 
-    raw_corpus -> tokenizer -> nsp_dataset -> masked_dataset -> pretrained_checkpoint -> evaluation/<task>, ... -> evaluations
-               -> contamination                                                                         -> evaluations
+    raw_corpus -> tokenizer -> nsp_dataset -> masked_dataset -> pretrained_checkpoint -> evaluation/TASK -> evaluations
+               -> contamination -> evaluations
 
 Both front doors read this table: the command line (explicit directories) and Dagster (the store).
 The builders are imported when they are called, so that reading the table costs nothing.
@@ -158,9 +158,14 @@ def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path
 def _evaluations(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.evaluation.summary import build_evaluations
 
-    of_tasks = {name: inputs[EVALUATION + name] for name in _evaluated_tasks(recipe)}
-    others = (inputs[name] for name in ("pretrained_checkpoint", "nsp_dataset", "masked_dataset", "contamination"))
-    return build_evaluations(*others, of_tasks, out)
+    return build_evaluations(
+        inputs["contamination"],
+        inputs["nsp_dataset"],
+        inputs["masked_dataset"],
+        inputs["pretrained_checkpoint"],
+        {name: inputs[EVALUATION + name] for name in _evaluated_tasks(recipe)},
+        out,
+    )
 
 
 def _task_stage(name: str) -> Stage:

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from bert_pipeline import formats, pictures
 from bert_pipeline.artifact import Artifact
-from bert_pipeline.score_table import scores_markdown
 from bert_pipeline.planning import table
+from bert_pipeline.score_table import scores_markdown
 
 
 def flatten(tree: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str, Any]]:

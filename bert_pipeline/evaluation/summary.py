@@ -17,10 +17,10 @@ HELDOUT_PAIRS = 10_000
 
 
 def build_evaluations(
-    pretrained_checkpoint: Path,
+    contamination: Path,
     nsp_dataset: Path,
     masked_dataset: Path,
-    contamination: Path,
+    pretrained_checkpoint: Path,
     of_tasks: Mapping[str, Path],
     out: Path,
 ) -> Facts:
