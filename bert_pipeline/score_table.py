@@ -9,6 +9,7 @@ from bert_pipeline.artifact import Facts
 def scores_markdown(facts: Facts) -> str:
     """The facts of `evaluations`: a row for each task; beside PubMedBERT and the best that is published. Percent."""
     head = ("task", "metric", "this model", "95 % interval", "seeds", "random weights", "PubMedBERT", "best published")
+    head += ("of the test in the corpus",)
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name, measured in facts["tasks"].items():
         ours, published = measured["pretrained"], measured["published"]
@@ -18,6 +19,7 @@ def scores_markdown(facts: Facts) -> str:
             *(str(len(measured["seeds"])), mean_and_sd(measured["random_init"])),
             f"{100 * published['PubMedBERT']:.2f}" if "PubMedBERT" in published else "",
             f"{100 * published[best]:.2f} ({best})" if best else "",
+            f"{100 * facts['contamination']['tasks'][name]['test']['share_held']:.2f} %",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *blurb_line(facts.get("blurb"))])

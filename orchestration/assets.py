@@ -52,7 +52,7 @@ def raw_corpus(context: Context, workshop: Workshop):
     return workshop.make(context)
 
 
-@stage("data")
+@stage("data", "jsonl")
 def contamination(context: Context, workshop: Workshop, raw_corpus: Artifact):
     """Which documents of the corpus hold text of the evaluation sets."""
     return workshop.make(context, raw_corpus=raw_corpus)

@@ -8,6 +8,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact
 from bert_pipeline.model_card import model_card
 from bert_pipeline.recipe import Recipe
+from orchestration.champion import compare_with, find_champion, section
 from orchestration.metadata import numbers
 from orchestration.tracking import Mlflow
 
@@ -65,6 +67,10 @@ def _log_and_register(
     card = model_card(
         name, recipe.model_dump(mode="json", exclude={"name"}), {kind: made.facts for kind, made in artifacts.items()}
     )
+    champion = find_champion(client, name)
+    compared = compare_with(champion, artifacts) if champion else {}
+    if champion and compared:
+        card += "\n" + section(champion, compared)
     [training, *_] = mlflow.runs(checkpoint.fingerprint, "FINISHED")
     model = client.create_logged_model(
         mlflow.experiment_id(), name, training.info.run_id, dict(tags), training.data.params, model_type="bert"
@@ -74,7 +80,10 @@ def _log_and_register(
         client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(training.info.run_id, [LoggedModelOutput(model.model_id, checkpoint.facts["num_steps"])])
-    scores = _attach_scores(mlflow, client, model, evaluations)
+    differences = {
+        f"champion/{task}/{name}": value for task, found in compared.items() for name, value in asdict(found).items()
+    }
+    scores = _attach_scores(mlflow, client, model, evaluations, differences)
 
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=recipe.description)
@@ -116,11 +125,11 @@ def _save(path: Path, model: "LoggedModel", checkpoint: Artifact, card: str) -> 
 
 
 def _attach_scores(
-    mlflow: Mlflow, client: "MlflowClient", model: "LoggedModel", evaluations: Artifact
+    mlflow: Mlflow, client: "MlflowClient", model: "LoggedModel", evaluations: Artifact, differences: dict[str, float]
 ) -> dict[str, float]:
-    """Each score of the evaluations as a metric of the model, under the name that it has in their run."""
+    """Each score of the evaluations, and each difference from the champion, as a metric of the model and their run."""
     [evaluation, *_] = mlflow.runs(evaluations.fingerprint, "FINISHED")
-    scores = {f"{evaluations.kind}/{name}": value for name, value in numbers(evaluations.facts).items()}
+    scores = {f"{evaluations.kind}/{name}": value for name, value in numbers(evaluations.facts).items()} | differences
     for name, value in scores.items():
         client.log_metric(evaluation.info.run_id, name, value, model_id=model.model_id)
     return scores

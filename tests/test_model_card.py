@@ -2,7 +2,14 @@ from bert_pipeline.model_card import model_card
 from bert_pipeline.recipe import Recipe, load_recipe
 
 RECIPE = Recipe.model_validate_json('{"name": "r", "corpus": {"source": "sample"}}').model_dump(exclude={"name"})
-SCORE = {"f1_mean": 0.85, "f1_sd": 0.01}
+SCORE = {"score_mean": 0.85, "score_sd": 0.01, "low": 0.83, "high": 0.87}
+CHEM = {
+    "metric": "entity F1",
+    "seeds": [1, 2],
+    "pretrained": SCORE,
+    "random_init": {"score_mean": 0.5, "score_sd": None},
+    "published": {"PubMedBERT": 0.9333, "BioLinkBERT-large": 0.9404},
+}
 FACTS = {
     "raw_corpus": {"train_documents": 5700, "example": "A sentence.", "rejected_by_reason": {}},
     "pretrained_checkpoint": {
@@ -10,9 +17,7 @@ FACTS = {
         "heldout_before": {"mlm_loss": 8.0, "nsp_accuracy": 0.5},
         "heldout_after": {"mlm_loss": 2.5, "nsp_accuracy": 0.9},
     },
-    "evaluations": {
-        "tasks": {"chem": {"metric": "entity F1", "pretrained": SCORE, "random_init": {"f1_mean": 0.5, "f1_sd": None}}}
-    },
+    "evaluations": {"tasks": {"chem": CHEM}, "contamination": {"tasks": {"chem": {"test": {"share_held": 0.002}}}}},
 }
 
 
@@ -21,7 +26,10 @@ def test_the_card_tells_data_recipe_scores_and_limits():
     assert card.startswith("---\n") and "# bert-r\n" in card
     assert "| train documents | 5,700 |" in card
     assert "| mlm loss | 8 | 2.5 |" in card
-    assert "| chem | entity F1 | 0.8500 ± 0.0100 | 0.5000 |" in card
+    row = (
+        "| chem | entity F1 | 85.00 ± 1.00 | 83.00 to 87.00 | 2 | 50.00 | 93.33 | 94.04 (BioLinkBERT-large) | 0.20 % |"
+    )
+    assert row in card
     assert "## Limits" in card and "generated" in card, "invented text must be called so"
 
 

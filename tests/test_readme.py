@@ -82,7 +82,7 @@ def test_every_block_is_run_by_a_test_here_or_by_ci():
 def test_stage_by_stage(working_copy):
     script = block(". .venv/bin/activate").partition("\n")[2]
     said = run(script, working_copy, **environment_of(working_copy))
-    assert "asked_for" in said and "heldout_after" in said and "f1_mean" in said
+    assert "asked_for" in said and "heldout_after" in said and "sample-chem: entity F1" in said
 
 
 def test_dagsters_own_commands(working_copy):

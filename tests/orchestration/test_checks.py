@@ -18,7 +18,8 @@ PAIRS = {
     "forced_random_fraction": 0.16,
     "free_random_fraction": 0.5,
 }
-SCORES = {"f1_mean": 0.8, "f1_sd": 0.01, "strict_f1_mean": 0.7, "strict_f1_sd": None}
+SCORES = {"score_mean": 0.8, "score_sd": None, "strict_f1_mean": 0.7, "low": -0.1, "high": 0.9}
+TASK = {"gold_size": 547, "unit": "entities", "pretrained": SCORES, "random_init": SCORES}
 GOOD = {
     "raw_corpus": {
         "train_documents": 90,
@@ -50,10 +51,8 @@ GOOD = {
         "heldout_after": HELDOUT | {"mlm_loss": 2.5},
         "max_logit_difference": 1e-6,
     },
-    "evaluations": {
-        "heldout": HELDOUT,
-        "tasks": {"sample-chem": {"gold_entities": 547, "pretrained": SCORES, "random_init": SCORES}},
-    },
+    "evaluation/sample-chem": TASK,
+    "evaluations": {"heldout": HELDOUT, "tasks": {"sample-chem": TASK}},
 }
 BAD = [
     ("raw_corpus", "heldout_documents", 0, "corpus_is_not_empty"),
@@ -72,9 +71,10 @@ BAD = [
     ("pretrained_checkpoint", "heldout_after/mlm_loss", 8.1, "loss_fell"),
     ("pretrained_checkpoint", "max_logit_difference", 1e-3, "export_is_exact"),
     ("pretrained_checkpoint", "max_logit_difference", math.nan, "export_is_exact"),
-    ("evaluations", "heldout/mlm_accuracy", 1.2, "scores_are_scores"),
-    ("evaluations", "tasks/sample-chem/pretrained/f1_mean", math.nan, "scores_are_scores"),
-    ("evaluations", "tasks/sample-chem/gold_entities", 0, "every_task_was_scored"),
+    ("evaluations", "heldout/mlm_accuracy", 1.2, "losses_are_losses"),
+    ("evaluation/sample-chem", "pretrained/score_mean", math.nan, "scores_are_scores"),
+    ("evaluation/sample-chem", "random_init/strict_f1_mean", 1.5, "scores_are_scores"),
+    ("evaluation/sample-chem", "gold_size", 0, "scores_are_scores"),
     ("evaluations", "tasks", {}, "every_task_was_scored"),
 ]
 

@@ -6,14 +6,17 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from bert_pipeline.stages import STAGES
-from orchestration.checks import CHECKS
+from bert_pipeline.evaluation.tasks import task_files
+from bert_pipeline.stages import EVALUATION, STAGES
+from orchestration.checks import asset_key, checks_of
 from orchestration.definitions import defs
 
 ROOT = Path(__file__).parents[2]
-GRAPH = {kind: set(stage.inputs) for kind, stage in STAGES.items()} | {
-    "registered_model": {"pretrained_checkpoint", "evaluations"}
-}
+TASKS = {EVALUATION + name for name in task_files()}
+GRAPH = {kind: set(stage.inputs) for kind, stage in STAGES.items()}
+GRAPH |= {kind: {"pretrained_checkpoint"} for kind in TASKS}
+GRAPH["evaluations"] |= TASKS
+GRAPH["registered_model"] = {"pretrained_checkpoint", "evaluations"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def test_the_graph_is_the_chain_of_stages(graph):
 
 @pytest.mark.parametrize("name", GRAPH)
 def test_every_asset_says_what_it_is(graph, name):
-    asset = graph.get(dg.AssetKey(name))
+    asset = graph.get(asset_key(name))
     assert asset.description and len(asset.description) > 30
     assert asset.owners and asset.kinds and asset.code_version
     assert asset.group_name != "default"
@@ -40,7 +43,7 @@ def test_every_asset_says_what_it_is(graph, name):
 
 def test_every_gate_stands_in_the_graph_and_blocks(graph):
     gates = {(key.asset_key.to_user_string(), key.name) for key in graph.asset_check_keys}
-    assert gates == {(kind, check.__name__) for kind, checks in CHECKS.items() for check in checks}
+    assert gates == {(kind, check.__name__) for kind in GRAPH for check in checks_of(kind)}
     assert all(graph.get(key).blocking and graph.get(key).description for key in graph.asset_check_keys)
 
 

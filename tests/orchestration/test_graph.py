@@ -5,11 +5,14 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from bert_pipeline import artifact
 from orchestration import registry
 from orchestration.assets import ASSETS
 from orchestration.report import report
-from orchestration.workshop import TRACKED, resources
+from orchestration.workshop import resources
 
+TRACKED = ("pretrained_checkpoint", "evaluation/sample-chem", "evaluations")
+"""What has a run in MLflow."""
 TINY = Path(__file__).parent / "recipes" / "tiny.toml"
 
 
@@ -42,8 +45,13 @@ def mlflow(home):
 
 
 def metadata_of(result: dg.ExecuteInProcessResult, asset: str) -> dict:
-    [event] = result.asset_materializations_for_node(asset)
-    return {name: value.value for name, value in event.metadata.items()}
+    return {name: value.value for name, value in materialization_of(result, asset).metadata.items()}
+
+
+def materialization_of(result: dg.ExecuteInProcessResult, asset: str) -> dg.AssetMaterialization:
+    events = (event.materialization for event in result.get_asset_materialization_events())
+    [found] = [each for each in events if each.asset_key.to_user_string() == asset]
+    return found
 
 
 def state(home) -> dict[str, int]:
@@ -72,6 +80,9 @@ def test_every_asset_is_made_and_shown(first, home):
     assert loss_curve.startswith("![](data:image/png;base64,") and len(loss_curve) < 100_000
     assert isinstance(metadata_of(first, "masked_dataset")["len_64/masked_fraction"], float)
     assert "sample-chem" in metadata_of(first, "evaluations")["scores"]
+    assert metadata_of(first, "evaluations")["results"].startswith("![](data:image/png;base64,")
+    assert 0 <= metadata_of(first, "evaluation/sample-chem")["pretrained/score_mean"] <= 1
+    assert metadata_of(first, "contamination")["tasks/sample-chem/test/examples"] > 0
     corpus = metadata_of(first, "raw_corpus")
     assert "Disk: " in corpus["plan"]
     assert corpus["plan/text/train_documents"] == corpus["train_documents"]
@@ -85,14 +96,14 @@ def test_every_gate_was_asked(first):
 
 def test_data_versions_are_fingerprints(first, home, instance):
     for kind in TRACKED:
-        [event] = first.asset_materializations_for_node(kind)
+        event = materialization_of(first, kind)
         assert event.tags["dagster/data_version"] == metadata_of(first, kind)["fingerprint"]
 
 
 def test_mlflow_has_one_run_for_each_training(first, mlflow):
     runs = {run.data.tags["dagster.asset"]: run for run in mlflow.client().search_runs([mlflow.experiment_id()])}
     assert sorted(runs) == sorted(TRACKED)
-    assert len(runs_of(mlflow)) == 2
+    assert len(runs_of(mlflow)) == len(TRACKED)
     for kind, run in runs.items():
         shown = metadata_of(first, kind)
         assert run.info.status == "FINISHED"
@@ -136,6 +147,18 @@ def test_again_builds_nothing(first, home, instance, mlflow):
     assert len(mlflow.client().search_model_versions("name = 'bert-tiny'")) == 1
 
 
+def test_a_task_is_an_asset_of_its_own(first, home, instance):
+    """Of the tasks that were chosen the recipe's are made; where it asks for none of them, that is said."""
+    one = dg.AssetKey(["evaluation", "sample-chem"])
+    result = materialize(home, instance, selection=[one])
+    [event] = result.get_asset_materialization_events()
+    assert event.asset_key == one and result.success
+    other = dg.AssetKey(["evaluation", "GAD"])
+    refused = materialize(home, instance, selection=[other], raise_on_error=False)
+    error = str(refused.failure_data_for_node("evaluation").error)
+    assert "recipe tiny asks for none of evaluation/GAD; remedy: [[evaluation.tasks]]" in error
+
+
 def test_the_report_names_what_was_made(first, home):
     text = report("tiny", home)
     for kind in ("raw_corpus", "evaluations"):
@@ -156,6 +179,27 @@ def test_what_mlflow_was_never_told_it_is_told_from_the_records(first, home, ins
     assert metadata_of(again, "registered_model")["version"] == 1
 
 
+def test_a_challenger_stands_beside_the_champion(first, home, instance, mlflow, monkeypatch, tmp_path):
+    """Another training of the recipe: the card and the metrics of its version tell the difference, task by task."""
+    mlflow.client().set_registered_model_alias("bert-tiny", "champion", "1")
+    change_the_recipe(monkeypatch, tmp_path, "log_every = 5", "log_every = 5\nseed = 7")
+    assert materialize(home, instance).success
+    version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
+    assert int(version.version) == 2
+    assert "## Beside the champion (version 1)" in version.description
+    model = mlflow.client().get_logged_model(version.source.removeprefix("models:/"))
+    metrics = {metric.key: metric.value for metric in model.metrics}
+    scores = [
+        mlflow.client().get_model_version("bert-tiny", number).tags["evaluation/sample-chem"] for number in ("2", "1")
+    ]
+    means = [
+        artifact.load(home / "artifacts" / "evaluation" / "sample-chem" / each).facts["pretrained"]["score_mean"]
+        for each in scores
+    ]
+    assert metrics["champion/sample-chem/difference"] == pytest.approx(means[0] - means[1])
+    assert 0 < metrics["champion/sample-chem/p_value"] <= 1
+
+
 def test_a_failing_training_leaves_a_failed_run(first, home, instance, mlflow, monkeypatch, tmp_path):
     """With another seed there is something to train, and no way to do it."""
     change_the_recipe(monkeypatch, tmp_path, "log_every = 5", "log_every = 5\nseed = 99")
@@ -173,7 +217,7 @@ def test_downstream_of_a_changed_recipe_is_refused(first, home, instance, monkey
     change_the_recipe(monkeypatch, tmp_path, "vocab_size = 600", "vocab_size = 500")
     result = materialize(home, instance, selection=["evaluations"], raise_on_error=False)
     assert not result.success
-    error = result.failure_data_for_node("evaluations").error
+    error = result.failure_data_for_node("evaluation").error
     assert "tokenizer" in str(error) and "before recipe tiny was changed; remedy" in str(error)
 
 
