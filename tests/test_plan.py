@@ -16,11 +16,13 @@ from bert_pipeline.data.sources.files import Document
 from bert_pipeline.flops import Load, num_parameters, training_flops
 from bert_pipeline.planning import survey
 from bert_pipeline.planning.hardware import HARDWARE
-from bert_pipeline.planning.plan import DoesNotFit, assert_fits, largest_shard, make_plan
+from bert_pipeline.planning.plan import DoesNotFit, Estimate, assert_fits, largest_shard, make_plan
 from bert_pipeline.planning.survey import Survey, read_source
 from bert_pipeline.planning.table import show
+from bert_pipeline.planning.trial import Trial
 from bert_pipeline.recipe import CorpusRecipe, ModelRecipe, Recipe, load_recipe, recipe_files
 from bert_pipeline.stages import make_stage
+from bert_pipeline.training.budget import Pace
 from bert_pipeline.training.loss import PretrainingLoss
 from bert_pipeline.training.model import build_model
 
@@ -183,6 +185,30 @@ def test_the_plan_as_json(text_recipe, tmp_path, capsys, monkeypatch):
     hours = plan["training"]["flops"] / 121e12 / plan["assumed_utilization"] / 3600
     assert plan["hardware"]["L4"]["hours"] == close(hours, 1e-9)
     assert not (tmp_path / "home").exists()
+
+
+def evaluation_seconds(recipe: Recipe, **settings) -> float:
+    """Of sample-chem, on a machine that takes a second for a pair of pretraining."""
+    section = recipe.evaluation.model_validate_json(json.dumps({"tasks": [{"name": "sample-chem"} | settings]}))
+    found = Survey(share_read=1.0, documents={"train": 9, "heldout": 1}, characters={"train": 900, "heldout": 100})
+    length = recipe.pretrain.phases[-1].max_seq_length
+    loads = {length: Load(tokens=32, squared_lengths=32 * 32, masked=5, pairs=1)}
+    trial = Trial(10, 1000, 150, 200, 1.0, {}, {"heldout_pieces_per_word": 1.5}, 900, 1.0, 1.0, 1, loads)
+    pace = Pace(4096, {str(length): 1.0}, 0.1, 0.3, 0.0)
+    return Estimate(recipe.model_copy(update={"evaluation": section}), found, trial, pace)._evaluation_seconds()
+
+
+def test_evaluations_take_the_runs_of_their_protocol(tiny_recipe):
+    one = evaluation_seconds(tiny_recipe, num_epochs=1)  # a run, and one from random weights
+    three = evaluation_seconds(tiny_recipe, num_epochs=3)
+    an_epoch = (three - one) / 4
+    measuring = one / 2 - an_epoch
+    assert an_epoch > 0 and measuring > 0
+    assert evaluation_seconds(tiny_recipe, num_epochs=1, seeds=[1, 2, 3]) == close(3 * one, 1e-9)
+    grid = {"learning_rate": [1e-4, 1e-3], "num_epochs": [2, 4], "seeds": [1, 2]}
+    # Four settings of three epochs on average, one more seed of the best, and two from random weights.
+    expected = (4 * 3 + 3 * 4) * an_epoch + (4 + 3) * measuring
+    assert evaluation_seconds(tiny_recipe, **grid) == close(expected, 1e-9)
 
 
 def with_budget(recipe: Recipe, minutes: float) -> Recipe:

@@ -52,24 +52,28 @@ def _data(task: Task) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The rows for people: a table by groups, then under which terms the data may be used."""
+    """The rows for people: a table by groups, two lines a task."""
     lines = [f"{'':<18}{'train / dev / test':<38}{REFERENCE:>10}  {'best published':<26}data"]
     for group, members in groupby(rows, key=lambda row: row["group"]):
-        lines += ["", group or "no part of BLURB", *map(_line, members)]
-    lines += ["", f"data is looked for in {Path(os.environ.get('BERT_PIPELINE_DATA', '.')).absolute()}", "", "terms"]
-    lines += [f"  {row['name']:<16}{row['terms']}" for row in rows]
-    return "\n".join(lines)
+        lines += ["", group or "no part of BLURB"]
+        for row in members:
+            left_out = "".join(f" without {label}" for label in row["unscored_labels"])
+            lines.append(f"  {row['name']:<16}{_sizes(row):<38}{_published(row):<38}{_state(row['data'])}")
+            lines.append(f"  {'':<16}{row['kind']}, {row['metric']}{left_out}; terms: {row['terms']}")
+    return "\n".join([*lines, "", f"data: in {Path(os.environ.get('BERT_PIPELINE_DATA', '.')).absolute()}"])
 
 
-def _line(row: dict[str, Any]) -> str:
+def _sizes(row: dict[str, Any]) -> str:
     sizes = [row["sizes"][split] for split in SPLITS]
-    told = " / ".join(f"{size:,}" if size else "?" for size in sizes) + f" {row['unit']}" if any(sizes) else row["unit"]
-    scores = row["published_scores"]
-    reference = f"{100 * scores[REFERENCE]:.2f}" if REFERENCE in scores else ""
-    best = max(scores, key=lambda model: scores[model], default="")
-    best = f"{100 * scores[best]:.2f} {best}" if best else ""
-    data = row["data"]
+    return " / ".join(f"{size:,}" if size else "?" for size in sizes) + f" {row['unit']}" if any(sizes) else row["unit"]
+
+
+def _published(row: dict[str, Any]) -> str:
+    scores = {model: f"{100 * score:.2f}" for model, score in row["published_scores"].items()}
+    best = max(row["published_scores"], key=lambda model: row["published_scores"][model], default="")
+    return f"{scores.get(REFERENCE, ''):>10}  {scores.get(best, '')} {best}"
+
+
+def _state(data: dict[str, Any]) -> str:
     faults = [f"{what} {', '.join(data[what])}" for what in ("missing", "differing") if data.get(what)]
-    return f"  {row['name']:<16}{told:<38}{reference:>10}  {best:<26}{'; '.join(faults) or data['state']}\n" + (
-        f"  {'':<16}{row['metric']}" + "".join(f", {label} left out" for label in row["unscored_labels"])
-    )
+    return "; ".join(faults) or data["state"]

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bert_pipeline.artifact import file_digest
 from bert_pipeline.evaluation.tasks import COLUMNS, UNITS, Kind, Task, TaskError, require_files
@@ -234,9 +235,7 @@ def _rows(task: Task, path: Path, id_column: int = 0) -> Iterator[tuple[str, lis
         where = f"{path}:{number}"
         if number == 1 and task.header:
             if line.split("\t") != list(task.header):
-                raise TaskError(
-                    f"{where}: the header is {line[:80]!r}; remedy: {', '.join(task.header)}, parted by tabs"
-                )
+                raise TaskError(f"{where}: the header is {line[:80]!r}; remedy: {' TAB '.join(task.header)}")
             continue
         if not line.strip(" "):
             continue
@@ -336,9 +335,9 @@ def _questions(task: Task, path: Path) -> Iterator[Text]:
         if name in found or not name.strip() or set(name) & set("\t\r\n"):
             raise TaskError(f"{where}: id {name!r} is empty, broken or stands twice; remedy: a name for each")
         found.add(name)
-        fields = dict(record) if isinstance(record, tuple) else {}
-        question, contexts, decision = (fields.get(field) for field in ("QUESTION", "CONTEXTS", "final_decision"))
-        parts = [question, *contexts, decision] if isinstance(contexts, list) and contexts else [None]
-        if not all(isinstance(part, str) and part.strip() for part in parts):
+        fields: dict[str, Any] = dict(record) if isinstance(record, tuple) else {}
+        question, contexts, answer = (fields.get(field, "") for field in ("QUESTION", "CONTEXTS", "final_decision"))
+        texts = [question, answer, *contexts] if isinstance(contexts, list) and contexts else [""]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
             raise TaskError(f"{where}: question {name!r} is not whole; remedy: {QUESTION_LAYOUT}")
-        yield Text(name, (str(question), " ".join(parts[1:-1])), _class(task, where, str(decision)))
+        yield Text(name, (question, " ".join(contexts)), _class(task, where, answer))

@@ -19,7 +19,8 @@ from typing import Any
 
 from bert_pipeline import artifact
 from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, group_files, source_files
-from bert_pipeline.evaluation.tasks import TaskError, find_task, read_task, task_data
+from bert_pipeline.evaluation.readers import Example, Sentence, read_task
+from bert_pipeline.evaluation.tasks import TaskError, find_task, protocol, task_folder
 from bert_pipeline.executors import num_workers
 from bert_pipeline.flops import Load, num_parameters, training_flops
 from bert_pipeline.formats import SPLITS, padded_vocab_size
@@ -266,19 +267,24 @@ class Estimate:
             with tempfile.TemporaryDirectory() as generated:
                 try:
                     task = find_task(settings.name)
-                    splits = read_task(task, task_data(task, None, Path(generated)))
+                    how = protocol(task, settings, recipe.model.max_position_embeddings)
+                    data = read_task(task, task_folder(task, None, Path(generated)), settings.other_data)
                 except TaskError as error:
                     log.info("plan: %s", error)
                     return None
-            runs = 2 * len(settings.seeds)  # pretrained, and from random weights
-            for split, sentences in splits.items():
-                times = settings.num_epochs if split == "train" else 1 / 3
+            # The grid is searched with the first seed; the other seeds, and all of random weights, run one setting,
+            # whose epochs are not known yet: at most the grid's most.
+            more = 2 * len(how.seeds) - 1
+            runs = how.num_settings + more
+            epochs = how.num_settings * sum(how.nums_epochs) / len(how.nums_epochs) + more * max(how.nums_epochs)
+            for split, examples in data.splits.items():
+                times = epochs if split == "train" else runs / 3
                 tokens = [
-                    min(settings.max_seq_length, 2 + len(sentence.tokens) * trial.tokenizer["heldout_pieces_per_word"])
-                    for sentence in sentences
+                    min(how.max_seq_length, 2 + _num_words(example) * trial.tokenizer["heldout_pieces_per_word"])
+                    for example in examples
                 ]
                 one = Load(sum(tokens), sum(n * n for n in tokens), 0, 0)
-                flops += runs * times * training_flops(recipe.model, recipe.tokenizer.vocab_size, one)
+                flops += times * training_flops(recipe.model, recipe.tokenizer.vocab_size, one)
         return flops / rate
 
 
@@ -299,6 +305,10 @@ def largest_shard(section: CorpusRecipe, found: Survey) -> float:
             last = of_group - math.floor(of_group / full - 0.5) * full
         largest = max(largest, last, min(full, of_group))
     return largest * mean
+
+
+def _num_words(example: Example) -> int:
+    return len(example.tokens) if isinstance(example, Sentence) else sum(len(part.split()) for part in example.parts)
 
 
 def _times(load: Load, factor: float) -> Load:
