@@ -1,4 +1,4 @@
-"""The BLURB score (Gu et al. 2021, arXiv 2007.15779, section 2.3): the mean over six groups of tasks of the mean over
+"""The BLURB score (Gu et al. 2021, arXiv 2007.15779): the mean over six groups of tasks of the mean over
 the tasks of a group, so that five NER sets weigh no more than one of similarity.
 """
 

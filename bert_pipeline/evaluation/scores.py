@@ -1,4 +1,4 @@
-"""What predictions are worth: the metrics of BLURB (Gu et al. 2021, arXiv 2007.15779, sections 2.3 and 2.4).
+"""What predictions are worth: the metrics of BLURB (Gu et al. 2021, arXiv 2007.15779, table 3).
 
 A label is read as a set of things found: the entities of a sentence, its words that bear a PICO label, the class of
 a pair, the classes of a document. What stands in both sets is right. Every metric but the correlation is an F1 over
@@ -249,7 +249,7 @@ def _moments(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 def _standardised(values: np.ndarray) -> np.ndarray:
     if not len(values) or values.min() == values.max():
-        return np.zeros_like(values)  # said here: the mean of equal numbers need not be that number
+        return np.zeros_like(values)  # their mean need not be that number, and nothing would be left to divide by
     centred = values - values.mean()
     centred /= np.abs(centred).max()  # no square shall overflow or vanish
     return centred / np.sqrt(np.mean(centred * centred))
