@@ -66,12 +66,14 @@ def _parser() -> argparse.ArgumentParser:
         "--task", action="append", default=[], metavar="NAME", help="one of those that --list lists; may be repeated"
     )
     evaluate.add_argument("--data", type=Path, metavar="DIR", help="the files of the one task that is named")
-    evaluate.add_argument("--out", type=Path, metavar="DIR", help="where scores and predictions go; what stands is kept")
+    evaluate.add_argument(
+        "--out", type=Path, metavar="DIR", help="where scores and predictions go; what stands is kept"
+    )
     evaluate.add_argument("--profile", choices=("quick", "published"), default="quick")
     evaluate.add_argument("--seeds", type=int, metavar="N", help="number of runs (default: the profile's)")
-    for flag, kind in (("--learning-rate", float), ("--batch-size", int), ("--num-epochs", int)):
+    for flag, number in (("--learning-rate", float), ("--batch-size", int), ("--num-epochs", int)):
         more = "(default: the profile's); of several the best on dev is taken"
-        evaluate.add_argument(flag, type=kind, nargs="+", metavar="X", help=more)
+        evaluate.add_argument(flag, type=number, nargs="+", metavar="X", help=more)
     evaluate.add_argument("--max-seq-length", type=int, metavar="N", help="(default: the task's)")
     evaluate.add_argument("--other-data", action="store_true", help="take files that are not the benchmark's")
     evaluate.add_argument("--baseline", action="store_true", help="the same architecture from random weights, too")
@@ -131,7 +133,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if missing := [f"--{name}" for name in ("model", "task", "out") if not getattr(options, name)]:
         raise ValueError(f"{', '.join(missing)} missing; remedy: name them, or see the tasks by --list")
     if options.data and len(options.task) > 1:
-        raise ValueError("--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all of them")
+        raise ValueError("--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all")
     from bert_pipeline.evaluation.evaluate import evaluate_task
     from bert_pipeline.evaluation.table import show_scores
     from bert_pipeline.evaluation.tasks import find_task, load_task, require_files, task_files, task_folder

@@ -13,9 +13,7 @@ def show_scores(evaluated: Mapping[str, Facts], tasks: Mapping[str, Task]) -> st
     """`evaluated`: the facts of each task by name; `tasks`: all that are known. Test scores in percent."""
     rows = {shown: _means(evaluated, encoder) for encoder, shown in OURS.items()}
     others = dict.fromkeys(model for facts in evaluated.values() for model in facts["published"])
-    rows |= {
-        model: {name: facts["published"].get(model) for name, facts in evaluated.items()} for model in others
-    }
+    rows |= {model: {name: facts["published"].get(model) for name, facts in evaluated.items()} for model in others}
     width = max(map(len, (*rows, *OURS.values())))
     columns = {name: max(8, len(name)) for name in evaluated}
     lines = [" " * width + "".join(f"  {name:>{columns[name]}}" for name in evaluated)]
@@ -23,7 +21,9 @@ def show_scores(evaluated: Mapping[str, Facts], tasks: Mapping[str, Task]) -> st
         cells = {name: "" if score is None else f"{100 * score:.2f}" for name, score in scores.items()}
         if any(cells.values()):
             lines.append(f"{model:<{width}}" + "".join(f"  {cells[name]:>{columns[name]}}" for name in evaluated))
-    return "\n".join([*lines, "", *(_told(name, facts) for name, facts in evaluated.items()), *_blurb(evaluated, tasks)])
+    return "\n".join(
+        [*lines, "", *(_told(name, facts) for name, facts in evaluated.items()), *_blurb(evaluated, tasks)]
+    )
 
 
 def _means(evaluated: Mapping[str, Facts], encoder: str) -> dict[str, float | None]:
@@ -35,9 +35,7 @@ def _told(name: str, facts: Facts) -> str:
     ours, seeds = facts["pretrained"], len(facts["seeds"])
     spread = f", sd {100 * ours['score_sd']:.2f} over {seeds} seeds" if seeds > 1 else ", one seed"
     setting = ", ".join(f"{key} {value:g}" for key, value in facts["setting"].items())
-    return (
-        f"{name}: {facts['metric']}, 95 % interval {100 * ours['low']:.2f} to {100 * ours['high']:.2f}{spread}; {setting}"
-    )
+    return f"{name}: {facts['metric']}, 95 % interval {100 * ours['low']:.2f} to {100 * ours['high']:.2f}{spread}; {setting}"
 
 
 def _blurb(evaluated: Mapping[str, Facts], tasks: Mapping[str, Task]) -> list[str]:
