@@ -71,29 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--profile", choices=("quick", "published"), default="quick")
     evaluate.add_argument("--seeds", type=int, metavar="N", help="number of runs (default: the profile's)")
-    for flag, kind in (("--learning-rate", float), ("--batch-size", int), ("--num-epochs", int)):
+    for flag, number in (("--learning-rate", float), ("--batch-size", int), ("--num-epochs", int)):
         more = "(default: the profile's); of several the best on dev is taken"
-        evaluate.add_argument(flag, type=kind, nargs="+", metavar="X", help=more)
+        evaluate.add_argument(flag, type=number, nargs="+", metavar="X", help=more)
     evaluate.add_argument("--max-seq-length", type=int, metavar="N", help="(default: the task's)")
     evaluate.add_argument("--other-data", action="store_true", help="take files that are not the benchmark's")
     evaluate.add_argument("--baseline", action="store_true", help="the same architecture from random weights, too")
     evaluate.add_argument("--json", action="store_true", help="print the facts of each task")
     evaluate.set_defaults(run=_evaluate)
-
-    convert = commands.add_parser("convert-bc5cdr", help="make BLURB's BC5CDR files from the original PubTator files")
-    convert.add_argument(
-        "--pubtator", type=Path, nargs="+", required=True, metavar="PATH", help="their folder, or each"
-    )
-    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="where BC5CDR-chem and -disease go")
-    convert.add_argument("--json", action="store_true", help="print the facts")
-    convert.set_defaults(run=_convert_bc5cdr)
-
-    download = commands.add_parser("download-blurb", help="fetch what of BLURB's data lies in public places")
-    download.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a folder for each set")
-    download.add_argument("--task", nargs="+", default=(), metavar="NAME", help="sets by folder name (default: all)")
-    download.add_argument("--accept-terms", action="store_true", help="you have read the terms that the command names")
-    download.add_argument("--json", action="store_true", help="print the facts")
-    download.set_defaults(run=_download_blurb)
 
     inspect = commands.add_parser("inspect", help="print facts and decoded rows of any artifact")
     inspect.add_argument("directory", type=Path, metavar="DIR")
@@ -148,9 +133,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if missing := [f"--{name}" for name in ("model", "task", "out") if not getattr(options, name)]:
         raise ValueError(f"{', '.join(missing)} missing; remedy: name them, or see the tasks by --list")
     if options.data and len(options.task) > 1:
-        raise ValueError(
-            "--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all of them"
-        )
+        raise ValueError("--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all")
     from bert_pipeline.evaluation.evaluate import evaluate_task
     from bert_pipeline.evaluation.table import show_scores
     from bert_pipeline.evaluation.tasks import find_task, load_task, require_files, task_files, task_folder
@@ -174,20 +157,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     else:
         print(show_scores(facts, {name: load_task(path) for name, path in task_files().items()}))
         print(f"every run: {options.out}/*/scores.json")
-
-
-def _convert_bc5cdr(options: argparse.Namespace) -> None:
-    from bert_pipeline.evaluation.pubtator import convert_bc5cdr
-
-    facts = convert_bc5cdr(options.pubtator, options.out)
-    print(json.dumps(facts)) if options.json else _print_facts(facts)
-
-
-def _download_blurb(options: argparse.Namespace) -> None:
-    from bert_pipeline.evaluation.download import download_blurb
-
-    facts = download_blurb(options.out, options.task, options.accept_terms)
-    print(json.dumps(facts)) if options.json else _print_facts(facts)
 
 
 def _inspect(options: argparse.Namespace) -> None:

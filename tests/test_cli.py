@@ -85,7 +85,7 @@ def test_pretrain_and_evaluate_by_hand(built, capsys, tmp_path):
     )
     assert code == 0, err
     facts = json.loads(out)
-    assert facts["gold_entities"] == 4 and 0 <= facts["pretrained"]["f1_mean"] <= 1
+    assert facts["sample-chem"]["gold_size"] == 4 and 0 <= facts["sample-chem"]["pretrained"]["score_mean"] <= 1
     assert (tmp_path / "e" / "sample-chem" / "scores.json").exists()
 
 

@@ -126,7 +126,7 @@ def _follow(
     on_run: Callable[[Run, Artifact], None],
 ) -> None:
     steps = {run: run.setting.num_steps(num_examples) for run in runs}
-    progress = Progress(f"{job.task.name}: fine-tuning", sum(steps.values()), "steps")
+    progress: Progress | None = None  # begins when a run does: the workers take seconds to start
     waiting = iter(runs)
     for worker in workers:
         worker.begin(next(waiting))
@@ -135,6 +135,7 @@ def _follow(
         worker, message = messages.get()
         run = worker.run
         if "step" in message:
+            progress = progress or Progress(f"{job.task.name}: fine-tuning", sum(steps.values()), "steps")
             if worker.step is None:  # it knows better: steps that an earlier start made, sentences without a label
                 progress.total = (progress.total or 0) + message["of"] - message["step"] - steps[run]
             else:

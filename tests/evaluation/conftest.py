@@ -15,7 +15,10 @@ DRUG_BEGINNINGS = ("meto", "ate", "biso", "carve")
 DRUG_ENDINGS = ("prolol", "nolol", "dilol")
 DRUGS = [beginning + ending for beginning in DRUG_BEGINNINGS for ending in DRUG_ENDINGS]
 SALTS = ("hydrochloride", "tartrate")
-PLAIN = "patients with pain received a daily dose of no effect was seen after treatment for ( weeks ) .".split()
+PLAIN = [
+    *("patients", "with", "pain", "received", "a", "daily", "dose", "of", "no", "effect", "was", "seen", "after"),
+    *("treatment", "for", "(", "weeks", ")", "."),
+]
 LABEL_WORDS = {"women": "PAR", "children": "PAR", "aspirin": "INT", "placebo": "INT", "death": "OUT", "nausea": "OUT"}
 RELATIONS = {"blocks": "inhibitor", "lowers": "inhibitor", "raises": "activator", "and": "false", "or": "false"}
 LIKENESS = {"same": 4.0, "near": 3.0, "far": 1.0, "unlike": 0.0}

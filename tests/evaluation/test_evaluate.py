@@ -1,3 +1,5 @@
+"""A task evaluated through the front door: what is reported is what the files say."""
+
 import hashlib
 import json
 import statistics
@@ -7,11 +9,20 @@ import sys
 import pytest
 from seqeval.metrics import f1_score
 
-from bert_pipeline.evaluation.evaluate import evaluate_model
-from bert_pipeline.evaluation.tasks import read_ner
+from bert_pipeline.cli import main
+from bert_pipeline.evaluation import evaluate, workers
+from bert_pipeline.evaluation.evaluate import evaluate_task
+from bert_pipeline.evaluation.readers import read_task
+from bert_pipeline.evaluation.scores import interval
+from bert_pipeline.evaluation.scores import statistics as sums_of
+from bert_pipeline.evaluation.table import show_scores
+from bert_pipeline.evaluation.tasks import TaskError, find_task, load_task, task_files
 from bert_pipeline.recipe import TaskRecipe
 
-SETTINGS = TaskRecipe(name="sample-chem", learning_rate=3e-3, num_epochs=2, max_seq_length=32, seeds=(1, 2))
+SETTINGS = TaskRecipe(
+    name="small-ner", learning_rate=(1e-5, 3e-3), batch_size=16, num_epochs=2, max_seq_length=32, seeds=(1, 2)
+)
+ENCODERS = ("pretrained", "random_init")
 
 
 def read_predictions(path):
@@ -20,49 +31,174 @@ def read_predictions(path):
 
 
 @pytest.fixture(scope="module")
-def evaluated(model_dir, task_folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("evaluations")
+def evaluated(model_dir, small_tasks, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluations") / "small-ner"
     rows: list[dict] = []
-    facts = evaluate_model(model_dir, SETTINGS, task_folder, out, rows.append, baseline=True)
-    return facts, rows, out / "sample-chem"
+    facts = evaluate_task(SETTINGS, model_dir, None, out, rows.append, baseline=True)
+    return facts, rows, out
 
 
-def test_scores_are_those_of_the_written_predictions(evaluated, task_folder):
+def test_scores_are_those_of_the_written_predictions(evaluated, small_task):
+    facts, _, out = evaluated
+    task, data = small_task("small-ner")
+    scores = json.loads((out / "scores.json").read_text())
+    assert [(run["encoder"], run["seed"]) for run in scores["runs"]] == [(e, seed) for e in ENCODERS for seed in (1, 2)]
+    for run in scores["runs"]:
+        for split in ("dev", "test"):
+            sentences = read_predictions(out / "predictions" / f"{run['encoder']}-seed{run['seed']}-{split}.tsv")
+            assert [tuple(token for token, _, _ in s) for s in sentences] == [s.tokens for s in data.splits[split]]
+            assert [tuple(gold for _, gold, _ in s) for s in sentences] == [s.tags for s in data.splits[split]]
+            # seqeval wants a type in each tag
+            truth, guess = (
+                [[line[column] + "-X" * (line[column] != "O") for line in s] for s in sentences] for column in (1, 2)
+            )
+            assert run[split]["score"] == pytest.approx(f1_score(truth, guess))
+    for encoder in ENCODERS:
+        tests = [run["test"] for run in scores["runs"] if run["encoder"] == encoder]
+        found = [test["score"] for test in tests]
+        assert facts[encoder]["score_mean"] == pytest.approx(sum(found) / 2)
+        assert facts[encoder]["score_sd"] == pytest.approx(statistics.stdev(found))
+        assert facts[encoder]["strict_f1_mean"] == pytest.approx(sum(test["strict_f1"] for test in tests) / 2)
+        rows = []
+        for seed in (1, 2):
+            sentences = read_predictions(out / "predictions" / f"{encoder}-seed{seed}-test.tsv")
+            rows.append(sums_of(task, *([tuple(line[c] for line in s) for s in sentences] for c in (1, 2))))
+        low, high = interval(task, rows, evaluate.BOOTSTRAP_SEED)
+        assert (facts[encoder]["low"], facts[encoder]["high"]) == (low, high)
+        assert low <= facts[encoder]["score_mean"] <= high
+
+
+def test_the_grid_is_run_once_and_its_best_on_dev_with_every_seed(evaluated):
     facts, rows, out = evaluated
     scores = json.loads((out / "scores.json").read_text())
-    gold = read_ner(task_folder / "test.tsv")
-    assert [(run["seed"], run["encoder"]) for run in scores["runs"]] == [
-        (seed, encoder) for seed in (1, 2) for encoder in ("pretrained", "random_init")
-    ]
-    for run, row in zip(scores["runs"], rows, strict=True):
-        sentences = read_predictions(out / f"predictions-{run['encoder']}-seed{run['seed']}.tsv")
-        assert [tuple(token for token, _, _ in sentence) for sentence in sentences] == [s.tokens for s in gold]
-        truth, guess = ([[f"{line[column]}-X" for line in s] for s in sentences] for column in (1, 2))
-        plain = [[[tag.replace("O-X", "O") for tag in tags] for tags in side] for side in (truth, guess)]
-        assert run["test"]["f1"] == row["f1"] == pytest.approx(f1_score(*plain))
-        assert row["step"] == rows.index(row) + 1
-    for encoder in ("pretrained", "random_init"):
-        f1 = [run["test"]["f1"] for run in scores["runs"] if run["encoder"] == encoder]
-        assert facts[encoder]["f1_mean"] == pytest.approx(sum(f1) / 2)
-        assert facts[encoder]["f1_sd"] == pytest.approx(statistics.stdev(f1))
+    assert [each["learning_rate"] for each in scores["grid"]] == [1e-5, 3e-3]
+    devs = [each["dev"] for each in scores["grid"]]
+    assert devs[0] < devs[1], "else there is nothing to choose"
+    assert facts["setting"] == {"learning_rate": 3e-3, "batch_size": 16, "num_epochs": 2}
+    assert scores["runs"][0]["dev"]["score"] == devs[1]
+    names = {path.name for path in (out / "runs").iterdir() if path.is_dir()}
+    assert names == {"pretrained-lr1e-05-bs16-ep2-seed1"} | {
+        f"{encoder}-lr0.003-bs16-ep2-seed{seed}" for encoder in ENCODERS for seed in (1, 2)
+    }
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    by_run = {(row["encoder"], row["learning_rate"], row["seed"]): row for row in rows}
+    assert len(by_run) == 5
+    for run in scores["runs"]:
+        row = by_run[run["encoder"], 3e-3, run["seed"]]
+        assert (row["score"], row["dev_score"]) == (run["test"]["score"], run["dev"]["score"])
 
 
-def test_facts_and_files_tell_what_was_scored(evaluated, task_folder):
+def test_facts_and_files_tell_what_was_scored(evaluated, small_tasks):
     facts, _, out = evaluated
     scores = json.loads((out / "scores.json").read_text())
-    test = (task_folder / "test.tsv").read_bytes()
-    assert facts["gold_entities"] == test.count(b"\tB\n") == scores["files"]["test"]["gold_entities"]
+    test = (small_tasks / "small-ner" / "test.tsv").read_bytes()
+    assert facts["gold_size"] == test.count(b"\tB\n") == scores["files"]["test"]["size"]
     assert scores["files"]["test"]["sha256"] == hashlib.sha256(test).hexdigest()
-    assert scores["files"]["test"]["words_out_of_input"] > 0, "32 pieces are too few for the longest sentence"
-    assert scores["settings"]["seeds"] == facts["seeds"] == [1, 2]
+    assert facts["words_out_of_input"]["test"] > 0, "32 pieces are too few for the longest sentence"
+    assert 0 < facts["gold_out_of_input"]["test"] < facts["gold_size"]
+    assert (facts["kind"], facts["metric"], facts["unit"]) == ("ner", "entity F1", "entities")
+    assert facts["seeds"] == [1, 2] and facts["max_seq_length"] == 32 and facts["fresh_pooler"] is False
+    run = scores["runs"][0]
+    assert run["threads"] >= 1 and set(run["versions"]) == {"torch", "transformers"} and len(run["epoch_losses"]) == 2
     assert facts == {key: scores[key] for key in facts}
 
 
-def test_one_seed_has_no_standard_deviation_and_no_baseline_is_asked_for(model_dir, task_folder, tmp_path):
-    settings = SETTINGS.model_copy(update={"seeds": (3,), "num_epochs": 1})
-    facts = evaluate_model(model_dir, settings, task_folder, tmp_path, lambda row: None, baseline=False)
-    assert facts["pretrained"]["f1_sd"] is None
-    assert "random_init" not in facts
+def test_a_second_start_runs_nothing_and_reports_the_same(evaluated, model_dir, monkeypatch):
+    facts, rows, out = evaluated
+    monkeypatch.setattr(workers.subprocess, "Popen", None)
+    again: list[dict] = []
+    assert evaluate_task(SETTINGS, model_dir, None, out, again.append, baseline=True) == facts
+    assert sorted(map(str, ({**row, "step": 0} for row in again))) == sorted(
+        map(str, ({**row, "step": 0} for row in rows))
+    )
+
+
+def test_one_seed_has_no_standard_deviation_and_no_baseline_is_asked_for(evaluated, model_dir):
+    _, _, out = evaluated
+    settings = SETTINGS.model_copy(update={"seeds": (1,), "learning_rate": 3e-3})
+    facts = evaluate_task(settings, model_dir, None, out, lambda row: None, baseline=False)
+    assert facts["pretrained"]["score_sd"] is None and "random_init" not in facts
+    assert sorted(path.name for path in (out / "predictions").iterdir()) == [
+        "pretrained-seed1-dev.tsv",
+        "pretrained-seed1-test.tsv",
+    ]
+    json.dumps(facts, allow_nan=False)
+
+
+def test_the_command_prints_scores_beside_published_ones(model_dir, small_tasks, tmp_path, capsys):
+    arguments = ["evaluate", "--model", str(model_dir), "--out", str(tmp_path), "--num-epochs", "1"]
+    tasks = ["--task", "small-qa", "--task", "small-similarity", "--max-seq-length", "32"]
+    assert main([*arguments, *tasks]) == 0
+    out = capsys.readouterr().out
+    facts = {
+        name: json.loads((tmp_path / name / "scores.json").read_text()) for name in ("small-qa", "small-similarity")
+    }
+    for name in facts:
+        assert f"{100 * facts[name]['pretrained']['score_mean']:.2f}" in out
+    assert "accuracy, 95 % interval" in out and "one seed; learning_rate 5e-05" in out and "BLURB" not in out
+    assert main([*arguments, *tasks, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {name: {key: facts[name][key] for key in told[name]} for name in facts}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model", "m", "--task", "x"], "--out missing; remedy"),
+        (
+            ["--model", "m", "--task", "small-qa", "--task", "small-ner", "--data", "d", "--out", "o"],
+            "files of one task",
+        ),
+        (["--model", "m", "--task", "small-qb", "--out", "o"], "did you mean small-qa?"),
+        (["--model", "m", "--task", "small-qa", "--task", "small-qa", "--out", "o"], "a task stands twice"),
+        (["--model", "m", "--task", "small-qa", "--data", "nowhere", "--out", "o"], "nowhere has no train.tsv"),
+        (["--model", "nowhere", "--task", "small-qa", "--out", "o"], "nowhere has no config.json; remedy"),
+        (["--model", "m", "--task", "small-qa", "--seeds", "0", "--out", "o"], "seeds"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_plain_words(small_tasks, tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert expected in err and "Traceback" not in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_longer_inputs_than_the_model_reads_are_refused(model_dir, small_tasks, tmp_path):
+    settings = TaskRecipe(name="small-qa", max_seq_length=65)
+    with pytest.raises(TaskError, match=r"max_seq_length is 65, and the model reads 64"):
+        evaluate_task(settings, model_dir, None, tmp_path, print, baseline=False)
+
+
+def blurb_facts(score: float, published: dict[str, float]) -> dict:
+    of_model = {"score_mean": score, "score_sd": None, "low": score - 0.01, "high": score + 0.01}
+    setting = {"learning_rate": 5e-5, "batch_size": 32, "num_epochs": 10}
+    return {"metric": "F1", "seeds": [1], "setting": setting, "pretrained": of_model, "published": published}
+
+
+def test_the_table_holds_ours_and_theirs_and_the_blurb_score():
+    tasks = {name: load_task(path) for name, path in task_files().items() if load_task(path).group}
+    some = {
+        name: blurb_facts(score, tasks[name].published_scores) for name, score in {"BIOSSES": 0.9, "HoC": 0.8}.items()
+    }
+    shown = show_scores(some, tasks).splitlines()
+    [pubmedbert] = [line for line in shown if line.startswith("PubMedBERT")]
+    assert pubmedbert.split()[1:] == ["92.30", "82.32"]
+    assert "this model" in shown[1] and shown[1].split()[2:] == ["90.00", "80.00"]
+    [partial] = [line for line in shown if line.startswith("partial BLURB score")]
+    assert partial.startswith("partial BLURB score: 85.00 over sentence similarity, document classification; missing: ")
+    assert "BC5CDR-chem" in partial
+    alone = show_scores({"DDI": blurb_facts(0.8, {})}, tasks).splitlines()[-1]
+    assert alone.startswith("no BLURB score: no group is whole; missing: ")
+    whole = show_scores({name: blurb_facts(0.5, {}) for name in tasks}, tasks).splitlines()
+    assert "BLURB score: 50.00" in whole
+
+
+def test_generated_data_needs_no_folder(model_dir, tmp_path):
+    task = find_task("sample-chem")
+    settings = TaskRecipe(name="sample-chem", num_epochs=1, max_seq_length=16)
+    facts = evaluate_task(settings, model_dir, None, tmp_path, lambda row: None, baseline=False)
+    assert facts["gold_size"] == read_task(task, tmp_path / "data").files["test"]["size"]
 
 
 def test_the_module_loads_without_torch_and_scikit_learn():

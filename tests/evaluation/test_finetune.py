@@ -1,12 +1,6 @@
 """One run: each kind learns what decides it, and a run that was killed ends as one that was not."""
 
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -220,7 +214,7 @@ def test_each_kind_learns_and_the_same_seed_gives_the_same(model_dir, small_task
 
 
 KILLED = """
-import os, pathlib, random, sys
+import os, pathlib, random, signal, sys, time
 import torch
 from bert_pipeline.evaluation import finetune as module
 from bert_pipeline.evaluation.inputs import encode_task
@@ -229,40 +223,41 @@ from bert_pipeline.evaluation.runs import Run, Setting
 from bert_pipeline.evaluation.tasks import find_task, protocol
 from bert_pipeline.recipe import TaskRecipe
 
-model_dir, data, work, between = map(pathlib.Path, sys.argv[1:5])
+model_dir, data, out = map(pathlib.Path, sys.argv[1:])
 torch.set_num_threads(1)
-module.SECONDS_BETWEEN_CHECKPOINTS = float(sys.argv[4])
-task = find_task("small-ner")
-inputs = encode_task(model_dir, task, read_task(task, data / "small-ner"), 64)
-how = protocol(task, TaskRecipe(name="small-ner"), 64)
-run = Run("pretrained", Setting(3e-3, 16, 3), 1)
-seen = open(work.with_suffix(".steps"), "a", buffering=1)
-outcome = module.finetune(model_dir, inputs, run, how, work, lambda step, of: print(step, file=seen))
-work.with_suffix(".txt").write_text(repr(outcome))
+
+def start(name, seconds_between_checkpoints):
+    process = os.fork()  # what takes long, the imports, is done
+    if process:
+        return process
+    module.SECONDS_BETWEEN_CHECKPOINTS = seconds_between_checkpoints
+    task = find_task("small-ner")
+    inputs = encode_task(model_dir, task, read_task(task, data / "small-ner"), 64)
+    run, how = Run("pretrained", Setting(3e-3, 16, 3), 1), protocol(task, TaskRecipe(name="small-ner"), 64)
+    steps = open(out / f"{name}.steps", "a", buffering=1)
+    outcome = module.finetune(model_dir, inputs, run, how, out / name, lambda step, of: print(step, file=steps))
+    (out / f"{name}.txt").write_text(repr(outcome))
+    os._exit(0)
+
+steps, rng = out / "killed.steps", random.Random(5)
+steps.touch()
+for wanted in (rng.randint(2, 12), rng.randint(15, 25), rng.randint(26, 35)):  # of 39 steps
+    process = start("killed", 0)
+    while int((steps.read_text().split() or ["0"])[-1]) < wanted:
+        time.sleep(rng.random() / 500)
+    os.kill(process, signal.SIGKILL)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL, "it was to be killed in the middle"
+for name, seconds in (("killed", 0), ("undisturbed", 1e9)):
+    assert os.waitpid(start(name, seconds), 0)[1] == 0
 """
 
 
-def test_a_run_that_is_killed_goes_on_bit_for_bit(model_dir, small_tasks, tmp_path):
-    def start(name, seconds_between_checkpoints):
-        arguments = [str(part) for part in (model_dir, small_tasks, tmp_path / name, seconds_between_checkpoints)]
-        return subprocess.Popen([sys.executable, "-c", KILLED, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-    steps = tmp_path / "killed.steps"
-    steps.touch()
-    rng = random.Random(5)
-    kills = 0
-    undisturbed = start("undisturbed", 1e9)
-    for wanted in (rng.randint(2, 12), rng.randint(15, 35)):  # of 39 steps
-        process = start("killed", 0)
-        while process.poll() is None and int((steps.read_text().split() or ["0"])[-1]) < wanted:
-            time.sleep(rng.random() / 500)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills == 2, "it was to be killed in the middle"
-    assert start("killed", 0).wait() == 0 and undisturbed.wait() == 0
-    numbers = [int(line) for line in steps.read_text().split()]
+def test_a_run_that_is_killed_goes_on_bit_for_bit(model_dir, small_tasks, tmp_path, run_python):
+    done = run_python("-c", KILLED, str(model_dir), str(small_tasks), str(tmp_path), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    numbers = [int(line) for line in (tmp_path / "killed.steps").read_text().split()]
     begins = [now for before, now in zip([99, *numbers], numbers, strict=False) if now <= before]
-    assert len(begins) == 3 and begins[0] == 0 and all(begins[1:]), "it went on, and did not begin again"
+    assert len(begins) == 4 and begins[0] == 0 and all(begins[1:]), "it went on, and did not begin again"
     assert (tmp_path / "killed.txt").read_text() == (tmp_path / "undisturbed.txt").read_text()
 
 

@@ -179,27 +179,6 @@ def test_what_mlflow_was_never_told_it_is_told_from_the_records(first, home, ins
     assert metadata_of(again, "registered_model")["version"] == 1
 
 
-def test_a_challenger_stands_beside_the_champion(first, home, instance, mlflow, monkeypatch, tmp_path):
-    """Another training of the recipe: the card and the metrics of its version tell the difference, task by task."""
-    mlflow.client().set_registered_model_alias("bert-tiny", "champion", "1")
-    change_the_recipe(monkeypatch, tmp_path, "log_every = 5", "log_every = 5\nseed = 7")
-    assert materialize(home, instance).success
-    version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
-    assert int(version.version) == 2
-    assert "## Beside the champion (version 1)" in version.description
-    model = mlflow.client().get_logged_model(version.source.removeprefix("models:/"))
-    metrics = {metric.key: metric.value for metric in model.metrics}
-    scores = [
-        mlflow.client().get_model_version("bert-tiny", number).tags["evaluation/sample-chem"] for number in ("2", "1")
-    ]
-    means = [
-        artifact.load(home / "artifacts" / "evaluation" / "sample-chem" / each).facts["pretrained"]["score_mean"]
-        for each in scores
-    ]
-    assert metrics["champion/sample-chem/difference"] == pytest.approx(means[0] - means[1])
-    assert 0 < metrics["champion/sample-chem/p_value"] <= 1
-
-
 def test_a_failing_training_leaves_a_failed_run(first, home, instance, mlflow, monkeypatch, tmp_path):
     """With another seed there is something to train, and no way to do it."""
     change_the_recipe(monkeypatch, tmp_path, "log_every = 5", "log_every = 5\nseed = 99")
@@ -250,3 +229,24 @@ def test_a_recipe_that_begins_with_another_waits_for_it_and_names_it(
     [run] = mlflow.runs(begun["fingerprint"], "FINISHED")
     assert run.data.tags["input.initial_model"] == before["fingerprint"]
     assert run.data.params["pretrain.init_from"] == "tiny" and run.data.params["model.hidden_size"] == "32"
+
+
+def test_a_challenger_stands_beside_the_champion(first, home, instance, mlflow, monkeypatch, tmp_path):
+    """Another training of the recipe: the card and the metrics of its version tell the difference, task by task."""
+    mlflow.client().set_registered_model_alias("bert-tiny", "champion", "1")
+    change_the_recipe(monkeypatch, tmp_path, "log_every = 5", "log_every = 5\nseed = 7")
+    assert materialize(home, instance).success
+    version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
+    assert int(version.version) == 2
+    assert "## Beside the champion (version 1)" in version.description
+    model = mlflow.client().get_logged_model(version.source.removeprefix("models:/"))
+    metrics = {metric.key: metric.value for metric in model.metrics}
+    scores = [
+        mlflow.client().get_model_version("bert-tiny", number).tags["evaluation/sample-chem"] for number in ("2", "1")
+    ]
+    means = [
+        artifact.load(home / "artifacts" / "evaluation" / "sample-chem" / each).facts["pretrained"]["score_mean"]
+        for each in scores
+    ]
+    assert metrics["champion/sample-chem/difference"] == pytest.approx(means[0] - means[1])
+    assert 0 < metrics["champion/sample-chem/p_value"] <= 1
