@@ -17,6 +17,7 @@ from bert_pipeline.stages import STAGES, home, make_stage
 
 COMMANDS = {
     "raw-corpus": "raw_corpus",
+    "contamination": "contamination",
     "tokenizer": "tokenizer",
     "nsp-dataset": "nsp_dataset",
     "masked-dataset": "masked_dataset",
@@ -79,6 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--baseline", action="store_true", help="the same architecture from random weights, too")
     evaluate.add_argument("--json", action="store_true", help="print the facts of each task")
     evaluate.set_defaults(run=_evaluate)
+
+    convert = commands.add_parser("convert-bc5cdr", help="make BLURB's BC5CDR files from the original PubTator files")
+    convert.add_argument(
+        "--pubtator", type=Path, nargs="+", required=True, metavar="PATH", help="their folder, or each"
+    )
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="where BC5CDR-chem and -disease go")
+    convert.add_argument("--json", action="store_true", help="print the facts")
+    convert.set_defaults(run=_convert_bc5cdr)
+
+    download = commands.add_parser("download-blurb", help="fetch what of BLURB's data lies in public places")
+    download.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a folder for each set")
+    download.add_argument("--task", nargs="+", default=(), metavar="NAME", help="sets by folder name (default: all)")
+    download.add_argument("--accept-terms", action="store_true", help="you have read the terms that the command names")
+    download.add_argument("--json", action="store_true", help="print the facts")
+    download.set_defaults(run=_download_blurb)
 
     inspect = commands.add_parser("inspect", help="print facts and decoded rows of any artifact")
     inspect.add_argument("directory", type=Path, metavar="DIR")
@@ -157,6 +173,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     else:
         print(show_scores(facts, {name: load_task(path) for name, path in task_files().items()}))
         print(f"every run: {options.out}/*/scores.json")
+
+
+def _convert_bc5cdr(options: argparse.Namespace) -> None:
+    from bert_pipeline.evaluation.pubtator import convert_bc5cdr
+
+    facts = convert_bc5cdr(options.pubtator, options.out)
+    print(json.dumps(facts)) if options.json else _print_facts(facts)
+
+
+def _download_blurb(options: argparse.Namespace) -> None:
+    from bert_pipeline.evaluation.download import download_blurb
+
+    facts = download_blurb(options.out, options.task, options.accept_terms)
+    print(json.dumps(facts)) if options.json else _print_facts(facts)
 
 
 def _inspect(options: argparse.Namespace) -> None:
