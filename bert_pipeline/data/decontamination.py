@@ -97,7 +97,9 @@ def _by_task(index: EvaluationIndex, shards: list[Found]) -> Facts:
     rules = np.minimum.reduce([shard.rules for shard in shards])
     documents = sum((shard.documents for shard in shards), Counter())
     examples: Counter[tuple[str, str]] = Counter(each[:2] for each in index.examples)
-    too_short = Counter(each[:2] for each, long in zip(index.examples, index.ngrams.searched, strict=True) if not long)
+    too_short = Counter(
+        each[:2] for each, words in zip(index.examples, index.ngrams.num_words, strict=True) if not words
+    )
     found = Counter(
         (*each[:2], RULES[rule]) for each, rule in zip(index.examples, rules, strict=True) if rule < len(RULES)
     )

@@ -80,8 +80,7 @@ class NgramIndex:
     starts: np.ndarray
     piece_of_word: np.ndarray  # (words,) int32
     text_of_piece: np.ndarray  # (pieces,) int32
-    num_words: np.ndarray  # (texts,) int32
-    searched: np.ndarray  # (texts,) bool: whether any piece is long enough
+    num_words: np.ndarray  # (texts,) int32: those in pieces that are looked for
     filter: np.ndarray  # (power of two,) uint8: a bit for each hash, so that most lookups end in the cache
     table: np.ndarray  # (power of two,) int32: number of the n-gram, by its hash, open addressing; -1: none
     hashes: np.ndarray  # (n-grams,) uint64
@@ -110,8 +109,7 @@ class NgramIndex:
             words.starts,
             np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
             text_of_piece,
-            np.bincount(text_of_piece, sizes, len(texts)).astype(np.int32),
-            np.bincount(text_of_piece, counts, len(texts)) > 0,
+            np.bincount(text_of_piece, np.where(counts, sizes, 0), len(texts)).astype(np.int32),
             filter,
             table,
             hashes,

@@ -133,7 +133,7 @@ def test_hostile_documents_hold_nothing():
     rng = random.Random(2)
     known = text_of(rng, 40)
     index = NgramIndex.build([(known,), ("",), ("--- ... ---",), ("@A$@B$",), ("short",)])
-    assert index.searched.tolist() == [True, False, False, False, False]
+    assert index.num_words.tolist() == [40, 0, 0, 0, 0]
     long_word = "x" * 10_000_000
     documents = ["", " ", "!?" * 1000, long_word, f"{long_word} {known}", "\x00\u200b\u0301", known, "\ud800 " * 50]
     assert set(index.find(documents)) == {4, 6}
@@ -164,11 +164,21 @@ class TestTheRule:
     def test_a_whole_example_is_full(self):
         assert judged([example(self.sentence)], f"a {self.sentence} b") == {"1": "full"}
 
-    def test_half_of_a_sentence_is_partial_and_less_is_a_phrase(self):
+    def test_nine_tenths_of_a_sentence_are_full_and_less_is_a_phrase(self):
+        words = self.sentence.split()[:19]
+        assert judged([example(" ".join(words[:18]))], " ".join(["a", *words[:18]])) == {"1": "full"}
+        assert judged([example(" ".join(words))], " ".join([*words[:18], "other"])) == {"1": "full"}
+        assert judged([example(" ".join(words))], " ".join([*words[:17], "other", words[18]])) == {"1": "phrase"}
+        assert judged([example(self.half)], self.half) == {"1": "full"}
+        assert judged([example(" ".join(words[:12]))], " ".join(words)) == {"1": "phrase"}
+        assert judged([example(self.sentence)], self.sentence[: len(" ".join(self.sentence.split()[:12]))]) == {}
+
+    def test_what_stands_between_dummies_is_measured_by_what_can_be_found(self):
         words = self.sentence.split()
-        assert judged([example(self.sentence)], " ".join(words[:15])) == {"1": "partial"}
-        assert judged([example(self.sentence)], " ".join(words[:14])) == {"1": "phrase"}
-        assert judged([example(self.sentence)], " ".join(words[:12])) == {}
+        known = f"Of @GENE$ {' '.join(words[:14])} @DISEASE$ in us."
+        assert judged([example(known)], f"Of p53 {' '.join(words[:14])} asthma in us.") == {"1": "full"}
+        known = f"{' '.join(words[:14])} @GENE$ {' '.join(words[14:])}"
+        assert judged([example(known)], f"{' '.join(words[:14])} p53") == {"1": "phrase"}
 
     def test_twenty_words_in_a_row_of_a_long_example_are_partial(self):
         words = self.long.split()
@@ -181,6 +191,15 @@ class TestTheRule:
         assert judged([short, other], f"{self.short} {self.sentence}") == {"short": "full", "long": "full"}
         elsewhere = other._replace(split="train")
         assert judged([short, elsewhere], f"{self.short} {self.sentence}") == {"short": "phrase", "long": "full"}
+
+    def test_half_of_an_example_is_held_in_company(self):
+        half, other = example(self.half, name="half"), example(self.sentence, name="long")
+        altered = " ".join([*self.half.split()[:13], "other"])
+        longer = half._replace(parts=(f"{self.half} {text_of(self.rng, 12)}",))
+        assert judged([longer, other], altered) == {"half": "phrase"}
+        assert judged([longer, other], f"{altered} {self.sentence}") == {"half": "partial", "long": "full"}
+        longer = half._replace(parts=(f"{self.half} {text_of(self.rng, 13)}",))
+        assert judged([longer, other], f"{altered} {self.sentence}") == {"half": "phrase", "long": "full"}
 
     def test_a_pmid_is_held_by_name(self):
         known = example(self.sentence, pmid="123456")
