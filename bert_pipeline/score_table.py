@@ -8,8 +8,10 @@ from bert_pipeline.artifact import Facts
 
 def scores_markdown(facts: Facts) -> str:
     """The facts of `evaluations`: a row for each task; beside PubMedBERT and the best that is published. Percent."""
-    head = ("task", "metric", "this model", "95 % interval", "seeds", "random weights", "PubMedBERT", "best published")
-    head += ("of the test in the corpus",)
+    head = (
+        *("task", "metric", "this model", "95 % interval", "seeds", "random weights"),
+        *("PubMedBERT", "best published", "of the test in the corpus"),
+    )
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name, measured in facts["tasks"].items():
         ours, published = measured["pretrained"], measured["published"]

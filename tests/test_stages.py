@@ -1,9 +1,14 @@
 """What rebuilds what, and which inputs belong together."""
 
+import json
+
 import pytest
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError
+from bert_pipeline.evaluation.tasks import TaskError
+from bert_pipeline.formats import iterate_documents
+from bert_pipeline.recipe import EvaluationRecipe, TaskRecipe
 from bert_pipeline.stages import kinds_of, make_stage, stage_origin
 
 
@@ -19,6 +24,7 @@ def fingerprints(recipe):
 
 CHANGES = [
     ("corpus", {"heldout_fraction": 0.2}, "raw_corpus"),
+    ("corpus", {"exclude_tasks": ("sample-chem",)}, "raw_corpus"),
     ("tokenizer", {"vocab_size": 700}, "tokenizer"),
     ("nsp", {"short_seq_prob": 0.2}, "nsp_dataset"),
     ("masking", {"masked_lm_prob": 0.2}, "masked_dataset"),
@@ -67,3 +73,74 @@ def test_the_same_recipe_gives_the_same_bytes(tiny, tiny_recipe, tmp_path, monke
         }
         for name in names - {"record.json"}:
             assert (made[kind].path / name).read_bytes() == (expected.path / name).read_bytes(), f"{kind}/{name}"
+
+
+@pytest.fixture
+def own_task(tmp_path, monkeypatch, tiny):
+    """A task whose dev and test sentences stand in two documents of the sample."""
+    documents = [" ".join(document) for document in iterate_documents(tiny["raw_corpus"].path, "train")]
+    folder = tmp_path / "data" / "own"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("BERT_PIPELINE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("BERT_PIPELINE_TASKS", str(tmp_path / "tasks"))
+    for split, text in {"train": "of no document " * 9, "dev": documents[20], "test": documents[30]}.items():
+        rows = [f"{word}\tO" for word in text.split()]
+        (folder / f"{split}.tsv").write_text("\n".join([rows[0][:-1] + "B", *rows[1:]]) + "\n\n")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "own.toml").write_text(
+        'title = "Own"\nkind = "ner"\nversion = "1"\nterms = "own"\nfolder = "own"\n[splits]\n'
+        + "".join(f'{split} = {{ file = "{split}.tsv", size = 1 }}\n' for split in ("train", "dev", "test"))
+    )
+    return folder
+
+
+def excluding(recipe, tasks, evaluated=()):
+    return recipe.model_copy(
+        update={
+            "corpus": recipe.corpus.model_copy(update={"exclude_tasks": tasks}),
+            "evaluation": EvaluationRecipe(tasks=tuple(TaskRecipe(name=name) for name in evaluated)),
+        }
+    )
+
+
+def test_the_corpus_is_searched_for_tasks_and_loses_what_holds_them(tiny, tiny_recipe, own_task, tmp_path):
+    evaluated = excluding(tiny_recipe, (), ["own"])
+    report = make_stage("contamination", evaluated, tiny, tmp_path / "report")
+    assert {split: report.facts["tasks"]["own"][split]["examples_held"] for split in ("train", "dev", "test")} == {
+        "train": 0,
+        "dev": 1,
+        "test": 1,
+    }
+    holding = {json.loads(row)["document"] for row in (report.path / "contamination.jsonl").read_text().splitlines()}
+    for number, tasks in enumerate([("own",), "evaluation"]):
+        recipe = excluding(tiny_recipe, tasks, ["own"])
+        made = make_stage("raw_corpus", recipe, {}, tmp_path / f"corpus-{number}")
+        rows = [json.loads(row) for row in (made.path / "excluded.jsonl").read_text().splitlines()]
+        assert {row["document_id"] for row in rows} <= holding and len(rows) >= 2
+        assert made.facts["excluded_documents"] == len(rows)
+        after = make_stage("contamination", recipe, {"raw_corpus": made}, tmp_path / f"report-{number}")
+        assert after.facts["documents"] == report.facts["documents"] - len(rows)
+        assert after.facts["documents_that_hold_examples"] == 0
+
+
+def test_the_text_of_excluded_tasks_decides_the_corpus_and_that_of_train_does_not(tiny_recipe, own_task):
+    plain, evaluated = fingerprints(tiny_recipe), fingerprints(excluding(tiny_recipe, (), ["own"]))
+    assert plain["raw_corpus"] == evaluated["raw_corpus"] and plain["contamination"] != evaluated["contamination"]
+    recipe = excluding(tiny_recipe, ("own",))
+    before = fingerprints(recipe)
+    assert before["raw_corpus"] != plain["raw_corpus"] and before["tokenizer"] != plain["tokenizer"]
+    for split, rebuilt in [("train", False), ("dev", True), ("test", True)]:
+        before = fingerprints(recipe)
+        with (own_task / f"{split}.tsv").open("a") as file:
+            file.write("One\tO\nmore\tB\n\n")
+        after = fingerprints(recipe)
+        assert (before["raw_corpus"] != after["raw_corpus"]) == rebuilt, split
+        assert before["contamination"] != after["contamination"], split
+
+
+def test_a_task_that_is_not_there_is_named(tiny_recipe, own_task):
+    (own_task / "test.tsv").unlink()
+    with pytest.raises(TaskError, match=r"own: .* has no test\.tsv; remedy"):
+        fingerprints(excluding(tiny_recipe, ("own",)))
+    with pytest.raises(TaskError, match=r"no task is named 'owm'; did you mean own\?"):
+        fingerprints(excluding(tiny_recipe, ("owm",)))

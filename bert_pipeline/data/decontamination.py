@@ -15,8 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import numpy as np
-
 from bert_pipeline.artifact import Facts
 from bert_pipeline.data.overlap import EvaluationIndex, EvaluationText, Rule
 from bert_pipeline.data.wordcounts import document_batches
@@ -35,7 +33,7 @@ class Found(NamedTuple):
     num_documents: int
     num_holding: int
     documents: Counter[tuple[str, str, str]]  # task, split, rule: documents, each by its strongest rule
-    rules: np.ndarray  # (examples,) uint8: the strongest rule by which each is held; len(RULES): none
+    rules: dict[int, int]  # number of an example that was found: its strongest rule
 
 
 def build_contamination(examples: Sequence[EvaluationText], raw_corpus: Path, out: Path) -> Facts:
@@ -69,7 +67,7 @@ def _search_shard(index_folder: Path, path: Path, split: str, out: Path) -> Foun
     index = _index(index_folder)
     num_documents = num_holding = 0
     documents: Counter[tuple[str, str, str]] = Counter()
-    rules = np.full(len(index.examples), len(RULES), np.uint8)
+    rules: dict[int, int] = {}
     with out.open("w", encoding="utf-8") as rows:
         for batch in document_batches(path):
             ids = batch["document_id"].to_pylist()
@@ -80,7 +78,7 @@ def _search_shard(index_folder: Path, path: Path, split: str, out: Path) -> Foun
                     row = {"document": ids[number], "corpus_split": split} | holding.row
                     rows.write(json.dumps(row, ensure_ascii=False) + "\n")
                     rule, group = RULES.index(holding.rule), (holding.task, holding.split)
-                    rules[holding.number] = min(rules[holding.number], rule)
+                    rules[holding.number] = min(rules.get(holding.number, rule), rule)
                     strongest[group] = min(strongest.get(group, rule), rule)
                 documents.update((*group, RULES[rule]) for group, rule in strongest.items())
                 num_holding += any(RULES[rule] in HELD for rule in strongest.values())
@@ -94,13 +92,15 @@ def _index(folder: Path) -> EvaluationIndex:
 
 def _by_task(index: EvaluationIndex, shards: list[Found]) -> Facts:
     """{task: {split: numbers}}, in the order of the examples."""
-    rules = np.minimum.reduce([shard.rules for shard in shards])
+    rules: dict[int, int] = {}
+    for shard in shards:
+        rules |= {number: min(rules.get(number, rule), rule) for number, rule in shard.rules.items()}
     documents = sum((shard.documents for shard in shards), Counter())
     examples: Counter[tuple[str, str]] = Counter(each[:2] for each in index.examples)
-    too_short = Counter(each[:2] for each, long in zip(index.examples, index.ngrams.searched, strict=True) if not long)
-    found = Counter(
-        (*each[:2], RULES[rule]) for each, rule in zip(index.examples, rules, strict=True) if rule < len(RULES)
+    too_short = Counter(
+        each[:2] for each, words in zip(index.examples, index.ngrams.num_words, strict=True) if not words
     )
+    found = Counter((*index.examples[number][:2], RULES[rule]) for number, rule in rules.items())
     facts: Facts = {}
     for (task, split), count in examples.items():
         held = sum(found[task, split, rule] for rule in HELD)
@@ -116,16 +116,16 @@ def _by_task(index: EvaluationIndex, shards: list[Found]) -> Facts:
 
 
 def _instances(path: Path) -> str:
-    """The first rows of what is held, a line each."""
-    shown: list[str] = []
+    """A line for each of the first documents that hold an example."""
+    shown: dict[str, str] = {}
     with path.open(encoding="utf-8") as rows:
         for line in rows:
             row: dict[str, Any] = json.loads(line)
-            if row["rule"] in HELD:
-                shown.append(
+            if row["rule"] in HELD and row["document"] not in shown:
+                shown[row["document"]] = (
                     f"{row['document']} holds {row['coverage']:.0%} of {row['task']}/{row['split']} "
                     f"{row['example']} ({row['rule']}, {row['longest_run']} words in a row)"
                 )
             if len(shown) == SHOWN_INSTANCES:
                 break
-    return "\n".join(shown)
+    return "\n".join(shown.values())

@@ -53,7 +53,7 @@ class Matches(NamedTuple):
 
 def fold(texts: Sequence[str]) -> Words:
     """The words of texts. Compatibility forms count as what they stand for (NFKD); case and accents do not count."""
-    encoded = [unicodedata.normalize("NFKD", text).lower().encode() for text in texts]
+    encoded = [unicodedata.normalize("NFKD", text).lower().encode(errors="surrogatepass") for text in texts]
     ends = np.zeros(len(texts) + 1, np.int64)
     np.cumsum([len(text) for text in encoded], out=ends[1:])
     return Words(*_fold(np.frombuffer(b"".join(encoded), np.uint8), ends, _kinds()))
@@ -78,9 +78,9 @@ class NgramIndex:
 
     letters: np.ndarray  # as in Words
     starts: np.ndarray
-    text_of_word: np.ndarray  # (words,) int32
-    num_words: np.ndarray  # (texts,) int32
-    searched: np.ndarray  # (texts,) bool: whether any piece is long enough
+    piece_of_word: np.ndarray  # (words,) int32
+    text_of_piece: np.ndarray  # (pieces,) int32
+    num_words: np.ndarray  # (texts,) int32: those in pieces that are looked for
     filter: np.ndarray  # (power of two,) uint8: a bit for each hash, so that most lookups end in the cache
     table: np.ndarray  # (power of two,) int32: number of the n-gram, by its hash, open addressing; -1: none
     hashes: np.ndarray  # (n-grams,) uint64
@@ -107,9 +107,9 @@ class NgramIndex:
         return cls(
             words.letters,
             words.starts,
-            np.repeat(text_of_piece, sizes),
-            np.bincount(text_of_piece, sizes, len(texts)).astype(np.int32),
-            np.bincount(text_of_piece, counts, len(texts)) > 0,
+            np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            text_of_piece,
+            np.bincount(text_of_piece, np.where(counts, sizes, 0), len(texts)).astype(np.int32),
             filter,
             table,
             hashes,
@@ -150,10 +150,10 @@ class NgramIndex:
         counts = self.offsets[ngrams + 1] - self.offsets[ngrams]
         begins = self.occurrences[_ranges(self.offsets[ngrams], counts)]
         covered = np.unique(_ranges(begins, np.repeat(self.lengths[ngrams], counts)))
-        text = self.text_of_word[covered]
-        runs = np.flatnonzero(np.concatenate([[True], (np.diff(covered) > 1) | (np.diff(text) > 0)]))
+        piece = self.piece_of_word[covered]
+        runs = np.flatnonzero(np.concatenate([[True], (np.diff(covered) > 1) | (np.diff(piece) > 0)]))
         lengths = np.diff(runs, append=len(covered))
-        texts, starts = np.unique(text[runs], return_index=True)
+        texts, starts = np.unique(self.text_of_piece[piece[runs]], return_index=True)
         return Matches(texts, np.add.reduceat(lengths, starts), np.maximum.reduceat(lengths, starts))
 
 

@@ -1,10 +1,10 @@
 """When a document holds an example of an evaluation set: the rule, and the index of all examples that it asks.
 
-By text: at least 13 words of the example stand in n-grams that the document holds, and these are half of the example
-or 20 words in a row. Shorter or smaller shares are phrases that everybody writes ("there were no significant
-differences between the two groups", the Cochrane reviews' standard sentences). Where a document holds an example of a
-split by this rule, its other examples of the split need half of their words only, however short they are: an abstract
-that is copied has its short sentences copied, too. By name: the document's id is the PMID that the example is from.
+By text: the document holds at least nine tenths of the example's words, and no fewer than 13, or 20 of them in a row.
+Less than that, down to 13 words of a longer sentence or a whole one of 8, is what everybody writes ("there were no
+significant differences between the two groups", the definition of a drug). But of an abstract that is copied the
+short and the altered sentences are copied, too: where a document holds one example of a split, half of another's
+words are enough. By name: the document's id is the PMID that the example is from.
 """
 
 import json
@@ -21,10 +21,10 @@ from bert_pipeline import artifact
 from bert_pipeline.data.ngrams import NGRAM_WORDS, NgramIndex
 
 LONG_RUN = 20
-"""Words. Of the runs of 13 to 19 words that abstracts share with long examples of BLURB most are definitions and
-phrases of method; of those of 20 or more nearly all are copies."""
-HALF, WHOLE = 0.5, 0.9
-"""Shares of an example's words. Not all of them, because a word may have been mended or tokenised in another way."""
+"""Words. Runs of 13 to 19 that abstracts share with longer examples of BLURB are mostly phrases and definitions;
+those of 20 and more are copies, but for a few."""
+WHOLE, HALF = 0.9, 0.5
+"""Shares of an example's words. Not all of them, because one may have been mended or tokenised in another way."""
 PMID = re.compile(r"(?:pmid[:\s]*|pubmed[:\s]*)?0*(\d{1,8})", re.IGNORECASE)
 
 Rule = Literal["full", "partial", "pmid", "phrase"]
@@ -54,7 +54,8 @@ class Holding:
     example: str
     rule: Rule
     coverage: float
-    """Share of the example's words that stand in n-grams which the document holds."""
+    """Share of the example's words that stand in n-grams which the document holds. Of an example cut by dummies, the
+    words of its pieces of fewer than 8 words are not counted."""
     longest_run: int
     """Words in a row."""
     same_pmid: bool
@@ -114,7 +115,7 @@ class EvaluationIndex:
         evident = {
             number
             for number, (words, run) in found.items()
-            if words >= NGRAM_WORDS and (share[number] >= HALF or run >= LONG_RUN)
+            if run >= LONG_RUN or (words >= NGRAM_WORDS and share[number] >= WHOLE)
         }
         copied = {int(self._group[number]) for number in evident}
         holdings = []
