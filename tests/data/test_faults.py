@@ -201,8 +201,7 @@ def damage_and_build(whole: SimpleNamespace, folder: Path, mutations: int, seed:
         standing = store / ("second.partial" if in_progress else "first")
         shutil.copytree(made[kind].path, standing)
         if in_progress:
-            (standing / "record.json").unlink()
-            (standing / artifact.ORIGIN).write_text(json.dumps(made[kind].record["origin"]))
+            (standing / "record.json").rename(standing / artifact.ORIGIN)  # it says the same, and more
             (standing / INDEX).rename(standing / LOG)
         files = sorted(path for path in standing.rglob("*") if path.is_file() and path.stat().st_size)
         damaged = rng.choice(files)
