@@ -1,8 +1,8 @@
 """The training process: `accelerate launch -m bert_pipeline.training.pretrain JOB.json`.
 
-It needs no tracker and no orchestrator: it reads datasets, writes rows to metrics.jsonl, checkpoints under
-work/, and at the end the exported model. SIGTERM makes it save a checkpoint after the step under way and
-leave with exit code 75; run again, it goes on from there.
+It needs no tracker and no orchestrator: it reads datasets, writes rows to metrics.jsonl, the pairs of skipped steps to
+skipped.jsonl, checkpoints under work/, and at the end the exported model. SIGTERM makes it save a checkpoint after the
+step under way and leave with exit code 75; run again, it goes on from there.
 """
 
 import json
@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def train(job: Job) -> None:
     _check(section, accelerator)
     out = Path(job.out)
     checkpoints = Checkpoints(out / "work" / "checkpoints", job.identity, section.checkpoints_kept)
-    metrics = out / "metrics.jsonl"
+    metrics, skipped = out / "metrics.jsonl", out / "skipped.jsonl"
     vocab_size = read_tokenizer(Path(job.tokenizer)).get_vocab_size()
     architecture = ModelRecipe(**job.model)
     objective = PretrainingLoss(initial_model(architecture, Path(job.tokenizer), section.seed, job.init_from))
@@ -106,7 +107,7 @@ def train(job: Job) -> None:
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     peak = matmul_peak(accelerator.device, dtype) * accelerator.num_processes
 
-    first, window = _resume(checkpoints, metrics, model, optimizer, accelerator)
+    first, window = _resume(checkpoints, (metrics, skipped), model, optimizer, accelerator)
 
     def measure(step: int) -> None:
         with whole_weights(loss):
@@ -116,10 +117,12 @@ def train(job: Job) -> None:
 
     def save(step: int) -> None:
         window.gather(accelerator)
-        if accelerator.is_main_process:
-            flush_to_disk(metrics, recurse=False)  # a checkpoint never speaks of rows that a power cut took
-        size = metrics.stat().st_size if metrics.exists() else 0
-        checkpoints.save(step, model, optimizer, {"metrics_bytes": size, "window": window.state()})
+        sizes = {}
+        for path in (metrics, skipped):
+            if accelerator.is_main_process and path.exists():
+                flush_to_disk(path, recurse=False)  # a checkpoint never speaks of rows that a power cut took
+            sizes[path.name] = path.stat().st_size if path.exists() else 0
+        checkpoints.save(step, model, optimizer, {"bytes": sizes, "window": window.state()})
         accelerator.wait_for_everyone()
 
     if first == 0:
@@ -135,6 +138,8 @@ def train(job: Job) -> None:
             window.add(sums, step, training_flops(architecture, vocab_size, step.load), grad_norm)
         else:
             window.skip()
+            if accelerator.is_main_process:
+                append_row(skipped, {"step": number + 1, "grad_norm": str(grad_norm), "pairs": steps.places(number)})
             _warn_or_stop(number + 1, grad_norm, window.skipped_in_a_row, section)
         optimizer.zero_grad(set_to_none=True)
         done = number + 1
@@ -220,27 +225,31 @@ def _warn_or_stop(step: int, grad_norm: float, in_a_row: int, section: PretrainR
     if in_a_row > section.max_skipped_steps:
         raise TrainingError(
             f"step {step}: the gradient is not finite ({grad_norm}), as in the {in_a_row - 1} steps before it; the "
-            "weights are those before these steps; remedy: a lower pretrain.phases.learning_rate or a longer warm-up"
+            "weights are those before these steps; remedy: a lower pretrain.phases.learning_rate or a longer warm-up "
+            "(where it is the data: skipped.jsonl names the pairs of these steps)"
         )
-    log.warning("step %d is skipped: its loss or gradient is not finite (gradient norm %s)", step, grad_norm)
+    log.warning(
+        "step %d is skipped: its loss or gradient is not finite (gradient norm %s); its pairs stand in skipped.jsonl",
+        *(step, grad_norm),
+    )
 
 
 def _resume(
     checkpoints: Checkpoints,
-    metrics: Path,
+    written: Iterable[Path],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
 ) -> tuple[int, Window]:
-    """Restore the newest checkpoint; cut metrics.jsonl to the rows that belong to it."""
+    """Restore the newest checkpoint; cut the files that grow by lines to those that belong to it."""
     window = Window()
     found = checkpoints.load_newest(model, optimizer)
     accelerator.wait_for_everyone()
-    step, state = found or (0, {"metrics_bytes": 0, "window": window.state()})
+    step, state = found or (0, {"bytes": {}, "window": window.state()})
     window.restore(state["window"])
-    if accelerator.is_main_process and metrics.exists():
-        with metrics.open("rb+") as stream:
-            stream.truncate(state["metrics_bytes"])
+    for path in written:
+        if accelerator.is_main_process and path.exists():
+            os.truncate(path, state["bytes"].get(path.name, 0))
     if found:
         log.info("going on after step %d", step)
     return step, window

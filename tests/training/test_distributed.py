@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from training.runs import fork, trace
 
+from bert_pipeline.metrics import read_rows
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training import launch
 from bert_pipeline.training.pretrain import EXIT_RESUME, Job
@@ -228,6 +229,10 @@ def test_a_loss_that_is_not_finite_in_one_process_is_skipped_by_all(job_for, tmp
     assert "SABOTAGE" in said, "the test would prove nothing"
     skipped = [row["skipped_steps"] for row in trace(tmp_path) if "skipped_steps" in row]
     assert skipped == [0] * 4 + [1] + [0] * 7
+    [line] = read_rows(tmp_path / "skipped.jsonl")
+    assert line["step"] == 5 and line["grad_norm"] == "nan"
+    rows = [(name, row) for span in line["pairs"] for name, rows in span["rows"].items() for row in rows]
+    assert len(set(rows)) == 16, "the pairs of all processes"
     for path in tmp_path.glob("work/checkpoints/step-????????/*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(path).values()), path
 
