@@ -43,6 +43,7 @@ from bert_pipeline.training.distributed import (
 )
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.loss import LossSums, PretrainingLoss
+from bert_pipeline.training.memory import assert_a_step_fits, want_of_memory_explained
 from bert_pipeline.training.model import initial_model
 from bert_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 from bert_pipeline.training.packing import pad
@@ -108,6 +109,9 @@ def train(job: Job) -> None:
     peak = matmul_peak(accelerator.device, dtype) * accelerator.num_processes
 
     first, window = _resume(checkpoints, (metrics, skipped), model, optimizer, accelerator)
+
+    some = steps.datasets[section.phases[-1].max_seq_length].samples(0, 4, section.seed)
+    assert_a_step_fits(loss, objective, some, steps.most_tokens(first), optimizer, accelerator)
 
     def measure(step: int) -> None:
         with whole_weights(loss):
@@ -277,5 +281,6 @@ def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairD
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with loss_of_a_process_explained():
-        train(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    with loss_of_a_process_explained(), want_of_memory_explained(job.per_device_tokens):
+        train(job)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ class StepReader:
             load=rows.load,
             num_labelled=rows.num_labelled,
         )
+
+    def most_tokens(self, first: int) -> int:
+        """Tokens of the largest micro-batch in step `first` and in the first steps of the phases after it."""
+        starts = list(accumulate(phase.num_steps for phase in self.section.phases))[:-1]
+        numbers = [first, *(start for start in starts if start > first)]
+        return max(part["input_ids"].numel() for number in numbers for part in self.step(number).parts)
 
     def places(self, number: int) -> list[dict[str, Any]]:
         """Where the pairs of step `number` stand, those of all processes; see PairDataset.places."""
