@@ -29,6 +29,7 @@ from bert_pipeline.model_card import model_card
 from bert_pipeline.progress import Pace
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
 from bert_pipeline.training.budget import settle
+from bert_pipeline.training.checks import check_batches
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 600.0
@@ -69,7 +70,7 @@ def per_device_tokens() -> int | Literal["auto"]:
     """
     asked = os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS")
     if not asked:
-        on_cpu = yaml.safe_load(accelerate_config().read_text(encoding="utf-8")).get("use_cpu")
+        on_cpu = _config(accelerate_config()).get("use_cpu")
         return 4096 if on_cpu else "auto"
     if asked == "auto":
         return "auto"
@@ -87,6 +88,10 @@ def accelerate_config() -> Path:
     return path.absolute()
 
 
+def _config(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
 def build_pretrained_checkpoint(
     section: PretrainRecipe,
     model: ModelRecipe,
@@ -101,6 +106,7 @@ def build_pretrained_checkpoint(
 
     `init_from`: the Hugging Face directory of the model to begin with.
     """
+    check_batches(section, _config(accelerate_config())["num_processes"])
     _assert_the_machines_can_meet(accelerate_config())
     if init_from:
         initial.assert_same_vocabulary(init_from, tokenizer)
@@ -150,7 +156,7 @@ def build_pretrained_checkpoint(
 
 def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str]]:
     """The command that starts the processes, and its environment."""
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    config = _config(config_file)
     num_processes, num_machines = config["num_processes"], config.get("num_machines", 1)
     options: tuple[str, ...] = ("--config_file", str(config_file))
     if num_machines == 1 and num_processes > 1:
@@ -168,7 +174,7 @@ def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str
 
 
 def _assert_the_machines_can_meet(config_file: Path) -> None:
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    config = _config(config_file)
     if config.get("num_machines", 1) == 1 or config["machine_rank"] != 0:
         return
     port = config["main_process_port"]

@@ -30,6 +30,7 @@ from bert_pipeline.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
 from bert_pipeline.training.batches import PairDataset
 from bert_pipeline.training.checkpoint import Checkpoints
+from bert_pipeline.training.checks import TrainingError, check_batches
 from bert_pipeline.training.distributed import (
     StopSignal,
     distribute,
@@ -55,10 +56,6 @@ from bert_pipeline.vocabulary import read_tokenizer
 EXIT_RESUME = 75  # EX_TEMPFAIL: the run was asked to stop and can go on
 
 log = logging.getLogger(__name__)
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,8 @@ def train(job: Job) -> None:
     section = PretrainRecipe.model_validate_json(json.dumps(job.section))
     if accelerator.device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    _check(section, accelerator)
+    _check_precision(accelerator)
+    check_batches(section, accelerator.num_processes)
     out = Path(job.out)
     checkpoints = Checkpoints(out / "work" / "checkpoints", job.identity, section.checkpoints_kept)
     metrics, skipped = out / "metrics.jsonl", out / "skipped.jsonl"
@@ -179,25 +177,12 @@ def train(job: Job) -> None:
     lock.release()
 
 
-def _check(section: PretrainRecipe, accelerator: Accelerator) -> None:
-    """Refuse what cannot be trained, before any time is spent on it."""
+def _check_precision(accelerator: Accelerator) -> None:
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise TrainingError(
             f"mixed_precision is {accelerator.mixed_precision}; remedy: bf16, or no, in the accelerate config "
             "(float16 needs its losses scaled, which this loop does not do)"
         )
-    for number, phase in enumerate(section.phases):
-        if phase.global_batch_size < accelerator.num_processes:
-            raise TrainingError(
-                f"pretrain.phases.{number}.global_batch_size is {phase.global_batch_size}, but "
-                f"{accelerator.num_processes} processes were launched; remedy: a larger batch or fewer processes"
-            )
-        if phase.global_batch_size % accelerator.num_processes:
-            log.info(
-                "pretrain.phases.%d.global_batch_size %d is no multiple of the %d processes: some get a pair more in "
-                "each step, which costs a little time and changes no result",
-                *(number, phase.global_batch_size, accelerator.num_processes),
-            )
 
 
 def _forward_and_backward(
