@@ -106,8 +106,8 @@ def build_pretrained_checkpoint(
 
     `init_from`: the Hugging Face directory of the model to begin with.
     """
-    check_batches(section, _config(accelerate_config())["num_processes"])
     _assert_the_machines_can_meet(accelerate_config())
+    check_batches(section, _config(accelerate_config())["num_processes"])
     if init_from:
         initial.assert_same_vocabulary(init_from, tokenizer)
     work = out / "work"

@@ -86,11 +86,11 @@ def train(job, processes, expected=0, **how):
     return said
 
 
-def torchrun(job, sabotage, *, restarts, expected):
+def torchrun(job, sabotage, *, restarts, expected, **environment):
     """The same under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", str(restarts), str(SABOTAGED), str(job)]
-    return finish(start(command, SABOTAGE=sabotage), expected)
+    return finish(start(command, SABOTAGE=sabotage, **environment), expected)
 
 
 def start(command, **environment):
@@ -204,6 +204,32 @@ def test_a_process_that_hangs_ends_the_group_in_time(job_for, tmp_path, rank):
     ranks[rank].kill()
     expected = f"process {1 - rank} of 2 lost another one, which ended or did not answer for 4 seconds"
     assert expected in log.read_text()
+
+
+@pytest.mark.slow
+def test_after_a_process_hung_torchrun_starts_the_group_again(job_for, two, tmp_path):
+    """torchrun's 30 seconds are most of it; with the default of ours the group is gone after 60."""
+    said = torchrun(job_for(tmp_path), "1 backward 4 STOP", restarts=1, expected=0, BERT_PIPELINE_TIMEOUT_SECONDS="4")
+    assert "SABOTAGE" in said and "did not answer for 4 seconds" in said
+    assert_identical(tmp_path, two)
+
+
+LATE = """
+import os, time
+time.sleep(5 * int(os.environ["RANK"]))
+from torch import ones
+from bert_pipeline.training.distributed import join_group
+accelerator = join_group()
+print("together:", int(accelerator.reduce(ones(1))), flush=True)
+accelerator.end_training()
+"""
+
+
+def test_a_process_may_come_later_than_it_may_hang(tmp_path):
+    (tmp_path / "late.py").write_text(LATE)
+    ranks = fork_ranks(tmp_path / "late.py", [], 2, tmp_path / "said", BERT_PIPELINE_TIMEOUT_SECONDS="2")
+    assert {exit_code(rank) for rank in ranks} == {0}, (tmp_path / "said").read_text()
+    assert (tmp_path / "said").read_text().count("together: 2") == 2
 
 
 STOPPED = ["1 data 5 TERM", "0 heldout 7 TERM-LAUNCHER"]
