@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
-TIMEOUT_SECONDS = 30
-"""Half of what a process that hangs may cost: after it torchrun gives it another 30 seconds to end by itself
+TIMEOUT_SECONDS = 25
+"""A process that hangs may cost a minute: after this torchrun gives it another 30 seconds to end by itself
 (`PContext.close` in torch 2.13; --shutdown-timeout is not about this; pytorch/pytorch#68258)."""
 
 START_SECONDS = 60
@@ -97,7 +97,7 @@ def _meet_in_this_attempt(*_: Any, timeout: timedelta, **__: Any) -> Iterator[tu
 
 
 def _timeout_seconds() -> int:
-    """How long a process waits for the others before it takes one for lost: BERT_PIPELINE_TIMEOUT_SECONDS, else 30."""
+    """How long a process waits for the others before it takes one for lost: BERT_PIPELINE_TIMEOUT_SECONDS, else 25."""
     return int(os.environ.get("BERT_PIPELINE_TIMEOUT_SECONDS") or TIMEOUT_SECONDS)
 
 

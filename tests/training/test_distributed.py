@@ -208,7 +208,7 @@ def test_a_process_that_hangs_ends_the_group_in_time(job_for, tmp_path, rank):
 
 @pytest.mark.slow
 def test_after_a_process_hung_torchrun_starts_the_group_again(job_for, two, tmp_path):
-    """torchrun's 30 seconds are most of it; with the default of ours the group is gone after 60."""
+    """torchrun's 30 seconds are most of it; with the default of ours the group is gone within 60."""
     said = torchrun(job_for(tmp_path), "1 backward 4 STOP", restarts=1, expected=0, BERT_PIPELINE_TIMEOUT_SECONDS="4")
     assert "SABOTAGE" in said and "did not answer for 4 seconds" in said
     assert_identical(tmp_path, two)
