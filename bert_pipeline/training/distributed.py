@@ -36,7 +36,11 @@ log = logging.getLogger(__name__)
 
 
 class GroupError(RuntimeError):
-    """The processes are not the group that was asked for, or one of them is lost."""
+    """The processes are not the group that was asked for."""
+
+
+class LostProcess(RuntimeError):
+    """Another process of the group ended, or does not answer."""
 
 
 def join_group() -> Accelerator:
@@ -121,7 +125,7 @@ def loss_of_a_process_explained() -> Iterator[None]:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
         rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-        raise GroupError(
+        raise LostProcess(
             f"process {rank} of {world_size} lost another one, which ended or did not answer for {_timeout_seconds()} "
             "seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: see what the others said last, and run again: training "
             "goes on from its newest checkpoint"

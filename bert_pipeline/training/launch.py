@@ -45,7 +45,8 @@ CPU_SETTINGS = {
 thirds of the time; threads that spin while they wait starve their neighbours on a few cores."""
 
 RESTARTS = 3
-"""How many times torchrun starts a group again of which a process was lost."""
+"""How many times torchrun starts a group again of which a process was lost. It does so after any error; one that would
+come again ends the run here."""
 
 KILLED = (
     "remedy: where memory ran out (see dmesg), a smaller BERT_PIPELINE_PER_DEVICE_TOKENS; run again, training goes on "
@@ -126,8 +127,9 @@ def build_pretrained_checkpoint(
     job["identity"] = artifact.fingerprint({"section": job["section"], "model": job["model"]} | fingerprints)
     section = PretrainRecipe.model_validate_json(json.dumps(job["section"]))
     (work / "job.json").write_text(json.dumps(job, indent=2), encoding="utf-8")
-    stopped = work / "stopped"
+    stopped, failed = work / "stopped", work / "failed"  # what the processes have to say beside metrics
     stopped.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
     follower = RowFollower(out / "metrics.jsonl")
     tell = _Teller(section.num_steps)
 
@@ -135,12 +137,16 @@ def build_pretrained_checkpoint(
         for row in follower.new_rows():
             on_row(row)
             tell(row)
+        if failed.exists():
+            raise TrainingFailed("an error that would come again")
 
     try:
         _run(*_launch(accelerate_config(), work / "job.json"), work / "train.log", follow)
     except TrainingFailed as error:
         if stopped.exists():  # neither accelerate nor torchrun hands the processes' exit code on
             raise TrainingStopped(f"training was asked to stop and saved a checkpoint in {work}; run again") from error
+        if failed.exists():
+            raise TrainingFailed(f"{failed.read_text(encoding='utf-8')} (more in {work / 'train.log'})") from error
         raise
     rows = read_rows(out / "metrics.jsonl")
     facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(section, rows)

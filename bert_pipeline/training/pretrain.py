@@ -12,7 +12,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from bert_pipeline.metrics import append_row
 from bert_pipeline.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
 from bert_pipeline.training.batches import PairDataset
-from bert_pipeline.training.checkpoint import Checkpoints
+from bert_pipeline.training.checkpoint import Checkpoints, ForeignCheckpoint
 from bert_pipeline.training.checks import TrainingError, check_batches
 from bert_pipeline.training.distributed import (
+    GroupError,
     StopSignal,
     distribute,
     join_group,
@@ -44,7 +46,7 @@ from bert_pipeline.training.distributed import (
 )
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.loss import LossSums, PretrainingLoss
-from bert_pipeline.training.memory import assert_a_step_fits, want_of_memory_explained
+from bert_pipeline.training.memory import TooLittleMemory, assert_a_step_fits, want_of_memory_explained
 from bert_pipeline.training.model import initial_model
 from bert_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 from bert_pipeline.training.packing import pad
@@ -54,6 +56,9 @@ from bert_pipeline.training.window import Window
 from bert_pipeline.vocabulary import read_tokenizer
 
 EXIT_RESUME = 75  # EX_TEMPFAIL: the run was asked to stop and can go on
+
+WILL_COME_AGAIN = (ValueError, FileNotFoundError, TrainingError, TooLittleMemory, GroupError, ForeignCheckpoint)
+"""Errors that are not mended by starting again: a recipe, data, or a machine other than they should be."""
 
 log = logging.getLogger(__name__)
 
@@ -264,8 +269,26 @@ def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairD
     )
 
 
+@contextmanager
+def failure_noted(work: Path) -> Iterator[None]:
+    """Leave an error that will come again in `work`/failed: the launcher ends the group, before torchrun starts it
+    again.
+    """
+    try:
+        yield
+    except WILL_COME_AGAIN as error:
+        draft = work / f"failed-{os.getpid()}"
+        draft.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+        draft.replace(work / "failed")
+        raise
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    with loss_of_a_process_explained(), want_of_memory_explained(job.per_device_tokens):
+    with (
+        failure_noted(Path(job.out) / "work"),
+        loss_of_a_process_explained(),
+        want_of_memory_explained(job.per_device_tokens),
+    ):
         train(job)

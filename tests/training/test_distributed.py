@@ -362,6 +362,17 @@ def test_the_launcher_starts_fsdp_though_the_usual_port_is_taken(tiny, tiny_reci
     assert made.facts["max_logit_difference"] < 1e-5
 
 
+def test_an_error_that_would_come_again_is_not_tried_again(tiny, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(ROOT / "infra" / "accelerate" / "cpu_2.yaml"))
+    first, *others = tiny_recipe.pretrain.phases
+    phases = (first.model_copy(update={"learning_rate": 1e30}), *others)
+    hot = tiny_recipe.pretrain.model_copy(update={"phases": phases, "max_skipped_steps": 0})
+    with pytest.raises(launch.TrainingFailed, match=r"^TrainingError: step 2: the gradient is not finite .*train\.log"):
+        make_stage("pretrained_checkpoint", tiny_recipe.model_copy(update={"pretrain": hot}), tiny, tmp_path / "out")
+    said = (tmp_path / "out.partial" / "work" / "train.log").read_text()
+    assert 1 <= said.count("TrainingError: step 2") <= 2, "once for each process"
+
+
 def test_training_that_was_asked_to_stop_is_told_from_training_that_failed(tiny, tiny_recipe, tmp_path):
     def stop(row):
         for path in Path("/proc").glob("[0-9]*/cmdline"):

@@ -7,10 +7,15 @@ import pytest
 import yaml
 from training.runs import trace
 
+from bert_pipeline.artifact import ArtifactError
 from bert_pipeline.metrics import RowFollower, append_row
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training import launch
+from bert_pipeline.training.checkpoint import CheckpointError, ForeignCheckpoint
 from bert_pipeline.training.checks import TrainingError
+from bert_pipeline.training.distributed import GroupError, LostProcess
+from bert_pipeline.training.memory import TooLittleMemory
+from bert_pipeline.training.pretrain import failure_noted
 
 
 class Cancelled(BaseException):
@@ -96,6 +101,28 @@ def test_batches_that_the_processes_cannot_share_alike_are_told_before_they_star
         assert len(warned) == 2 and all(told in each for each in warned)
     else:
         assert not warned
+
+
+@pytest.mark.parametrize(
+    ("error", "noted"),
+    [
+        (ArtifactError("damaged"), True),
+        (FileNotFoundError("no such dataset"), True),
+        (TooLittleMemory("not even one pair"), True),
+        (ForeignCheckpoint("of another recipe"), True),
+        (GroupError("2 were asked for"), True),
+        (LostProcess("it does not answer"), False),
+        (CheckpointError("the disk is full"), False),
+        (RuntimeError("CUDA error: unspecified launch failure"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_that_would_come_again_are_told_from_those_that_may_not(tmp_path, error, noted):
+    with pytest.raises(type(error)), failure_noted(tmp_path):
+        raise error
+    assert [path.name for path in tmp_path.iterdir()] == ["failed"] * noted
+    if noted:
+        assert (tmp_path / "failed").read_text() == f"{type(error).__name__}: {error}"
 
 
 def test_a_missing_accelerate_config_is_named(monkeypatch, tmp_path):
