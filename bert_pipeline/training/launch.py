@@ -124,7 +124,8 @@ def build_pretrained_checkpoint(
     }
     job = settle(job, work, CPU_SETTINGS | os.environ)
     fingerprints = {name: artifact.load(path, name).fingerprint for name, path in inputs.items()}
-    job["identity"] = artifact.fingerprint({"section": job["section"], "model": job["model"]} | fingerprints)
+    made_of = {"section": job["section"], "model": job["model"], "origin": artifact.read_origin(out)} | fingerprints
+    job["identity"] = artifact.fingerprint(made_of)
     section = PretrainRecipe.model_validate_json(json.dumps(job["section"]))
     (work / "job.json").write_text(json.dumps(job, indent=2), encoding="utf-8")
     stopped, failed = work / "stopped", work / "failed"  # what the processes have to say beside metrics

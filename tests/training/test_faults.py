@@ -281,6 +281,8 @@ class ReadyToTrain(Exception):
 
 def altered(recipe, tiny: dict, root: Path, what: str) -> tuple:
     """The recipe and the inputs of a training run, with one thing changed."""
+    if what in ("nothing", "own code"):
+        return recipe, tiny
     if what == "section":
         return recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"seed": 6})}), tiny
     if what == "model":
@@ -289,7 +291,7 @@ def altered(recipe, tiny: dict, root: Path, what: str) -> tuple:
         "tokenizer": ("tokenizer", "section", {"vocab_size": 900}),
         "data": ("nsp_dataset", "inputs", {"raw_corpus": "another"}),
         "mask config": ("masked_dataset", "section", {"masked_lm_prob": 0.2}),
-        "code version": ("masked_dataset", "code_version", "another"),
+        "code of the masks": ("masked_dataset", "code_version", "another"),
     }[what]
     origin = dict(tiny[kind].record["origin"])
     origin[part] = value if part == "code_version" else origin[part] | value
@@ -301,14 +303,17 @@ def test_a_run_of_changed_inputs_does_not_go_on(tiny, tiny_recipe, tmp_path, mon
     monkeypatch.setattr(launch, "_run", Mock(side_effect=ReadyToTrain))
     identities, model = {}, nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    for what in ("nothing", "section", "model", "tokenizer", "data", "mask config", "code version"):
+    for what in ("nothing", "section", "model", "tokenizer", "data", "mask config", "code of the masks", "own code"):
         out = tmp_path / what
-        (out / "pretrained").mkdir(parents=True)
-        recipe, inputs = (tiny_recipe, tiny) if what == "nothing" else altered(tiny_recipe, tiny, out, what)
+        recipe, inputs = altered(tiny_recipe, tiny, out, what)
         paths = [inputs[kind].path for kind in ("tokenizer", "nsp_dataset", "masked_dataset")]
+        build = partial(launch.build_pretrained_checkpoint, recipe.pretrain, recipe.model, *paths, on_row=print)
+        origin = artifact.origin("pretrained_checkpoint", {}, {}, "another" if what == "own code" else "1")
         with pytest.raises(ReadyToTrain):
-            launch.build_pretrained_checkpoint(recipe.pretrain, recipe.model, *paths, out / "pretrained", print)
-        identities[what] = json.loads((out / "pretrained" / "work" / "job.json").read_text())["identity"]
+            artifact.make(out / "pretrained", origin, lambda folder, build=build: build(out=folder))
+        job = json.loads((out / "pretrained.partial" / "work" / "job.json").read_text())
+        identities[what] = job["identity"]
+    assert len(set(identities.values())) == 8
     Checkpoints(tmp_path / "checkpoints", identities.pop("nothing"), 2).save(1, model, optimizer, {})
     before = json.loads(next(tmp_path.glob("checkpoints/*/checkpoint.json")).read_text())["identity"]
     for now in identities.values():
