@@ -123,8 +123,8 @@ class Checkpoints:
             ) from error
         if record["identity"] != self.identity:
             raise ForeignCheckpoint(
-                f"{path} holds work of another recipe or of other data ({record['identity']}, not {self.identity}); "
-                f"remedy: remove {self.folder} to train from the start"
+                f"{path} holds work of another recipe, of other data or of other code ({record['identity']}, not "
+                f"{self.identity}); remedy: remove {self.folder} to train from the start"
             )
         wanted = _tensors(model, optimizer)
         found = {name: load_file(path / name) for name in wanted}

@@ -318,6 +318,6 @@ def test_a_run_of_changed_inputs_does_not_go_on(tiny, tiny_recipe, tmp_path, mon
     before = json.loads(next(tmp_path.glob("checkpoints/*/checkpoint.json")).read_text())["identity"]
     for now in identities.values():
         with pytest.raises(
-            CheckpointError, match=rf"of another recipe or of other data \({before}, not {now}\); remedy"
+            CheckpointError, match=rf"of another recipe, of other data or of other code \({before}, not {now}\); remedy"
         ):
             Checkpoints(tmp_path / "checkpoints", now, 2).load_newest(model, optimizer)
