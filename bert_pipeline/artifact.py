@@ -76,16 +76,14 @@ def make(
 
     A resumable build finds in its directory what an interrupted one of the same origin left there; any other
     starts empty.
-    Raises ArtifactError where `destination` holds something else.
+    Raises ArtifactError where `destination` holds something else, or where an interrupted build of something else
+    left work beside it that can be gone on with.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{destination}.lock"):  # whoever waits here finds the work done
         if not destination.exists():
             partial = destination.with_name(destination.name + ".partial")
-            if not (resumable and read_origin(partial) == json.loads(json.dumps(origin))):
-                shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(exist_ok=True)
-            (partial / ORIGIN).write_text(json.dumps(origin), encoding="utf-8")
+            _begin(partial, origin, resumable)
             started, clock = datetime.now(UTC), time.monotonic()
             facts = build(partial)
             record = {
@@ -110,15 +108,38 @@ def make(
     return made
 
 
+def _begin(partial: Path, origin: Mapping[str, Any], resumable: bool) -> None:
+    """Make the directory to build in; what an interrupted build left there is kept for a resumable one.
+
+    Where the origin of what lies there cannot be read, a resumable build goes on, too: it verifies what it finds.
+    """
+    found = read_origin(partial)
+    if found is not None and fingerprint(found) != fingerprint(origin):
+        worthless = found.get("kind") == origin["kind"] and not resumable
+        if not worthless and any(path.is_file() and path.name != ORIGIN for path in partial.rglob("*")):
+            raise ArtifactError(
+                f"{partial} holds an unfinished {found.get('kind')} ({fingerprint(found)}) of another recipe, of other "
+                f"data or of other code than this {origin['kind']} ({fingerprint(origin)}); remedy: finish it with its "
+                f"own recipe, remove {partial}, or choose another directory"
+            )
+        shutil.rmtree(partial)
+    elif not resumable:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    draft = partial / f"{ORIGIN}.draft"
+    draft.write_text(json.dumps({"fingerprint": fingerprint(origin), "origin": origin}), encoding="utf-8")
+    draft.replace(partial / ORIGIN)  # never half written: days of work may depend on it
+
+
 def read_origin(directory: Path) -> dict[str, Any] | None:
-    """The origin of an artifact, finished or in progress; None where there is neither."""
-    for name, read in ((ORIGIN, lambda content: content), ("record.json", lambda content: content["origin"])):
+    """The origin of an artifact, finished or in progress; None where there is neither, or none that is whole."""
+    for name in (ORIGIN, "record.json"):
         try:
-            found = read(json.loads((directory / name).read_bytes()))
+            found = json.loads((directory / name).read_bytes())
+            if found["fingerprint"] == fingerprint(found["origin"]):
+                return found["origin"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged file is as good as none
             continue
-        if isinstance(found, dict):
-            return found
     return None
 
 

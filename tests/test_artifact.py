@@ -71,6 +71,77 @@ def test_a_directory_that_holds_another_artifact_is_refused(tmp_path):
         artifact.load(tmp_path / "a", "tokenizer")
 
 
+def leave_unfinished(path: Path, origin: dict, *, resumable: bool) -> Path:
+    """What an interrupted build leaves: a checkpoint that is whole, in a directory that is not."""
+
+    def interrupted(folder):
+        (folder / "work" / "step-100").mkdir(parents=True)
+        (folder / "work" / "step-100" / "model").write_text("days of work")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        artifact.make(path, origin, interrupted, resumable=resumable)
+    return path.with_name(path.name + ".partial")
+
+
+@pytest.mark.parametrize(
+    ("change", "resumable"),
+    [("section", True), ("inputs", True), ("code_version", True), ("kind", True), ("kind", False)],
+)
+def test_work_of_another_origin_is_refused_and_kept(tmp_path, change, resumable):
+    other = ORIGIN | {change: {"another": "b"} if change in ("section", "inputs") else "another"}
+    partial = leave_unfinished(tmp_path / "a", other, resumable=True)
+    with pytest.raises(ArtifactError) as refused:
+        artifact.make(tmp_path / "a", ORIGIN, build, resumable=resumable)
+    told = str(refused.value)
+    assert told.startswith(f"{partial} holds an unfinished {other['kind']} ({artifact.fingerprint(other)})")
+    assert artifact.fingerprint(ORIGIN) in told and f"remedy: finish it with its own recipe, remove {partial}" in told
+    assert (partial / "work" / "step-100" / "model").read_text() == "days of work"
+    made = artifact.make(tmp_path / "a", other, lambda path: {"found": (path / "work").exists()}, resumable=True)
+    assert made.facts == {"found": True}, "its own recipe goes on with it"
+
+
+def test_leftovers_that_nobody_can_go_on_with_are_removed(tmp_path):
+    other = ORIGIN | {"section": {"size": 4}}
+    leave_unfinished(tmp_path / "a", other, resumable=False)
+    made = artifact.make(tmp_path / "a", ORIGIN, build)
+    assert {path.name for path in made.path.iterdir()} == {"content.txt", "record.json"}
+
+
+def test_a_build_that_failed_before_it_wrote_anything_blocks_no_other_recipe(tmp_path):
+    def refuse(path):
+        raise ValueError("this recipe cannot be built")
+
+    with pytest.raises(ValueError, match="cannot be built"):
+        artifact.make(tmp_path / "a", ORIGIN | {"section": {}}, refuse, resumable=True)
+    assert artifact.make(tmp_path / "a", ORIGIN, build, resumable=True).facts == {"letters": 5}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:30]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b'"size": 3', b'"size": 1')),  # one bit
+    ],
+    ids=["missing", "empty", "cut short", "a bit flipped"],
+)
+def test_work_whose_origin_cannot_be_read_is_gone_on_with(tmp_path, damage):
+    """The disk may take origin.json alone; a resumable build verifies what it finds, so nothing else need be lost."""
+    partial = leave_unfinished(tmp_path / "a", ORIGIN, resumable=True)
+    before = (partial / "origin.json").read_bytes()
+    damage(partial / "origin.json")
+    assert not (partial / "origin.json").exists() or (partial / "origin.json").read_bytes() != before
+
+    def go_on(path):
+        return {"origin": artifact.read_origin(path), "found": (path / "work" / "step-100" / "model").read_text()}
+
+    made = artifact.make(tmp_path / "a", ORIGIN, go_on, resumable=True)
+    assert made.facts == {"origin": ORIGIN, "found": "days of work"}
+    assert not list(made.path.glob("origin.json*"))
+
+
 def _slow_build(path: Path) -> dict:
     with (path.parent / "builds.log").open("a") as log:
         log.write("built\n")

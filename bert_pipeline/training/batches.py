@@ -8,9 +8,10 @@ The shards stay memory-mapped. Python cuts each row out of its shard, in about a
 over tokens is compiled and leaves the interpreter to the training loop meanwhile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -113,8 +114,7 @@ class PairDataset:
     def rows(self, epoch: int, indices: np.ndarray) -> Rows:
         """Rows of pass `epoch` modulo the number of passes, under the masks of `epoch`."""
         number = epoch % len(self.pairs)
-        shards = np.searchsorted(self._starts[number], indices, side="right") - 1
-        places = indices - self._starts[number][shards]
+        shards, places = self._find(number, indices)
         pairs = _read_pairs(self.pairs[number], shards, places)
         if epoch < len(self.masks):
             masks = _read_masks(self.masks[epoch], shards, places)
@@ -132,19 +132,43 @@ class PairDataset:
 
     def samples(self, first: int, count: int, seed: int) -> Rows:
         """Samples first to first + count of the endless sequence of shuffled epochs."""
+        return _concatenated([self.rows(epoch, indices) for epoch, indices in self._spans(first, count, seed)])
+
+    def places(self, first: int, count: int, seed: int) -> list[dict[str, Any]]:
+        """Where these samples stand, JSON values by epoch: the rows of each file, by its path in either dataset.
+
+        The epoch says which masks they had: those of the masked_dataset's pass of this number, or drawn for it.
+        """
+        found = []
+        for epoch, indices in self._spans(first, count, seed):
+            number = epoch % len(self.pairs)
+            folder = formats.pass_directory(Path(), self.max_seq_length, self.split, number)
+            shards, places = self._find(number, indices)
+            rows: dict[str, list[int]] = {}
+            for shard, place in zip(shards.tolist(), places.tolist(), strict=True):
+                name = folder / f"shard-{self._keys[number][shard]:015x}.arrow"
+                rows.setdefault(str(name), []).append(place)
+            found.append({"epoch": epoch, "rows": rows})
+        return found
+
+    def _spans(self, first: int, count: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(epoch, row numbers in its pass) of these samples, a span for each epoch that they lie in."""
         cycle = sum(self.num_rows(number) for number in range(len(self.pairs)))
         epoch, skipped = first // cycle * len(self.pairs), first % cycle
         while skipped >= self.num_rows(epoch):
             skipped -= self.num_rows(epoch)
             epoch += 1
-        found: list[Rows] = []
         while count:
             size = self.num_rows(epoch)
             positions = np.arange(skipped, min(skipped + count, size))
-            found.append(self.rows(epoch, permuted(positions, size, seed, epoch)))
+            yield epoch, permuted(positions, size, seed, epoch)
             count -= len(positions)
             epoch, skipped = epoch + 1, 0
-        return _concatenated(found)
+
+    def _find(self, number: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(shard, row in it) of each of these rows of a pass."""
+        shards = np.searchsorted(self._starts[number], indices, side="right") - 1
+        return shards, indices - self._starts[number][shards]
 
 
 @njit(cache=True, nogil=True)

@@ -90,17 +90,18 @@ def fit_to_budget(section: PretrainRecipe, pace: Pace) -> PretrainRecipe:
 def settle(job: Mapping[str, Any], work: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """The job with its numbers of steps and the size of its micro-batches.
 
-    What was measured for this run once, in `work`, is kept. A size that is given as a number is taken as it is.
+    What was measured for this section once, in `work`, is kept. A size that is given as a number is taken as it is.
     """
     section, asked = PretrainRecipe.model_validate_json(json.dumps(job["section"])), job["per_device_tokens"]
     if section.budget_minutes is None and asked != "auto":
         return dict(job)
     schedule = work / "schedule.json"
-    if not schedule.exists():
+    if not schedule.exists() or json.loads(schedule.read_text(encoding="utf-8"))["asked"] != job["section"]:
         pace = measure_pace(job, work, environment)
         fitted = fit_to_budget(section, pace)
         draft = schedule.with_suffix(".partial")
-        draft.write_text(json.dumps({"section": fitted.model_dump(mode="json"), "pace": asdict(pace)}, indent=2))
+        settled = {"asked": job["section"], "section": fitted.model_dump(mode="json"), "pace": asdict(pace)}
+        draft.write_text(json.dumps(settled, indent=2), encoding="utf-8")
         draft.replace(schedule)
         steps = ", ".join(f"{p.num_steps:,} steps of {p.max_seq_length} tokens" for p in fitted.phases)
         log.info("pretrain: micro-batches of %s tokens; %s", f"{pace.per_device_tokens:,}", steps)

@@ -44,6 +44,10 @@ class CheckpointError(RuntimeError):
     """A run cannot go on from what is there, or cannot save any more."""
 
 
+class ForeignCheckpoint(CheckpointError):
+    """A whole checkpoint of another run, or of another model or optimizer."""
+
+
 class DamagedCheckpoint(CheckpointError):
     """A checkpoint whose files are not those that were written."""
 
@@ -118,9 +122,9 @@ class Checkpoints:
                 "remedy: an output directory on a file system that all machines share"
             ) from error
         if record["identity"] != self.identity:
-            raise CheckpointError(
-                f"{path} holds work of another recipe or of other data ({record['identity']}, not {self.identity}); "
-                f"remedy: remove {self.folder} to train from the start"
+            raise ForeignCheckpoint(
+                f"{path} holds work of another recipe, of other data or of other code ({record['identity']}, not "
+                f"{self.identity}); remedy: remove {self.folder} to train from the start"
             )
         wanted = _tensors(model, optimizer)
         found = {name: load_file(path / name) for name in wanted}
@@ -202,14 +206,14 @@ def _assert_finite(path: Path, tensors: dict[str, dict[str, torch.Tensor]]) -> N
 
 
 def _check_layout(path: Path, wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
-    """Raise CheckpointError where a file, whole as it is, is that of another model or optimizer."""
+    """Raise ForeignCheckpoint where a file, whole as it is, is that of another model or optimizer."""
 
     def layout(tensors: dict[str, torch.Tensor], name: str) -> str:
         return f"{tensors[name].dtype} {tuple(tensors[name].shape)}" if name in tensors else "no such tensor"
 
     for name in sorted(wanted.keys() | found.keys()):
         if layout(wanted, name) != layout(found, name):
-            raise CheckpointError(
+            raise ForeignCheckpoint(
                 f"{path}: {name}: expected {layout(wanted, name)}, found {layout(found, name)}; "
                 "remedy: run the code that wrote it, or remove the checkpoints to train from the start"
             )

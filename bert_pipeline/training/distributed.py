@@ -25,11 +25,22 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
+TIMEOUT_SECONDS = 25
+"""A process that hangs may cost a minute: after this torchrun gives it another 30 seconds to end by itself
+(`PContext.close` in torch 2.13; --shutdown-timeout is not about this; pytorch/pytorch#68258)."""
+
+START_SECONDS = 60
+"""At the start processes come later than others: one machine reads Python's modules more slowly than another."""
+
 log = logging.getLogger(__name__)
 
 
 class GroupError(RuntimeError):
-    """The processes are not the group that was asked for, or one of them is lost."""
+    """The processes are not the group that was asked for."""
+
+
+class LostProcess(RuntimeError):
+    """Another process of the group ended, or does not answer."""
 
 
 def join_group() -> Accelerator:
@@ -77,15 +88,21 @@ def _world_size_asked() -> int:
 def _meet_in_this_attempt(*_: Any, timeout: timedelta, **__: Any) -> Iterator[tuple[distributed.Store, int, int]]:
     """Meet at torchrun's store under this attempt's name: it still holds the addresses of those that it started before.
 
-    Without this no restart succeeds (torch 2.13 with gloo; https://github.com/pytorch/pytorch/issues/135712).
+    Without this no restart succeeds (torch 2.13 with gloo; https://github.com/pytorch/pytorch/issues/135712). Here all
+    wait for the last one: afterwards there is `timeout` alone.
     """
-    for store, rank, world_size in distributed.rendezvous("env://", timeout=timeout):
-        yield distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store), rank, world_size
+    start = max(timeout, timedelta(seconds=START_SECONDS))
+    for common, rank, world_size in distributed.rendezvous("env://", timeout=start):
+        store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), common)
+        if store.add("come", 1) == world_size:
+            store.set("all have come", "")
+        store.wait(["all have come"], start)
+        yield store, rank, world_size
 
 
 def _timeout_seconds() -> int:
-    """How long a process waits for the others before it takes one for lost: BERT_PIPELINE_TIMEOUT_SECONDS, else 60."""
-    return int(os.environ.get("BERT_PIPELINE_TIMEOUT_SECONDS") or 60)
+    """How long a process waits for the others before it takes one for lost: BERT_PIPELINE_TIMEOUT_SECONDS, else 25."""
+    return int(os.environ.get("BERT_PIPELINE_TIMEOUT_SECONDS") or TIMEOUT_SECONDS)
 
 
 def wait_for_predecessor(folder: Path) -> FileLock:
@@ -108,7 +125,7 @@ def loss_of_a_process_explained() -> Iterator[None]:
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
         rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-        raise GroupError(
+        raise LostProcess(
             f"process {rank} of {world_size} lost another one, which ended or did not answer for {_timeout_seconds()} "
             "seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: see what the others said last, and run again: training "
             "goes on from its newest checkpoint"

@@ -29,6 +29,7 @@ from bert_pipeline.model_card import model_card
 from bert_pipeline.progress import Pace
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
 from bert_pipeline.training.budget import settle
+from bert_pipeline.training.checks import check_batches
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 600.0
@@ -44,7 +45,8 @@ CPU_SETTINGS = {
 thirds of the time; threads that spin while they wait starve their neighbours on a few cores."""
 
 RESTARTS = 3
-"""How many times torchrun starts a group again of which a process was lost."""
+"""How many times torchrun starts a group again of which a process was lost. It does so after any error; one that would
+come again ends the run here."""
 
 KILLED = (
     "remedy: where memory ran out (see dmesg), a smaller BERT_PIPELINE_PER_DEVICE_TOKENS; run again, training goes on "
@@ -69,7 +71,7 @@ def per_device_tokens() -> int | Literal["auto"]:
     """
     asked = os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS")
     if not asked:
-        on_cpu = yaml.safe_load(accelerate_config().read_text(encoding="utf-8")).get("use_cpu")
+        on_cpu = _config(accelerate_config()).get("use_cpu")
         return 4096 if on_cpu else "auto"
     if asked == "auto":
         return "auto"
@@ -87,6 +89,10 @@ def accelerate_config() -> Path:
     return path.absolute()
 
 
+def _config(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
 def build_pretrained_checkpoint(
     section: PretrainRecipe,
     model: ModelRecipe,
@@ -102,6 +108,7 @@ def build_pretrained_checkpoint(
     `init_from`: the Hugging Face directory of the model to begin with.
     """
     _assert_the_machines_can_meet(accelerate_config())
+    check_batches(section, _config(accelerate_config())["num_processes"])
     if init_from:
         initial.assert_same_vocabulary(init_from, tokenizer)
     work = out / "work"
@@ -117,11 +124,13 @@ def build_pretrained_checkpoint(
     }
     job = settle(job, work, CPU_SETTINGS | os.environ)
     fingerprints = {name: artifact.load(path, name).fingerprint for name, path in inputs.items()}
-    job["identity"] = artifact.fingerprint({"section": job["section"], "model": job["model"]} | fingerprints)
+    made_of = {"section": job["section"], "model": job["model"], "origin": artifact.read_origin(out)} | fingerprints
+    job["identity"] = artifact.fingerprint(made_of)
     section = PretrainRecipe.model_validate_json(json.dumps(job["section"]))
     (work / "job.json").write_text(json.dumps(job, indent=2), encoding="utf-8")
-    stopped = work / "stopped"
+    stopped, failed = work / "stopped", work / "failed"  # what the processes have to say beside metrics
     stopped.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
     follower = RowFollower(out / "metrics.jsonl")
     tell = _Teller(section.num_steps)
 
@@ -129,12 +138,16 @@ def build_pretrained_checkpoint(
         for row in follower.new_rows():
             on_row(row)
             tell(row)
+        if failed.exists():
+            raise TrainingFailed("an error that would come again")
 
     try:
         _run(*_launch(accelerate_config(), work / "job.json"), work / "train.log", follow)
     except TrainingFailed as error:
         if stopped.exists():  # neither accelerate nor torchrun hands the processes' exit code on
             raise TrainingStopped(f"training was asked to stop and saved a checkpoint in {work}; run again") from error
+        if failed.exists():
+            raise TrainingFailed(f"{failed.read_text(encoding='utf-8')} (more in {work / 'train.log'})") from error
         raise
     rows = read_rows(out / "metrics.jsonl")
     facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(section, rows)
@@ -150,7 +163,7 @@ def build_pretrained_checkpoint(
 
 def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str]]:
     """The command that starts the processes, and its environment."""
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    config = _config(config_file)
     num_processes, num_machines = config["num_processes"], config.get("num_machines", 1)
     options: tuple[str, ...] = ("--config_file", str(config_file))
     if num_machines == 1 and num_processes > 1:
@@ -168,7 +181,7 @@ def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str
 
 
 def _assert_the_machines_can_meet(config_file: Path) -> None:
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    config = _config(config_file)
     if config.get("num_machines", 1) == 1 or config["machine_rank"] != 0:
         return
     port = config["main_process_port"]

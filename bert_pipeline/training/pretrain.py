@@ -1,8 +1,8 @@
 """The training process: `accelerate launch -m bert_pipeline.training.pretrain JOB.json`.
 
-It needs no tracker and no orchestrator: it reads datasets, writes rows to metrics.jsonl, checkpoints under
-work/, and at the end the exported model. SIGTERM makes it save a checkpoint after the step under way and
-leave with exit code 75; run again, it goes on from there.
+It needs no tracker and no orchestrator: it reads datasets, writes rows to metrics.jsonl, the pairs of skipped steps to
+skipped.jsonl, checkpoints under work/, and at the end the exported model. SIGTERM makes it save a checkpoint after the
+step under way and leave with exit code 75; run again, it goes on from there.
 """
 
 import json
@@ -12,6 +12,8 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,10 @@ from bert_pipeline.metrics import append_row
 from bert_pipeline.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
 from bert_pipeline.training.batches import PairDataset
-from bert_pipeline.training.checkpoint import Checkpoints
+from bert_pipeline.training.checkpoint import Checkpoints, ForeignCheckpoint
+from bert_pipeline.training.checks import TrainingError, check_batches
 from bert_pipeline.training.distributed import (
+    GroupError,
     StopSignal,
     distribute,
     join_group,
@@ -42,6 +46,7 @@ from bert_pipeline.training.distributed import (
 )
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.loss import LossSums, PretrainingLoss
+from bert_pipeline.training.memory import TooLittleMemory, assert_a_step_fits, want_of_memory_explained
 from bert_pipeline.training.model import initial_model
 from bert_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 from bert_pipeline.training.packing import pad
@@ -52,11 +57,10 @@ from bert_pipeline.vocabulary import read_tokenizer
 
 EXIT_RESUME = 75  # EX_TEMPFAIL: the run was asked to stop and can go on
 
+WILL_COME_AGAIN = (ValueError, FileNotFoundError, TrainingError, TooLittleMemory, GroupError, ForeignCheckpoint)
+"""Errors that are not mended by starting again: a recipe, data, or a machine other than they should be."""
+
 log = logging.getLogger(__name__)
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,11 @@ def train(job: Job) -> None:
     section = PretrainRecipe.model_validate_json(json.dumps(job.section))
     if accelerator.device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-    _check(section, accelerator)
+    _check_precision(accelerator)
+    check_batches(section, accelerator.num_processes)
     out = Path(job.out)
     checkpoints = Checkpoints(out / "work" / "checkpoints", job.identity, section.checkpoints_kept)
-    metrics = out / "metrics.jsonl"
+    metrics, skipped = out / "metrics.jsonl", out / "skipped.jsonl"
     vocab_size = read_tokenizer(Path(job.tokenizer)).get_vocab_size()
     architecture = ModelRecipe(**job.model)
     objective = PretrainingLoss(initial_model(architecture, Path(job.tokenizer), section.seed, job.init_from))
@@ -106,7 +111,10 @@ def train(job: Job) -> None:
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     peak = matmul_peak(accelerator.device, dtype) * accelerator.num_processes
 
-    first, window = _resume(checkpoints, metrics, model, optimizer, accelerator)
+    first, window = _resume(checkpoints, (metrics, skipped), model, optimizer, accelerator)
+
+    some = steps.datasets[section.phases[-1].max_seq_length].samples(0, 4, section.seed)
+    assert_a_step_fits(loss, objective, some, steps.most_tokens(first), optimizer, accelerator)
 
     def measure(step: int) -> None:
         with whole_weights(loss):
@@ -116,10 +124,12 @@ def train(job: Job) -> None:
 
     def save(step: int) -> None:
         window.gather(accelerator)
-        if accelerator.is_main_process:
-            flush_to_disk(metrics, recurse=False)  # a checkpoint never speaks of rows that a power cut took
-        size = metrics.stat().st_size if metrics.exists() else 0
-        checkpoints.save(step, model, optimizer, {"metrics_bytes": size, "window": window.state()})
+        sizes = {}
+        for path in (metrics, skipped):
+            if accelerator.is_main_process and path.exists():
+                flush_to_disk(path, recurse=False)  # a checkpoint never speaks of rows that a power cut took
+            sizes[path.name] = path.stat().st_size if path.exists() else 0
+        checkpoints.save(step, model, optimizer, {"bytes": sizes, "window": window.state()})
         accelerator.wait_for_everyone()
 
     if first == 0:
@@ -135,6 +145,8 @@ def train(job: Job) -> None:
             window.add(sums, step, training_flops(architecture, vocab_size, step.load), grad_norm)
         else:
             window.skip()
+            if accelerator.is_main_process:
+                append_row(skipped, {"step": number + 1, "grad_norm": str(grad_norm), "pairs": steps.places(number)})
             _warn_or_stop(number + 1, grad_norm, window.skipped_in_a_row, section)
         optimizer.zero_grad(set_to_none=True)
         done = number + 1
@@ -170,25 +182,12 @@ def train(job: Job) -> None:
     lock.release()
 
 
-def _check(section: PretrainRecipe, accelerator: Accelerator) -> None:
-    """Refuse what cannot be trained, before any time is spent on it."""
+def _check_precision(accelerator: Accelerator) -> None:
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise TrainingError(
             f"mixed_precision is {accelerator.mixed_precision}; remedy: bf16, or no, in the accelerate config "
             "(float16 needs its losses scaled, which this loop does not do)"
         )
-    for number, phase in enumerate(section.phases):
-        if phase.global_batch_size < accelerator.num_processes:
-            raise TrainingError(
-                f"pretrain.phases.{number}.global_batch_size is {phase.global_batch_size}, but "
-                f"{accelerator.num_processes} processes were launched; remedy: a larger batch or fewer processes"
-            )
-        if phase.global_batch_size % accelerator.num_processes:
-            log.info(
-                "pretrain.phases.%d.global_batch_size %d is no multiple of the %d processes: some get a pair more in "
-                "each step, which costs a little time and changes no result",
-                *(number, phase.global_batch_size, accelerator.num_processes),
-            )
 
 
 def _forward_and_backward(
@@ -220,27 +219,31 @@ def _warn_or_stop(step: int, grad_norm: float, in_a_row: int, section: PretrainR
     if in_a_row > section.max_skipped_steps:
         raise TrainingError(
             f"step {step}: the gradient is not finite ({grad_norm}), as in the {in_a_row - 1} steps before it; the "
-            "weights are those before these steps; remedy: a lower pretrain.phases.learning_rate or a longer warm-up"
+            "weights are those before these steps; remedy: a lower pretrain.phases.learning_rate or a longer warm-up "
+            "(where it is the data: skipped.jsonl names the pairs of these steps)"
         )
-    log.warning("step %d is skipped: its loss or gradient is not finite (gradient norm %s)", step, grad_norm)
+    log.warning(
+        "step %d is skipped: its loss or gradient is not finite (gradient norm %s); its pairs stand in skipped.jsonl",
+        *(step, grad_norm),
+    )
 
 
 def _resume(
     checkpoints: Checkpoints,
-    metrics: Path,
+    written: Iterable[Path],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
 ) -> tuple[int, Window]:
-    """Restore the newest checkpoint; cut metrics.jsonl to the rows that belong to it."""
+    """Restore the newest checkpoint; cut the files that grow by lines to those that belong to it."""
     window = Window()
     found = checkpoints.load_newest(model, optimizer)
     accelerator.wait_for_everyone()
-    step, state = found or (0, {"metrics_bytes": 0, "window": window.state()})
+    step, state = found or (0, {"bytes": {}, "window": window.state()})
     window.restore(state["window"])
-    if accelerator.is_main_process and metrics.exists():
-        with metrics.open("rb+") as stream:
-            stream.truncate(state["metrics_bytes"])
+    for path in written:
+        if accelerator.is_main_process and path.exists():
+            os.truncate(path, state["bytes"].get(path.name, 0))
     if found:
         log.info("going on after step %d", step)
     return step, window
@@ -266,7 +269,26 @@ def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairD
     )
 
 
+@contextmanager
+def failure_noted(work: Path) -> Iterator[None]:
+    """Leave an error that will come again in `work`/failed: the launcher ends the group, before torchrun starts it
+    again.
+    """
+    try:
+        yield
+    except WILL_COME_AGAIN as error:
+        draft = work / f"failed-{os.getpid()}"
+        draft.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+        draft.replace(work / "failed")
+        raise
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with loss_of_a_process_explained():
-        train(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    with (
+        failure_noted(Path(job.out) / "work"),
+        loss_of_a_process_explained(),
+        want_of_memory_explained(job.per_device_tokens),
+    ):
+        train(job)

@@ -32,6 +32,7 @@ from bert_pipeline.training.budget import Pace
 from bert_pipeline.training.checkpoint import Checkpoints
 from bert_pipeline.training.launch import accelerate_config
 from bert_pipeline.training.loss import PretrainingLoss
+from bert_pipeline.training.memory import TooLittleMemory, free_on_cpu
 from bert_pipeline.training.model import build_model
 from bert_pipeline.training.optim import build_optimizer
 from bert_pipeline.training.packing import micro_batches, pack
@@ -50,10 +51,6 @@ PATIENCE_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
-class TooLittleMemory(RuntimeError):
-    """Not even one pair of the longest phase fits into the memory of the device."""
-
-
 class Probe:
     """The model of a job on one device."""
 
@@ -70,7 +67,7 @@ class Probe:
         neighbours = config.num_processes // config.num_machines
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
-        self.memory = MEMORY_SHARE * (_free_on_cuda() if self.device.type == "cuda" else _free_on_cpu() / neighbours)
+        self.memory = MEMORY_SHARE * (_free_on_cuda() if self.device.type == "cuda" else _for_us_on_cpu() / neighbours)
         vocab_size = read_tokenizer(Path(job["tokenizer"])).get_vocab_size()
         self.model = build_model(ModelRecipe(**job["model"]), vocab_size, self.section.seed).to(self.device)
         self.objective = PretrainingLoss(self.model)
@@ -221,13 +218,9 @@ def _free_on_cuda() -> int:
     return torch.cuda.mem_get_info()[0]
 
 
-def _free_on_cpu() -> int:
-    """Bytes that this process may come to hold: of the machine, and of the container where that has a limit."""
-    [available] = re.findall(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    free = _highest_on_cpu() + int(available) * 1024
-    with suppress(FileNotFoundError, ValueError):  # no control group of version 2, or "max"
-        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return free
+def _for_us_on_cpu() -> int:
+    """Bytes that this process may come to hold."""
+    return _highest_on_cpu() + free_on_cpu()
 
 
 def _highest_on_cpu() -> int:

@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,14 +49,8 @@ class StepReader:
 
     def step(self, number: int) -> Step:
         """Step `number` from 0. Every process reads all rows, so the counts need no communication."""
-        seen = dict.fromkeys(self.datasets, 0)  # samples taken from each dataset before
-        for phase in self.section.phases:
-            if number < phase.num_steps:
-                break
-            number -= phase.num_steps
-            seen[phase.max_seq_length] += phase.num_steps * phase.global_batch_size
-        first = seen[phase.max_seq_length] + number * phase.global_batch_size
-        rows = self.datasets[phase.max_seq_length].samples(first, phase.global_batch_size, self.section.seed)
+        dataset, first, count = self._samples(number)
+        rows = dataset.samples(first, count, self.section.seed)
         by_length = np.argsort(rows.lengths, kind="stable")
         mine = rows.take(by_length[self.rank :: self.world_size])
         return Step(
@@ -62,6 +58,28 @@ class StepReader:
             load=rows.load,
             num_labelled=rows.num_labelled,
         )
+
+    def most_tokens(self, first: int) -> int:
+        """Tokens of the largest micro-batch in step `first` and in the first steps of the phases after it."""
+        starts = list(accumulate(phase.num_steps for phase in self.section.phases))[:-1]
+        numbers = [first, *(start for start in starts if start > first)]
+        return max(part["input_ids"].numel() for number in numbers for part in self.step(number).parts)
+
+    def places(self, number: int) -> list[dict[str, Any]]:
+        """Where the pairs of step `number` stand, those of all processes; see PairDataset.places."""
+        dataset, first, count = self._samples(number)
+        return dataset.places(first, count, self.section.seed)
+
+    def _samples(self, number: int) -> tuple[PairDataset, int, int]:
+        """The dataset of step `number`, the first of the step's samples, and how many they are."""
+        seen = dict.fromkeys(self.datasets, 0)  # samples taken from each dataset before
+        for phase in self.section.phases:
+            if number < phase.num_steps:
+                break
+            number -= phase.num_steps
+            seen[phase.max_seq_length] += phase.num_steps * phase.global_batch_size
+        first = seen[phase.max_seq_length] + number * phase.global_batch_size
+        return self.datasets[phase.max_seq_length], first, phase.global_batch_size
 
     def read(self, first: int, end: int) -> Iterator[tuple[int, Step, float]]:
         """(number, step, seconds waited for it) for first to end."""

@@ -2,6 +2,7 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 
 import pytest
+from data.builds import build_by_command
 
 from bert_pipeline import executors
 
@@ -27,3 +28,9 @@ def in_this_process():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(executors, "executor", _executor)
         yield
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """All data stages of a small corpus, built without any fault."""
+    return build_by_command(tmp_path_factory.mktemp("whole"), documents=300, documents_per_shard=25)

@@ -1,7 +1,6 @@
-"""What befalls a data stage: other machines, SIGKILL, damaged files, bad input, very large input."""
+"""What befalls a data stage: SIGKILL, damaged files, other machines, an error in a shard."""
 
 import gzip
-import hashlib
 import itertools
 import json
 import os
@@ -9,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -17,101 +15,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from data.builds import IN_SHARDS, KINDS, build_by_command, command, digests, run, start, write_recipe
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import ArtifactError
 from bert_pipeline.data import corpus
-from bert_pipeline.data.sources.files import SourceError
 from bert_pipeline.executors import ShardError
-from bert_pipeline.formats import PairShard, pass_directory, shard_paths
 from bert_pipeline.recipe import load_recipe
 from bert_pipeline.shards import INDEX, LOG
 from bert_pipeline.stages import STAGES, make_stage
 
-ROOT = Path(__file__).parents[2]
-KINDS = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")
-IN_SHARDS = ("raw_corpus", "nsp_dataset", "masked_dataset")
 REAL = Path(os.environ.get("BERT_PIPELINE_DATA", "")) / "corpus" / "pubmed-abstracts.jsonl.gz"
 real_abstracts = pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")
-
-
-def write_texts(folder: Path, documents: int, files: int = 3) -> Path:
-    """Abstracts of made-up words, Greek among them, of 1 to 6 sentences."""
-    folder.mkdir(parents=True)
-    rng = random.Random(5)
-    words = [
-        "".join(rng.choice(["ka", "lo", "mi", "β", "ster", "ine", "é"]) for _ in range(rng.randint(1, 4)))
-        for _ in range(400)
-    ]
-    for file in range(files):
-        with (folder / f"{file}.jsonl").open("w", encoding="utf-8") as out:
-            for number in range(documents // files):
-                sentences = [
-                    " ".join(["The", *rng.choices(words, k=rng.randint(3, 20))]) + "." for _ in range(rng.randint(1, 6))
-                ]
-                out.write(json.dumps({"id": f"{file}-{number}", "text": " ".join(sentences)}) + "\n")
-    return folder
-
-
-def write_recipe(path: Path, texts: Path, documents_per_shard: int, vocab_size: int = 200) -> Path:
-    path.write_text(f"""
-        corpus.path = {json.dumps(str(texts))}
-        corpus.id_field = "id"
-        corpus.heldout_fraction = 0.1
-        corpus.documents_per_shard = {documents_per_shard}
-        tokenizer.vocab_size = {vocab_size}
-        nsp.dupe_factor = 2
-        masking.do_whole_word_mask = true
-        pretrain.phases = [{{max_seq_length = 32, num_steps = 1, learning_rate = 1e-3, warmup_steps = 0}}]
-    """)
-    return path
-
-
-def command(kind: str, recipe: Path, built: Path, out: Path) -> list[str]:
-    inputs = {"nsp_dataset": ("raw_corpus", "tokenizer"), "masked_dataset": ("tokenizer", "nsp_dataset")}
-    inputs["tokenizer"] = ("raw_corpus",)
-    flags = [f for name in inputs.get(kind, ()) for f in (f"--{name.replace('_', '-')}", str(built / name))]
-    line = [sys.executable, "-m", "bert_pipeline.cli", kind.replace("_", "-"), "--recipe", str(recipe), *flags]
-    return [*line, "--out", str(out)]
-
-
-def start(line: list[str], **environment: str) -> subprocess.Popen:
-    environment = os.environ | {"BERT_PIPELINE_WORKERS": "2"} | environment
-    return subprocess.Popen(
-        line, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-
-
-def run(line: list[str], **environment: str) -> None:
-    process = start(line, **environment)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
-
-
-def digests(directory: Path) -> dict[str, str]:
-    """Of every file but the record, which says when and where."""
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.rglob("*")
-        if path.is_file() and path.name != "record.json"
-    }
-
-
-def build_by_command(root: Path, documents: int, documents_per_shard: int) -> SimpleNamespace:
-    texts = write_texts(root / "texts", documents)
-    recipe = write_recipe(root / "recipe.toml", texts, documents_per_shard)
-    seconds = {}
-    for kind in ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset"):
-        begun = time.monotonic()
-        run(command(kind, recipe, root, root / kind))
-        seconds[kind] = time.monotonic() - begun
-    return SimpleNamespace(root=root, recipe=recipe, seconds=seconds)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """All data stages of a small corpus, built without any fault."""
-    return build_by_command(tmp_path_factory.mktemp("whole"), documents=300, documents_per_shard=25)
 
 
 # D2: SIGKILL
@@ -201,8 +116,7 @@ def damage_and_build(whole: SimpleNamespace, folder: Path, mutations: int, seed:
         standing = store / ("second.partial" if in_progress else "first")
         shutil.copytree(made[kind].path, standing)
         if in_progress:
-            (standing / "record.json").unlink()
-            (standing / artifact.ORIGIN).write_text(json.dumps(made[kind].record["origin"]))
+            (standing / "record.json").rename(standing / artifact.ORIGIN)  # it says the same, and more
             (standing / INDEX).rename(standing / LOG)
         files = sorted(path for path in standing.rglob("*") if path.is_file() and path.stat().st_size)
         damaged = rng.choice(files)
@@ -342,135 +256,6 @@ def test_another_machine_makes_the_same_bytes_of_real_abstracts(tmp_path):
     facts = artifact.load(tmp_path / "0" / "nsp_dataset").facts["len_32"]
     assert facts["train_pairs"] * (1 - facts["forced_random_fraction"]) > 10_000
     assert abs(facts["free_random_fraction"] - 0.5) < 0.01
-
-
-# I8: too little text
-
-
-def build_all(folder: Path, rows: list[dict], **nsp) -> dict[str, artifact.Artifact]:
-    folder.mkdir()
-    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = write_recipe(folder / "recipe.toml", folder / "texts.jsonl", 25, vocab_size=100)
-    recipe, made = load_recipe(text), {}
-    recipe = recipe.model_copy(update={"nsp": recipe.nsp.model_copy(update=nsp)})
-    for kind in KINDS:
-        made[kind] = make_stage(kind, recipe, made, folder / kind)
-    return made
-
-
-def segments(dataset: Path) -> list[tuple[list[int], list[int], int]]:
-    found = []
-    for number in range(2):
-        for path in shard_paths(pass_directory(dataset, 32, "train", number), "arrow"):
-            pairs = PairShard.read(path)
-            for n, length in enumerate(pairs.segment_a_length):
-                row = pairs.input_ids[pairs.offsets[n] : pairs.offsets[n + 1]].tolist()
-                found.append((row[1 : 1 + length], row[2 + length : -1], int(pairs.next_sentence_label[n])))
-    return found
-
-
-LETTERS = "The quick brown fox jumps over lazy dogs by 0123456789 mg."
-
-
-def test_documents_of_one_sentence_make_random_pairs_only(tmp_path, in_this_process):
-    rows = [{"id": f"d{n}", "text": f"{LETTERS[:-1]} {n}."} for n in range(200)]
-    made = build_all(tmp_path / "nsp", rows)
-    found = segments(made["nsp_dataset"].path)
-    assert {label for _, _, label in found} == {1} and all(a and b for a, b, _ in found)
-    assert made["nsp_dataset"].facts["len_32"]["forced_random_fraction"] == 1
-    with pytest.raises(ValueError, match='under objective = "sop" a document needs two sentences; remedy: '):
-        build_all(tmp_path / "sop", rows, objective="sop")
-
-
-def test_identical_documents_give_no_pair_of_a_segment_that_follows_itself(tmp_path, in_this_process):
-    text = f"{LETTERS} The dose was 5 mg. It was safe in mice. No harm was seen."
-    made = build_all(tmp_path / "same", [{"id": f"d{n}", "text": text} for n in range(300)])
-    found = segments(made["nsp_dataset"].path)
-    assert len(found) > 500 and all(a and b for a, b, _ in found)
-    assert not [pair for pair in found if pair[0] == pair[1] and pair[2] == 0]
-    assert any(a == b for a, b, _ in found), "a random one may well be the same text"
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], r"texts\.jsonl: empty, it holds no record; remedy: "),
-        ([{"id": "a", "text": ""}], r"1 of 1 records are broken.*\n.*texts\.jsonl, line 1: document without text"),
-        ([{"id": "a", "text": LETTERS}], r"1 documents, .* each needs at least 2, .*; remedy: bring more documents"),
-        ([{"id": f"d{n}", "text": "!"} for n in range(50)], r"50 of 50 records are broken.*\n.*document without text"),
-    ],
-)
-def test_too_little_text_is_told_at_once(tmp_path, rows, message, in_this_process):
-    begun = time.monotonic()
-    with pytest.raises(SourceError, match=message):
-        build_all(tmp_path / "few", rows)
-    assert time.monotonic() - begun < 5
-
-
-# I9: very large input
-
-PEAK = """
-import json, resource, subprocess, sys, time
-begun = time.monotonic()
-subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the largest of its processes, waited for by their parents
-print(json.dumps({"seconds": time.monotonic() - begun, "peak_mib": usage.ru_maxrss / 1024}))
-"""
-
-
-def large_text(shape: str, characters: int) -> str:
-    """One document of about so many characters."""
-    rng = random.Random(1)
-    words = ["".join(rng.choices("abcdefghiklmnoprstu", k=rng.randint(1, 9))) for _ in range(5000)]
-    sentences = [" ".join(["The", *rng.choices(words, k=rng.randint(6, 24))]) + "." for _ in range(2000)]
-    if shape == "word":
-        return "The " + "".join(rng.choices(words, k=characters // 5)) + " end."
-    if shape == "sentences":
-        sentences = [f"It is {word}." for word in words]
-    parts, length = [], 0
-    while length < characters:
-        parts.append(rng.choice(sentences) + ("\n\n" if shape == "paragraphs" and rng.random() < 0.1 else " "))
-        length += len(parts[-1])
-    return "".join(parts)
-
-
-def measure(whole: SimpleNamespace, folder: Path, shape: str, characters: int) -> dict[str, dict[str, float]]:
-    """Seconds and peak memory of each stage over a corpus with one large document among small ones."""
-    shutil.copytree(whole.root / "texts", folder / "texts")
-    with (folder / "texts" / "large.jsonl").open("w") as out:
-        out.write(json.dumps({"id": "large", "text": large_text(shape, characters)}) + "\n")
-    recipe = write_recipe(folder / "recipe.toml", folder / "texts", 25)
-    shutil.copytree(whole.root / "tokenizer", folder / "tokenizer")
-    found = {}
-    for kind in IN_SHARDS:
-        line = [sys.executable, "-c", PEAK, *command(kind, recipe, folder, folder / kind)]
-        told = subprocess.run(line, cwd=ROOT, env=os.environ | {"BERT_PIPELINE_WORKERS": "1"}, capture_output=True)
-        assert told.returncode == 0, told.stderr.decode()
-        found[kind] = json.loads(told.stdout)
-    return found
-
-
-LARGE = {"one paragraph": 100_000_000, "paragraphs": 100_000_000, "word": 10_000_000, "sentences": 13_500_000}
-
-
-@pytest.mark.parametrize("shape", ["paragraphs", "word"])
-def test_one_large_document_is_built_in_bounded_memory(whole, tmp_path, shape):
-    for kind, found in measure(whole, tmp_path, shape, LARGE[shape] // 20).items():
-        assert found["peak_mib"] < 512, kind
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", LARGE)
-def test_one_very_large_document_is_built_in_one_gibibyte_and_linear_time(whole, tmp_path, shape, capsys):
-    seconds = []
-    for part in (10, 1):
-        found = measure(whole, tmp_path / str(part), shape, LARGE[shape] // part)
-        seconds.append(sum(stage["seconds"] for stage in found.values()))
-        with capsys.disabled():
-            told = [f"{kind} {one['seconds']:.1f} s {one['peak_mib']:,.0f} MiB" for kind, one in found.items()]
-            print(f"\n{shape}, {LARGE[shape] // part:,} characters: {'; '.join(told)}")
-    assert seconds[1] < 12 * seconds[0]
-    assert max(stage["peak_mib"] for stage in found.values()) < 1024
 
 
 # An error in a shard

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 CLOCKED = {"tokens_per_second", "data_wait_fraction", "model_flops_utilization"}
 
 
-def job_for(tiny: dict, recipe, out: Path, **changed: Any) -> Path:
+def job_for(tiny: dict, recipe, out: Path, *, per_device_tokens: int = 256, **changed: Any) -> Path:
     (out / "work").mkdir(parents=True, exist_ok=True)
     section = recipe.pretrain.model_dump(mode="json")
     section["phases"][0] |= changed.pop("first_phase", {})
@@ -30,7 +30,7 @@ def job_for(tiny: dict, recipe, out: Path, **changed: Any) -> Path:
         **{kind: str(tiny[kind].path) for kind in ("tokenizer", "nsp_dataset", "masked_dataset")},
         out=str(out),
         identity="test",
-        per_device_tokens=256,
+        per_device_tokens=per_device_tokens,
     )
     job.write(out / "work" / "job.json")
     return out / "work" / "job.json"

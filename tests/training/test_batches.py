@@ -54,6 +54,21 @@ def test_the_order_can_be_entered_anywhere(dataset):
         assert as_tuples(dataset.samples(begin, count, seed=5)) == whole[begin : begin + count]
 
 
+def test_places_lead_to_the_rows_in_the_files(dataset, tiny):
+    """Across the ends of epochs: each sample's row, looked up by path and number in the nsp_dataset."""
+    begin, count = dataset.num_rows(0) - 10, 10 + dataset.num_rows(1) + 7
+    spans = dataset.places(begin, count, seed=5)
+    assert [span["epoch"] for span in spans] == [0, 1, 2]
+    assert sum(len(rows) for span in spans for rows in span["rows"].values()) == count
+    found = Counter()
+    for span in spans:
+        for name, rows in span["rows"].items():
+            assert name.startswith(f"len-32/train/pass-{span['epoch'] % 2:03d}/shard-")
+            shard = PairShard.read(tiny["nsp_dataset"].path / name)
+            found.update(bytes(shard.input_ids[shard.offsets[n] : shard.offsets[n + 1]]) for n in rows)
+    assert found == Counter(row[0] for row in as_tuples(dataset.samples(begin, count, seed=5)))
+
+
 def test_static_masks_are_the_dynamic_ones(dataset, tiny):
     drawing = open_dataset(tiny, 32)
     drawing.masks = []  # nothing is read from disk any more

@@ -14,7 +14,7 @@ from bert_pipeline.metrics import read_rows
 from bert_pipeline.recipe import PretrainRecipe
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training import launch
-from bert_pipeline.training.budget import BudgetError, Pace, fit_to_budget, step_seconds, training_seconds
+from bert_pipeline.training.budget import BudgetError, Pace, fit_to_budget, settle, step_seconds, training_seconds
 from bert_pipeline.training.optim import learning_rate
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +154,19 @@ def test_a_resumed_run_keeps_the_schedule_that_it_began_with(tiny, tiny_recipe, 
     rates = {row["step"]: row["learning_rate"] for row in seen if "learning_rate" in row}
     fitted = PretrainRecipe.model_validate_json(json.dumps(kept["section"]))
     assert all(rate == learning_rate(fitted.phases, step - 1) for step, rate in rates.items())
+
+
+def test_a_schedule_of_another_recipe_is_not_taken(tiny_recipe, tmp_path, monkeypatch):
+    pace = Pace(4096, {"32": 1e-3, "64": 1e-3}, 1e-3, 0.0, 0.0)
+    monkeypatch.setattr("bert_pipeline.training.budget.measure_pace", lambda *_: pace)
+
+    def settled(minutes):
+        section = in_minutes(tiny_recipe, minutes).pretrain.model_dump(mode="json")
+        return settle({"section": section, "per_device_tokens": "auto"}, tmp_path, {})["section"]
+
+    first, second = settled(1), settled(2)
+    assert first != second
+    assert settled(1) == first
 
 
 def test_what_is_asked_for_in_the_environment(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -215,6 +216,36 @@ def test_runs_killed_by_the_kernel_for_their_memory_go_on(
     check(tmp_path, undisturbed)
 
 
+def train_in_little_memory(group: Path, job: Path) -> None:
+    (group / "memory.limit_in_bytes").write_text(str(LITTLE))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    train_and_witness(job)
+
+
+LITTLE = 512 * 2**20
+
+
+def test_a_micro_batch_that_cannot_fit_is_named_before_the_first_step(tiny, tiny_recipe, tmp_path, memory_group):
+    """The kernel would kill it, and nobody would hear why. The remedy that is named helps."""
+    one_step = {"num_steps": 1, "global_batch_size": 4000}
+    job = job_for(tiny, tiny_recipe, tmp_path, per_device_tokens=10**6, first_phase=one_step)
+    process = fork(train_in_little_memory, memory_group, job, log=tmp_path / "log")
+    process.join(60)
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 1, said
+    told = re.search(r"TooLittleMemory: a micro-batch of ([\d,]+) tokens needs ([\d,]+) MB at least \(.* can have "
+                     r"([\d,]+) MB; remedy: BERT_PIPELINE_PER_DEVICE_TOKENS=(\d+), or auto", said)  # fmt: skip
+    assert told, said
+    tokens, needed, free, fitting = (int(each.replace(",", "")) for each in told.groups())
+    assert tokens > 50_000 and needed > LITTLE / 1e6 >= free
+    assert not (tmp_path / "metrics.jsonl").exists()
+    job = job_for(tiny, tiny_recipe, tmp_path, per_device_tokens=fitting, first_phase=one_step)
+    process = fork(train_in_little_memory, memory_group, job, log=tmp_path / "log")
+    process.join(60)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    assert samples(tmp_path)[0]["parts"] < 8, "not so small that anything would fit"
+
+
 def trainer_of(folder: Path) -> int:
     """The training process under a launcher."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -250,6 +281,8 @@ class ReadyToTrain(Exception):
 
 def altered(recipe, tiny: dict, root: Path, what: str) -> tuple:
     """The recipe and the inputs of a training run, with one thing changed."""
+    if what in ("nothing", "own code"):
+        return recipe, tiny
     if what == "section":
         return recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"seed": 6})}), tiny
     if what == "model":
@@ -258,7 +291,7 @@ def altered(recipe, tiny: dict, root: Path, what: str) -> tuple:
         "tokenizer": ("tokenizer", "section", {"vocab_size": 900}),
         "data": ("nsp_dataset", "inputs", {"raw_corpus": "another"}),
         "mask config": ("masked_dataset", "section", {"masked_lm_prob": 0.2}),
-        "code version": ("masked_dataset", "code_version", "another"),
+        "code of the masks": ("masked_dataset", "code_version", "another"),
     }[what]
     origin = dict(tiny[kind].record["origin"])
     origin[part] = value if part == "code_version" else origin[part] | value
@@ -270,18 +303,21 @@ def test_a_run_of_changed_inputs_does_not_go_on(tiny, tiny_recipe, tmp_path, mon
     monkeypatch.setattr(launch, "_run", Mock(side_effect=ReadyToTrain))
     identities, model = {}, nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    for what in ("nothing", "section", "model", "tokenizer", "data", "mask config", "code version"):
+    for what in ("nothing", "section", "model", "tokenizer", "data", "mask config", "code of the masks", "own code"):
         out = tmp_path / what
-        (out / "pretrained").mkdir(parents=True)
-        recipe, inputs = (tiny_recipe, tiny) if what == "nothing" else altered(tiny_recipe, tiny, out, what)
+        recipe, inputs = altered(tiny_recipe, tiny, out, what)
         paths = [inputs[kind].path for kind in ("tokenizer", "nsp_dataset", "masked_dataset")]
+        build = partial(launch.build_pretrained_checkpoint, recipe.pretrain, recipe.model, *paths, on_row=print)
+        origin = artifact.origin("pretrained_checkpoint", {}, {}, "another" if what == "own code" else "1")
         with pytest.raises(ReadyToTrain):
-            launch.build_pretrained_checkpoint(recipe.pretrain, recipe.model, *paths, out / "pretrained", print)
-        identities[what] = json.loads((out / "pretrained" / "work" / "job.json").read_text())["identity"]
+            artifact.make(out / "pretrained", origin, lambda folder, build=build: build(out=folder))
+        job = json.loads((out / "pretrained.partial" / "work" / "job.json").read_text())
+        identities[what] = job["identity"]
+    assert len(set(identities.values())) == 8
     Checkpoints(tmp_path / "checkpoints", identities.pop("nothing"), 2).save(1, model, optimizer, {})
     before = json.loads(next(tmp_path.glob("checkpoints/*/checkpoint.json")).read_text())["identity"]
     for now in identities.values():
         with pytest.raises(
-            CheckpointError, match=rf"of another recipe or of other data \({before}, not {now}\); remedy"
+            CheckpointError, match=rf"of another recipe, of other data or of other code \({before}, not {now}\); remedy"
         ):
             Checkpoints(tmp_path / "checkpoints", now, 2).load_newest(model, optimizer)

@@ -101,6 +101,13 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny, tiny_recipe, 
     assert all(math.isfinite(value) for row in rows for value in row.values())
     for path in tmp_path.glob("work/checkpoints/*/*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+    told = (tmp_path / "skipped.jsonl").read_bytes()
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert [line["step"] for line in lines] == [2, 3, 4, 5, 6, 7]
+    for line in lines:
+        assert sum(len(rows) for span in line["pairs"] for rows in span["rows"].values()) == 16
+    finish(start(job), expected=1)  # step 7 comes again, and its line does
+    assert (tmp_path / "skipped.jsonl").read_bytes() == told
 
 
 @pytest.fixture(scope="module")
