@@ -174,6 +174,8 @@ class PretrainRecipe(Section):
     """Pairs measured (the first of the held-out rows; all of them where there are fewer)."""
     checkpoint_every: int = Field(1_000, ge=1)
     checkpoints_kept: int = Field(2, ge=1)
+    snapshot_every: int = Field(0, ge=0)
+    """Steps between models that stay in the artifact, to be evaluated beside the last; 0: none."""
     seed: Seed = 12345
 
     @model_validator(mode="after")

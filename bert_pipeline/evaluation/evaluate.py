@@ -41,9 +41,8 @@ def evaluate_checkpoint(settings: TaskRecipe, checkpoint: Path, out: Path, on_ro
     once = settings.model_copy(update=facts["setting"] | {"seeds": tuple(facts["seeds"][:1])})
     data = out / "data" if (out / "data").is_dir() else None
     snapshots = {}
-    for model in sorted(checkpoint.glob("snapshots/step-*")):
-        step = int(model.name.removeprefix("step-"))
-        place = out / "snapshots" / model.name
+    for model in sorted(checkpoint.glob("snapshots/step-????????")):
+        step, place = int(model.name.removeprefix("step-")), out / "snapshots" / model.name
         score = evaluate_task(once, model, data, place, lambda row: None, baseline=False)["pretrained"]["score_mean"]
         on_row({"step": step, "task": settings.name, "snapshot_score": score})
         snapshots[str(step)] = score

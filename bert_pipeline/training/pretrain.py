@@ -158,6 +158,10 @@ def train(job: Job) -> None:
             window.clear()
         if done % section.eval_every == 0 or done == section.num_steps:
             measure(done)
+        if section.snapshot_every and done % section.snapshot_every == 0 and done < section.num_steps:
+            whole = whole_model(model)
+            if accelerator.is_main_process:
+                keep_snapshot(whole, Path(job.tokenizer), out / "snapshots" / f"step-{done:08d}")
         stopping = stop.asked(accelerator)
         if stopping or done % section.checkpoint_every == 0 or done == section.num_steps:
             save(done)
@@ -249,14 +253,28 @@ def _resume(
     return step, window
 
 
-def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairDataset) -> float:
-    """Write the Hugging Face directory and return the largest logit difference of a plain transformers load."""
-    model.set_attn_implementation("sdpa")
+def keep_snapshot(model: BertForPreTraining, tokenizer: Path, path: Path) -> None:
+    """A Hugging Face directory that appears whole; a step that is made again after a resume replaces its own."""
+    partial = path.with_name(path.name + ".partial")
+    for each in (partial, path):
+        shutil.rmtree(each, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write(model, tokenizer, partial)
+    partial.rename(path)
+
+
+def _write(model: BertForPreTraining, tokenizer: Path, out: Path) -> None:
     model.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for path in tokenizer.iterdir():
         if path.name != "record.json":
             shutil.copy2(path, out / path.name)
+
+
+def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairDataset) -> float:
+    """Write the Hugging Face directory and return the largest logit difference of a plain transformers load."""
+    _write(model, tokenizer, out)
+    model.set_attn_implementation("sdpa")
     batch = pad(heldout.rows(0, np.arange(min(8, heldout.num_rows(0)))))
     inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
     plain = BertForPreTraining.from_pretrained(out).eval()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from seqeval.metrics import f1_score
 
 from bert_pipeline.cli import main
 from bert_pipeline.evaluation import evaluate, workers
-from bert_pipeline.evaluation.evaluate import evaluate_task
+from bert_pipeline.evaluation.evaluate import evaluate_checkpoint, evaluate_task
 from bert_pipeline.evaluation.readers import read_task
 from bert_pipeline.evaluation.scores import interval
 from bert_pipeline.evaluation.scores import statistics as sums_of
@@ -204,3 +205,16 @@ def test_generated_data_needs_no_folder(model_dir, tmp_path):
 def test_the_module_loads_without_torch_and_scikit_learn():
     code = "import sys, bert_pipeline.evaluation.evaluate; sys.exit(bool({'torch', 'sklearn'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_models_kept_on_the_way_are_scored_too(model_dir, small_tasks, tmp_path):
+    """With the first seed, in the setting of the last model: here the same model, so the same score."""
+    for name in ("", "snapshots/step-00000040"):
+        shutil.copytree(model_dir, tmp_path / "checkpoint" / name, dirs_exist_ok=True)
+    settings = TaskRecipe(name="small-relation", learning_rate=(1e-3, 2e-3), num_epochs=1, batch_size=8, seeds=(3, 4))
+    rows = []
+    facts = evaluate_checkpoint(settings, tmp_path / "checkpoint", tmp_path / "out", rows.append)
+    table = json.loads((tmp_path / "out" / "scores.json").read_text())
+    [first] = [run for run in table["runs"] if run["encoder"] == "pretrained" and run["seed"] == 3]
+    assert facts["snapshots"] == {"40": first["test"]["score"]}
+    assert rows[-1] == {"step": 40, "task": "small-relation", "snapshot_score": first["test"]["score"]}

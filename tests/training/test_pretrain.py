@@ -153,3 +153,20 @@ def test_a_failed_training_leaves_no_artifact_and_says_why(tiny, tiny_recipe, tm
     with pytest.raises(TrainingFailed, match="the gradient is not finite"):
         make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_snapshots_stay_as_whole_models_and_disturb_nothing(tiny, tiny_recipe, tmp_path, undisturbed):
+    """Each holds the weights that the checkpoint of its step holds."""
+    pretrain = tiny_recipe.pretrain.model_copy(
+        update={"snapshot_every": 4, "checkpoint_every": 4, "checkpoints_kept": 5}
+    )
+    finish(start(job_for(tiny, tiny_recipe.model_copy(update={"pretrain": pretrain}), tmp_path)))
+    assert trace(tmp_path) == trace(undisturbed)
+    names = ["step-00000004", "step-00000008"]
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == names
+    for name in names:
+        kept = load_file(tmp_path / "work" / "checkpoints" / name / "model.safetensors")
+        model = BertForPreTraining.from_pretrained(tmp_path / "snapshots" / name)
+        assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items() if key in kept)
+        assert model.config._attn_implementation == "sdpa"
+        assert AutoTokenizer.from_pretrained(tmp_path / "snapshots" / name).mask_token == "[MASK]"
