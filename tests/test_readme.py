@@ -76,13 +76,15 @@ def test_every_block_is_run_by_a_test_here_or_by_ci():
     commands = {line for text in BLOCKS for line in text.splitlines() if line.startswith("make ")}
     assert commands == {"make demo", "make ui", "make test", "make lint"}
     assert {"make demo", "make test", "make lint"} <= set(CI)  # `make ui` is run below
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 def test_stage_by_stage(working_copy):
     script = block(". .venv/bin/activate").partition("\n")[2]
     said = run(script, working_copy, **environment_of(working_copy))
     assert "asked_for" in said and "heldout_after" in said and "sample-chem: entity F1" in said
+    said = run(block("mkdir -p my-tasks"), working_copy, **environment_of(working_copy))  # its model is the one just made
+    assert "BC5CDR-chem" in said and "my-relations: micro F1" in said
 
 
 def test_dagsters_own_commands(working_copy):
