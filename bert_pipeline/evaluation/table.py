@@ -35,7 +35,8 @@ def _told(name: str, facts: Facts) -> str:
     ours, seeds = facts["pretrained"], len(facts["seeds"])
     spread = f", sd {100 * ours['score_sd']:.2f} over {seeds} seeds" if seeds > 1 else ", one seed"
     setting = ", ".join(f"{key} {value:g}" for key, value in facts["setting"].items())
-    return f"{name}: {facts['metric']}, 95 % interval {100 * ours['low']:.2f} to {100 * ours['high']:.2f}{spread}; {setting}"
+    interval = f"{100 * ours['low']:.2f} to {100 * ours['high']:.2f}"
+    return f"{name}: {facts['metric']}, 95 % interval {interval}{spread}; {setting}"
 
 
 def _blurb(evaluated: Mapping[str, Facts], tasks: Mapping[str, Task]) -> list[str]:
