@@ -83,7 +83,9 @@ def test_stage_by_stage(working_copy):
     script = block(". .venv/bin/activate").partition("\n")[2]
     said = run(script, working_copy, **environment_of(working_copy))
     assert "asked_for" in said and "heldout_after" in said and "sample-chem: entity F1" in said
-    said = run(block("mkdir -p my-tasks"), working_copy, **environment_of(working_copy))  # its model is the one just made
+    said = run(
+        block("mkdir -p my-tasks"), working_copy, **environment_of(working_copy)
+    )  # its model is the one just made
     assert "BC5CDR-chem" in said and "my-relations: micro F1" in said
 
 

@@ -6,7 +6,9 @@
     similarity      the same, one output             mean squared error       the output
     documents       the same, one for each class     binary cross-entropy     the classes whose logit is above 0
 
-(Gu et al. 2021, arXiv 2007.15779, section 2.4.)
+(Gu et al. 2021, arXiv 2007.15779, section 2.4.) Scores of pairs are learnt as shares of the task's range: a fresh head
+says about 0, and of a range from 0 to 4 most of a short run would go into moving its outputs there. Correlation, the
+metric, is blind to the scale.
 """
 
 from collections.abc import Iterator, Sequence

@@ -13,9 +13,10 @@ import pytest
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError
 from bert_pipeline.evaluation import workers
+from bert_pipeline.evaluation.inputs import encode_task
 from bert_pipeline.evaluation.predictions import read_predictions, write_predictions
 from bert_pipeline.evaluation.readers import Sentence, Text
-from bert_pipeline.evaluation.runs import Job, Run, Setting, best, grid, model_fingerprint
+from bert_pipeline.evaluation.runs import Job, Run, Setting, best, grid, make_run, model_fingerprint
 from bert_pipeline.evaluation.scores import gold_labels, scores
 from bert_pipeline.evaluation.tasks import find_task, protocol
 from bert_pipeline.evaluation.workers import RunFailed, make_runs
@@ -46,10 +47,10 @@ def make(job, *runs) -> dict[Run, Artifact]:
 
 
 def processes_of() -> list[int]:
-    """Workers whose parent is this process, or that have lost theirs."""
+    """The workers that this process started."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines() if workers.__name__ in line]
-    return [int(pid) for pid, parent, _ in rows if int(parent) in (1, os.getpid())]
+    return [int(pid) for pid, parent, _ in rows if int(parent) == os.getpid()]
 
 
 def test_the_grid_has_every_combination_in_order():
@@ -108,6 +109,31 @@ def test_one_worker_or_two_make_the_same_and_what_stands_is_not_made_again(job, 
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "2").rglob("*")} == before
     with pytest.raises(ArtifactError, match=r"is a run of another model.*remedy"):
         make(here.model_copy(update={"fingerprints": {"model": "another"}}), *runs)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was_and_leaves_nothing_behind(job, small_task, monkeypatch, tmp_path):
+    from bert_pipeline.evaluation import finetune
+
+    _, data = small_task("small-relation")
+    inputs = encode_task(job.model_dir, job.task, data, 64)
+    run = Run("pretrained", SHORT, 1)
+    monkeypatch.setattr(finetune, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    steps: list[int] = []
+
+    def stop_at_three(step: int, of: int) -> None:
+        steps.append(step)
+        if steps == [0, 1, 2, 3]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_run(job, run, data, inputs, stop_at_three)
+    assert not (job.runs / run.name).exists() and job.made(run) is None
+    found = make_run(job, run, data, inputs, stop_at_three)
+    assert steps == [0, 1, 2, 3, 3, 4, 5]
+    undisturbed = job.model_copy(update={"runs": tmp_path / "undisturbed"})
+    assert make_run(undisturbed, run, data, inputs, lambda step, of: None).facts == found.facts
+    assert {path.name for path in job.runs.iterdir()} == {run.name, f"{run.name}.lock"}
+    assert {path.name for path in found.path.iterdir()} == {"dev.tsv", "record.json", "test.tsv"}
 
 
 def test_a_run_that_fails_ends_the_others_and_says_why(job, monkeypatch):
