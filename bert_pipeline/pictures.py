@@ -66,6 +66,7 @@ def training_curves(rows: Iterable[Mapping[str, Any]]) -> bytes:
 MARKS: dict[str, dict[str, Any]] = {
     "this model, 95 % interval": {"marker": "o", "color": "tab:blue"},
     "random weights": {"marker": "o", "color": "tab:orange", "markerfacecolor": "none", "linestyle": ""},
+    "general domain": {"marker": "s", "color": "tab:red", "markersize": 5, "linestyle": ""},
     "PubMedBERT": {"marker": "D", "color": "tab:green", "markersize": 5, "linestyle": ""},
     "other published": {"marker": "|", "color": "0.6", "markersize": 10, "linestyle": ""},
 }
@@ -73,17 +74,19 @@ MARKS: dict[str, dict[str, Any]] = {
 
 def task_scores(tasks: Mapping[str, Mapping[str, Any]]) -> bytes:
     """A row of marks for each task: ours with its interval, the same from random weights, and what is published."""
-    figure = Figure(figsize=(WIDTH, max(1.6, 0.34 * len(tasks) + 1.2)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, max(1.6, 0.34 * len(tasks) + 1.4)), layout="constrained")
     axes = figure.subplots()
     for row, measured in enumerate(tasks.values()):
         ours, random = measured["pretrained"], measured["random_init"]
         for model, score in measured["published"].items():
             axes.plot(100 * score, row, **MARKS["PubMedBERT" if model == "PubMedBERT" else "other published"])
+        for score in measured["measured"].values():
+            axes.plot(100 * score, row, **MARKS["general domain"])
         axes.plot(100 * random["score_mean"], row, **MARKS["random weights"])
         axes.plot([100 * ours["low"], 100 * ours["high"]], [row, row], color="tab:blue", linewidth=2)
         axes.plot(100 * ours["score_mean"], row, **MARKS["this model, 95 % interval"])
     handles = [Line2D([], [], label=label, **style) for label, style in MARKS.items()]
-    figure.legend(handles=handles, ncols=len(handles), loc="outside upper center", fontsize="x-small")
+    figure.legend(handles=handles, ncols=3, loc="outside upper center", fontsize="x-small")
     axes.set(yticks=range(len(tasks)), yticklabels=list(tasks), xlabel="test score (%)")
     axes.invert_yaxis()
     axes.grid(axis="x", color="0.9")

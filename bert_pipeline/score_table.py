@@ -7,10 +7,10 @@ from bert_pipeline.artifact import Facts
 
 
 def scores_markdown(facts: Facts) -> str:
-    """The facts of `evaluations`: a row for each task; beside PubMedBERT and the best that is published. Percent."""
+    """The facts of `evaluations`: a row for each task, beside a general model, PubMedBERT and the best. Percent."""
     head = (
         *("task", "metric", "this model", "95 % interval", "seeds", "random weights"),
-        *("PubMedBERT", "best published", "of the test in the corpus"),
+        *("general domain", "PubMedBERT", "best published", "of the test in the corpus"),
     )
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name, measured in facts["tasks"].items():
@@ -19,6 +19,7 @@ def scores_markdown(facts: Facts) -> str:
         cells = (
             *(name, measured["metric"], mean_and_sd(ours), f"{100 * ours['low']:.2f} to {100 * ours['high']:.2f}"),
             *(str(len(measured["seeds"])), mean_and_sd(measured["random_init"])),
+            "; ".join(f"{100 * score:.2f} ({model})" for model, score in measured["measured"].items()),
             f"{100 * published['PubMedBERT']:.2f}" if "PubMedBERT" in published else "",
             f"{100 * published[best]:.2f} ({best})" if best else "",
             f"{100 * facts['contamination']['tasks'][name]['test']['share_held']:.2f} %",

@@ -49,3 +49,20 @@ def test_a_histogram_has_its_counts_as_areas(tmp_path):
     assert pictures.histogram([0, 1], [1], xlabel="a", ylabel="b") == pictures.histogram(
         [0, 1], [1], xlabel="a", ylabel="b"
     )
+
+
+def test_scores_stand_beside_what_is_published(tmp_path):
+    """A row for each task: more tasks, a taller picture; ours and the published marks have their colours."""
+    of_model = {"score_mean": 0.8, "low": 0.78, "high": 0.82}
+    task = {"pretrained": of_model, "random_init": of_model | {"score_mean": 0.6}, "measured": {"MiniLM": 0.7}}
+    task["published"] = {"PubMedBERT": 0.9, "BioBERT": 0.88}
+    few, many = (pictures.task_scores({f"task {n}": task for n in range(count)}) for count in (1, 13))
+    assert len(many) < 30_000
+    assert pixels(many, tmp_path).shape[0] > 2 * pixels(few, tmp_path).shape[0]
+    bare = pictures.task_scores({"mine": task | {"published": {}, "measured": {}}})
+
+    def green(png: bytes) -> int:
+        image = pixels(png, tmp_path)
+        return int((image[..., 1] - np.maximum(image[..., 0], image[..., 2]) > 0.1).sum())
+
+    assert green(many) > green(few) > green(bare) > 0, "PubMedBERT's mark: in the legend, and where it is published"

@@ -109,6 +109,7 @@ def evaluate_task(
             encoder: _summary(job, {run: made[run] for run in chosen if run.encoder == encoder}) for encoder in encoders
         },
         "published": dict(task.published_scores),
+        "measured": dict(task.measured_scores),
     }
     table = facts | {
         "task": task.name,

@@ -13,8 +13,9 @@ OURS = {"pretrained": "this model", "random_init": "the same, random weights"}
 def show_scores(evaluated: Mapping[str, Facts], tasks: Mapping[str, Task]) -> str:
     """`evaluated`: the facts of each task by name; `tasks`: all that are known. Test scores in percent."""
     rows = {shown: _means(evaluated, encoder) for encoder, shown in OURS.items()}
-    others = dict.fromkeys(model for facts in evaluated.values() for model in facts["published"])
-    rows |= {model: {name: facts["published"].get(model) for name, facts in evaluated.items()} for model in others}
+    theirs = {name: facts["measured"] | facts["published"] for name, facts in evaluated.items()}
+    others = dict.fromkeys(model for scores in theirs.values() for model in scores)
+    rows |= {model: {name: scores.get(model) for name, scores in theirs.items()} for model in others}
     width = max(map(len, (*rows, *OURS.values())))
     columns = {name: max(8, len(name)) for name in evaluated}
     lines = [" " * width + "".join(f"  {name:>{columns[name]}}" for name in evaluated)]

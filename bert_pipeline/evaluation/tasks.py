@@ -150,6 +150,8 @@ class Task(Section):
     """Test scores of other models, as fractions."""
     published_source: str = ""
     """Where `published_scores` stand (paper, table)."""
+    measured_scores: dict[str, float] = Field({})
+    """Test scores of general-domain models that anyone can have, measured by this project (recipes/LOG.md)."""
 
     @property
     def metric(self) -> str:

@@ -41,7 +41,7 @@ PUBLISHED = {  # the printed total, then the tasks in the order above
 
 
 def make(name, group):
-    return Task(name=name, title="", kind="ner", group=group, version="1", terms="")
+    return Task(name=name, title="", kind="ner", group=group, version="1", terms="", folder=name)
 
 
 BLURB = {name: make(name, group) for name, group in TASKS.items()} | {"sample-chem": make("sample-chem", None)}

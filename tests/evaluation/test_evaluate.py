@@ -174,7 +174,14 @@ def test_longer_inputs_than_the_model_reads_are_refused(model_dir, small_tasks, 
 def blurb_facts(score: float, published: dict[str, float]) -> dict:
     of_model = {"score_mean": score, "score_sd": None, "low": score - 0.01, "high": score + 0.01}
     setting = {"learning_rate": 5e-5, "batch_size": 32, "num_epochs": 10}
-    return {"metric": "F1", "seeds": [1], "setting": setting, "pretrained": of_model, "published": published}
+    return {
+        "metric": "F1",
+        "seeds": [1],
+        "setting": setting,
+        "pretrained": of_model,
+        "published": published,
+        "measured": {},
+    }
 
 
 def test_the_table_holds_ours_and_theirs_and_the_blurb_score():
@@ -186,11 +193,11 @@ def test_the_table_holds_ours_and_theirs_and_the_blurb_score():
     [pubmedbert] = [line for line in shown if line.startswith("PubMedBERT")]
     assert pubmedbert.split()[1:] == ["92.30", "82.32"]
     assert "this model" in shown[1] and shown[1].split()[2:] == ["90.00", "80.00"]
-    [partial] = [line for line in shown if line.startswith("partial BLURB score")]
-    assert partial.startswith("partial BLURB score: 85.00 over sentence similarity, document classification; missing: ")
+    [partial] = [line for line in shown if line.startswith("Partial BLURB score")]
+    assert partial.startswith("Partial BLURB score: 85.00 over sentence similarity, document classification; missing: ")
     assert "BC5CDR-chem" in partial
-    alone = show_scores({"DDI": blurb_facts(0.8, {})}, tasks).splitlines()[-1]
-    assert alone.startswith("no BLURB score: no group is whole; missing: ")
+    alone = show_scores({"DDI": blurb_facts(0.8, {})}, tasks)
+    assert "\nNo BLURB score: no group is whole; missing: " in alone
     whole = show_scores({name: blurb_facts(0.5, {}) for name in tasks}, tasks).splitlines()
     assert "BLURB score: 50.00" in whole
 

@@ -28,9 +28,8 @@ from bert_pipeline.evaluation.tasks import Task
 
 
 def task(kind, labels=(), unscored=()):
-    return Task(
-        name=f"small-{kind}", title="", kind=kind, version="1", terms="", labels=labels, unscored_labels=unscored
-    )
+    given = {"score_range": (0.0, 4.0)} if kind == "similarity" else {"labels": labels, "unscored_labels": unscored}
+    return Task(name=f"small-{kind}", title="", kind=kind, version="1", terms="", folder="small", **given)
 
 
 PLAIN, TYPED = task("ner"), task("ner", ("gene", "cell-line"))

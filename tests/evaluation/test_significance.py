@@ -11,7 +11,8 @@ from bert_pipeline.evaluation.tasks import Task
 
 
 def task(kind, labels=()):
-    return Task(name=f"small-{kind}", title="", kind=kind, version="1", terms="", labels=labels)
+    given = {"score_range": (0.0, 4.0)} if kind == "similarity" else {"labels": labels}
+    return Task(name=f"small-{kind}", title="", kind=kind, version="1", terms="", folder="small", **given)
 
 
 NER, QA, SIMILARITY = task("ner"), task("qa", ("yes", "no")), task("similarity")

@@ -14,10 +14,10 @@ from bert_pipeline.evaluation.tasks import (
     protocol,
     require_files,
     task_files,
+    task_fingerprint,
     task_folder,
-    task_inputs,
 )
-from bert_pipeline.recipe import EvaluationRecipe, TaskRecipe
+from bert_pipeline.recipe import TaskRecipe
 
 BLURB = {
     "named entity recognition": ["BC2GM", "BC5CDR-chem", "BC5CDR-disease", "JNLPBA", "NCBI-disease"],
@@ -248,21 +248,24 @@ def test_the_sample_task_is_generated_and_reads_well(tmp_path):
     assert task_folder(task, tmp_path / "mine", tmp_path) == tmp_path / "mine"
 
 
-def test_task_inputs_are_a_function_of_the_description_and_the_data(tmp_path, monkeypatch, mine):
+def test_the_fingerprint_is_a_function_of_the_description_and_the_data(tmp_path, monkeypatch, mine):
     (mine / "findings.toml").write_text(MINE)
-    section = EvaluationRecipe(tasks=(TaskRecipe(name="findings"), TaskRecipe(name="sample-chem")))
     folder = tmp_path / "findings"
     folder.mkdir()
     for split in SPLITS:
         (folder / f"{split}.tsv").write_text("1\tone\tnone\n")
     monkeypatch.setenv("BERT_PIPELINE_DATA", str(tmp_path))
-    before = task_inputs(section)
-    assert list(before) == ["findings", "sample-chem"] and task_inputs(section) == before
+
+    def both() -> dict[str, str]:
+        return {name: task_fingerprint(name) for name in ("findings", "sample-chem")}
+
+    before = both()
+    assert both() == before
     with (folder / "dev.tsv").open("a") as file:
         file.write("2\ttwo\tnone\n")
-    other_data = task_inputs(section)
+    other_data = both()
     (mine / "findings.toml").write_text(MINE + 'unscored_labels = ["none"]\n')
-    other_task = task_inputs(section)
+    other_task = both()
     assert len({before["findings"], other_data["findings"], other_task["findings"]}) == 3
     assert before["sample-chem"] == other_data["sample-chem"] == other_task["sample-chem"]
 
