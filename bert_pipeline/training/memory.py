@@ -58,8 +58,6 @@ def assert_a_step_fits(
     `rows`: several pairs to count on; `loss`: the objective as it was distributed. Every process calls it, and before
     any has made a step.
     """
-    if accelerator.device.type != "cpu":
-        return
     held = sum(_share(parameter) for parameter in objective.parameters())
     fixed = held if optimizer.state else 3 * held  # gradients and, where there are none yet, AdamW's two moments
     with whole_weights(loss):

@@ -1,6 +1,9 @@
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
+from training.runs import STILL, job_for, train
 from training.saving import save
 
 
@@ -10,3 +13,38 @@ def two(tmp_path) -> Path:
     folder = tmp_path / "checkpoints"
     save(folder, 1, 2)
     return folder
+
+
+@pytest.fixture
+def new_job(tiny, tiny_recipe):
+    """Writes the file of a job into a folder, changed as it is told; each step has a row."""
+    return partial(job_for, tiny, tiny_recipe, log_every=1)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_one(tiny, tiny_recipe, tmp_path_factory):
+    """One process, undisturbed, without dropout."""
+    out = tmp_path_factory.mktemp("one")
+    train(job_for(tiny, tiny_recipe, out, model=STILL, log_every=1), 1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def undisturbed_two(tiny, tiny_recipe, tmp_path_factory):
+    """Two processes, undisturbed."""
+    out = tmp_path_factory.mktemp("two")
+    train(job_for(tiny, tiny_recipe, out, log_every=1), 2)
+    return out
+
+
+@pytest.fixture
+def memory_group(tmp_path):
+    """A control group whose memory is limited by writing to a file; the kernel kills what goes beyond."""
+    root = Path("/sys/fs/cgroup/memory")
+    group = root / f"bert-pipeline-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group for memory (version 1) can be made here: {error}")
+    yield group
+    group.rmdir()

@@ -1,32 +1,56 @@
-"""Training runs for tests: as processes of their own, or by the hundred as forks of one that has imported torch."""
+"""Training runs for tests: as processes of their own, or by the hundred as forks of one that has imported torch.
 
+One process or several; undisturbed, or with something that happens to one of them (sabotaged.py).
+"""
+
+import contextlib
 import hashlib
 import json
 import logging
 import multiprocessing
 import os
+import runpy
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from bert_pipeline.metrics import Row, read_rows
 from bert_pipeline.training.pretrain import Job
 
 ROOT = Path(__file__).parents[2]
+SABOTAGED = Path(__file__).with_name("sabotaged.py")
+NOTHING = "none none 0 none"
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+"""Without dropout, whose noise each process draws for itself."""
 CLOCKED = {"tokens_per_second", "data_wait_fraction", "model_flops_utilization"}
 
 
-def job_for(tiny: dict, recipe, out: Path, *, per_device_tokens: int = 256, **changed: Any) -> Path:
+def job_for(
+    tiny: dict,
+    recipe,
+    out: Path,
+    *,
+    per_device_tokens: int = 256,
+    model: dict | None = None,
+    first_phase: dict | None = None,
+    **section: Any,
+) -> Path:
+    """The file of a job in `out`; what is given beside it changes the recipe."""
     (out / "work").mkdir(parents=True, exist_ok=True)
-    section = recipe.pretrain.model_dump(mode="json")
-    section["phases"][0] |= changed.pop("first_phase", {})
+    told = recipe.pretrain.model_dump(mode="json") | section
+    told["phases"][0] |= first_phase or {}
     job = Job(
-        section=section | changed,
-        model=recipe.model.model_dump(mode="json"),
+        section=told,
+        model=recipe.model.model_dump(mode="json") | (model or {}),
         **{kind: str(tiny[kind].path) for kind in ("tokenizer", "nsp_dataset", "masked_dataset")},
         out=str(out),
         identity="test",
@@ -36,14 +60,31 @@ def job_for(tiny: dict, recipe, out: Path, *, per_device_tokens: int = 256, **ch
     return out / "work" / "job.json"
 
 
-def start(job_file: Path, *launcher: str) -> subprocess.Popen:
-    command = [sys.executable, *launcher, "-m", "bert_pipeline.training.pretrain", str(job_file)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start(command: Sequence[object], **environment: str) -> subprocess.Popen:
+    """In a session of its own, which `finish` leaves empty."""
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def start_training(job_file: Path, *launcher: str) -> subprocess.Popen:
+    command = [sys.executable, *launcher, "-m", "bert_pipeline.training.pretrain", job_file]
+    return start(command, ACCELERATE_USE_CPU="true")
 
 
 def finish(process: subprocess.Popen, expected: int = 0) -> str:
-    said = process.communicate(timeout=120)[0].decode()
+    """Wait for it, and return what it said."""
+    try:
+        said = process.communicate(timeout=120)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == expected, said
     return said
 
@@ -51,6 +92,13 @@ def finish(process: subprocess.Popen, expected: int = 0) -> str:
 def trace(out: Path) -> list[Row]:
     """The numbers of a run, without its clock."""
     return [{k: v for k, v in row.items() if k not in CLOCKED} for row in read_rows(out / "metrics.jsonl")]
+
+
+def assert_identical(found, expected):
+    assert trace(found) == trace(expected)
+    weights = [load_file(out / "model.safetensors") for out in (expected, found)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 def fork(function: Callable[..., None], *arguments: Any, log: Path) -> ForkServerProcess:
@@ -97,3 +145,47 @@ def train_and_witness(
     os.environ["ACCELERATE_USE_CPU"] = "true"
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pretrain.train(Job(**json.loads(job_file.read_text())))
+
+
+def fork_ranks(program, arguments, processes, log, sabotage=NOTHING, **given):
+    """Start a Python file in so many processes, as torchrun would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    group |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    ranks = [group | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
+    if processes == 1:
+        ranks = [{"ACCELERATE_USE_CPU": "true"}]
+    given["SABOTAGE"] = sabotage
+    return [fork(run_main, str(program), [str(a) for a in arguments], rank | given, log=log) for rank in ranks]
+
+
+def run_main(program, arguments, environment):
+    os.environ |= environment
+    sys.argv[:] = [program, *arguments]
+    runpy.run_path(program, run_name="__main__")
+
+
+def exit_code(process):
+    """Negative after a signal."""
+    process.join(120)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
+def train(job, processes, expected=0, **how):
+    """Train to the end; returns what the processes said."""
+    log = job.parents[1] / f"said-{time.monotonic_ns()}"
+    codes = [exit_code(process) for process in fork_ranks(SABOTAGED, [job], processes, log, **how)]
+    said = log.read_text()
+    assert expected is None or set(codes) == {expected}, (codes, said)
+    return said
+
+
+def torchrun(job, sabotage, *, restarts, expected, **environment):
+    """The same under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", str(restarts), str(SABOTAGED), str(job)]
+    return finish(start(command, SABOTAGE=sabotage, **environment), expected)

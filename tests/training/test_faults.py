@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
 import time
@@ -176,19 +175,6 @@ def test_a_full_disk_stops_a_run_late_and_gently(tiny, tiny_recipe, tmp_path, sm
     assert weights(tmp_path) == weights(undisturbed)
 
 
-@pytest.fixture
-def memory_group(tmp_path):
-    """A control group whose memory is limited by writing to a file; the kernel kills what goes beyond."""
-    root = Path("/sys/fs/cgroup/memory")
-    group = root / f"bert-pipeline-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no control group for memory (version 1) can be made here: {error}")
-    yield group
-    group.rmdir()
-
-
 def run_out_of_memory(at: int, number: int) -> None:
     if number == at:
         bytearray(b"x") * 2**30
@@ -214,36 +200,6 @@ def test_runs_killed_by_the_kernel_for_their_memory_go_on(
     process.join(60)
     assert process.exitcode == 0, log.read_text()
     check(tmp_path, undisturbed)
-
-
-def train_in_little_memory(group: Path, job: Path) -> None:
-    (group / "memory.limit_in_bytes").write_text(str(LITTLE))
-    (group / "cgroup.procs").write_text(str(os.getpid()))
-    train_and_witness(job)
-
-
-LITTLE = 512 * 2**20
-
-
-def test_a_micro_batch_that_cannot_fit_is_named_before_the_first_step(tiny, tiny_recipe, tmp_path, memory_group):
-    """The kernel would kill it, and nobody would hear why. The remedy that is named helps."""
-    one_step = {"num_steps": 1, "global_batch_size": 4000}
-    job = job_for(tiny, tiny_recipe, tmp_path, per_device_tokens=10**6, first_phase=one_step)
-    process = fork(train_in_little_memory, memory_group, job, log=tmp_path / "log")
-    process.join(60)
-    said = (tmp_path / "log").read_text()
-    assert process.exitcode == 1, said
-    told = re.search(r"TooLittleMemory: a micro-batch of ([\d,]+) tokens needs ([\d,]+) MB at least \(.* can have "
-                     r"([\d,]+) MB; remedy: BERT_PIPELINE_PER_DEVICE_TOKENS=(\d+), or auto", said)  # fmt: skip
-    assert told, said
-    tokens, needed, free, fitting = (int(each.replace(",", "")) for each in told.groups())
-    assert tokens > 50_000 and needed > LITTLE / 1e6 >= free
-    assert not (tmp_path / "metrics.jsonl").exists()
-    job = job_for(tiny, tiny_recipe, tmp_path, per_device_tokens=fitting, first_phase=one_step)
-    process = fork(train_in_little_memory, memory_group, job, log=tmp_path / "log")
-    process.join(60)
-    assert process.exitcode == 0, (tmp_path / "log").read_text()
-    assert samples(tmp_path)[0]["parts"] < 8, "not so small that anything would fit"
 
 
 def trainer_of(folder: Path) -> int:

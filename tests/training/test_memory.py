@@ -1,11 +1,18 @@
 """What is free for a process, and what a want of memory is called."""
 
+import json
+import os
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from training.runs import fork, job_for, train_and_witness
 
 from bert_pipeline.training.memory import TooLittleMemory, free_on_cpu, want_of_memory_explained
 
 GB = 10**9
+LITTLE = 512 * 2**20
 
 
 @pytest.fixture
@@ -62,3 +69,31 @@ def test_a_device_without_room_is_told_with_the_remedy():
             raise error
     with pytest.raises(RuntimeError, match=r"^another$"), want_of_memory_explained(4096):
         raise RuntimeError("another")
+
+
+def train_in_little_memory(group: Path, job: Path) -> None:
+    (group / "memory.limit_in_bytes").write_text(str(LITTLE))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    train_and_witness(job)
+
+
+def test_a_micro_batch_that_cannot_fit_is_named_before_the_first_step(tiny, tiny_recipe, tmp_path, memory_group):
+    """The kernel would kill it, and nobody would hear why. The remedy that is named helps."""
+    one_step = {"num_steps": 1, "global_batch_size": 4000}
+    job = job_for(tiny, tiny_recipe, tmp_path, per_device_tokens=10**6, first_phase=one_step)
+    process = fork(train_in_little_memory, memory_group, job, log=tmp_path / "log")
+    process.join(60)
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 1, said
+    told = re.search(r"TooLittleMemory: a micro-batch of ([\d,]+) tokens needs ([\d,]+) MB at least \(.* can have "
+                     r"([\d,]+) MB; remedy: BERT_PIPELINE_PER_DEVICE_TOKENS=(\d+), or auto", said)  # fmt: skip
+    assert told, said
+    tokens, needed, free, fitting = (int(each.replace(",", "")) for each in told.groups())
+    assert tokens > 50_000 and needed > LITTLE / 1e6 >= free
+    assert not (tmp_path / "metrics.jsonl").exists()
+    job = job_for(tiny, tiny_recipe, tmp_path, per_device_tokens=fitting, first_phase=one_step)
+    process = fork(train_in_little_memory, memory_group, job, log=tmp_path / "log")
+    process.join(60)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    [step] = (tmp_path / "work" / "samples.jsonl").read_text().splitlines()[-1:]
+    assert json.loads(step)["parts"] < 8, "not so small that anything would fit"

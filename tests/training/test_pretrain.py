@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.runs import finish, job_for, start, trace
+from training.runs import finish, job_for, start_training, trace
 from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.metrics import read_rows
@@ -21,7 +21,7 @@ from bert_pipeline.training.pretrain import EXIT_RESUME
 @pytest.fixture(scope="module")
 def undisturbed(tiny, tiny_recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
-    finish(start(job_for(tiny, tiny_recipe, out)))
+    finish(start_training(job_for(tiny, tiny_recipe, out)))
     return out
 
 
@@ -39,7 +39,7 @@ def test_training_reports_and_learns(undisturbed):
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path, undisturbed, sign):
     """The trace (losses, rates, gradient norms) and the weights equal those of the uninterrupted run."""
     job = job_for(tiny, tiny_recipe, tmp_path)
-    process = start(job)
+    process = start_training(job)
     while not list(tmp_path.glob("work/checkpoints/step-????????")):
         assert process.poll() is None, finish(process)
         time.sleep(0.01)
@@ -47,7 +47,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path,
     code = process.wait(60)
     if not (tmp_path / "work" / "result.json").exists():
         assert code == (EXIT_RESUME if sign == signal.SIGTERM else -signal.SIGKILL)
-        finish(start(job))
+        finish(start_training(job))
     assert trace(tmp_path) == trace(undisturbed)
     expected, found = (load_file(out / "model.safetensors") for out in (undisturbed, tmp_path))
     assert expected.keys() == found.keys()
@@ -59,9 +59,9 @@ def test_one_process_and_two_give_the_same_numbers(tiny, tiny_recipe, tmp_path):
     still = tiny_recipe.model.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     recipe = tiny_recipe.model_copy(update={"model": still})
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(start(job_for(tiny, recipe, one)))
+    finish(start_training(job_for(tiny, recipe, one)))
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    finish(start(job_for(tiny, recipe, two), *torchrun))
+    finish(start_training(job_for(tiny, recipe, two), *torchrun))
     assert json.loads((two / "work" / "result.json").read_text())["world_size"] == 2
     for expected, found in zip(trace(one), trace(two), strict=True):
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)
@@ -77,7 +77,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(tiny, tiny_recipe, tmp_pa
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-5] ^= 1
     (newest / "model.safetensors").write_bytes(content)
-    said = finish(start(job))
+    said = finish(start_training(job))
     assert "model.safetensors is damaged: SHA-256" in said and "going on after step 9" in said
     assert trace(tmp_path / "run") == trace(undisturbed)
 
@@ -86,14 +86,14 @@ def test_work_of_another_recipe_is_refused(tiny, tiny_recipe, tmp_path, undistur
     shutil.copytree(undisturbed, tmp_path / "run")
     job = job_for(tiny, tiny_recipe, tmp_path / "run")
     job.write_text(job.read_text().replace('"identity": "test"', '"identity": "other"'))
-    said = finish(start(job), expected=1)
+    said = finish(start_training(job), expected=1)
     assert "holds work of another recipe" in said and f"remedy: remove {tmp_path / 'run'}" in said
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny, tiny_recipe, tmp_path):
     """Steps are skipped and counted, and the run stops when they do not end; what is saved meanwhile is finite."""
     job = job_for(tiny, tiny_recipe, tmp_path, first_phase={"learning_rate": 1e30}, max_skipped_steps=5)
-    said = finish(start(job), expected=1)
+    said = finish(start_training(job), expected=1)
     assert "step 2 is skipped: its loss or gradient is not finite" in said
     assert "step 7: the gradient is not finite" in said and "remedy: a lower pretrain.phases.learning_rate" in said
     rows = read_rows(tmp_path / "metrics.jsonl")
@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny, tiny_recipe, 
     assert [line["step"] for line in lines] == [2, 3, 4, 5, 6, 7]
     for line in lines:
         assert sum(len(rows) for span in line["pairs"] for rows in span["rows"].values()) == 16
-    finish(start(job), expected=1)  # step 7 comes again, and its line does
+    finish(start_training(job), expected=1)  # step 7 comes again, and its line does
     assert (tmp_path / "skipped.jsonl").read_bytes() == told
 
 
