@@ -157,10 +157,8 @@ def test_a_failed_training_leaves_no_artifact_and_says_why(tiny, tiny_recipe, tm
 
 def test_snapshots_stay_as_whole_models_and_disturb_nothing(tiny, tiny_recipe, tmp_path, undisturbed):
     """Each holds the weights that the checkpoint of its step holds."""
-    pretrain = tiny_recipe.pretrain.model_copy(
-        update={"snapshot_every": 4, "checkpoint_every": 4, "checkpoints_kept": 5}
-    )
-    finish(start(job_for(tiny, tiny_recipe.model_copy(update={"pretrain": pretrain}), tmp_path)))
+    job = job_for(tiny, tiny_recipe, tmp_path, snapshot_every=4, checkpoint_every=4, checkpoints_kept=5)
+    finish(start_training(job))
     assert trace(tmp_path) == trace(undisturbed)
     names = ["step-00000004", "step-00000008"]
     assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == names
