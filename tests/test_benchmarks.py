@@ -268,7 +268,7 @@ def test_the_trainer_is_given_the_pairs_of_our_steps(tiny, width):
     assert given["input_ids"][seen].tolist() == ours["input_ids"][0].tolist()
     assert given["token_type_ids"][seen].tolist() == ours["token_type_ids"][0].tolist()
     asked = given["labels"][seen] != -100
-    assert asked.nonzero().flatten().tolist() == ours["masked_positions"].tolist()
+    assert asked.nonzero().flatten().tolist() == ours["asked"][ours["masked"]].tolist()
     assert given["labels"][seen][asked].tolist() == ours["masked_labels"].tolist()
     assert not (given["labels"][~seen] != -100).any() and not given["input_ids"][~seen].any()
     assert given["next_sentence_label"].tolist() == ours["next_sentence_label"].tolist()

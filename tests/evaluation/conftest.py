@@ -96,7 +96,7 @@ def write_task(name: str, folder: Path, seed: int = 0) -> None:
         (folder / f"{split}.tsv").write_text("".join(named))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_tasks(tmp_path_factory):
     """Tasks of one's own, as the environment names them."""
     root = tmp_path_factory.mktemp("tasks")
@@ -111,7 +111,7 @@ def small_tasks(tmp_path_factory):
         yield root / "data"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_task(small_tasks):
     """Its description and its data, by name."""
 

@@ -15,7 +15,8 @@ DDI = ("DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism", "DDI-false")
 
 
 def task(kind, labels=(), unscored=()):
-    return Task(name="baseline", title="", kind=kind, version="1", terms="", labels=labels, unscored_labels=unscored)
+    fields = {"labels": labels, "unscored_labels": unscored}
+    return Task(name="baseline", title="", kind=kind, version="1", terms="", folder="baseline", **fields)
 
 
 @pytest.fixture
