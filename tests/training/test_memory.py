@@ -79,7 +79,7 @@ def train_in_little_memory(group: Path, job: Path) -> None:
 
 def test_a_micro_batch_that_cannot_fit_is_named_before_the_first_step(tiny, tiny_recipe, tmp_path, memory_group):
     """The kernel would kill it, and nobody would hear why. The remedy that is named helps."""
-    one_step = {"num_steps": 1, "global_batch_size": 4000}
+    one_step = {"num_steps": 1, "global_batch_size": 10_000}
     job = job_for(tiny, tiny_recipe, tmp_path, per_device_tokens=10**6, first_phase=one_step)
     process = fork(train_in_little_memory, memory_group, job, log=tmp_path / "log")
     process.join(60)
