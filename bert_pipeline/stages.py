@@ -181,7 +181,8 @@ def _task_stage(name: str) -> Stage:
         )
 
     def section(recipe: Recipe) -> dict[str, Any]:
-        from bert_pipeline.evaluation.tasks import find_task, protocol
+        from bert_pipeline.evaluation.protocol import protocol
+        from bert_pipeline.evaluation.tasks import find_task
 
         asked = settings(recipe)
         limit = recipe.model.max_position_embeddings

@@ -19,10 +19,11 @@ from typing import Any
 
 from bert_pipeline.artifact import Artifact, Facts
 from bert_pipeline.evaluation.predictions import read_predictions
+from bert_pipeline.evaluation.protocol import protocol
 from bert_pipeline.evaluation.readers import read_task
 from bert_pipeline.evaluation.runs import SCORED, Encoder, Job, Run, best, grid, max_positions, model_fingerprint
 from bert_pipeline.evaluation.scores import interval, statistics
-from bert_pipeline.evaluation.tasks import UNITS, find_task, protocol, task_folder
+from bert_pipeline.evaluation.tasks import UNITS, find_task, task_folder
 from bert_pipeline.evaluation.workers import make_runs
 from bert_pipeline.recipe import TaskRecipe
 

@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 from bert_pipeline.evaluation.batches import batches_by_length, epoch_batches, padded
 from bert_pipeline.evaluation.heads import build_model, read_logits
 from bert_pipeline.evaluation.inputs import Input, TaskInputs
+from bert_pipeline.evaluation.protocol import Protocol
 from bert_pipeline.evaluation.runs import SCORED, Run
 from bert_pipeline.evaluation.scores import Label
-from bert_pipeline.evaluation.tasks import Protocol, Task
+from bert_pipeline.evaluation.tasks import Task
 from bert_pipeline.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.recipe import PhaseRecipe
 from bert_pipeline.training.checkpoint import Checkpoints

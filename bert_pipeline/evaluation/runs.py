@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
 from bert_pipeline.evaluation.predictions import write_predictions
+from bert_pipeline.evaluation.protocol import Protocol
 from bert_pipeline.evaluation.readers import TaskData
 from bert_pipeline.evaluation.scores import gold_labels, scores
-from bert_pipeline.evaluation.tasks import Protocol, Task
+from bert_pipeline.evaluation.tasks import Task
 from bert_pipeline.recipe import Section
 
 if TYPE_CHECKING:  # it brings torch, which the graph does without

@@ -19,8 +19,9 @@ from typing import Any
 
 from bert_pipeline import artifact
 from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, group_files, source_files
+from bert_pipeline.evaluation.protocol import protocol
 from bert_pipeline.evaluation.readers import Example, Sentence, read_task
-from bert_pipeline.evaluation.tasks import TaskError, find_task, protocol, task_folder
+from bert_pipeline.evaluation.tasks import TaskError, find_task, task_folder
 from bert_pipeline.executors import num_workers
 from bert_pipeline.flops import Load, num_parameters, training_flops
 from bert_pipeline.formats import SPLITS, padded_vocab_size

@@ -14,10 +14,10 @@ from bert_pipeline.evaluation.batches import batches_by_length, epoch_batches, p
 from bert_pipeline.evaluation.finetune import finetune, predict
 from bert_pipeline.evaluation.heads import build_model
 from bert_pipeline.evaluation.inputs import encode_task
+from bert_pipeline.evaluation.protocol import protocol
 from bert_pipeline.evaluation.readers import Sentence, TaskData, Text
 from bert_pipeline.evaluation.runs import Run, Setting
 from bert_pipeline.evaluation.scores import gold_labels, scores
-from bert_pipeline.evaluation.tasks import protocol
 from bert_pipeline.recipe import TaskRecipe
 
 KINDS = ("ner", "pico", "relation", "similarity", "documents", "qa")
@@ -219,8 +219,9 @@ import torch
 from bert_pipeline.evaluation import finetune as module
 from bert_pipeline.evaluation.inputs import encode_task
 from bert_pipeline.evaluation.readers import read_task
+from bert_pipeline.evaluation.protocol import protocol
 from bert_pipeline.evaluation.runs import Run, Setting
-from bert_pipeline.evaluation.tasks import find_task, protocol
+from bert_pipeline.evaluation.tasks import find_task
 from bert_pipeline.recipe import TaskRecipe
 
 model_dir, data, out = map(pathlib.Path, sys.argv[1:])

@@ -15,10 +15,11 @@ from bert_pipeline.artifact import Artifact, ArtifactError
 from bert_pipeline.evaluation import workers
 from bert_pipeline.evaluation.inputs import encode_task
 from bert_pipeline.evaluation.predictions import read_predictions, write_predictions
+from bert_pipeline.evaluation.protocol import protocol
 from bert_pipeline.evaluation.readers import Sentence, Text
 from bert_pipeline.evaluation.runs import Job, Run, Setting, best, grid, make_run, model_fingerprint
 from bert_pipeline.evaluation.scores import gold_labels, scores
-from bert_pipeline.evaluation.tasks import find_task, protocol
+from bert_pipeline.evaluation.tasks import find_task
 from bert_pipeline.evaluation.workers import RunFailed, make_runs
 from bert_pipeline.recipe import TaskRecipe
 

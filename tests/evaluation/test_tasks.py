@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from bert_pipeline.cli import main
+from bert_pipeline.evaluation.protocol import protocol
 from bert_pipeline.evaluation.readers import read_task
 from bert_pipeline.evaluation.tasks import (
     SPLITS,
@@ -11,7 +12,6 @@ from bert_pipeline.evaluation.tasks import (
     TaskError,
     find_task,
     load_task,
-    protocol,
     require_files,
     task_files,
     task_fingerprint,
