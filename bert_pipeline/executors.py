@@ -113,6 +113,13 @@ def _one_thread_each() -> None:
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
+def _submit(pool: Executor, task: "Task[Result]") -> "Future[Result]":
+    try:
+        return pool.submit(task.run)
+    except OSError as error:  # a worker died while another was being started: its pipes are closed already
+        raise BrokenProcessPool(str(error)) from error
+
+
 class _DaskExecutor(ThreadPoolExecutor):
     """Threads that wait for the workers of a Dask cluster.
 
@@ -205,7 +212,7 @@ def _run(
                 while True:
                     for number, task in islice(tasks, 0 if failures else width + AHEAD - len(held)):
                         held[number] = task
-                        waiting[pool.submit(task.run)] = number
+                        waiting[_submit(pool, task)] = number
                     if not waiting:
                         return
                     done, _ = wait(waiting, return_when=FIRST_COMPLETED)

@@ -126,6 +126,8 @@ def test_make_ui_serves_both_pages_on_loopback_and_stops(working_copy):
         cwd=working_copy,
         env=environment,
         start_new_session=True,
+        # Ctrl-C reaches it also where this test runs in the background of a shell, which ignores SIGINT there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -23,7 +23,7 @@ from bert_pipeline.training.distributed import whole_weights
 from bert_pipeline.training.loss import PretrainingLoss
 from bert_pipeline.training.packing import pack
 
-SAFE_SHARE = 0.4
+SAFE_SHARE = 0.25
 """Of the tokens that would just fit by what is counted: what the message proposes."""
 
 
