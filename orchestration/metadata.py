@@ -1,6 +1,7 @@
 """An artifact as Dagster shows it: facts as plotted numbers, an example row, pictures, columns, where it lies."""
 
 import base64
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from bert_pipeline import formats, pictures
 from bert_pipeline.artifact import Artifact
 from bert_pipeline.planning import table
 from bert_pipeline.score_table import scores_markdown
+
+NOT_IN_METRICS = re.compile(r"[^\w\-. /:]")
 
 
 def flatten(tree: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str, Any]]:
@@ -25,7 +28,9 @@ def flatten(tree: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str
 
 
 def numbers(facts: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in flatten(facts) if isinstance(value, int | float)}
+    """By their paths. Labels and models may bear any name, so what MLflow refuses in the name of a metric is `_`."""
+    found = ((NOT_IN_METRICS.sub("_", name), value) for name, value in flatten(facts))
+    return {name: value for name, value in found if isinstance(value, int | float)}
 
 
 def of_artifact(made: Artifact) -> dict[str, Any]:

@@ -3,8 +3,10 @@ import time
 
 import dagster as dg
 import pytest
+from mlflow.utils.validation import _validate_metric_name
 
 from bert_pipeline.artifact import Artifact
+from orchestration.metadata import numbers
 from orchestration.tracking import About, Mlflow
 
 
@@ -113,3 +115,10 @@ def test_what_waited_is_sent_when_the_server_is_back(mlflow, tmp_path, monkeypat
     assert tried
     run = the_run(mlflow, "back", "FINISHED")
     assert len(mlflow.client().get_metric_history(run.info.run_id, "loss")) == 3
+
+
+def test_any_name_of_a_label_or_a_model_becomes_one_of_a_metric():
+    facts = {"f1_CPR:3": 0.5, "measured": {"MiniLM, quick (6)": 0.7}, "f1_naïve": 1, "words": "no number"}
+    assert numbers(facts) == {"f1_CPR:3": 0.5, "measured/MiniLM_ quick _6_": 0.7, "f1_naïve": 1}
+    for name in numbers(facts):
+        _validate_metric_name(name)
