@@ -11,7 +11,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -31,6 +31,9 @@ class Section(BaseModel):
     """One table of a recipe: frozen, strictly typed, closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Named = TypeVar("Named", bound=Section)
 
 
 class CorpusRecipe(Section):
@@ -295,20 +298,25 @@ def load_recipe(path: Path) -> Recipe:
 
     Raises RecipeError with all faults at once, each with its dotted path, its value and the remedy.
     """
+    return read_named(path, Recipe, "recipe", RecipeError)
+
+
+def read_named(path: Path, section: type[Named], what: str, error: type[ValueError]) -> Named:
+    """A TOML file whose stem is the name in its section. Raises `error` with all faults at once."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; remedy: name one of the files in {path.parent}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not a TOML file: {error}") from None
+        raise error(f"{path}: no such {what}; remedy: name one of the files in {path.parent}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
+        raise error(f"{path}: not a TOML file: {broken}") from None
     if "name" in table:
-        raise RecipeError(f"{path}: name: the file's stem ({path.stem}) is the name; remedy: remove the key")
+        raise error(f"{path}: name: the file's stem ({path.stem}) is the name; remedy: remove the key")
     try:
         # Through JSON, because TOML's arrays are Python lists, which strict validation refuses for tuples.
-        return Recipe.model_validate_json(json.dumps({"name": path.stem} | table, default=str))
-    except ValidationError as error:
-        faults = "\n".join(f"  {explain(fault, Recipe)}" for fault in error.errors())
-        raise RecipeError(f"{path}: {error.error_count()} fault(s)\n{faults}") from None
+        return section.model_validate_json(json.dumps({"name": path.stem} | table, default=str))
+    except ValidationError as invalid:
+        faults = "\n".join(f"  {explain(fault, section)}" for fault in invalid.errors())
+        raise error(f"{path}: {invalid.error_count()} fault(s)\n{faults}") from None
 
 
 def recipe_files() -> dict[str, Path]:

@@ -18,19 +18,16 @@ kind (evaluation/readers.py):
 """
 
 import difflib
-import json
 import os
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from bert_pipeline.artifact import files_fingerprint, fingerprint
-from bert_pipeline.recipe import CorpusRecipe, Count, Positive, Section
-from bert_pipeline.recipe_faults import explain
+from bert_pipeline.recipe import CorpusRecipe, Count, Positive, Section, read_named
 
 SPLITS = ("train", "dev", "test")
 
@@ -241,20 +238,7 @@ def task_files() -> dict[str, Path]:
 
 def load_task(path: Path) -> Task:
     """Read one TOML file; its stem is the name of the task. Raises TaskError with all faults at once."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TaskError(f"{path}: no such task; remedy: name one of the files in {path.parent}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: not a TOML file: {error}") from None
-    if "name" in table:
-        raise TaskError(f"{path}: name: the file's stem ({path.stem}) is the name; remedy: remove the key")
-    try:
-        # Through JSON, because TOML's arrays are Python lists, which strict validation refuses for tuples.
-        return Task.model_validate_json(json.dumps({"name": path.stem} | table, default=str))
-    except ValidationError as error:
-        faults = "\n".join(f"  {explain(fault, Task)}" for fault in error.errors())
-        raise TaskError(f"{path}: {error.error_count()} fault(s)\n{faults}") from None
+    return read_named(path, Task, "task", TaskError)
 
 
 def find_task(name: str) -> Task:
