@@ -24,7 +24,8 @@ Fields = tuple[str, ...]
 
 def choose_fields(text: str, text_fields: Fields | None) -> Fields:
     """What makes up a document: as asked, else `text`, or whichever of title and text a .jsonl has."""
-    from bert_pipeline.data.sources.files import Document, find_files, read_documents
+    from bert_pipeline.data.sources.files import find_files, read_documents
+    from bert_pipeline.data.sources.records import Document
 
     if text_fields or ".jsonl" not in Path(text).name.lower():
         return text_fields or ("text",)
@@ -41,7 +42,8 @@ def documents(text: str | None, fields: Fields) -> Iterator[dict[str, str]]:
         for _, sample in sample_documents(10**9, seed=12345):
             yield {"text": sample}
     else:
-        from bert_pipeline.data.sources.files import Document, find_files, read_documents
+        from bert_pipeline.data.sources.files import find_files, read_documents
+        from bert_pipeline.data.sources.records import Document
 
         for record in read_documents(find_files(text), fields):
             if isinstance(record, Document):

@@ -30,7 +30,8 @@ from benchmarks.machine import bf16_units, machine
 from benchmarks.pretraining import cut_down
 from benchmarks.rows import Row, Run, rate, row, take_turns, tell
 from benchmarks.text import choose_fields
-from bert_pipeline.data.sources.files import SourceError, find_files
+from bert_pipeline.data.sources.files import find_files
+from bert_pipeline.data.sources.records import SourceError
 from bert_pipeline.recipe import Recipe, load_recipe, recipe_files
 from bert_pipeline.stages import home
 from bert_pipeline.training.launch import CPU_SETTINGS

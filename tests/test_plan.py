@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bert_pipeline.cli import main
 from bert_pipeline.data.corpus import Pile
-from bert_pipeline.data.sources.files import Document
+from bert_pipeline.data.sources.records import Document
 from bert_pipeline.flops import Load, num_parameters, training_flops
 from bert_pipeline.planning import survey
 from bert_pipeline.planning.hardware import HARDWARE

@@ -31,14 +31,8 @@ from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Facts
 from bert_pipeline.data.overlap import EvaluationIndex, EvaluationText
 from bert_pipeline.data.sentences import split_lines, split_sentences
-from bert_pipeline.data.sources.files import (
-    TAKEN_EARLIER,
-    Document,
-    Rejection,
-    SourceError,
-    find_files,
-    read_documents,
-)
+from bert_pipeline.data.sources.files import TAKEN_EARLIER, find_files, read_documents
+from bert_pipeline.data.sources.records import Document, Rejection, SourceError
 from bert_pipeline.formats import CORPUS_SCHEMA, SPLITS, id_hash, write_table
 from bert_pipeline.progress import Progress
 from bert_pipeline.recipe import CorpusRecipe

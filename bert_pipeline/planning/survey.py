@@ -13,7 +13,8 @@ from random import Random
 import pyarrow.parquet as pq
 
 from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, MIN_DOCUMENTS, source_files, split_of
-from bert_pipeline.data.sources.files import Document, Rejection, SourceError, read_documents
+from bert_pipeline.data.sources.files import read_documents
+from bert_pipeline.data.sources.records import Document, Rejection, SourceError
 from bert_pipeline.formats import SPLITS, id_hash
 from bert_pipeline.progress import Progress
 from bert_pipeline.recipe import CorpusRecipe

@@ -20,7 +20,7 @@ from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Facts
 from bert_pipeline.data import masking, nsp
 from bert_pipeline.data.corpus import MIN_DOCUMENTS, Pile, split_of, write_shard
-from bert_pipeline.data.sources.files import Document
+from bert_pipeline.data.sources.records import Document
 from bert_pipeline.data.tokenizer import VocabularyError, build_tokenizer, take_tokenizer_over
 from bert_pipeline.data.wordcounts import count_words, document_batches
 from bert_pipeline.encoding import Encoder

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from bert_pipeline import artifact
 from bert_pipeline.data import corpus
 from bert_pipeline.data.corpus import Pile, build_raw_corpus, clean, group_files, source_files, split_of
-from bert_pipeline.data.sources.files import Document, SourceError
 from bert_pipeline.data.sources.files import read_documents as read
+from bert_pipeline.data.sources.records import Document, SourceError
 from bert_pipeline.formats import CORPUS_SCHEMA, SPLITS, iterate_documents, shard_name, shard_paths
 from bert_pipeline.recipe import CorpusRecipe
 

@@ -14,7 +14,7 @@ import pytest
 from data.builds import IN_SHARDS, KINDS, ROOT, command, write_recipe
 
 from bert_pipeline import artifact
-from bert_pipeline.data.sources.files import SourceError
+from bert_pipeline.data.sources.records import SourceError
 from bert_pipeline.formats import PairShard, pass_directory, shard_paths
 from bert_pipeline.recipe import load_recipe
 from bert_pipeline.stages import make_stage

@@ -16,7 +16,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_pipeline.data.sources.files import Document, Rejection, SourceError, find_files, read_documents
+from bert_pipeline.data.sources.files import find_files, read_documents
+from bert_pipeline.data.sources.records import Document, Rejection, SourceError
 from bert_pipeline.progress import Progress
 
 TEXTS = [
@@ -160,7 +161,7 @@ def test_a_byte_order_mark_and_crlf_are_no_part_of_the_text(tmp_path):
 def test_text_fields_keep_their_order_and_an_integer_is_an_id(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"pmid": 7, "abstract": "Body.", "title": "Head."}\n')
     [document] = read(tmp_path, ("title", "abstract"), "pmid")
-    assert document == Document("7", ("Head.", "Body."), "a.jsonl")
+    assert document == Document("7", ("Head.", "Body."), "a.jsonl", 1)
 
 
 def test_a_folder_is_read_with_all_below_it_and_a_glob_as_it_says(tmp_path, monkeypatch):
@@ -217,7 +218,7 @@ def test_a_parquet_value_that_is_not_utf8_is_set_aside(tmp_path):
     column = pa.array([b"fine", b"caf\xe9", None], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     documents = read(tmp_path, id_field="")
-    assert documents[0] == Document("a.parquet:1", ("fine",), "a.parquet")
+    assert documents[0] == Document("a.parquet:1", ("fine",), "a.parquet", 1)
     assert [(found.record, found.reason.split(",")[0]) for found in documents[1:]] == [
         ("row 2", "bytes that are not UTF-8"),
         ("row 3", "text field text is missing"),

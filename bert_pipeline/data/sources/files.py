@@ -20,7 +20,6 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,50 +27,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bert_pipeline.data.sources.records import Document, Fault, Rejection, SourceError, excerpt
 from bert_pipeline.formats import id_hash
 from bert_pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
 
-EXCERPT_LENGTH = 120
 UNIT = {".txt": "line", ".jsonl": "line", ".csv": "line", ".parquet": "row"}
 """What the number of a record counts."""
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 RECORDS_PER_LOOK = 64  # at how far the file is read
 TAKEN_EARLIER = "document id taken by an earlier file"
-
-
-class SourceError(ValueError):
-    """A source that cannot be read on; the message names the file, the line where there is one, and the remedy."""
-
-
-@dataclass(frozen=True)
-class Document:
-    document_id: str
-    texts: tuple[str, ...]  # one for each text field, in the recipe's order
-    source: str  # name of the file
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A record set aside."""
-
-    file: str
-    record: str  # "line 7" or "row 7"
-    reason: str
-    excerpt: str
-
-    def __str__(self) -> str:
-        return f"{self.file}, {self.record}: {self.reason}: {self.excerpt!r}"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with a record."""
-
-    reason: str
-    excerpt: str
 
 
 Stream = Any  # a file of bytes: those of io, gzip, lzma and pyarrow share no type
@@ -130,12 +97,12 @@ def read_documents(
         suffix = _suffixes(path)[0]
         fields, ids = (("text",), "") if suffix == ".txt" else (text_fields, id_field)
         for number, record in _read_file(path, (*fields, *filter(None, [ids])), progress):
-            judged = record if isinstance(record, Fault) else _document(record, f"{name}:{number}", name, fields, ids)
+            judged = record if isinstance(record, Fault) else _document(record, name, number, fields, ids)
             if isinstance(judged, Document) and ids:
                 key = id_hash(judged.document_id)
                 if key in seen or key in earlier:
                     reason = "duplicate document id" if key in seen else TAKEN_EARLIER
-                    judged = Fault(reason, _excerpt(judged.document_id))
+                    judged = Fault(reason, excerpt(judged.document_id))
                 seen.add(key)
             if isinstance(judged, Fault):
                 yield Rejection(name, f"{UNIT[suffix]} {number}", judged.reason, judged.excerpt)
@@ -144,33 +111,25 @@ def read_documents(
 
 
 def _document(
-    fields: Mapping[str, Any], place: str, source: str, text_fields: tuple[str, ...], id_field: str
+    fields: Mapping[str, Any], source: str, number: int, text_fields: tuple[str, ...], id_field: str
 ) -> Document | Fault:
     for field in text_fields:
         if fields.get(field) is None:
-            return Fault(f"text field {field} is missing", _excerpt(repr(fields)))
+            return Fault(f"text field {field} is missing", excerpt(repr(fields)))
         if not isinstance(fields[field], str):
-            return Fault(f"text field {field} is not a string", _excerpt(repr(fields[field])))
-    document_id = fields.get(id_field) if id_field else place
+            return Fault(f"text field {field} is not a string", excerpt(repr(fields[field])))
+    document_id = fields.get(id_field) if id_field else f"{source}:{number}"
     if type(document_id) is int:
         document_id = str(document_id)
     if not isinstance(document_id, str) or not document_id.strip():
-        return Fault(f"id field {id_field} is not a string or an integer", _excerpt(repr(document_id)))
+        return Fault(f"id field {id_field} is not a string or an integer", excerpt(repr(document_id)))
     texts = tuple(fields[field] for field in text_fields)
     for text in (document_id, *texts):
         if not text.isascii() and (broken := SURROGATE.search(text)):
-            return Fault("bytes that are not UTF-8, or half a surrogate pair", _excerpt(text, broken.start()))
+            return Fault("bytes that are not UTF-8, or half a surrogate pair", excerpt(text, broken.start()))
     if not any(map(LETTER_OR_DIGIT.search, texts)):
-        return Fault("document without text", _excerpt(" ".join(texts)))
-    return Document(document_id, texts, source)
-
-
-def _excerpt(text: str, position: int = 0) -> str:
-    """The text around a position, fit to be written as UTF-8: an undecodable byte shows as \\xff."""
-    start = max(0, position - EXCERPT_LENGTH // 3)
-    shown = text[start : start + EXCERPT_LENGTH]
-    shown = re.sub(r"[\udc80-\udcff]", lambda escaped: f"\\x{ord(escaped[0]) - 0xDC00:02x}", shown)
-    return shown.encode("utf-8", "backslashreplace").decode()
+        return Fault("document without text", excerpt(" ".join(texts)))
+    return Document(document_id, texts, source, number)
 
 
 def _read_file(path: Path, columns: tuple[str, ...], progress: Progress | None) -> Records:
@@ -221,12 +180,12 @@ def _read_jsonl(stream: Stream, columns: tuple[str, ...]) -> Records:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, Fault("line is not JSON", _excerpt(line, getattr(error, "pos", 0)))
+            yield number, Fault("line is not JSON", excerpt(line, getattr(error, "pos", 0)))
             continue
         if isinstance(record, dict):
             yield number, record
         else:
-            yield number, Fault("line is not a JSON object", _excerpt(line))
+            yield number, Fault("line is not a JSON object", excerpt(line))
 
 
 def _read_csv(stream: Stream, columns: tuple[str, ...]) -> Records:
@@ -244,7 +203,7 @@ def _read_csv(stream: Stream, columns: tuple[str, ...]) -> Records:
     try:
         header = next((row for row in rows if row), [])
     except csv.Error as error:
-        raise SourceError(f"line {rows.line_num}: the header is not CSV: {error}: {_excerpt(last_line)!r}") from None
+        raise SourceError(f"line {rows.line_num}: the header is not CSV: {error}: {excerpt(last_line)!r}") from None
     if header:
         _require(columns, header)
     begins = rows.line_num + 1
@@ -254,7 +213,7 @@ def _read_csv(stream: Stream, columns: tuple[str, ...]) -> Records:
         except csv.Error as error:
             if "unexpected end" in str(error):
                 raise SourceError(f'line {begins}: a quoted field never ends; remedy: write "" for a " in it') from None
-            yield begins, Fault("row is not CSV", _excerpt(last_line))
+            yield begins, Fault("row is not CSV", excerpt(last_line))
         else:
             if row is None:
                 return
@@ -262,7 +221,7 @@ def _read_csv(stream: Stream, columns: tuple[str, ...]) -> Records:
                 yield begins, dict(zip(header, row, strict=True))
             elif row:
                 found = f"{len(row)} for {len(header)} columns: {','.join(row)}"
-                yield begins, Fault("row with a wrong number of fields", _excerpt(found))
+                yield begins, Fault("row with a wrong number of fields", excerpt(found))
         begins = rows.line_num + 1
 
 
@@ -293,7 +252,7 @@ def _require(wanted: tuple[str, ...], columns: list[str]) -> None:
     for name in wanted:
         if name not in columns:
             raise SourceError(
-                f"no column {name}; the columns are {', '.join(map(_excerpt, columns))}; "
+                f"no column {name}; the columns are {', '.join(map(excerpt, columns))}; "
                 "remedy: name one of them in corpus.text_fields or corpus.id_field"
             )
 
