@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bert_pipeline import artifact
@@ -49,9 +51,12 @@ def make(job, *runs) -> dict[Run, Artifact]:
 
 def processes_of() -> list[int]:
     """The workers that this process started."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in listed.splitlines() if workers.__name__ in line]
-    return [int(pid) for pid, parent, _ in rows if int(parent) == os.getpid()]
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if workers.__name__ in child.cmdline():  # a zombie has none
+                found.append(child.pid)
+    return found
 
 
 def test_the_grid_has_every_combination_in_order():
@@ -199,8 +204,7 @@ def test_the_workers_end_with_the_process_that_started_them(job, how):
         [sys.executable, "-c", PARENT, job.model_dump_json()], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout.readline() == "a step\n"
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent.pid)], capture_output=True, text=True).stdout
-    [worker] = map(int, listed.split())
+    [worker] = [child.pid for child in psutil.Process(parent.pid).children()]
     parent.send_signal(how)
     parent.wait()
     for _ in range(600):
