@@ -14,9 +14,9 @@ from benchmarks.text import recipe
 
 
 def sentences_by_shard(raw_corpus: Path) -> list[Any]:
-    from bert_pipeline import formats
+    from bert_pipeline.documents import corpus_shards
 
-    tables = map(formats.read_table, formats.shard_paths(raw_corpus / "train", "parquet"))
+    tables = [shard.read("sentences") for shard in corpus_shards(raw_corpus, "train")]
     return [table["sentences"].combine_chunks().flatten() for table in tables]
 
 
@@ -46,10 +46,10 @@ def pairs_and_masks(folder: str, max_seq_length: int) -> Answer:
     """Passes of pairs over tokenised shards, copied to rows and masked; tokens are those of the rows."""
     import numpy as np
 
-    from bert_pipeline import formats
     from bert_pipeline.data.masking import Masker
     from bert_pipeline.data.nsp import tokenize_shard
     from bert_pipeline.data.pairs import plan_pairs, write_rows
+    from bert_pipeline.documents import corpus_shards
     from bert_pipeline.encoding import Encoder
     from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
 
@@ -57,9 +57,8 @@ def pairs_and_masks(folder: str, max_seq_length: int) -> Answer:
     tokenizer = read_tokenizer(Path(folder, "tokenizer"))
     is_continuation = continuation_pieces(tokenizer)
     masker = Masker(chosen.masking, is_continuation)
-    paths = formats.shard_paths(Path(folder, "raw_corpus", "train"), "parquet")
     encoder = Encoder(tokenizer)
-    shards = [tokenize_shard([path], encoder) for path in paths]
+    shards = [tokenize_shard([part], encoder) for part in corpus_shards(Path(folder, "raw_corpus"), "train")]
 
     def run(number: int, pass_number: int) -> int:
         plan = plan_pairs(shards[number], is_continuation, chosen.nsp, max_seq_length, "train", pass_number, number)

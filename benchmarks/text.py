@@ -141,7 +141,7 @@ def prepare(folder: str, fields: Fields, documents_per_shard: int, peer_megabyte
 
 def write_sentences(raw_corpus: Path, out: Path, megabytes: float) -> float:
     """The first documents of the training split; no blank line at the end, where transformers' reader trips."""
-    from bert_pipeline.formats import iterate_documents
+    from bert_pipeline.documents import iterate_documents
 
     num_bytes = 0
     with out.open("w", encoding="utf-8") as lines:

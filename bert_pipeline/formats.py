@@ -1,6 +1,7 @@
 """What stands on disk, and its readers: the one truth about the data that passes between stages.
 
     raw_corpus/       {train,heldout}/shard-<key>.parquet     one row a document
+                      ...                                       see documents.py
     tokenizer/        tokenizer.json, tokenizer_config.json, vocab.txt
     nsp_dataset/      len-128/{train,heldout}/pass-000/shard-<key>.arrow     one row a pair
     masked_dataset/   the same paths; row for row beside the nsp_dataset
@@ -13,7 +14,6 @@ here, by `training_row` (flat arrays, for our loop) and `hugging_face_dataset` (
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,6 @@ IGNORE_INDEX = -100
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
 """The ids of the special tokens: the tokenizer stage puts them first and checks that it did."""
-
-CORPUS_SCHEMA = pa.schema(
-    [
-        pa.field("document_id", pa.string(), nullable=False),
-        pa.field("sentences", pa.list_(pa.string()), nullable=False),
-        pa.field("source", pa.string(), nullable=False),  # name of the file that the document came from
-    ]
-)
 
 
 def token_type(vocab_size: int) -> pa.DataType:
@@ -121,13 +113,6 @@ def read_table(path: Path) -> pa.Table:
         return pq.read_table(path)
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_stream(source).read_all()
-
-
-def iterate_documents(corpus: Path, split: str) -> Iterator[list[str]]:
-    """The sentences of every document of a split, shard by shard, in constant memory."""
-    for path in shard_paths(corpus / split, "parquet"):
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1000, columns=["sentences"]):
-            yield from batch.column(0).to_pylist()
 
 
 def flat_list(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

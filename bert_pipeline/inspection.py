@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from bert_pipeline import artifact, formats
+from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError
+from bert_pipeline.documents import CORPUS_SCHEMA, corpus_shards
 from bert_pipeline.formats import MaskShard, PairShard
 from bert_pipeline.metrics import read_rows
 from bert_pipeline.vocabulary import read_tokenizer
@@ -31,8 +30,7 @@ def inspect(path: Path, tokenizer: Path | None, count: int) -> dict[str, Any]:
 
 
 def _documents(made: Artifact, tokenizer: Path | None, count: int) -> Rows:
-    path = formats.shard_paths(made.path / "train", "parquet")[0]
-    return next(pq.ParquetFile(path).iter_batches(batch_size=count)).to_pylist()
+    return next(corpus_shards(made.path, "train")[0].batches(*CORPUS_SCHEMA.names)).slice(0, count).to_pylist()
 
 
 def _pieces(made: Artifact, tokenizer: Path | None, count: int) -> Rows:

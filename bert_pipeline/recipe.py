@@ -37,14 +37,30 @@ Named = TypeVar("Named", bound=Section)
 
 
 class CorpusRecipe(Section):
-    source: Literal["files", "sample"] = "files"
-    """`files`: .txt, .jsonl, .csv, .parquet, each also .gz, .xz, .zst. `sample`: the generated demo text."""
+    source: Literal["files", "pubmed", "sample"] = "files"
+    """`files`: .txt, .jsonl, .csv, .parquet and others (see sources/files.py), each also .gz, .xz, .zst. `pubmed`:
+    NLM's baseline and update files, as `bert-pipeline download-pubmed` fetches them. `sample`: the generated demo
+    text."""
     path: str = ""
     """A file, a folder or a glob; relative paths are looked up under BERT_PIPELINE_DATA (default: here)."""
+    sources_file: str = ""
+    """The sources.jsonl of an earlier corpus: of the files found, these are taken, and each must be what it was."""
+    cutoff: str = Field("", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+    """The last day of release (year-month-day) of the files taken (source = "pubmed"); empty: all."""
     text_fields: tuple[str, ...] = Field(("text",), min_length=1)
     """Fields of a record that make up the document, in this order; each is split into sentences by itself."""
     id_field: str = ""
     """Field that names a document; empty: `<file name>:<record number>`."""
+    cleaning: tuple[str, ...] = ()
+    """Rules by name, in this order (see data/cleaning.py): copyright lines, markup, ..."""
+    language: str = Field("", pattern=r"^([a-z]{2})?$")
+    """Documents in another language (ISO 639-1) are left out; empty: none is."""
+    min_words: int = Field(0, ge=0)
+    """Documents of fewer words are left out; of a citation, those of its abstract are counted."""
+    drop_retracted: bool = False
+    """Retracted citations are left out (source = "pubmed")."""
+    near_duplicate_threshold: Fraction = 0.0
+    """A document whose words in fives are so alike (Jaccard) with those of one before it is left out; 0: none is."""
     unicode_normalization: Literal["NFC", "NFKC", "none"] = "NFC"
     sentence_splitter: Literal["segtok", "lines"] = "segtok"
     """`lines`: the text is split already, a sentence a line, as google-research/bert takes it."""
@@ -61,9 +77,12 @@ class CorpusRecipe(Section):
     """Seed of the sample generator (source = "sample")."""
 
     @model_validator(mode="after")
-    def _path_belongs_to_files(self) -> Self:
-        if self.source == "files" and not self.path:
-            raise ValueError('path is needed when source = "files"; remedy: path = "my-texts/*.jsonl.gz"')
+    def _source_has_what_it_needs(self) -> Self:
+        if self.source != "sample" and not self.path:
+            example = "pubmed" if self.source == "pubmed" else "my-texts/*.jsonl.gz"
+            raise ValueError(f'path is needed when source = "{self.source}"; remedy: path = "{example}"')
+        if self.source != "pubmed" and (self.cutoff or self.drop_retracted):
+            raise ValueError('cutoff and drop_retracted have no effect unless source = "pubmed"; remedy: remove them')
         return self
 
 

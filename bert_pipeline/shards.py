@@ -163,6 +163,9 @@ class ShardStore:
     def _begun(self, shard: Shard) -> Entry:
         return Entry(shard.name, self.fingerprint(shard.made_from), {})
 
+    def made(self, name: str) -> Entry:
+        return self._made[name]
+
     def finish(self) -> list[Entry]:
         """Write the index, remove what an interrupted build left over, and return the shards by name."""
         entries = [self._made[name] for name in sorted(self._made)]

@@ -78,7 +78,7 @@ def _raw_corpus(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: O
 
 
 def _corpus_sources(recipe: Recipe) -> dict[str, str]:
-    from bert_pipeline.data.corpus import source_files
+    from bert_pipeline.data.corpus_sources import source_files
     from bert_pipeline.evaluation.texts import text_inputs
 
     files = source_files(recipe.corpus)

@@ -44,7 +44,7 @@ def corpus_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
 def _corpus_files(recipe: str) -> dict[str, list[int]]:
     """Size and time of change of each file. None where the text is generated, or cannot be found at the moment."""
-    from bert_pipeline.data.corpus import source_files
+    from bert_pipeline.data.corpus_sources import source_files
     from bert_pipeline.data.sources.records import SourceError
 
     try:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from bert_pipeline import formats, pictures
 from bert_pipeline.artifact import Artifact
+from bert_pipeline.documents import CORPUS_SCHEMA
 from bert_pipeline.planning import table
 from bert_pipeline.score_table import scores_markdown
 
@@ -78,8 +79,9 @@ def _embedded(png: bytes) -> dg.MetadataValue:
 
 
 def _schema(made: Artifact) -> pa.Schema:
-    suffix = "parquet" if made.kind == "raw_corpus" else "arrow"
-    return formats.read_table(next(made.path.rglob(f"shard-*.{suffix}"))).schema
+    if made.kind == "raw_corpus":
+        return CORPUS_SCHEMA
+    return formats.read_table(next(made.path.rglob("shard-*.arrow"))).schema
 
 
 def _columns(schema: pa.Schema) -> dg.TableSchema:

@@ -1,138 +1,179 @@
-"""The raw corpus: documents in sentences, train and held out.
+"""The raw corpus: documents in sentences, train and held out, each once and in its latest version.
 
-    files -> groups -> documents, broken ones set aside, and those that hold text of evaluation sets where the recipe
-    says so -> train / heldout by id -> shards -> sentences
+    files -> records, broken ones set aside -> train / heldout by id -> shards and their ledgers (corpus_shard.py)
+          -> which records are documents, seen beside all others (resolution.py) -> live.parquet, dropped.parquet
 
-A group is a large file, or some small ones; which ones, their names and sizes alone decide. A shard belongs to one
-group, so a new file costs its own shards and no others. This process reads and deals; workers clean and split, a
-shard at a time. What a shard holds depends on its group and the recipe alone, so the bytes are the same with any
-number of workers.
-
-Cleaning: Unicode normalisation as the recipe says; then NUL and all other control and format characters (Unicode's
-Cc and Cf: byte order marks, soft hyphens, zero-width spaces, marks of direction) are taken out, as BERT's own
-tokenizer would do; those of them that are white space (tab, line feed, ...) separate words.
+A file of citations is read by a worker, which writes its shards. Of other formats this process reads groups of files
+(a large one, or some small ones; which ones, their names and sizes alone decide) and deals their records out to
+shards, which workers clean and split. Either way a shard belongs to its file or group, so a new file costs its own
+shards and no others, and what a shard holds is the same with any number of workers.
 """
 
 import json
-import re
-import unicodedata
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from bert_pipeline import artifact, formats
+from bert_pipeline import artifact
 from bert_pipeline.artifact import Facts
+from bert_pipeline.data.card import write_data_card
+from bert_pipeline.data.corpus_facts import about_documents, samples
+from bert_pipeline.data.corpus_shard import deal, write_file, write_shard
+from bert_pipeline.data.corpus_sources import SOURCES, describe_sources, source_files, write_sources
+from bert_pipeline.data.ledger import Ledger
 from bert_pipeline.data.overlap import EvaluationIndex, EvaluationText
-from bert_pipeline.data.sentences import split_lines, split_sentences
-from bert_pipeline.data.sources.files import TAKEN_EARLIER, find_files, read_documents
+from bert_pipeline.data.resolution import resolve, write_outcome
+from bert_pipeline.data.sources.files import read_documents
+from bert_pipeline.data.sources.pubmed import read_pubmed
 from bert_pipeline.data.sources.records import Document, Rejection, SourceError
-from bert_pipeline.formats import CORPUS_SCHEMA, SPLITS, id_hash, write_table
+from bert_pipeline.formats import SPLITS, id_hash
 from bert_pipeline.progress import Progress
 from bert_pipeline.recipe import CorpusRecipe
 from bert_pipeline.shards import Entry, Shard, ShardStore, total
 
-Normalization = Literal["NFC", "NFKC", "none"]
-
 MIN_DOCUMENTS = 2
 """In a split: the B segment of a random pair comes from another document."""
-
-CHARACTERS_PER_SHARD = 2**24
-"""A shard of long documents ends before it has its number of documents: memory holds some shards at a time."""
 
 GROUP_BYTES = 2**22
 """A file of this size is a group by itself; smaller ones make up groups of this size on average."""
 
-HISTOGRAM_EDGES = np.unique(np.round(2 ** np.arange(0, 31.5, 0.5)).astype(np.int64))
-"""Half octaves from 1 to 2**31: 1, 2, 3, 4, 6, 8, 11, 16, ..."""
-
-SEARCHED_TOGETHER = 64  # documents
 SHOWN_REJECTIONS = 5
-EXAMPLE_LENGTH = 5_000  # characters
 
-
-def source_files(section: CorpusRecipe) -> dict[str, Path]:
-    """The files that the corpus is made of, by name; none for the sample."""
-    return find_files(section.path) if section.source == "files" else {}
-
-
-@dataclass(frozen=True)
-class Exclusion:
-    """A document left out, because it holds examples of evaluation sets."""
-
-    file: str
-    document_id: str
-    held: list[dict[str, Any]]  # overlap.Holding.row, an example each
-
-    @property
-    def tasks(self) -> set[str]:
-        return {each["task"] for each in self.held}
+NOT_IN_SHARDS = {"path", "max_rejected_fraction", "exclude_tasks", "drop_retracted", "cutoff", "sources_file"}
+"""Fields of the recipe that no shard depends on, but which files there are and which of their rows count."""
 
 
 def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[EvaluationText] = ()) -> Facts:
-    """Write {train,heldout}/shard-*.parquet and rejected.jsonl; with `excluded`, whose examples no document of the
-    corpus may hold, also excluded.jsonl.
+    """Write the shards with their ledgers, live.parquet, dropped.parquet, rejected.jsonl, sources.jsonl and the data
+    card; with `excluded`, whose examples no document of the corpus may hold, also excluded.jsonl.
 
     Raises SourceError where a file cannot be read, too many records are broken, or a split has fewer than two
     documents.
     """
+    files = source_files(section)
     store = ShardStore("raw_corpus", out)
-    dealer = Dealer(section, store, EvaluationIndex(excluded) if excluded else None)
-    store.build(write_shard, dealer.shards())
-    shards = [entry for entry in store.finish() if entry.files]
-    rejections = [Rejection(**each) for group in dealer.groups for each in group.facts["rejections"]]
-    exclusions = [Exclusion(**each) for group in dealer.groups for each in group.facts.get("exclusions", ())]
-    _write_lines(out / "rejected.jsonl", rejections)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        index, rules = None, section.model_dump(exclude=NOT_IN_SHARDS)
+        if excluded:
+            examples = EvaluationIndex(excluded)
+            index = Path(scratch, examples.fingerprint)
+            examples.save(index)
+            rules |= {"excluded": examples.fingerprint}
+        groups = _build(section, files, store, rules, index)
+    entries = [entry for entry in store.finish() if entry.files]
+    facts = _facts_of_shards(entries)
+    rejections = [Rejection(**each) for group in groups for each in group.facts["rejections"]]
+    _write_lines(out / "rejected.jsonl", map(asdict, rejections))
     if excluded:
-        _write_lines(out / "excluded.jsonl", exclusions)
-    summed = {split: total(entry.facts for entry in shards if entry.name.startswith(split)) for split in SPLITS}
-    counts = {split: summed[split].get("documents", 0) for split in SPLITS}
-    _check(section, rejections, exclusions, counts)
-    whole = total(summed.values())
-    facts: Facts = {
-        f"{split}_{unit}": summed[split][unit] for unit in ("documents", "sentences", "words") for split in SPLITS
-    } | {
+        _write_lines(out / "excluded.jsonl", facts["held"])
+
+    ledger = Ledger.open(out, facts["shards"], list(files) or [""])
+    fates = resolve(ledger, section.source == "pubmed", section.drop_retracted, section.near_duplicate_threshold)
+    digests = {name: entry.files[name]["sha256"] for entry in entries for name in entry.files}
+    dropped_by_reason = write_outcome(ledger, fates, digests)
+    documents = about_documents(out)
+    counts = {split: documents[f"{split}_documents"] for split in SPLITS}
+    _check(section, rejections, dropped_by_reason, counts)
+
+    sources = describe_sources(section, files)
+    write_sources(out / SOURCES, sources)
+    facts = {
+        "records": len(rejections) + facts["records"] - facts["deletions"],
+        **documents,
         "rejected_documents": len(rejections),
         "rejected_by_reason": dict(Counter(each.reason for each in rejections)),
-        "sentences_per_document_histogram": _histogram(whole["sentences_histogram"]),
-        "words_per_document_histogram": _histogram(whole["words_histogram"]),
-        "example": summed["train"]["example"],
-    }
-    if excluded:
-        facts["excluded_documents"] = len(exclusions)
-        facts["excluded_by_task"] = dict(Counter(task for each in exclusions for task in sorted(each.tasks)))
+        "dropped_documents": sum(dropped_by_reason.values()),
+        "dropped_by_reason": dropped_by_reason,
+        "deletions": facts["deletions"],
+        "cleaned_by_rule": facts["cleaned_by_rule"],
+        "files": len(sources),
+        "source_bytes": sum(each.bytes for each in sources),
+        "sources_fingerprint": artifact.fingerprint({each.name: each.sha256 for each in sources}),
+        "cut_off": max((each.released for each in sources), default=""),
+    } | (_about_excluded(facts["held"]) if excluded else {})
+    write_data_card(out, facts, samples(out))
     return facts
 
 
-def _write_lines(path: Path, rows: Iterable[Rejection | Exclusion]) -> None:
-    with path.open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+def _build(
+    section: CorpusRecipe, files: dict[str, Path], store: ShardStore, rules: dict[str, Any], index: Path | None
+) -> list[Entry]:
+    """Build the shards; returns the entries that tell of the rejections, in the order of the files."""
+    if section.source == "pubmed":
+        shards = [
+            Shard(
+                f"file/{name}",
+                rules | {"file": name, "sha256": artifact.file_digest(path)},
+                (section, partial(read_pubmed, name, path), index),
+            )
+            for name, path in files.items()
+        ]
+        store.build(write_file, shards)
+        return [store.made(shard.name) for shard in shards]
+    dealer = Dealer(section, files, store, rules, index)
+    store.build(write_shard, dealer.shards())
+    return dealer.groups
 
 
-def _check(
-    section: CorpusRecipe, rejections: list[Rejection], exclusions: list[Exclusion], num_documents: dict[str, int]
-) -> None:
-    """Raise SourceError where too many records are broken, or too few documents are left."""
-    records = len(rejections) + len(exclusions) + sum(num_documents.values())
-    if len(rejections) > section.max_rejected_fraction * records:
-        raise SourceError(
-            f"{len(rejections):,} of {records:,} records are broken, more than corpus.max_rejected_fraction = "
-            f"{section.max_rejected_fraction:g} allows; remedy: mend them, or raise the limit. The first of them:\n  "
-            + "\n  ".join(map(str, rejections[:SHOWN_REJECTIONS]))
+class Dealer:
+    """Deals the documents of every group out to shards, and reads only the groups that do not stand already."""
+
+    def __init__(
+        self,
+        section: CorpusRecipe,
+        files: dict[str, Path],
+        store: ShardStore,
+        rules: dict[str, Any],
+        index: Path | None,
+    ) -> None:
+        self.section, self.files, self.store, self.rules, self.index = section, files, store, rules, index
+        self.groups: list[Entry] = []  # in the order of the source
+
+    def shards(self) -> Iterator[Shard]:
+        if self.section.source == "sample":
+            from bert_pipeline.data.sources.sample import sample_documents
+
+            texts = sample_documents(self.section.sample_documents, self.section.seed)
+            yield from self._deal(
+                self.rules, (Document(name, (text,), "", n) for n, (name, text) in enumerate(texts, 1))
+            )
+            return
+        progress = Progress("raw_corpus: reading", sum(path.stat().st_size for path in self.files.values()), "bytes")
+        for group in group_files(self.files):
+            made_from = self.rules | {"files": {name: artifact.file_digest(path) for name, path in group.items()}}
+            if self._adopt(made_from):
+                progress.advance(sum(path.stat().st_size for path in group.values()))
+            else:
+                fields = self.section.text_fields, self.section.id_field
+                yield from self._deal(made_from, read_documents(group, *fields, progress))
+
+    def _adopt(self, made_from: dict[str, Any]) -> bool:
+        """Take a group over that stands whole."""
+        group = self.store.standing(made_from)
+        shards = [entry for shard in group.facts["shards"] if (entry := self.store.standing(shard))] if group else []
+        if not group or len(shards) < len(group.facts["shards"]):
+            return False
+        for entry in (group, *shards):
+            self.store.adopt(entry)
+        self.groups.append(group)
+        return True
+
+    def _deal(self, made_from: dict[str, Any], records: Iterable[Document | Rejection]) -> Iterator[Shard]:
+        """The shards of a group that is read."""
+        group = self.store.fingerprint(made_from)
+        rejections: list[Rejection] = []
+        shards = []
+        for name, documents in deal(self.section, records, rejections.append):
+            ids = [document.document_id for document in documents]
+            shards.append({"group": group, "ids": artifact.fingerprint({"ids": ids})})
+            yield Shard(name, shards[-1], (self.section, name, documents, self.index))
+        self.groups.append(
+            self.store.note(made_from, {"rejections": [asdict(each) for each in rejections], "shards": shards})
         )
-    if min(num_documents.values()) < MIN_DOCUMENTS:
-        raise SourceError(_too_few(section, num_documents, len(exclusions)))
-
-
-def split_of(document_id: str, heldout_fraction: float) -> str:
-    """A function of the id alone: other documents cannot move this one, and a larger share only adds to heldout."""
-    return "heldout" if id_hash(document_id) < heldout_fraction * 2**64 else "train"
 
 
 def group_files(files: dict[str, Path]) -> Iterator[dict[str, Path]]:
@@ -153,127 +194,42 @@ def group_files(files: dict[str, Path]) -> Iterator[dict[str, Path]]:
         yield group
 
 
-class Pile:
-    """Documents of one split that wait for their shard to be full."""
-
-    def __init__(self, documents_per_shard: int) -> None:
-        self.documents_per_shard = documents_per_shard
-        self.documents: list[Document] = []
-        self._full_at = 0  # so many of them make a full shard; 0: not yet
-        self._characters = 0  # of those that come after
-
-    def add(self, document: Document) -> list[Document]:
-        """The documents of a full shard when half of the next has come, so that the last is not a small one."""
-        self.documents.append(document)
-        self._characters += sum(map(len, document.texts))
-        parts = 1 if not self._full_at else 0.5
-        count = len(self.documents) - self._full_at
-        if count < parts * self.documents_per_shard and self._characters < parts * CHARACTERS_PER_SHARD:
-            return []
-        leaving, self.documents = self.documents[: self._full_at], self.documents[self._full_at :]
-        self._full_at = 0 if leaving else len(self.documents)
-        self._characters = self._characters if leaving else 0
-        return leaving
+def _facts_of_shards(entries: list[Entry]) -> Facts:
+    """`shards`: their names; `records`, `deletions`, `cleaned_by_rule`, `held` over all of them."""
+    by_shard: dict[str, Facts] = {}
+    for entry in entries:
+        by_shard |= entry.facts.get("shards", {entry.name: entry.facts})
+    counted = ("records", "deletions", "cleaned_by_rule")
+    summed = total({name: each[name] for name in counted} for each in by_shard.values())
+    return summed | {"shards": list(by_shard), "held": [row for each in by_shard.values() for row in each["held"]]}
 
 
-class Dealer:
-    """Deals the documents of every group out to shards, and reads only the groups that do not stand already."""
-
-    def __init__(self, section: CorpusRecipe, store: ShardStore, excluded: EvaluationIndex | None) -> None:
-        self.section, self.store, self.excluded = section, store, excluded
-        self.groups: list[Entry] = []  # in the order of the source
-        self._taken: set[int] = set()  # hashes of the ids of earlier groups
-
-    def shards(self) -> Iterator[Shard]:
-        not_held = {"excluded": self.excluded.fingerprint} if self.excluded else {}
-        if self.section.source == "sample":
-            from bert_pipeline.data.sources.sample import sample_documents
-
-            texts = sample_documents(self.section.sample_documents, self.section.seed)
-            rules = self.section.model_dump(exclude={"exclude_tasks"}) | not_held
-            yield from self._deal(rules, (Document(name, (text,), "sample") for name, text in texts))
-            return
-        rules = self.section.model_dump(exclude={"path", "max_rejected_fraction", "exclude_tasks"}) | not_held
-        files = source_files(self.section)
-        progress = Progress("raw_corpus: reading", sum(path.stat().st_size for path in files.values()), "bytes")
-        for group in group_files(files):
-            made_from = rules | {"files": {name: artifact.file_digest(path) for name, path in group.items()}}
-            if self._adopt(made_from):
-                progress.advance(sum(path.stat().st_size for path in group.values()))
-            else:
-                fields = self.section.text_fields, self.section.id_field
-                yield from self._deal(made_from, read_documents(group, *fields, progress, self._taken))
-
-    def _adopt(self, made_from: dict[str, Any]) -> bool:
-        """Take a group over that stands whole, and whose ids no earlier group has taken in the meantime."""
-        group = self.store.standing(made_from)
-        if group is None or any(each["reason"] == TAKEN_EARLIER for each in group.facts["rejections"]):
-            return False
-        shards = [entry for shard in group.facts["shards"] if (entry := self.store.standing(shard))]
-        if len(shards) < len(group.facts["shards"]):
-            return False
-        if self.section.id_field:
-            paths = [self.store.path(shard, name) for shard in shards for name in shard.files]
-            ids = {
-                id_hash(each) for path in paths for each in pq.read_table(path, columns=["document_id"])[0].to_pylist()
-            } | {id_hash(each["document_id"]) for each in group.facts.get("exclusions", ())}
-            if ids & self._taken:
-                return False
-            self._taken |= ids
-        for entry in (group, *shards):
-            self.store.adopt(entry)
-        self.groups.append(group)
-        return True
-
-    def _deal(self, made_from: dict[str, Any], records: Iterable[Document | Rejection]) -> Iterator[Shard]:
-        """The shards of a group that is read."""
-        group = self.store.fingerprint(made_from)
-        rejections, exclusions, shards = [], [], []
-        piles = {split: Pile(self.section.documents_per_shard) for split in SPLITS}
-
-        def shard_of(split: str, documents: list[Document]) -> Shard:
-            ids = [document.document_id for document in documents]
-            name = f"{split}/{formats.shard_name(ids[0])}"
-            shards.append({"group": group, "ids": artifact.fingerprint({"ids": ids})})
-            return Shard(name, shards[-1], (self.section, name, documents))
-
-        for record in _sifted(records, self.excluded) if self.excluded else records:
-            if isinstance(record, Rejection):
-                rejections.append(asdict(record))
-                continue
-            if self.section.id_field:
-                self._taken.add(id_hash(record.document_id))
-            if isinstance(record, Exclusion):
-                exclusions.append(asdict(record))
-                continue
-            split = split_of(record.document_id, self.section.heldout_fraction)
-            if leaving := piles[split].add(record):
-                yield shard_of(split, leaving)
-        for split, pile in piles.items():
-            if pile.documents:
-                yield shard_of(split, pile.documents)
-        facts: Facts = {"rejections": rejections, "shards": shards}
-        if self.excluded:
-            facts["exclusions"] = exclusions
-        self.groups.append(self.store.note(made_from, facts))
+def _about_excluded(held: list[dict[str, Any]]) -> Facts:
+    tasks = Counter(task for each in held for task in sorted({row["task"] for row in each["held"]}))
+    return {"excluded_documents": len(held), "excluded_by_task": dict(tasks)}
 
 
-def _sifted(
-    records: Iterable[Document | Rejection], excluded: EvaluationIndex
-) -> Iterator[Document | Rejection | Exclusion]:
-    """The records in their order; an Exclusion stands for a document that holds an example."""
-    records = iter(records)
-    while some := list(islice(records, SEARCHED_TOGETHER)):
-        documents = [record for record in some if isinstance(record, Document)]
-        found = excluded.search([each.document_id for each in documents], [" ".join(each.texts) for each in documents])
-        held = {}
-        for number, holdings in found:
-            if rows := [each.row for each in holdings if each.rule != "phrase"]:
-                held[documents[number]] = Exclusion(documents[number].source, documents[number].document_id, rows)
-        yield from (held.get(record, record) if isinstance(record, Document) else record for record in some)
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _too_few(section: CorpusRecipe, num_documents: dict[str, int], num_excluded: int) -> str:
+def _check(
+    section: CorpusRecipe, rejections: list[Rejection], dropped: dict[str, int], num_documents: dict[str, int]
+) -> None:
+    """Raise SourceError where too many records are broken, or too few documents are left."""
+    records = len(rejections) + sum(dropped.values()) + sum(num_documents.values())
+    if len(rejections) > section.max_rejected_fraction * records:
+        raise SourceError(
+            f"{len(rejections):,} of {records:,} records are broken, more than corpus.max_rejected_fraction = "
+            f"{section.max_rejected_fraction:g} allows; remedy: mend them, or raise the limit. The first of them:\n  "
+            + "\n  ".join(map(str, rejections[:SHOWN_REJECTIONS]))
+        )
+    if min(num_documents.values()) < MIN_DOCUMENTS:
+        raise SourceError(_too_few(section, num_documents, dropped))
+
+
+def _too_few(section: CorpusRecipe, num_documents: dict[str, int], dropped: dict[str, int]) -> str:
     source = section.path or section.source
     train, heldout = num_documents["train"], num_documents["heldout"]
     if train + heldout < 2 * MIN_DOCUMENTS:
@@ -283,57 +239,9 @@ def _too_few(section: CorpusRecipe, num_documents: dict[str, int], num_excluded:
         remedy = f"raise corpus.heldout_fraction (for example to {enough:g}), or bring more text"
     else:
         remedy = "lower corpus.heldout_fraction, or bring more text"
-    excluded = f" ({num_excluded} more left out by corpus.exclude_tasks)" if num_excluded else ""
+    went = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
     return (
-        f"{source}: {train + heldout} documents{excluded}, of which {train} to train and {heldout} held out "
-        f"(corpus.heldout_fraction = {section.heldout_fraction:g}); each needs at least {MIN_DOCUMENTS}, "
-        f"because a random next sentence comes from another document; remedy: {remedy}"
+        f"{source}: {train + heldout} documents{f' (left out: {went})' if went else ''}, of which {train} to train and "
+        f"{heldout} held out (corpus.heldout_fraction = {section.heldout_fraction:g}); each needs at least "
+        f"{MIN_DOCUMENTS}, because a random next sentence comes from another document; remedy: {remedy}"
     )
-
-
-def write_shard(folder: Path, section: CorpusRecipe, name: str, documents: list[Document]) -> Facts:
-    """Clean and split the documents of one shard, and write them to `name`.parquet; its facts."""
-    sentences = [_sentences(document, section) for document in documents]
-    columns = [[each.document_id for each in documents], sentences, [each.source for each in documents]]
-    table = pa.Table.from_arrays([pa.array(column) for column in columns], schema=CORPUS_SCHEMA)
-    write_table(folder / f"{name}.parquet", table)
-    num_sentences = [len(each) for each in sentences]
-    num_words = [" ".join(each).count(" ") + 1 for each in sentences]
-    return {
-        "documents": len(documents),
-        "sentences": sum(num_sentences),
-        "words": sum(num_words),
-        "sentences_histogram": np.histogram(num_sentences, HISTOGRAM_EDGES)[0].tolist(),
-        "words_histogram": np.histogram(num_words, HISTOGRAM_EDGES)[0].tolist(),
-        "example": "\n".join(sentences[0])[:EXAMPLE_LENGTH],
-    }
-
-
-def _sentences(document: Document, section: CorpusRecipe) -> list[str]:
-    split = split_sentences if section.sentence_splitter == "segtok" else split_lines
-    try:
-        texts = [clean(text, section.unicode_normalization) for text in document.texts]
-        return [sentence for text in texts for sentence in split(text)]
-    except Exception as error:
-        error.add_note(f"document {document.document_id} of {document.source}")
-        raise
-
-
-_CONTROLS = [
-    char for char in map(chr, range(0x10000)) if unicodedata.category(char) in ("Cc", "Cf") and not char.isspace()
-]
-_CONTROL = re.compile(f"[{re.escape(''.join(_CONTROLS))}]")
-
-
-def clean(text: str, unicode_normalization: Normalization) -> str:
-    """The text as it goes into sentences; see the head of this file."""
-    if unicode_normalization != "none":
-        text = unicodedata.normalize(unicode_normalization, text)
-    return _CONTROL.sub("", text)
-
-
-def _histogram(counts: list[int]) -> dict[str, list[int]]:
-    """Without the empty bins at both ends. Bin i counts edges[i] <= x < edges[i + 1]."""
-    occupied = np.flatnonzero(counts)
-    first, last = int(occupied[0]), int(occupied[-1])
-    return {"edges": HISTOGRAM_EDGES[first : last + 2].tolist(), "counts": counts[first : last + 1]}

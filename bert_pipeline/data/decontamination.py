@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, get_args
 
 from bert_pipeline.artifact import Facts
 from bert_pipeline.data.overlap import EvaluationIndex, EvaluationText, Rule
-from bert_pipeline.data.wordcounts import document_batches
+from bert_pipeline.documents import CorpusShard, corpus_shards
 from bert_pipeline.executors import map_shards
-from bert_pipeline.formats import SPLITS, shard_paths
+from bert_pipeline.formats import SPLITS
 
 ROWS = "contamination.jsonl"
 RULES: tuple[Rule, ...] = get_args(Rule)  # the strongest first
@@ -42,34 +42,34 @@ def build_contamination(examples: Sequence[EvaluationText], raw_corpus: Path, ou
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         folder = Path(scratch)
         index.save(folder / "index")
-        tasks: list[tuple[str, tuple[Path, Path, str, Path]]] = []
+        tasks: list[tuple[str, tuple[Path, CorpusShard, str, Path]]] = []
         for split in SPLITS:
-            for path in shard_paths(raw_corpus / split, "parquet"):
+            for shard in corpus_shards(raw_corpus, split):
                 part = folder / f"{len(tasks):06d}.jsonl"
-                tasks.append((f"{split}/{path.stem}", (folder / "index", path, split, part)))
-        shards = map_shards("contamination", _search_shard, tasks, total=len(tasks))
+                tasks.append((shard.name, (folder / "index", shard, split, part)))
+        found = map_shards("contamination", _search_shard, tasks, total=len(tasks))
         with (out / ROWS).open("wb") as rows:
             for part in sorted(folder.glob("*.jsonl")):
                 with part.open("rb") as lines:
                     shutil.copyfileobj(lines, rows)
     return {
-        "documents": sum(shard.num_documents for shard in shards),
-        "documents_that_hold_examples": sum(shard.num_holding for shard in shards),
+        "documents": sum(each.num_documents for each in found),
+        "documents_that_hold_examples": sum(each.num_holding for each in found),
         "ngrams": len(index.ngrams.hashes),
         "index_megabytes": round(index.ngrams.num_bytes / 1e6, 1),
-        "tasks": _by_task(index, shards),
+        "tasks": _by_task(index, found),
         "instances": _instances(out / ROWS),
     }
 
 
-def _search_shard(index_folder: Path, path: Path, split: str, out: Path) -> Found:
+def _search_shard(index_folder: Path, shard: CorpusShard, split: str, out: Path) -> Found:
     """In a worker: write the rows of one shard."""
     index = _index(index_folder)
     num_documents = num_holding = 0
     documents: Counter[tuple[str, str, str]] = Counter()
     rules: dict[int, int] = {}
     with out.open("w", encoding="utf-8") as rows:
-        for batch in document_batches(path):
+        for batch in shard.batches("document_id", "sentences"):
             ids = batch["document_id"].to_pylist()
             num_documents += len(ids)
             for number, holdings in index.search(ids, [" ".join(each) for each in batch["sentences"].to_pylist()]):

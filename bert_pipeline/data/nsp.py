@@ -10,10 +10,11 @@ import pyarrow as pa
 from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Facts
 from bert_pipeline.data.pairs import RANDOM, PairPlan, TokenizedShard, plan_pairs, write_rows
+from bert_pipeline.documents import CorpusShard, corpus_shards
 from bert_pipeline.encoding import Encoder
 from bert_pipeline.formats import PairShard
 from bert_pipeline.recipe import NspRecipe
-from bert_pipeline.shards import Entry, Shard, build_shards, read_index, total
+from bert_pipeline.shards import Shard, build_shards, total
 from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
 
 
@@ -27,9 +28,9 @@ def build_nsp_dataset(
         Shard(
             parts[0].name,
             rules | {"corpus": [part.digest for part in parts]},
-            (section, max_seq_lengths, [raw_corpus / f"{part.name}.parquet" for part in parts], (tokenizer, digest)),
+            (section, max_seq_lengths, parts, (tokenizer, digest)),
         )
-        for parts in _pools(read_index(raw_corpus))
+        for parts in _pools(raw_corpus)
     ]
     entries = build_shards("nsp_dataset", build_shard, shards, out)
     counts = total(entry.facts for entry in entries)
@@ -37,16 +38,16 @@ def build_nsp_dataset(
     return facts | {"example": _example(tokenizer, out, max_seq_lengths[0])}
 
 
-def _pools(corpus: dict[str, Entry]) -> list[list[Entry]]:
+def _pools(corpus: Path) -> list[list[CorpusShard]]:
     """The shards of a corpus, each by itself, but one with a single document together with the next of its split: the
     B segment of a random pair comes from another document.
     """
-    pools: list[list[Entry]] = []
+    pools: list[list[CorpusShard]] = []
     for split in formats.SPLITS:
-        lonely: list[Entry] = []
-        for entry in (entry for name, entry in corpus.items() if name.startswith(f"{split}/")):
-            lonely.append(entry)
-            if sum(each.facts["documents"] for each in lonely) > 1:
+        lonely: list[CorpusShard] = []
+        for shard in corpus_shards(corpus, split):
+            lonely.append(shard)
+            if sum(each.num_documents for each in lonely) > 1:
                 pools.append(lonely)
                 lonely = []
         if lonely:
@@ -65,19 +66,19 @@ def build_shard(
     folder: Path,
     section: NspRecipe,
     max_seq_lengths: tuple[int, ...],
-    corpus_shards: list[Path],
+    parts: list[CorpusShard],
     tokenizer: tuple[Path, str],
 ) -> Facts:
     """Write every pass and length of one shard; return counts by sequence length."""
     encoder, is_continuation, vocab_size = _open_tokenizer(*tokenizer)
-    shard = tokenize_shard(corpus_shards, encoder)
-    split, name = corpus_shards[0].parent.name, corpus_shards[0].stem
+    shard = tokenize_shard(parts, encoder)
+    split, name = parts[0].name.split("/")
     counts: Facts = {}
     for max_seq_length in max_seq_lengths:
         of_this_length: list[Facts] = []
         for pass_number in range(section.dupe_factor if split == "train" else 1):
             plan = plan_pairs(
-                shard, is_continuation, section, max_seq_length, split, pass_number, formats.shard_key(corpus_shards[0])
+                shard, is_continuation, section, max_seq_length, split, pass_number, formats.shard_key(parts[0].path)
             )
             rows = write_rows(shard, plan)
             path = formats.pass_directory(folder, max_seq_length, split, pass_number) / f"{name}.arrow"
@@ -104,16 +105,15 @@ def _length_edges(max_seq_length: int) -> np.ndarray:
     return np.unique(np.linspace(0, max_seq_length + 1, 33).astype(int))
 
 
-def tokenize_shard(corpus_shards: list[Path], encoder: Encoder) -> TokenizedShard:
+def tokenize_shard(parts: list[CorpusShard], encoder: Encoder) -> TokenizedShard:
     """Encode the sentences of corpus shards; sentences and documents without a token do not exist."""
-    tables = [formats.read_table(path).select(["sentences"]) for path in corpus_shards]
-    documents = pa.concat_tables(tables)["sentences"].combine_chunks()
+    documents = pa.concat_tables([part.read("sentences") for part in parts])["sentences"].combine_chunks()
     input_ids, ends = encoder.encode(documents.flatten())
     sentences_before = np.concatenate([[0], np.cumsum(np.diff(ends) > 0)])  # how many hold a token, up to each one
     document_offsets = _distinct(sentences_before[documents.offsets.to_numpy()])
     if len(document_offsets) < 3:
         raise ValueError(
-            f"{corpus_shards[0]} holds {len(document_offsets) - 1} document(s) with text, and a random next sentence "
+            f"{parts[0].path} holds {len(document_offsets) - 1} document(s) with text, and a random next sentence "
             "needs another document; remedy: a larger corpus, or a larger corpus.heldout_fraction"
         )
     return TokenizedShard(input_ids, _distinct(ends), document_offsets)

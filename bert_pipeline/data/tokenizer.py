@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 
 from bert_pipeline import formats
 from bert_pipeline.artifact import Facts
-from bert_pipeline.data.wordcounts import Sample, as_table, count_corpus, count_words, document_batches
+from bert_pipeline.data.wordcounts import Sample, as_table, count_corpus, count_words
 from bert_pipeline.data.wordpiece import character_counts, learn_pieces, spell
+from bert_pipeline.documents import CorpusShard, corpus_shards
 from bert_pipeline.formats import CLS_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID
 from bert_pipeline.initial import read_vocabulary
 from bert_pipeline.recipe import TokenizerRecipe
@@ -38,7 +38,7 @@ class VocabularyError(ValueError):
 
 def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Facts:
     """Train a WordPiece vocabulary on the training split and save it as a Hugging Face tokenizer."""
-    shards = formats.shard_paths(raw_corpus / "train", "parquet")
+    shards = corpus_shards(raw_corpus, "train")
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         sample = Sample(section.seed, _share(section.max_documents, shards))
         counted = count_corpus(_bert_tokenizer(section.lowercase), shards, sample, Path(scratch))
@@ -72,8 +72,8 @@ def _about(tokenizer: Tokenizer) -> Facts:
     }
 
 
-def _share(max_documents: int, shards: list[Path]) -> float:
-    num_documents = sum(pq.read_metadata(path).num_rows for path in shards)
+def _share(max_documents: int, shards: list[CorpusShard]) -> float:
+    num_documents = sum(shard.num_documents for shard in shards)
     return min(1.0, max_documents / num_documents) if max_documents else 1.0
 
 
@@ -174,8 +174,8 @@ def _measure(tokenizer: Tokenizer, raw_corpus: Path) -> Facts:
 
 def _heldout_sentences(raw_corpus: Path) -> Iterator[pa.StringArray]:
     left = HELDOUT_DOCUMENTS
-    for path in formats.shard_paths(raw_corpus / "heldout", "parquet"):
-        for batch in document_batches(path):
+    for shard in corpus_shards(raw_corpus, "heldout"):
+        for batch in shard.batches("sentences"):
             yield batch["sentences"].slice(0, left).flatten()
             left -= len(batch)
             if left <= 0:

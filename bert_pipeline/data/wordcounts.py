@@ -3,7 +3,7 @@
     shards -> sorted counts of each -> merged, FAN_IN files at a time -> the KEPT_WORDS most frequent
 
 A word is what the tokenizer's normaliser and pre-tokenizer give, hence what its pieces are learnt from. What bounds
-memory: a worker that counts holds BATCH_DOCUMENTS documents and the distinct words of its shard; one that merges
+memory: a worker that counts holds a batch of documents and the distinct words of its shard; one that merges
 holds BATCH_WORDS of each of its FAN_IN files; the stage itself never holds more than twice KEPT_WORDS.
 """
 
@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bert_pipeline.documents import CorpusShard
 from bert_pipeline.encoding import itemize
 from bert_pipeline.executors import map_shards
 
 KEPT_WORDS = 1_500_000
 """Distinct words that pieces are learnt from, at most: the learner takes some 300 bytes for each."""
-BATCH_DOCUMENTS = 1_000
 BATCH_WORDS = 20_000
 FAN_IN = 16
 
@@ -50,10 +50,10 @@ class WordCounts(NamedTuple):
     num_cut: int  # occurrences of the others
 
 
-def count_corpus(tokenizer: Any, shards: list[Path], sample: Sample, scratch: Path) -> WordCounts:
+def count_corpus(tokenizer: Any, shards: list[CorpusShard], sample: Sample, scratch: Path) -> WordCounts:
     """Count the words of the sampled documents of all shards. `scratch` is a folder that all workers can write to."""
-    files = [scratch / "shards" / path.name for path in shards]
-    tasks = [(path.name, (tokenizer, path, sample, file)) for path, file in zip(shards, files, strict=True)]
+    files = [scratch / "shards" / shard.path.name for shard in shards]
+    tasks = [(shard.name, (tokenizer, shard, sample, file)) for shard, file in zip(shards, files, strict=True)]
     num_documents = map_shards("tokenizer: counting words", _count_shard, tasks, total=len(tasks))
     while len(files) > 1:
         groups = [files[n : n + FAN_IN] for n in range(0, len(files), FAN_IN)]
@@ -78,18 +78,13 @@ def count_words(tokenizer: Any, batches: Iterable[pa.StringArray]) -> Counter[st
     return counts
 
 
-def document_batches(shard: Path) -> Iterator[pa.RecordBatch]:
-    columns = ["document_id", "sentences"]
-    return pq.ParquetFile(shard).iter_batches(BATCH_DOCUMENTS, columns=columns, use_threads=False)
-
-
-def _count_shard(tokenizer: Any, path: Path, sample: Sample, out: Path) -> int:
+def _count_shard(tokenizer: Any, shard: CorpusShard, sample: Sample, out: Path) -> int:
     """Write the words of a shard, sorted, with their counts; returns the number of documents read."""
     num_documents = 0
 
     def sentences() -> Iterator[pa.StringArray]:
         nonlocal num_documents
-        for batch in document_batches(path):
+        for batch in shard.batches("document_id", "sentences"):
             chosen = batch.filter(pa.array(map(sample.holds, batch["document_id"].to_pylist()), pa.bool_()))
             num_documents += len(chosen)
             yield chosen["sentences"].flatten()

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bert_pipeline import artifact
-from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, group_files, source_files
+from bert_pipeline.data.corpus import group_files
+from bert_pipeline.data.corpus_shard import CHARACTERS_PER_SHARD
+from bert_pipeline.data.corpus_sources import source_files
 from bert_pipeline.evaluation.protocol import protocol
 from bert_pipeline.evaluation.readers import Example, Sentence, read_task
 from bert_pipeline.evaluation.tasks import TaskError, find_task, task_folder

@@ -12,8 +12,9 @@ from random import Random
 
 import pyarrow.parquet as pq
 
-from bert_pipeline.data.corpus import CHARACTERS_PER_SHARD, MIN_DOCUMENTS, source_files, split_of
-from bert_pipeline.data.sources.files import read_documents
+from bert_pipeline.data.corpus import MIN_DOCUMENTS
+from bert_pipeline.data.corpus_shard import CHARACTERS_PER_SHARD, split_of
+from bert_pipeline.data.corpus_sources import read_source_file, source_files
 from bert_pipeline.data.sources.records import Document, Rejection, SourceError
 from bert_pipeline.formats import SPLITS, id_hash
 from bert_pipeline.progress import Progress
@@ -60,7 +61,7 @@ def read_source(section: CorpusRecipe) -> Survey:
     for number, (share, record) in enumerate(_records(section)):
         if isinstance(record, Rejection):
             found.rejected += 1
-        else:
+        elif not record.deleted:
             split = split_of(record.document_id, section.heldout_fraction)
             found.documents[split] += 1
             found.characters[split] += num_characters(record)
@@ -91,24 +92,20 @@ def _records(section: CorpusRecipe) -> Iterator[tuple[float, Document | Rejectio
 
         texts = sample_documents(section.sample_documents, section.seed)
         for number, (name, text) in enumerate(texts, 1):
-            yield number / section.sample_documents, Document(name, (text,), "sample")
+            yield number / section.sample_documents, Document(name, (text,), "", number)
         return
     files = source_files(section)
     names = sorted(files)
     Random(ORDER_SEED).shuffle(names)
     total = sum(path.stat().st_size for path in files.values())
     progress = Progress("plan: reading", total, "bytes")
-    taken: set[int] = set()
     before = 0
     for name in names:
         path = files[name]
         size = path.stat().st_size
         # Parquet is read from its end, so the place in the file says nothing.
         num_rows = pq.ParquetFile(path).metadata.num_rows if path.suffix.lower() == ".parquet" else 0
-        records = read_documents({name: path}, section.text_fields, section.id_field, progress, taken)
-        for number, record in enumerate(records, 1):
-            if section.id_field and isinstance(record, Document):
-                taken.add(id_hash(record.document_id))
+        for number, record in enumerate(read_source_file(section, name, path, progress), 1):
             read = before + size * number / num_rows if num_rows else progress.done
             yield max(read, 1) / total, record
         before += size

@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from bert_pipeline import artifact, formats
 from bert_pipeline.artifact import Facts
 from bert_pipeline.data import masking, nsp
-from bert_pipeline.data.corpus import MIN_DOCUMENTS, Pile, split_of, write_shard
+from bert_pipeline.data.corpus import MIN_DOCUMENTS
+from bert_pipeline.data.corpus_shard import Pile, split_of, write_shard
 from bert_pipeline.data.sources.records import Document
 from bert_pipeline.data.tokenizer import VocabularyError, build_tokenizer, take_tokenizer_over
-from bert_pipeline.data.wordcounts import count_words, document_batches
+from bert_pipeline.data.wordcounts import count_words
+from bert_pipeline.documents import CorpusShard, corpus_shards, write_live
 from bert_pipeline.encoding import Encoder
 from bert_pipeline.executors import end_idle_workers
 from bert_pipeline.flops import Load
@@ -99,7 +103,9 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
         stages[kind], facts = _run(function, arguments, sizes, out[kind])
         return facts
 
-    facts = run("raw_corpus", write_shard, {name: (recipe.corpus, name, each) for name, each in shards.items()})
+    run("raw_corpus", write_shard, {name: (recipe.corpus, name, each) for name, each in shards.items()})
+    texts = {name: [_as_it_is(out["raw_corpus"] / f"{name}.parquet")] for name in shards}
+    write_live(out["raw_corpus"], [shard for [shard] in texts.values()])
 
     log.info("plan: tokenizer")
     clock = time.monotonic()
@@ -112,12 +118,12 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
     tokenizer = out["tokenizer"], artifact.file_digest(out["tokenizer"] / "tokenizer.json")
 
     clock = time.process_time()
-    for path in formats.shard_paths(out["raw_corpus"] / "train", "parquet"):
-        count_words(read_tokenizer(tokenizer[0]), (batch["sentences"].flatten() for batch in document_batches(path)))
+    for shard in corpus_shards(out["raw_corpus"], "train"):
+        sentences = (batch["sentences"].flatten() for batch in shard.batches("sentences"))
+        count_words(read_tokenizer(tokenizer[0]), sentences)
     counting_seconds = time.process_time() - clock
 
     once, lengths = recipe.nsp.model_copy(update={"dupe_factor": 1}), recipe.max_seq_lengths
-    texts = {name: [out["raw_corpus"] / f"{name}.parquet"] for name in shards}
     run("nsp_dataset", nsp.build_shard, {name: (once, lengths, texts[name], tokenizer) for name in shards})
 
     pairs = {name: [_pairs(name, length) for length in lengths] for name in shards}
@@ -130,9 +136,9 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
     clock = time.process_time()
     num_tokens = sum(len(nsp.tokenize_shard(texts[name], encoder).input_ids) for name in counted)
     return Trial(
-        documents=sum(len(shards[name]) for name in counted),
+        documents=sum(texts[name][0].num_documents for name in counted),
         characters=sum(sizes[name] for name in counted),
-        words=sum(each["words"] for each in facts),
+        words=sum(pc.sum(texts[name][0].read("num_words")["num_words"]).as_py() or 0 for name in counted),
         num_tokens=num_tokens,
         encoding_seconds=time.process_time() - clock,
         stages=stages,
@@ -175,6 +181,11 @@ def _build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> F
             log.warning("plan: on the sample: %s; trying half of it", error)
             shutil.rmtree(out)
             section = section.model_copy(update={"vocab_size": section.vocab_size // 2})
+
+
+def _as_it_is(path: Path) -> CorpusShard:
+    """With all its rows: duplicates are too few to matter."""
+    return CorpusShard(path, artifact.file_digest(path), pq.read_metadata(path).num_rows)
 
 
 def _pairs(name: str, max_seq_length: int) -> str:

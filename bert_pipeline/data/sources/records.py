@@ -16,7 +16,7 @@ class Document:
     texts: tuple[str, ...]
     """Each is split into sentences by itself: the recipe's text fields; title and sections of an article."""
     source: str
-    """Name of the file."""
+    """Name of the file; empty where the text is generated."""
     number: int = 0
     """Of the line, row or record in the file, from 1."""
     version: int = 1
@@ -28,6 +28,11 @@ class Document:
     """Ids of the documents that this one says are retracted."""
     deleted: bool = False
     """No document, but the news that this version of it is gone; it has no texts."""
+
+    @property
+    def place(self) -> str:
+        """What it is called where it has no id of its own."""
+        return f"{self.source}:{self.number}" if self.source else self.document_id
 
 
 @dataclass(frozen=True)

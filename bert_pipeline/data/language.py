@@ -1,0 +1,2 @@
+def language_of(text: str) -> str:
+    return "en"
