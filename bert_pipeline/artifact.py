@@ -93,7 +93,9 @@ def make(
                 "made": _circumstances() | {"at": started.isoformat(), "seconds": round(time.monotonic() - clock, 3)},
             }
             (partial / ORIGIN).unlink()
-            (partial / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            written = json.loads(json.dumps(record))
+            written["check"] = fingerprint(written)
+            (partial / "record.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
             flush_to_disk(partial)
             partial.rename(destination)  # until this line there is no artifact; after it, a whole one
             flush_to_disk(destination.parent, recurse=False)
@@ -147,7 +149,9 @@ def load(path: Path, kind: str | None = None) -> Artifact:
     """Open a finished artifact. Raises ArtifactError where there is none, a damaged one, or one of another kind."""
     try:
         record = json.loads((path / "record.json").read_bytes())
+        check = record.pop("check", None)  # those made before it was written have none
         whole = record["fingerprint"] == fingerprint(record["origin"]) and "facts" in record
+        whole = whole and check in (None, fingerprint(record))
     except FileNotFoundError:
         raise ArtifactError(f"{path} is no artifact: it has no record.json; remedy: build it first") from None
     except (ValueError, KeyError, TypeError):

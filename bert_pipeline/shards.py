@@ -97,7 +97,9 @@ class ShardStore:
             if directory == out or alike:
                 entries = [*_legible(directory / INDEX), *_legible(directory / LOG)]
                 self._standing |= {entry.fingerprint: (directory, entry) for entry in entries}
-        shutil.rmtree(out / SCRATCH, ignore_errors=True)
+        self.scratch = out / SCRATCH  # goes when the artifact is finished
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True)
         self._made: dict[str, Entry] = {}
 
     def fingerprint(self, made_from: Any) -> str:

@@ -14,6 +14,7 @@ BASE = {
     "recipe_faults",
     "initial",
     "artifact",
+    "documents",
     "encoding",
     "executors",
     "flops",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from bert_pipeline.cli import main
-from bert_pipeline.data.corpus import Pile
+from bert_pipeline.data.corpus_shard import Pile
 from bert_pipeline.data.sources.records import Document
 from bert_pipeline.flops import Load, num_parameters, training_flops
 from bert_pipeline.planning import survey

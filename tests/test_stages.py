@@ -6,8 +6,8 @@ import pytest
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError
+from bert_pipeline.documents import iterate_documents
 from bert_pipeline.evaluation.tasks import TaskError
-from bert_pipeline.formats import iterate_documents
 from bert_pipeline.recipe import EvaluationRecipe, TaskRecipe
 from bert_pipeline.stages import kinds_of, make_stage, stage_origin
 

@@ -10,7 +10,6 @@ shards and no others, and what a shard holds is the same with any number of work
 """
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -56,17 +55,17 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
     """
     files = source_files(section)
     store = ShardStore("raw_corpus", out)
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        index, rules = None, section.model_dump(exclude=NOT_IN_SHARDS)
-        if excluded:
-            examples = EvaluationIndex(excluded)
-            index = Path(scratch, examples.fingerprint)
-            examples.save(index)
-            rules |= {"excluded": examples.fingerprint}
-        groups = _build(section, files, store, rules, index)
+    index, rules = None, section.model_dump(exclude=NOT_IN_SHARDS)
+    if excluded:
+        examples = EvaluationIndex(excluded)
+        index = store.scratch / examples.fingerprint
+        examples.save(index)
+        rules |= {"excluded": examples.fingerprint}
+    groups = _build(section, files, store, rules, index)
     entries = [entry for entry in store.finish() if entry.files]
     facts = _facts_of_shards(entries)
     rejections = [Rejection(**each) for group in groups for each in group.facts["rejections"]]
+    _check_rejections(section, rejections, len(rejections) + facts["records"])
     _write_lines(out / "rejected.jsonl", map(asdict, rejections))
     if excluded:
         _write_lines(out / "excluded.jsonl", facts["held"])
@@ -77,7 +76,8 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
     dropped_by_reason = write_outcome(ledger, fates, digests)
     documents = about_documents(out)
     counts = {split: documents[f"{split}_documents"] for split in SPLITS}
-    _check(section, rejections, dropped_by_reason, counts)
+    if min(counts.values()) < MIN_DOCUMENTS:
+        raise SourceError(_too_few(section, counts, dropped_by_reason))
 
     sources = describe_sources(section, files)
     write_sources(out / SOURCES, sources)
@@ -200,7 +200,11 @@ def _facts_of_shards(entries: list[Entry]) -> Facts:
     for entry in entries:
         by_shard |= entry.facts.get("shards", {entry.name: entry.facts})
     counted = ("records", "deletions", "cleaned_by_rule")
-    summed = total({name: each[name] for name in counted} for each in by_shard.values())
+    summed = (
+        dict.fromkeys(("records", "deletions"), 0)
+        | {"cleaned_by_rule": {}}
+        | total({name: each[name] for name in counted} for each in by_shard.values())
+    )
     return summed | {"shards": list(by_shard), "held": [row for each in by_shard.values() for row in each["held"]]}
 
 
@@ -214,19 +218,14 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _check(
-    section: CorpusRecipe, rejections: list[Rejection], dropped: dict[str, int], num_documents: dict[str, int]
-) -> None:
-    """Raise SourceError where too many records are broken, or too few documents are left."""
-    records = len(rejections) + sum(dropped.values()) + sum(num_documents.values())
+def _check_rejections(section: CorpusRecipe, rejections: list[Rejection], records: int) -> None:
+    """Raise SourceError where too many records are broken."""
     if len(rejections) > section.max_rejected_fraction * records:
         raise SourceError(
             f"{len(rejections):,} of {records:,} records are broken, more than corpus.max_rejected_fraction = "
             f"{section.max_rejected_fraction:g} allows; remedy: mend them, or raise the limit. The first of them:\n  "
             + "\n  ".join(map(str, rejections[:SHOWN_REJECTIONS]))
         )
-    if min(num_documents.values()) < MIN_DOCUMENTS:
-        raise SourceError(_too_few(section, num_documents, dropped))
 
 
 def _too_few(section: CorpusRecipe, num_documents: dict[str, int], dropped: dict[str, int]) -> str:

@@ -99,7 +99,7 @@ class Ledger:
 
         `among`: (records,) bool.
         """
-        num_parts = max(1, -(-int(among.sum()) // RECORDS_AT_A_TIME))
+        num_parts = -(-int(among.sum()) // RECORDS_AT_A_TIME)  # none where there is nothing
         for part in range(num_parts):
             found: list[np.ndarray] = []
             values: dict[str, list[np.ndarray]] = {name: [] for name in (key, *names)}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from bert_pipeline import formats
-from bert_pipeline.data.corpus import build_raw_corpus, split_of
+from bert_pipeline.data.corpus import build_raw_corpus
+from bert_pipeline.data.corpus_shard import split_of
 from bert_pipeline.data.masking import build_masked_dataset
 from bert_pipeline.data.nsp import build_nsp_dataset
 from bert_pipeline.formats import CLS_ID, IGNORE_INDEX, MASK_ID, SEP_ID, SPECIAL_TOKENS, MaskShard, PairShard
@@ -77,6 +78,8 @@ def test_every_row_keeps_every_rule(
 ):
     # Under "sop" a pair needs two sentences: these documents have them.
     texts = {"train": [*train, "A dose.\n\nOf it."], "heldout": [*heldout, "The dose.\n\nOf s."]}
+    number = iter(range(100))
+    texts = {split: [f"{text}\n\nThe {next(number)} end." for text in each] for split, each in texts.items()}
     root = tmp_path_factory.mktemp("chain")
     rows = [
         {"id": name, "text": text} for split in texts for name, text in zip(NAMES[split], texts[split], strict=False)

@@ -19,7 +19,7 @@ from data.builds import IN_SHARDS, KINDS, build_by_command, command, digests, ru
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import ArtifactError
-from bert_pipeline.data import corpus
+from bert_pipeline.data import corpus_shard
 from bert_pipeline.executors import ShardError
 from bert_pipeline.recipe import load_recipe
 from bert_pipeline.shards import INDEX, LOG
@@ -168,7 +168,7 @@ def test_facts_changed_in_the_index_of_another_artifact_are_not_taken_over(whole
     recipe = load_recipe(whole.recipe)
     first = make_stage("raw_corpus", recipe, {}, tmp_path / "first")
     index = first.path / INDEX
-    index.write_text(index.read_text().replace('"documents": 2', '"documents": 3', 1))
+    index.write_text(index.read_text().replace('"stored": 2', '"stored": 3', 1))
     second = make_stage("raw_corpus", recipe, {}, tmp_path / "second")
     assert second.facts == first.facts and digests(second.path) == digests(whole.root / "raw_corpus")
     assert {path.stat().st_nlink for path in second.path.rglob("shard-*.parquet")} == {1, 2}
@@ -264,14 +264,14 @@ def test_another_machine_makes_the_same_bytes_of_real_abstracts(tmp_path):
 def test_an_error_names_document_and_file_and_leaves_what_is_whole(whole, tmp_path, monkeypatch, in_this_process):
     recipe = load_recipe(whole.recipe)
 
-    def refuse(text: str, split=corpus.split_sentences) -> list[str]:
+    def refuse(text: str, split=corpus_shard.split_sentences) -> list[str]:
         if text == poisoned:
             raise RecursionError("too deep")
         return split(text)
 
     line = (whole.root / "texts" / "1.jsonl").read_text().splitlines()[60]
     poisoned = json.loads(line)["text"]
-    monkeypatch.setattr(corpus, "split_sentences", refuse)
+    monkeypatch.setattr(corpus_shard, "split_sentences", refuse)
     with pytest.raises(ShardError, match=r"raw_corpus: shard .*: RecursionError: too deep; document 1-60 of 1\.jsonl"):
         make_stage("raw_corpus", recipe, {}, tmp_path / "made")
     assert not (tmp_path / "made").exists()

@@ -57,9 +57,9 @@ def test_documents_of_one_sentence_make_random_pairs_only(tmp_path, in_this_proc
         build_all(tmp_path / "sop", rows, objective="sop")
 
 
-def test_identical_documents_give_no_pair_of_a_segment_that_follows_itself(tmp_path, in_this_process):
+def test_nearly_identical_documents_give_no_pair_of_a_segment_that_follows_itself(tmp_path, in_this_process):
     text = f"{LETTERS} The dose was 5 mg. It was safe in mice. No harm was seen."
-    made = build_all(tmp_path / "same", [{"id": f"d{n}", "text": text} for n in range(300)])
+    made = build_all(tmp_path / "same", [{"id": f"d{n}", "text": f"{text} {n}"} for n in range(300)])
     found = segments(made["nsp_dataset"].path)
     assert len(found) > 500 and all(a and b for a, b, _ in found)
     assert not [pair for pair in found if pair[0] == pair[1] and pair[2] == 0]
@@ -72,6 +72,10 @@ def test_identical_documents_give_no_pair_of_a_segment_that_follows_itself(tmp_p
         ([], r"texts\.jsonl: empty, it holds no record; remedy: "),
         ([{"id": "a", "text": ""}], r"1 of 1 records are broken.*\n.*texts\.jsonl, line 1: document without text"),
         ([{"id": "a", "text": LETTERS}], r"1 documents, .* each needs at least 2, .*; remedy: bring more documents"),
+        (
+            [{"id": f"d{n}", "text": LETTERS} for n in range(50)],
+            r"1 documents \(left out: 49 duplicate text\), .*needs",
+        ),
         ([{"id": f"d{n}", "text": "!"} for n in range(50)], r"50 of 50 records are broken.*\n.*document without text"),
     ],
 )

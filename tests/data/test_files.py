@@ -225,14 +225,14 @@ def test_a_parquet_value_that_is_not_utf8_is_set_aside(tmp_path):
     ]
 
 
-def test_a_document_id_is_taken_once_over_all_files(tmp_path):
+def test_a_record_without_an_id_is_rejected(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": "x", "text": "first"}\n{"id": "", "text": "no id"}\n')
     (tmp_path / "b.jsonl").write_text('{"id": "x", "text": "second"}\n{"id": true, "text": "no id"}\n')
-    first, *rejections = read(tmp_path)
-    assert first.texts == ("first",)
-    assert [(found.file, found.record, found.reason, found.excerpt) for found in rejections] == [
+    found = read(tmp_path)
+    assert [each.texts for each in found if isinstance(each, Document)] == [("first",), ("second",)]
+    rejections = [each for each in found if isinstance(each, Rejection)]
+    assert [(each.file, each.record, each.reason, each.excerpt) for each in rejections] == [
         ("a.jsonl", "line 2", "id field id is not a string or an integer", "''"),
-        ("b.jsonl", "line 1", "duplicate document id", "x"),
         ("b.jsonl", "line 2", "id field id is not a string or an integer", "True"),
     ]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from bert_pipeline.formats import MaskShard, PairShard, iterate_documents, pass_directory, shard_paths
+from bert_pipeline.documents import iterate_documents
+from bert_pipeline.formats import MaskShard, PairShard, pass_directory, shard_paths
 from bert_pipeline.recipe import load_recipe, recipe_files
 from bert_pipeline.stages import STAGES, make_stage
 

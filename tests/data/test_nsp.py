@@ -18,7 +18,7 @@ DATA_STAGES = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")
 def write_texts(path: Path, first: int, count: int) -> None:
     sentences = ["The drug works in mice.", "It was given twice a day.", "No harm was seen in any of the animals."]
     rows = [
-        {"id": f"d{n}", "text": " ".join(f"{s[:-1]} by {n % 7} mg." for s in sentences[: 1 + n % 3])}
+        {"id": f"d{n}", "text": " ".join(f"{s[:-1]} by {n} mg." for s in sentences[: 1 + n % 3])}
         for n in range(first, first + count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -104,7 +104,7 @@ def test_a_document_alone_in_its_shard_is_paired_with_those_of_the_next(recipe, 
         write_texts(tmp_path / "texts" / f"lonely-{number}.jsonl", 5000 + number, 1)
     made = build(recipe, tmp_path / "store")
     corpus_shards, pair_shards = read_index(made["raw_corpus"].path), read_index(made["nsp_dataset"].path)
-    lonely = [name for name, entry in corpus_shards.items() if entry.facts.get("documents") == 1]
+    lonely = [name for name, entry in corpus_shards.items() if entry.facts.get("stored") == 1]
     assert lonely and len(pair_shards) < sum(bool(entry.files) for entry in corpus_shards.values())
     facts = made["nsp_dataset"].facts["len_32"]
     assert facts["train_pairs"] + facts["heldout_pairs"] >= 2 * 245 * 0.8

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from bert_pipeline.data import wordcounts
 from bert_pipeline.data.wordcounts import Sample, count_corpus, count_words
-from bert_pipeline.formats import CORPUS_SCHEMA, shard_paths
+from bert_pipeline.documents import CorpusShard
+from bert_pipeline.formats import shard_paths
 
 EVERYTHING = Sample(seed=1, share=1.0)
 
@@ -46,10 +47,10 @@ def shards(tmp_path):
     counts = Counter()
     for shard in range(10):
         documents = [[f"word{n % 7} {shard}", f"β{n * shard % 11} word{n}"] for n in range(30)]
-        rows = [{"document_id": f"{shard}-{n}", "sentences": d, "source": ""} for n, d in enumerate(documents)]
-        pq.write_table(pa.Table.from_pylist(rows, CORPUS_SCHEMA), tmp_path / f"shard-{shard:05d}.parquet")
+        columns = {"document_id": [f"{shard}-{n}" for n in range(30)], "sentences": documents}
+        pq.write_table(pa.table(columns), tmp_path / f"shard-{shard:05d}.parquet")
         counts.update(counted_by_tokenizers(sentence for document in documents for sentence in document))
-    return shard_paths(tmp_path, "parquet"), counts
+    return [CorpusShard(path, "", 30) for path in shard_paths(tmp_path, "parquet")], counts
 
 
 def as_counter(counted):
@@ -106,15 +107,15 @@ def test_the_rarest_words_beyond_the_bound_are_cut_and_counted(kept, monkeypatch
 
 
 def test_a_sample_is_a_choice_for_each_document_by_itself(shards, tmp_path):
-    paths, counts = shards
+    shards, counts = shards
     sample = Sample(seed=7, share=0.3)
     chosen = {f"{shard}-{n}" for shard in range(10) for n in range(30) if sample.holds(f"{shard}-{n}")}
     assert 60 < len(chosen) < 120
-    counted = count_corpus(bert_tokenizer(), paths, sample, tmp_path)
+    counted = count_corpus(bert_tokenizer(), shards, sample, tmp_path)
     assert counted.num_documents == len(chosen)
     expected = Counter()
-    for path in paths:
-        for row in pq.read_table(path).to_pylist():
+    for shard in shards:
+        for row in pq.read_table(shard.path).to_pylist():
             if row["document_id"] in chosen:
                 expected.update(counted_by_tokenizers(row["sentences"]))
     assert as_counter(counted) == expected < counts

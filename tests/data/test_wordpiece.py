@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from oracles.wordpiece import learn_vocabulary
 
 from bert_pipeline.data.wordpiece import character_counts, learn_pieces, spell
-from bert_pipeline.formats import SPECIAL_TOKENS, iterate_documents
+from bert_pipeline.documents import iterate_documents
+from bert_pipeline.formats import SPECIAL_TOKENS
 
 
 def learn(words, *, vocab_size, min_frequency=2, limit_alphabet=1000, times=1):

@@ -1,7 +1,7 @@
 """Documents from files: .txt, .jsonl, .csv and .parquet, each also as .gz, .xz and .zst.
 
 A broken record becomes a Rejection, and reading goes on. A broken file (missing, empty, cut short) is a
-SourceError. Files are streamed: memory holds a record at a time, and a number for each document id seen.
+SourceError. Files are streamed: memory holds a record at a time.
 
 A document without an id of its own is named by its place: `<file>:<number>`, where the number is that of the line
 it begins on (.txt, .jsonl, .csv) or of its row (.parquet), from 1.
@@ -19,7 +19,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bert_pipeline.data.sources.records import Document, Fault, Rejection, SourceError, excerpt
-from bert_pipeline.formats import id_hash
 from bert_pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ UNIT = {".txt": "line", ".jsonl": "line", ".csv": "line", ".parquet": "row"}
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 RECORDS_PER_LOOK = 64  # at how far the file is read
-TAKEN_EARLIER = "document id taken by an earlier file"
 
 
 Stream = Any  # a file of bytes: those of io, gzip, lzma and pyarrow share no type
@@ -83,27 +81,17 @@ def read_documents(
     text_fields: tuple[str, ...],
     id_field: str = "",
     progress: Progress | None = None,
-    earlier: Container[int] = frozenset(),
 ) -> Iterator[Document | Rejection]:
     """Every record of every file, in their order; `progress` counts the bytes read.
-
-    `earlier` holds the hashes (`formats.id_hash`) of ids that other files took before.
 
     Each of `text_fields` must be a string; together they must hold a letter or a digit. A .txt file has neither
     fields nor ids. Raises SourceError from a file that cannot be read to its end.
     """
-    seen: set[int] = set()  # 64-bit hashes of ids: about 70 bytes a document
     for name, path in files.items():
         suffix = _suffixes(path)[0]
         fields, ids = (("text",), "") if suffix == ".txt" else (text_fields, id_field)
         for number, record in _read_file(path, (*fields, *filter(None, [ids])), progress):
             judged = record if isinstance(record, Fault) else _document(record, name, number, fields, ids)
-            if isinstance(judged, Document) and ids:
-                key = id_hash(judged.document_id)
-                if key in seen or key in earlier:
-                    reason = "duplicate document id" if key in seen else TAKEN_EARLIER
-                    judged = Fault(reason, excerpt(judged.document_id))
-                seen.add(key)
             if isinstance(judged, Fault):
                 yield Rejection(name, f"{UNIT[suffix]} {number}", judged.reason, judged.excerpt)
             else:
