@@ -101,11 +101,13 @@ def pairs_of_band(hashes: np.ndarray, records: np.ndarray) -> np.ndarray:
     (hash % parts) are together those of all, and records that come later change no pair of earlier ones.
     """
     order = np.argsort(hashes)
-    equal = np.diff(hashes[order]) == 0
-    order = order[np.append(equal, False) | np.append(False, equal)]  # the few that are not alone
+    ordered = hashes[order]
+    shared = np.zeros(len(order), np.bool_)
+    shared[1:] = ordered[1:] == ordered[:-1]
+    shared[:-1] |= shared[1:]
+    order = order[shared]  # the few that are not alone, in buckets and there in the order of records
     order = order[np.lexsort((order, hashes[order]))]
-    begins = np.flatnonzero(np.append(True, np.diff(hashes[order]) != 0)[: len(order)])
-    sizes = np.diff(begins, append=len(order))
+    _, begins, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
     begins = np.repeat(begins, sizes)
     counts = np.minimum(np.arange(len(order)) - begins, BUCKET)
     earlier, later = _ranges(begins, counts), np.repeat(np.arange(len(order)), counts)
