@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.children import Answer, MeasurementError
 from benchmarks.peers.environments import PeerError
 
-UNITS = {"M tokens/s": 1e6, "tokens/s": 1.0}
+UNITS = {"M tokens/s": 1e6, "tokens/s": 1.0, "documents/s": 1.0}
 UNIT = "M tokens/s"
 
 Row = dict[str, Any]

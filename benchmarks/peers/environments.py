@@ -12,6 +12,7 @@ from pathlib import Path
 from bert_pipeline.stages import home
 
 PACKAGES = {
+    "datasketch": ("datasketch==2.0.0",),  # needs scipy, which is in [dev]
     # The last release with TextDatasetForNextSentencePrediction and with tokenizers in Python.
     "transformers": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2"),
     # LDDL asks for dask 2021.7.1 and transformers 4.16.2, which no Python of today runs; these are the latest that do.

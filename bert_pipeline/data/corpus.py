@@ -42,7 +42,8 @@ GROUP_BYTES = 2**22
 
 SHOWN_REJECTIONS = 5
 
-NOT_IN_SHARDS = {"path", "max_rejected_fraction", "exclude_tasks", "drop_retracted", "cutoff", "sources_file"}
+NOT_IN_SHARDS = {"path", "sources_file", "cutoff", "max_rejected_fraction", "exclude_tasks", "drop_retracted"}
+NOT_IN_SHARDS |= {"near_duplicate_threshold"}
 """Fields of the recipe that no shard depends on, but which files there are and which of their rows count."""
 
 
@@ -56,6 +57,7 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
     files = source_files(section)
     store = ShardStore("raw_corpus", out)
     index, rules = None, section.model_dump(exclude=NOT_IN_SHARDS)
+    rules |= {"signatures": section.near_duplicate_threshold > 0}
     if excluded:
         examples = EvaluationIndex(excluded)
         index = store.scratch / examples.fingerprint
@@ -199,12 +201,8 @@ def _facts_of_shards(entries: list[Entry]) -> Facts:
     by_shard: dict[str, Facts] = {}
     for entry in entries:
         by_shard |= entry.facts.get("shards", {entry.name: entry.facts})
-    counted = ("records", "deletions", "cleaned_by_rule")
-    summed = (
-        dict.fromkeys(("records", "deletions"), 0)
-        | {"cleaned_by_rule": {}}
-        | total({name: each[name] for name in counted} for each in by_shard.values())
-    )
+    nothing: Facts = {"records": 0, "deletions": 0, "cleaned_by_rule": {}}
+    summed = nothing | total({name: each[name] for name in nothing} for each in by_shard.values())
     return summed | {"shards": list(by_shard), "held": [row for each in by_shard.values() for row in each["held"]]}
 
 

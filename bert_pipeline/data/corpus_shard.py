@@ -24,6 +24,7 @@ from bert_pipeline import formats
 from bert_pipeline.artifact import Facts
 from bert_pipeline.data.cleaning import apply_rules
 from bert_pipeline.data.ledger import FOLDER, write_ledger
+from bert_pipeline.data.near_duplicates import packed, signatures
 from bert_pipeline.data.overlap import EvaluationIndex
 from bert_pipeline.data.sentences import split_lines, split_sentences
 from bert_pipeline.data.sources.records import Document, Rejection
@@ -126,14 +127,8 @@ def write_shard(
         if sentences:
             kept.append((record, sentences))
     write_table(folder / f"{name}.parquet", _table(kept))
-    signatures = bands = None
-    if section.near_duplicate_threshold:
-        from bert_pipeline.data import near_duplicates
-
-        full = near_duplicates.signatures([" ".join(sentences) for _, sentences in kept])
-        bands = near_duplicates.bands(full, section.near_duplicate_threshold)
-        signatures = near_duplicates.packed(full)
-    write_ledger(folder / FOLDER / f"{name}.parquet", ledger, signatures, bands)
+    texts = [" ".join(sentences) for _, sentences in kept] if section.near_duplicate_threshold else None
+    write_ledger(folder / FOLDER / f"{name}.parquet", ledger, packed(signatures(texts)) if texts is not None else None)
     return {
         "records": len(records),
         "deletions": sum(record.deleted for record in records),

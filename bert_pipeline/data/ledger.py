@@ -37,27 +37,25 @@ SCHEMA = pa.schema(
         pa.field("retracts", pa.list_(pa.uint64()), nullable=False),  # hashes of ids
     ]
 )
-"""With near duplicates: columns band_0, band_1, ... (uint64, hashes of buckets) and signature (bytes), 0 where row is
--1."""
+"""Where near duplicates are looked for, also `signature`: bytes, of what is stored (near_duplicates.py)."""
 
 
-def write_ledger(
-    path: Path, rows: list[dict[str, Any]], signatures: np.ndarray | None = None, bands: np.ndarray | None = None
-) -> None:
-    """`signatures` (stored rows, size) uint8 and `bands` (stored rows, bands) uint64, or None."""
+def write_ledger(path: Path, rows: list[dict[str, Any]], signatures: np.ndarray | None = None) -> None:
+    """`signatures`: (stored rows, size) uint8."""
     table = pa.Table.from_pylist(rows, SCHEMA)
-    if signatures is not None and bands is not None:
-        stored = np.flatnonzero(table["row"].to_numpy() >= 0)
-        for number in range(bands.shape[1]):
-            column = np.zeros(len(rows), np.uint64)
-            column[stored] = bands[:, number]
-            table = table.append_column(f"band_{number}", pa.array(column))
+    if signatures is not None:
         column = np.zeros((len(rows), signatures.shape[1]), np.uint8)
-        column[stored] = signatures
-        flat = pa.py_buffer(np.ascontiguousarray(column))
-        kind = pa.binary(signatures.shape[1])
-        table = table.append_column("signature", pa.Array.from_buffers(kind, len(rows), [None, flat]))
+        column[table["row"].to_numpy() >= 0] = signatures
+        array = pa.Array.from_buffers(pa.binary(signatures.shape[1]), len(rows), [None, pa.py_buffer(column)])
+        table = table.append_column("signature", array)
     write_table(path, table)
+
+
+def signatures_of(column: pa.ChunkedArray) -> np.ndarray:
+    """(rows, size) uint8"""
+    array = column.combine_chunks()
+    size = array.type.byte_width
+    return np.frombuffer(array.buffers()[1], np.uint8)[array.offset * size :][: len(array) * size].reshape(-1, size)
 
 
 @dataclass

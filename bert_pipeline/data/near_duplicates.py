@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from bert_pipeline.data.ngrams import _BASE, _hash_windows, _mixed, _ranges, _word_codes, fold
+from bert_pipeline.data.ngrams import BASE, fold, hash_windows, mixed, ranges, word_codes
 
 SIGNATURE_SIZE = 128
 """The standard error of a similarity s is sqrt(s (1 - s) / 128): 0.035 at 0.8."""
@@ -50,8 +50,8 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     one n-gram. Texts without words are all alike.
     """
     words = fold(texts)
-    codes = _word_codes(words.letters, words.starts)
-    return _least(codes, words.firsts, np.uint64(_BASE), _MULTIPLIERS, _ADDENDS)
+    codes = word_codes(words.letters, words.starts)
+    return _least(codes, words.firsts, np.uint64(BASE), _MULTIPLIERS, _ADDENDS)
 
 
 def packed(signatures: np.ndarray) -> np.ndarray:
@@ -91,7 +91,7 @@ def bands(signatures: np.ndarray, threshold: float) -> np.ndarray:
 
     Packed ones share a band a little more often: a similarity s counts as s + (1 - s) / 256.
     """
-    return _hash_bands(signatures, num_rows(threshold), np.uint64(_BASE))
+    return _hash_bands(signatures, num_rows(threshold), np.uint64(BASE))
 
 
 def pairs_of_band(hashes: np.ndarray, records: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def pairs_of_band(hashes: np.ndarray, records: np.ndarray) -> np.ndarray:
     _, begins, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
     begins = np.repeat(begins, sizes)
     counts = np.minimum(np.arange(len(order)) - begins, BUCKET)
-    earlier, later = _ranges(begins, counts), np.repeat(np.arange(len(order)), counts)
+    earlier, later = ranges(begins, counts), np.repeat(np.arange(len(order)), counts)
     return records[np.stack([order[earlier], order[later]], axis=1)]
 
 
@@ -142,7 +142,7 @@ def _least(codes, firsts, base, multipliers, addends):
     for text in range(len(out)):
         first, end = firsts[text], firsts[text + 1]
         size = min(NGRAM_WORDS, end - first)
-        count = _hash_windows(codes, first, end, size, base, windows) if size else 0
+        count = hash_windows(codes, first, end, size, base, windows) if size else 0
         row = out[text]
         for k in range(count):
             code = np.uint32(windows[k])
@@ -159,7 +159,7 @@ def _hash_bands(signatures, rows, base):
             code = np.uint64(0)
             for at in range(band * rows, (band + 1) * rows):
                 code = code * base + np.uint64(signatures[n, at])
-            out[n, band] = _mixed(code)
+            out[n, band] = mixed(code)
     return out
 
 

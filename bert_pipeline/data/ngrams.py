@@ -28,7 +28,7 @@ MIN_WORDS = 8
 DUMMY = re.compile(r"@[^\s@$]+\$")
 
 _BLANK, _LETTER, _PASSED_OVER = range(3)
-_BASE = 0x9E3779B97F4A7C15  # of the polynomial that hashes an n-gram; odd, so that no word is shifted out of it
+BASE = 0x9E3779B97F4A7C15  # of the polynomial that hashes an n-gram; odd, so that no word is shifted out of it
 _FNV_BASIS, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 _MIX = np.uint64(0xFF51AFD7ED558CCD)  # of MurmurHash3's finalizer
 _SHIFT = np.uint64(33)
@@ -91,7 +91,7 @@ class NgramIndex:
     base: np.ndarray  # (1,) uint64: of the hash
 
     @classmethod
-    def build(cls, texts: Sequence[Sequence[str]], base: int = _BASE) -> "NgramIndex":
+    def build(cls, texts: Sequence[Sequence[str]], base: int = BASE) -> "NgramIndex":
         """Of texts in parts, which do not run into one another."""
         pieces = [[piece for part in parts for piece in DUMMY.split(part)] for parts in texts]
         text_of_piece = np.repeat(np.arange(len(texts), dtype=np.int32), [len(each) for each in pieces])
@@ -148,8 +148,8 @@ class NgramIndex:
     def _matches(self, ngrams: np.ndarray) -> Matches:
         """How much the distinct n-grams cover of each text."""
         counts = self.offsets[ngrams + 1] - self.offsets[ngrams]
-        begins = self.occurrences[_ranges(self.offsets[ngrams], counts)]
-        covered = np.unique(_ranges(begins, np.repeat(self.lengths[ngrams], counts)))
+        begins = self.occurrences[ranges(self.offsets[ngrams], counts)]
+        covered = np.unique(ranges(begins, np.repeat(self.lengths[ngrams], counts)))
         piece = self.piece_of_word[covered]
         runs = np.flatnonzero(np.concatenate([[True], (np.diff(covered) > 1) | (np.diff(piece) > 0)]))
         lengths = np.diff(runs, append=len(covered))
@@ -157,7 +157,7 @@ class NgramIndex:
         return Matches(texts, np.add.reduceat(lengths, starts), np.maximum.reduceat(lengths, starts))
 
 
-def _ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """begins[0], begins[0] + 1, ... (counts[0] of them), then those of begins[1], and so on."""
     before = np.cumsum(counts) - counts
     return np.arange(counts.sum()) + np.repeat(begins - before, counts)
@@ -197,24 +197,24 @@ def _fold(text, ends, kinds):
 
 
 @njit(cache=True)
-def _mixed(code):
+def mixed(code):
     code = (code ^ (code >> _SHIFT)) * _MIX
     return code ^ (code >> _SHIFT)
 
 
 @njit(cache=True)
-def _word_codes(letters, starts):
+def word_codes(letters, starts):
     codes = np.empty(len(starts) - 1, np.uint64)
     for word in range(len(codes)):
         code = _FNV_BASIS
         for at in range(starts[word], starts[word + 1]):
             code = (code ^ np.uint64(letters[at])) * _FNV_PRIME
-        codes[word] = _mixed(code)
+        codes[word] = mixed(code)
     return codes
 
 
 @njit(cache=True)
-def _hash_windows(codes, first, end, size, base, out):
+def hash_windows(codes, first, end, size, base, out):
     """out[k]: the hash of the n-gram of `size` words at first + k. Returns how many there are."""
     oldest = np.uint64(1)
     for _ in range(size - 1):
@@ -224,7 +224,7 @@ def _hash_windows(codes, first, end, size, base, out):
         code = code * base + codes[word]
         begin = word - size + 1
         if begin >= first:
-            out[begin - first] = _mixed(code)
+            out[begin - first] = mixed(code)
             code -= codes[begin] * oldest
     return max(0, end - first - size + 1)
 
@@ -245,7 +245,7 @@ def _same(letters, starts, word, known_letters, known_starts, known_word, size):
 @njit(cache=True)
 def _enter(letters, starts, firsts, total, filter, table, base):
     """Number the n-grams of each piece. (occurrences,) n-gram and word; (n-grams,) hash, first word, length."""
-    codes = _word_codes(letters, starts)
+    codes = word_codes(letters, starts)
     windows = np.empty(len(codes), np.uint64)
     ngrams, begins = np.empty(total, np.int32), np.empty(total, np.int32)
     hashes, places, lengths = np.empty(total, np.uint64), np.empty(total, np.int32), np.empty(total, np.int32)
@@ -256,7 +256,7 @@ def _enter(letters, starts, firsts, total, filter, table, base):
             continue
         length = min(end - first, NGRAM_WORDS)
         key = NGRAM_WORDS if length == NGRAM_WORDS else MIN_WORDS
-        count = _hash_windows(codes, first, end, key, base[0], windows)
+        count = hash_windows(codes, first, end, key, base[0], windows)
         for k in range(count if key == NGRAM_WORDS else 1):
             code = windows[k]
             slot = np.int64(code) & (len(table) - 1)
@@ -279,7 +279,7 @@ def _enter(letters, starts, firsts, total, filter, table, base):
 @njit(cache=True)
 def _scan(letters, starts, firsts, known_letters, known_starts, filter, table, hashes, places, lengths, base):
     """(document, n-gram) for every place of the documents where an n-gram of the table stands."""
-    codes = _word_codes(letters, starts)
+    codes = word_codes(letters, starts)
     windows = np.empty(len(codes), np.uint64)
     most = len(codes) * (NGRAM_WORDS - MIN_WORDS + 1)  # at each word one n-gram of each length
     documents, ngrams = np.empty(most, np.int64), np.empty(most, np.int64)
@@ -287,7 +287,7 @@ def _scan(letters, starts, firsts, known_letters, known_starts, filter, table, h
     for document in range(len(firsts) - 1):
         first, end = firsts[document], firsts[document + 1]
         for key in (MIN_WORDS, NGRAM_WORDS):
-            for k in range(_hash_windows(codes, first, end, key, base[0], windows)):
+            for k in range(hash_windows(codes, first, end, key, base[0], windows)):
                 code = windows[k]
                 if not filter[np.int64(code >> _SHIFT) & (len(filter) - 1)] & (np.uint8(1) << (code & _LOW)):
                     continue

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bert_pipeline.data.ledger import Ledger
+from bert_pipeline.data import near_duplicates
+from bert_pipeline.data.ledger import Ledger, signatures_of
 from bert_pipeline.documents import DROPPED, DROPPED_SCHEMA, CorpusShard, write_live
 
 LIVES, NOT_STORED, SUPERSEDED, UNCHANGED, DELETED, RETRACTED, SAME_ID, SAME_TEXT, NEAR = range(9)
@@ -31,6 +32,8 @@ REASONS = {
     NEAR: "near duplicate",
 }
 """Of rows that are stored; of the others the ledger tells."""
+BAND_BYTES = 2**29
+"""Of hashes that are held to find near duplicates; one band of 38 million records takes 300 MB."""
 NOBODY = np.iinfo(np.int64).max
 
 
@@ -145,30 +148,30 @@ def _retracted_by(ledger: Ledger, latest: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _near_duplicates(ledger: Ledger, fates: Fates, threshold: float) -> None:
-    from bert_pipeline.data import near_duplicates
-
-    num_bands = near_duplicates.SIGNATURE_SIZE // near_duplicates.num_rows(threshold)
-    pairs = near_duplicates.unique_pairs(
-        [
-            near_duplicates.pairs_of_band(columns[band], records)
-            for band in (f"band_{number}" for number in range(num_bands))
-            for records, columns in ledger.parts(fates.live, band)
-        ]
-    )
+    pairs = near_duplicates.unique_pairs(list(_pairs_in_a_band(ledger, fates.live, threshold)))
     involved = np.unique(pairs)
-    signatures = _bytes(ledger.take(involved, "signature")["signature"])
+    signatures = signatures_of(ledger.take(involved, "signature")["signature"])
     earlier, later = (signatures[np.searchsorted(involved, side)] for side in (pairs[:, 0], pairs[:, 1]))
     fallen = near_duplicates.fallen(pairs, near_duplicates.similarity(earlier, later), threshold)
     fates.of[fallen.records] = NEAR
     fates.instead.append((fallen.records, fallen.stays, fallen.similarity))
 
 
-def _bytes(column: pa.ChunkedArray) -> np.ndarray:
-    """Of a column of fixed size: (rows, size) uint8."""
-    array = column.combine_chunks()
-    size = array.type.byte_width
-    flat = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * size :][: len(array) * size]
-    return flat.reshape(len(array), size)
+def _pairs_in_a_band(ledger: Ledger, live: np.ndarray, threshold: float) -> Iterator[np.ndarray]:
+    """As many bands at a time as BAND_BYTES hold."""
+    records = np.flatnonzero(live)
+    num_bands = near_duplicates.SIGNATURE_SIZE // near_duplicates.num_rows(threshold)
+    width = min(num_bands, max(1, BAND_BYTES // (8 * max(1, len(records)))))
+    for first in range(0, num_bands, width):
+        hashes = np.empty((min(width, num_bands - first), len(records)), np.uint64)
+        done = 0
+        for here, table in ledger.columns("signature"):
+            signatures = signatures_of(table["signature"])[live[here]]
+            bands = near_duplicates.bands(signatures, threshold)[:, first : first + len(hashes)]
+            hashes[:, done : done + len(bands)] = bands.T
+            done += len(bands)
+        for band in hashes:
+            yield near_duplicates.pairs_of_band(band, records)
 
 
 def _groups(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
