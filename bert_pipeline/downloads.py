@@ -147,12 +147,12 @@ class Partial:
             return {}
 
     def begin(self, validators: dict[str, str]) -> None:
-        with _on_disk(self.path):
+        with writing(self.path):
             self.path.write_bytes(b"")  # first, lest old content be taken for the new version
             self._notes.write_text(json.dumps(validators), encoding="utf-8")
 
     def append(self, chunk: bytes) -> None:
-        with _on_disk(self.path), self.path.open("ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             file.write(chunk)
 
     def beginning(self) -> bytes:
@@ -164,7 +164,7 @@ class Partial:
         self._notes.unlink(missing_ok=True)
 
     def drop(self, quarantine: Path | None = None) -> None:
-        with _on_disk(self.path):
+        with writing(self.path):
             if quarantine:
                 quarantine.parent.mkdir(parents=True, exist_ok=True)
                 self.path.replace(quarantine)
@@ -174,7 +174,7 @@ class Partial:
     def become(self, path: Path) -> str:
         """Give the file its name; returns its date."""
         modified = _moment(self.validators.get("Last-Modified"))
-        with _on_disk(path):
+        with writing(path):
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
             self.path.replace(path)
@@ -183,7 +183,8 @@ class Partial:
 
 
 @contextmanager
-def _on_disk(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """An OSError in here becomes a DiskError that names the path and the remedy."""
     try:
         yield
     except OSError as error:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import pytest
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -137,7 +139,9 @@ def misbehaving_server() -> Iterator[Site]:
     thread.start()
     site.port = server.server_address[1]
     try:
-        yield site
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("no_proxy", "127.0.0.1")
+            yield site
     finally:
         server.shutdown()
         server.server_close()

@@ -25,10 +25,7 @@ def sha256(content: bytes) -> str:
 
 
 @pytest.fixture
-def site(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+def site():
     with misbehaving_server() as site:
         yield site
 
