@@ -47,7 +47,8 @@ class Site:
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and Range."""
     headers: list[dict[str, str]] = field(default_factory=list)
-    at_once: int = 0
+    at_once: set[object] = field(default_factory=set)
+    """Requests whose last byte is still to be sent."""
     most_at_once: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -71,15 +72,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             site.requests.append((self.path, self.headers.get("Range")))
             site.headers.append(dict(self.headers))
             answer = site.next_answer(self.path)
-            site.at_once += 1
-            site.most_at_once = max(site.most_at_once, site.at_once)
+            site.at_once.add(self)
+            site.most_at_once = max(site.most_at_once, len(site.at_once))
         try:
             self._answer(answer)
         except OSError:
             pass  # the client has gone
         finally:
-            with site.lock:
-                site.at_once -= 1
+            self._leave()
+
+    def _leave(self) -> None:
+        with self.site.lock:
+            self.site.at_once.discard(self)
 
     def _answer(self, answer: Answer) -> None:
         content, status, begin = answer.content, answer.status, 0
@@ -120,9 +124,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _send(self, content: bytes, answer: Answer, begin: int) -> None:
         at_once = len(content) if not answer.drip else min(len(content), max(0, answer.drips_at - begin))
         pieces = [content[:at_once], *(bytes([byte]) for byte in content[at_once:])]
-        for n, piece in enumerate(filter(None, pieces)):
-            if n and answer.drip:
+        pieces = [*filter(None, pieces)]
+        for n, piece in enumerate(pieces, 1):
+            if n > 1 and answer.drip:
                 time.sleep(answer.drip)
+            if n == len(pieces):
+                self._leave()  # the client may open its next connection before it is done here
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if answer.length == "chunked" else piece)
 
     def log_message(self, *arguments: object) -> None:
