@@ -3,12 +3,14 @@
 import http.server
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -137,10 +139,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def misbehaving_server() -> Iterator[Site]:
+def misbehaving_server(certificate: Path | None = None) -> Iterator[Site]:
+    """With a certificate (and its key, in one file) it speaks https."""
     site = Site()
     handler = type("ScriptedHandler", (Handler,), {"site": site})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.block_on_close = False  # one that drips is not waited for
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

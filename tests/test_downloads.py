@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import random
 import socket
+import subprocess
 import time
 
 import pytest
@@ -345,6 +346,27 @@ def test_a_redirection_to_a_file_is_refused(site, tmp_path):
 def test_only_https_is_spoken(url, tmp_path):
     with pytest.raises(DownloadError, match="not https, and refused"):
         fetch(url, tmp_path / "f", sha256(CONTENT), num_bytes=len(CONTENT))
+
+
+def test_a_certificate_must_be_of_someone_trusted(tmp_path, monkeypatch):
+    certificate = tmp_path / "certificate"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    kind = ["-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    try:
+        command = ["openssl", "req", *kind, *names, "-keyout", certificate, "-out", tmp_path / "public"]
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no openssl here to make a certificate with")
+    with certificate.open("a") as file:
+        file.write((tmp_path / "public").read_text())
+    with misbehaving_server(certificate) as site:
+        site.answers["/f"] = [Answer(CONTENT)]
+        url = site.url("/f").replace("http:", "https:")
+        with pytest.raises(DownloadError, match="CERTIFICATE_VERIFY_FAILED"):
+            fetch(url, tmp_path / "f", sha256(CONTENT), patience=Patience(attempts=1))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "public"))
+        fetch(url, tmp_path / "f", sha256(CONTENT), patience=HASTY)
+        assert (tmp_path / "f").read_bytes() == CONTENT
 
 
 def test_credentials_are_neither_sent_nor_shown(site, tmp_path):
