@@ -21,6 +21,7 @@ class Answer:
 
     content: bytes = b""
     status: int = 200
+    reason: str | None = None
     etag: str = ""
     last_modified: str = ""
     headers: dict[str, str] = field(default_factory=dict)
@@ -101,7 +102,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 time.sleep(answer.drip)
         if answer.length == "chunked":
             self.protocol_version = "HTTP/1.1"
-        self.send_response(status)
+        self.send_response(status, answer.reason)
         if status == 206:
             first = begin if answer.range_begins is None else answer.range_begins
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
