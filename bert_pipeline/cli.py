@@ -96,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("--json", action="store_true", help="print the facts")
     download.set_defaults(run=_download_blurb)
 
+    pubmed = commands.add_parser("download-pubmed", help="fetch PubMed's files, or those that came since the last time")
+    pubmed.add_argument("--out", type=Path, required=True, metavar="DIR", help="the mirror; what stands there is kept")
+    pubmed.add_argument("--base-url", metavar="URL", help="of another mirror (default: NLM's)")
+    pubmed.add_argument("--parallel", type=int, default=3, metavar="N", help="connections at once (default: 3)")
+    pubmed.add_argument("--json", action="store_true", help="print the facts")
+    pubmed.set_defaults(run=_download_pubmed)
+
     inspect = commands.add_parser("inspect", help="print facts and decoded rows of any artifact")
     inspect.add_argument("directory", type=Path, metavar="DIR")
     inspect.add_argument("--rows", type=int, default=3, metavar="N", help="rows to print (default: 3)")
@@ -186,6 +193,13 @@ def _download_blurb(options: argparse.Namespace) -> None:
     from bert_pipeline.evaluation.download import download_blurb
 
     facts = download_blurb(options.out, options.task, options.accept_terms)
+    print(json.dumps(facts)) if options.json else _print_facts(facts)
+
+
+def _download_pubmed(options: argparse.Namespace) -> None:
+    from bert_pipeline.data.sources.pubmed_mirror import BASE_URL, download_pubmed
+
+    facts = download_pubmed(options.out, options.base_url or BASE_URL, options.parallel)
     print(json.dumps(facts)) if options.json else _print_facts(facts)
 
 

@@ -3,26 +3,16 @@
 download.toml says what lies where, pinned to a commit and a sha256; what arrives otherwise is not kept. Its hashes were
 taken from copies of those repositories: that the addresses answer is not something a test without a network can show.
 For the other sets the page is named where they are given out.
-
-A connection that breaks is taken up where it broke (HTTP ranges, RFC 9110 section 14), here or in the next run. Only
-https is spoken, also after a redirection; plain http only within this machine.
 """
 
 import hashlib
-import http.client
-import ipaddress
 import json
 import logging
 import math
 import random
 import re
-import ssl
-import time
 import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
-from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +20,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from bert_pipeline.connections import DownloadError
+from bert_pipeline.downloads import fetch, file_digest
 from bert_pipeline.evaluation.tasks import TaskError
 from bert_pipeline.recipe import Section
 
@@ -37,18 +29,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = Path(__file__).with_name("download.toml")
 
-ATTEMPTS = 6
-FIRST_PAUSE_SECONDS = 1.0
-"""Before the second attempt; each further pause is twice as long."""
-TIMEOUT_SECONDS = 30
-CHUNK_BYTES = 1 << 16
-WORTH_ANOTHER_ATTEMPT = {408, 429, 500, 502, 503, 504}
-
 Form = Literal["as it is", "tags without types", "PubMedQA's split"]
-
-
-class DownloadError(RuntimeError):
-    """A file that does not come, or is not the one that is pinned."""
 
 
 class Download(Section):
@@ -122,85 +103,11 @@ def download_blurb(
     return facts
 
 
-def fetch(url: str, sha256: str, num_bytes: int, path: Path) -> None:
-    """Make `path` the file of this hash and size, from `url`; it appears whole and verified, or not at all.
-
-    What has arrived of it stays in `<path>.partial`. Raises DownloadError; OSError when the disk is full.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    fault = ""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
-        began_at = partial.stat().st_size if partial.exists() else 0
-        try:
-            if began_at < num_bytes:
-                _receive(url, partial, began_at, num_bytes)
-        except urllib.error.HTTPError as error:
-            fault = f"the server says {error.code} {error.reason}"
-            error.close()
-            if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                partial.unlink()
-            elif error.code not in WORTH_ANOTHER_ATTEMPT:
-                break
-        except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError) as error:
-            fault = f"{type(error).__name__}: {error}"
-        else:
-            if (arrived := partial.stat().st_size) < num_bytes:
-                fault = f"the connection ended after {arrived:,} of {num_bytes:,} bytes"
-            elif (found := _sha256(partial)) == sha256:
-                partial.replace(path)
-                return
-            else:
-                fault = f"sha256 is {found}, not {sha256}: the content is another"
-                partial.unlink()
-                if not began_at:  # else what lay there may have begun another content
-                    break
-        log.info("%s: attempt %d of %d: %s", url, attempt + 1, ATTEMPTS, fault)
-    raise DownloadError(f"{url}: {fault}; remedy: run it again later, or fetch the file by other means to {path}")
-
-
-def _receive(url: str, partial: Path, began_at: int, num_bytes: int) -> None:
-    """Append to `partial` what is missing; at most one byte more than `num_bytes` is ever read."""
-    _assert_safe(url, allow_http=_is_this_machine(url))
-    request = urllib.request.Request(url, headers={"Range": f"bytes={began_at}-"} if began_at else {})
-    opener = urllib.request.build_opener(_SafeRedirects)
-    with opener.open(request, timeout=TIMEOUT_SECONDS) as response:
-        is_rest = response.status == HTTPStatus.PARTIAL_CONTENT
-        if is_rest and not response.headers.get("Content-Range", "").startswith(f"bytes {began_at}-"):
-            raise http.client.HTTPException(f"another range than asked for: {response.headers.get('Content-Range')}")
-        arrived = began_at if is_rest else 0
-        with partial.open("ab" if is_rest else "wb") as file:
-            while chunk := response.read(min(CHUNK_BYTES, num_bytes + 1 - arrived)):
-                file.write(chunk)
-                arrived += len(chunk)
-
-
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, request, file, code, message, headers, new_url):
-        _assert_safe(new_url, allow_http=_is_this_machine(request.full_url) and _is_this_machine(new_url))
-        return super().redirect_request(request, file, code, message, headers, new_url)
-
-
-def _assert_safe(url: str, allow_http: bool) -> None:
-    if urlsplit(url).scheme not in ({"https", "http"} if allow_http else {"https"}):
-        raise DownloadError(f"{url}: not https, and refused; remedy: name the file's https address")
-
-
-def _is_this_machine(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _make_files(download: Download, folder: Path) -> None:
     """Fetch, and write what it becomes."""
     folder.mkdir(parents=True, exist_ok=True)
     fetched = folder / f"{urlsplit(download.url).path.rpartition('/')[2]}.fetched"
-    if not _are_there(folder, {fetched.name: download.sha256}):
-        fetch(download.url, download.sha256, download.num_bytes, fetched)
+    fetch(download.url, fetched, download.sha256, num_bytes=download.num_bytes)
     made = FORMS[download.form](fetched.read_bytes(), list(download.becomes))
     for name, content in made.items():
         if (found := hashlib.sha256(content).hexdigest()) != download.becomes[name]:
@@ -260,9 +167,4 @@ FORMS: dict[Form, Callable[[bytes, list[str]], dict[str, bytes]]] = {
 
 
 def _are_there(folder: Path, files: dict[str, str]) -> bool:
-    return all((folder / name).is_file() and _sha256(folder / name) == sha256 for name, sha256 in files.items())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return all((folder / name).is_file() and file_digest(folder / name) == sha256 for name, sha256 in files.items())
