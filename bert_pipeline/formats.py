@@ -1,6 +1,7 @@
 """What stands on disk, and its readers: the one truth about the data that passes between stages.
 
     raw_corpus/       {train,heldout}/shard-<key>.parquet     one row a document
+                      dropped.parquet                         one row a record that was left out, and why
     tokenizer/        tokenizer.json, tokenizer_config.json, vocab.txt
     nsp_dataset/      len-128/{train,heldout}/pass-000/shard-<key>.arrow     one row a pair
     masked_dataset/   the same paths; row for row beside the nsp_dataset
@@ -37,6 +38,18 @@ CORPUS_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # name of the file that the document came from
     ]
 )
+
+DROPPED_SCHEMA = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # name of the file that the record came from
+        pa.field("reason", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),  # "kept: 123, similarity 0.91"; "87 words"; ""
+        pa.field("shard", pa.string(), nullable=False),  # "train/shard-<key>", where its text stands; "": nowhere
+        pa.field("row", pa.int32(), nullable=False),  # of the shard; -1: nowhere
+    ]
+)
+"""Of raw_corpus/dropped.parquet: a row for each whole record that is no document of the corpus."""
 
 
 def token_type(vocab_size: int) -> pa.DataType:
