@@ -19,7 +19,7 @@ from bert_pipeline.artifact import Facts
 from bert_pipeline.data import card_pages
 from bert_pipeline.data.card_pages import Samples, Section
 
-PAGE, TEXT = "data_card.html", "DATA_CARD.md"
+FILES = PAGE, TEXT = "data_card.html", "DATA_CARD.md"
 
 FIRST_COUNT = 100
 """Words before the vocabulary is counted first; then it is at each half octave, 29 times up to 2,000,000."""
