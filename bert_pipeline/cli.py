@@ -109,6 +109,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--tokenizer", type=Path, metavar="DIR", help="where it does not lie beside the artifact")
     inspect.add_argument("--json", action="store_true")
     inspect.set_defaults(run=_inspect)
+
+    dropped = commands.add_parser("dropped", help="tell which records are not in a raw_corpus, and why")
+    dropped.add_argument("directory", type=Path, metavar="DIR")
+    dropped.add_argument("--id", default="", metavar="ID", help="of the document (default: all)")
+    dropped.add_argument("--reason", default="", metavar="REASON", help="or a part of it (default: all)")
+    dropped.add_argument("--rows", type=int, default=10, metavar="N", help="records to print (default: 10)")
+    dropped.add_argument("--json", action="store_true")
+    dropped.set_defaults(run=_dropped)
     return parser
 
 
@@ -215,6 +223,13 @@ def _inspect(options: argparse.Namespace) -> None:
     for row in found["rows"]:
         print()
         print(json.dumps(row, indent=2, ensure_ascii=False))
+
+
+def _dropped(options: argparse.Namespace) -> None:
+    from bert_pipeline.data.dropped import Query, find_dropped, show
+
+    found = find_dropped(options.directory, Query(options.id, options.reason), options.rows)
+    print(json.dumps(found) if options.json else show(found, whole=bool(options.id)))
 
 
 def _print_facts(facts: dict[str, Any], indent: str = "  ") -> None:

@@ -46,10 +46,10 @@ DROPPED_SCHEMA = pa.schema(
     [
         pa.field("document_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
-        pa.field("reason", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),  # of the shard; -1: not stored
+        pa.field("reason", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),  # "stays: 123 (...), similarity 0.91"; "87 words"; ""
+        pa.field("shard", pa.string(), nullable=False),  # where its text stands; "": nowhere
+        pa.field("row", pa.int32(), nullable=False),  # of the shard; -1: nowhere
     ]
 )
 

@@ -53,7 +53,7 @@ def model_card(name: str, recipe_sections: Mapping[str, Any], facts_by_stage: Ma
     )
     parts = [
         HEADER.format(name=name, how=how, origin=origin),
-        _facts_table("Data", "raw_corpus", facts_by_stage),
+        _facts_table("Data", "raw_corpus", facts_by_stage) + _data(facts_by_stage.get("raw_corpus", {})),
         _facts_table("Tokenizer", "tokenizer", facts_by_stage),
         _facts_table("Training", "pretrained_checkpoint", facts_by_stage),
         _heldout(facts_by_stage),
@@ -69,6 +69,18 @@ def _facts_table(title: str, stage: str, facts_by_stage: Mapping[str, Facts]) ->
     numbers = {name: value for name, value in facts_by_stage.get(stage, {}).items() if isinstance(value, int | float)}
     rows = [(name.replace("_", " "), _number(value)) for name, value in numbers.items()]
     return f"## {title}\n\n{_table(('fact', 'value'), rows)}" if rows else ""
+
+
+def _data(corpus: Facts) -> str:
+    """Where the text comes from and what of it was left out, in short: the data card has it at length."""
+    if "records" not in corpus:
+        return ""
+    newest = f"The newest source file was released on {corpus['cut_off']}. " if corpus["cut_off"] else ""
+    reasons = sorted(corpus["dropped_by_reason"].items(), key=lambda item: -item[1])
+    dropped = f"Left out: {', '.join(f'{count:,} ({reason})' for reason, count in reasons)}. " if reasons else ""
+    sources = corpus["sources_fingerprint"]
+    fingerprint = f"Fingerprint of the sources: `{sources}`. " if sources else ""
+    return f"\n{newest}{dropped}{fingerprint}More in the data card of the corpus, `data_card.html`.\n"
 
 
 def _heldout(facts_by_stage: Mapping[str, Facts]) -> str:

@@ -7,21 +7,45 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
 DPI = 80
 COLOURS = 64
 WIDTH, HEIGHT = 6.4, 3.2  # inches: 512 x 256 pixels
+NUMBER = StrMethodFormatter("{x:,.10g}")
 
 
 def histogram(edges: Sequence[float], counts: Sequence[float], *, xlabel: str, ylabel: str) -> bytes:
-    """Bars between `edges` (one more than `counts`)."""
+    """Bars between `edges` (one more than `counts`). Bins that widen are steps of a logarithmic axis."""
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
     axes.stairs(counts, edges, fill=True)
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.yaxis.set_major_formatter(NUMBER)
+    if edges[0] > 0 and edges[-1] - edges[-2] > 2 * (edges[1] - edges[0]):
+        axes.set_xscale("log")
+        _number_the_decades(axes.xaxis, edges[-1] / edges[0])
+    return _png(figure)
+
+
+def growth(words: Sequence[int], distinct: Sequence[int], exponent: float | None) -> bytes:
+    """Distinct words against words read, on two logarithmic axes; the fitted line has its exponent at its label."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    axes.loglog(words, distinct, marker="o", markersize=4, linestyle="", label="counted")
+    if exponent is not None:
+        height = np.mean(np.log(distinct) - exponent * np.log(words))  # where least squares lay a line of this slope
+        ends = np.array([words[0], words[-1]], float)
+        axes.loglog(ends, np.exp(height) * ends**exponent, linewidth=1, label=f"words$^{{{exponent:.2f}}}$")
+    axes.set(xlabel="words read", ylabel="distinct words")
+    axes.legend()
+    _number_the_decades(axes.xaxis, words[-1] / words[0])
+    _number_the_decades(axes.yaxis, distinct[-1] / distinct[0])
     return _png(figure)
 
 
@@ -96,6 +120,13 @@ def task_scores(tasks: Mapping[str, Mapping[str, Any]]) -> bytes:
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
     points = [(row["step"], row[name]) for row in rows if name in row]
     return [step for step, _ in points], [value for _, value in points]
+
+
+def _number_the_decades(axis: Axis, ratio: float) -> None:
+    """Numbers in full on a logarithmic axis whose ends have this `ratio`: 1, 2 and 5 of each decade where few are."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 1_000 else (1,)))
+    axis.set_major_formatter(NUMBER)
+    axis.set_minor_locator(NullLocator())
 
 
 def _png(figure: Figure) -> bytes:

@@ -33,13 +33,28 @@ def corpus_is_not_empty(facts: Facts, recipe: Recipe) -> Iterator[str]:
 
 def few_records_rejected(facts: Facts, recipe: Recipe) -> Iterator[str]:
     """No more broken records than the recipe allows."""
-    rejected, limit = facts["rejected_documents"], recipe.corpus.max_rejected_fraction
-    records = rejected + facts["train_documents"] + facts["heldout_documents"]
+    rejected, records = facts["rejected_documents"], facts["records"]
+    limit = recipe.corpus.max_rejected_fraction
     if rejected > limit * records:
         yield (
             f"{rejected} of {records} records are rejected, corpus.max_rejected_fraction is {limit}: "
             f"{facts['rejected_by_reason']}"
         )
+
+
+def every_record_is_accounted_for(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Each record that was read is a document of the corpus, dropped for a reason, or rejected."""
+    documents = facts["train_documents"] + facts["heldout_documents"]
+    dropped, rejected = facts["dropped_documents"], facts["rejected_documents"]
+    if facts["records"] != documents + dropped + rejected:
+        yield (
+            f"{facts['records']:,} records were read, but {documents:,} documents, {dropped:,} dropped and "
+            f"{rejected:,} rejected records make {documents + dropped + rejected:,}"
+        )
+    for name in ("dropped", "rejected"):
+        reasons = facts[f"{name}_by_reason"]
+        if sum(reasons.values()) != facts[f"{name}_documents"]:
+            yield f"{name}_documents is {facts[f'{name}_documents']:,}, but their reasons make {reasons}"
 
 
 def special_tokens_come_first(facts: Facts, recipe: Recipe) -> Iterator[str]:
@@ -148,7 +163,7 @@ def every_task_was_scored(facts: Facts, recipe: Recipe) -> Iterator[str]:
 
 
 CHECKS: dict[str, tuple[Check, ...]] = {
-    "raw_corpus": (corpus_is_not_empty, few_records_rejected),
+    "raw_corpus": (corpus_is_not_empty, few_records_rejected, every_record_is_accounted_for),
     "tokenizer": (special_tokens_come_first, vocabulary_is_as_large_as_asked, few_unknown_pieces),
     "nsp_dataset": (labels_are_balanced,),
     "masked_dataset": (masks_are_as_asked, masks_are_80_10_10),

@@ -10,9 +10,16 @@ import pyarrow as pa
 
 from bert_pipeline import formats, pictures
 from bert_pipeline.artifact import Artifact
+from bert_pipeline.data import card
 from bert_pipeline.documents import CORPUS_SCHEMA
 from bert_pipeline.planning import table
 from bert_pipeline.score_table import scores_markdown
+
+ON_THE_CARD = (
+    *("documents_by_year", "documents_by_journal", "vocabulary_growth"),
+    *("sentences_per_document_histogram", "words_per_document_histogram"),
+)
+"""Facts of raw_corpus that are shown as a picture or a table of the data card alone."""
 
 NOT_IN_METRICS = re.compile(r"[^\w\-. /:]")
 
@@ -36,13 +43,16 @@ def numbers(facts: Mapping[str, Any]) -> dict[str, float]:
 
 def of_artifact(made: Artifact) -> dict[str, Any]:
     """Metadata of a materialization."""
-    shown: dict[str, Any] = {name: _shown(name, value) for name, value in flatten(made.facts)}
+    facts = {name: value for name, value in made.facts.items() if name not in ON_THE_CARD}
+    shown: dict[str, Any] = {name: _shown(name, value) for name, value in flatten(facts)}
     for picture in sorted(made.path.glob("*.png")):
         shown[picture.stem] = _embedded(picture.read_bytes())
     if made.kind in ("raw_corpus", "nsp_dataset", "masked_dataset"):
         shown["dagster/column_schema"] = _columns(_schema(made))
     if made.kind == "raw_corpus":
         shown["dagster/row_count"] = made.facts["train_documents"] + made.facts["heldout_documents"]
+        shown["data_card"] = dg.MetadataValue.md(card.card_in_markdown(made.facts))
+        shown["data_card_page"] = dg.MetadataValue.path(str(made.path / card.PAGE))
     if made.kind == "evaluations":
         shown["scores"] = dg.MetadataValue.md(scores_markdown(made.facts))
     return shown | {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact
+from bert_pipeline.data.card import PAGE
 from bert_pipeline.model_card import model_card
 from bert_pipeline.recipe import Recipe
 from orchestration.champion import compare_with, find_champion, section
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "candidate"
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 
 log = logging.getLogger("bert_pipeline.registry")  # under the library's name, so that Dagster shows it
 
@@ -76,7 +77,8 @@ def _log_and_register(
         mlflow.experiment_id(), name, training.info.run_id, dict(tags), training.data.params, model_type="bert"
     )
     with tempfile.TemporaryDirectory() as folder:
-        _save(Path(folder, "model"), model, checkpoint, card)
+        data_card = artifacts["raw_corpus"].path / PAGE
+        _save(Path(folder, "model"), model, checkpoint, card, data_card)
         client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.log_outputs(training.info.run_id, [LoggedModelOutput(model.model_id, checkpoint.facts["num_steps"])])
@@ -97,8 +99,8 @@ def _log_and_register(
     )
 
 
-def _save(path: Path, model: "LoggedModel", checkpoint: Artifact, card: str) -> None:
-    """The checkpoint in MLflow's transformers flavour, with its card and plots."""
+def _save(path: Path, model: "LoggedModel", checkpoint: Artifact, card: str, data_card: Path) -> None:
+    """The checkpoint in MLflow's transformers flavour, with its card, its plots and the data card of its corpus."""
     import mlflow.transformers
     from huggingface_hub import ModelCard
     from mlflow.models import Model, ModelSignature
@@ -120,8 +122,8 @@ def _save(path: Path, model: "LoggedModel", checkpoint: Artifact, card: str) -> 
         mlflow_model=Model(model.artifact_location, model.source_run_id, model_id=model.model_id),
     )
     (path / "LICENSE.txt").unlink(missing_ok=True)  # MLflow's guess: a page of the Hub that does not exist
-    for picture in checkpoint.path.glob("*.png"):
-        (path / picture.name).write_bytes(picture.read_bytes())
+    for shown in (*checkpoint.path.glob("*.png"), data_card):
+        (path / shown.name).write_bytes(shown.read_bytes())
 
 
 def _attach_scores(

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ class About:
     inputs: Mapping[str, Artifact]
     params: Mapping[str, Any]
     tags: Mapping[str, str]
+    files: Sequence[Path] = ()
+    """Of other artifacts, to lie beside its own: the data card of the corpus."""
 
 
 class Mlflow(dg.ConfigurableResource):
@@ -103,7 +105,7 @@ class Tracked:
         self.run_id: str | None = None
         self._described = False
         self._metrics: list[Metric] = []
-        self._files: list[Path] = []
+        self._files = list(about.files)
         self._next_batch = 0.0
         self._system_metrics: Any = None
 
@@ -119,7 +121,7 @@ class Tracked:
     def report(self, facts: Facts, directory: Path) -> None:
         """What came out: facts as final values, and the pictures and texts of the directory."""
         self._add(f"{self.about.kind}/", numbers(facts), step=0)
-        self._files = [*sorted(directory.glob("*.png")), *sorted(directory.glob("*.md"))]
+        self._files += [*sorted(directory.glob("*.png")), *sorted(directory.glob("*.md"))]
 
     def send(self) -> None:
         """Send what waits; where that fails, again after a minute."""

@@ -9,6 +9,7 @@ import dagster as dg
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
+from bert_pipeline.data import card
 from bert_pipeline.metrics import read_rows
 from bert_pipeline.recipe import Recipe, RecipeError, load_recipe, recipe_files
 from bert_pipeline.stages import (
@@ -74,11 +75,11 @@ class Workshop(dg.ConfigurableResource):
     def _materialize(
         self, context: dg.AssetExecutionContext, recipe: Recipe, kind: str, inputs: Mapping[str, Artifact]
     ) -> dg.MaterializeResult[Artifact]:
-        self._lineage(recipe, *inputs.values())
+        lineage = self._lineage(recipe, *inputs.values())
         with library_log_in(context.log):
             stage, origin = find_stage(kind), stage_origin(kind, recipe, inputs)
             shown: dict[str, Any] = {}
-            about = self._about(context, recipe, origin, inputs)
+            about = self._about(context, recipe, origin, inputs, lineage)
 
             def build(out: Path) -> Facts:
                 paths = {name: made.path for name, made in inputs.items()}
@@ -165,9 +166,15 @@ class Workshop(dg.ConfigurableResource):
         return {}
 
     def _about(
-        self, context: dg.AssetExecutionContext, recipe: Recipe, origin: dict[str, Any], inputs: Mapping[str, Artifact]
+        self,
+        context: dg.AssetExecutionContext,
+        recipe: Recipe,
+        origin: dict[str, Any],
+        inputs: Mapping[str, Artifact],
+        lineage: Mapping[str, Artifact],
     ) -> About:
         kind, fingerprint = origin["kind"], artifact.fingerprint(origin)
+        cards = [lineage["raw_corpus"].path / name for name in card.FILES] if kind == "pretrained_checkpoint" else []
         outside = {f"input.{name}": key for name, key in origin["inputs"].items() if name not in inputs}
         return About(
             name=f"{recipe.name} {kind} {fingerprint}",
@@ -176,6 +183,7 @@ class Workshop(dg.ConfigurableResource):
             inputs=inputs,
             params=recipe.model_dump(mode="json", exclude={"name", "description"}),
             tags=self._tags(context, kind) | outside,
+            files=[path for path in cards if path.is_file()],  # an older corpus has none
         )
 
     def _tags(self, context: dg.AssetExecutionContext, kind: str) -> dict[str, str]:

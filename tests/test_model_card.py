@@ -32,6 +32,15 @@ def test_the_card_tells_data_recipe_scores_and_limits():
     assert "## Limits" in card and "generated" in card, "invented text must be called so"
 
 
+def test_the_card_says_what_was_left_out_of_the_text():
+    corpus = {"records": 9, "dropped_by_reason": {"deleted": 1, "near duplicate": 1_200}, "cut_off": "2026-01-05"}
+    card = model_card("bert-r", RECIPE, {"raw_corpus": corpus | {"sources_fingerprint": "abcd"}})
+    assert "was released on 2026-01-05. Left out: 1,200 (near duplicate), 1 (deleted). " in card
+    assert "`abcd`" in card and "`data_card.html`" in card
+    bare = corpus | {"dropped_by_reason": {}, "cut_off": "", "sources_fingerprint": ""}
+    assert "|\n\nMore in the data card" in model_card("bert-r", RECIPE, {"raw_corpus": bare})
+
+
 def test_the_recipe_in_the_card_is_that_recipe(tmp_path):
     card = model_card("bert-r", RECIPE, {})
     (tmp_path / "r.toml").write_text(card.partition("```toml\n")[2].partition("```")[0])

@@ -51,6 +51,25 @@ def test_a_histogram_has_its_counts_as_areas(tmp_path):
     )
 
 
+def test_bins_that_widen_are_equally_wide_on_a_logarithmic_axis(tmp_path):
+    def columns(edges: list[int]) -> np.ndarray:
+        """Pixels in each line of the picture's columns that the first bin alone paints."""
+        counts = [1] + [0] * (len(edges) - 2)
+        shown = pixels(pictures.histogram(edges, counts, xlabel="words", ylabel="documents"), tmp_path)
+        return (shown[100, :, 2] > shown[100, :, 0] + 0.2).sum()
+
+    assert columns([10, 20, 40, 80, 160]) == pytest.approx(columns([10, 20, 30, 40, 50]), rel=0.15)
+    assert columns([0, 20, 40, 80, 160]) < columns([10, 20, 40, 80, 160]), "0 has no place there"
+
+
+def test_growth_shows_its_points_and_its_line(tmp_path):
+    def orange(exponent: float | None) -> int:
+        image = pixels(pictures.growth([100, 200, 400], [50, 70, 100], exponent), tmp_path)
+        return int((image[..., 0] - image[..., 2] > 0.3).sum())
+
+    assert orange(0.5) > 200 and orange(None) == 0
+
+
 def test_scores_stand_beside_what_is_published(tmp_path):
     """A row for each task: more tasks, a taller picture; ours and the published marks have their colours."""
     of_model = {"score_mean": 0.8, "low": 0.78, "high": 0.82}

@@ -19,7 +19,6 @@ from typing import Any
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Facts
-from bert_pipeline.data.card import write_data_card
 from bert_pipeline.data.corpus_facts import about_documents, samples
 from bert_pipeline.data.corpus_shard import deal, write_file, write_shard
 from bert_pipeline.data.corpus_sources import SOURCES, describe_sources, source_files, write_sources
@@ -55,6 +54,8 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
     documents.
     """
     files = source_files(section)
+    from bert_pipeline.data import card  # brings matplotlib, which no worker needs
+
     store = ShardStore("raw_corpus", out)
     index, rules = None, section.model_dump(exclude=NOT_IN_SHARDS)
     rules |= {"signatures": section.near_duplicate_threshold > 0}
@@ -97,7 +98,7 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
         "sources_fingerprint": artifact.fingerprint({each.name: each.sha256 for each in sources}),
         "cut_off": max((each.released for each in sources), default=""),
     } | (_about_excluded(facts["held"]) if excluded else {})
-    write_data_card(out, facts, samples(out))
+    card.write_data_card(out, facts, samples(out))
     return facts
 
 

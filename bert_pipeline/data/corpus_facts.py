@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.compute as pc
 
 from bert_pipeline.artifact import Facts
-from bert_pipeline.data.card import vocabulary_growth
 from bert_pipeline.documents import CorpusShard, corpus_shards, iterate_documents
 from bert_pipeline.formats import SPLITS
 
@@ -23,6 +22,8 @@ EXAMPLE_LENGTH = 5_000  # characters
 
 def about_documents(corpus: Path) -> Facts:
     """Counts, histograms, years, journals, the growth of the vocabulary and an example."""
+    from bert_pipeline.data.card import vocabulary_growth
+
     counts = dict.fromkeys([f"{split}_{unit}" for unit in ("documents", "sentences", "words") for split in SPLITS], 0)
     histograms = {unit: np.zeros(len(HISTOGRAM_EDGES) - 1, np.int64) for unit in ("sentences", "words")}
     years: Counter[str] = Counter()

@@ -209,7 +209,7 @@ def write_outcome(ledger: Ledger, fates: Fates, digests: Mapping[str, str]) -> d
                 sources.combine_chunks(),
                 pa.array(reasons, pa.string()).cast(DROPPED_SCHEMA.field("reason").type),
                 pa.array(details, pa.string()),
-                pa.array([shard] * len(goes), pa.string()),
+                pa.array([shard if row >= 0 else "" for row in rows[goes].tolist()], pa.string()),
                 stored.combine_chunks(),
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=DROPPED_SCHEMA))

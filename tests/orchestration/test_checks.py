@@ -26,8 +26,11 @@ GOOD = {
         "heldout_documents": 10,
         "train_sentences": 900,
         "heldout_sentences": 100,
+        "records": 105,
         "rejected_documents": 2,
         "rejected_by_reason": {"no text": 2},
+        "dropped_documents": 3,
+        "dropped_by_reason": {"duplicate text": 2, "retracted": 1},
     },
     "tokenizer": {
         "vocab_size": 3000,
@@ -57,6 +60,10 @@ GOOD = {
 BAD = [
     ("raw_corpus", "heldout_documents", 0, "corpus_is_not_empty"),
     ("raw_corpus", "rejected_documents", 30, "few_records_rejected"),
+    ("raw_corpus", "records", 106, "every_record_is_accounted_for"),
+    ("raw_corpus", "dropped_documents", 2, "every_record_is_accounted_for"),
+    ("raw_corpus", "dropped_by_reason/retracted", 2, "every_record_is_accounted_for"),
+    ("raw_corpus", "rejected_by_reason", {}, "every_record_is_accounted_for"),
     ("tokenizer", "special_token_ids", {"[PAD]": 1}, "special_tokens_come_first"),
     ("tokenizer", "vocab_size", 2999, "vocabulary_is_as_large_as_asked"),
     ("tokenizer", "heldout_unk_fraction", 0.02, "few_unknown_pieces"),

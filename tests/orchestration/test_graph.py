@@ -84,6 +84,8 @@ def test_every_asset_is_made_and_shown(first, home):
     assert 0 <= metadata_of(first, "evaluation/sample-chem")["pretrained/score_mean"] <= 1
     assert metadata_of(first, "contamination")["tasks/sample-chem/test/examples"] > 0
     corpus = metadata_of(first, "raw_corpus")
+    assert corpus["data_card"].startswith("# A corpus of ") and "](data:image/png;base64," in corpus["data_card"]
+    assert Path(corpus["data_card_page"]).is_file() and "words_per_document_histogram" not in corpus
     assert "Disk: " in corpus["plan"]
     assert corpus["plan/text/train_documents"] == corpus["train_documents"]
 
@@ -114,7 +116,10 @@ def test_mlflow_has_one_run_for_each_training(first, mlflow):
         assert run.data.params["pretrain.phases.0.num_steps"] == "20"
         datasets = {used.dataset.name: used.dataset.digest for used in run.inputs.dataset_inputs}
         assert datasets and datasets.items() <= shown["inputs"].items()
-    history = mlflow.client().get_metric_history(runs["pretrained_checkpoint"].info.run_id, "loss")
+    training = runs["pretrained_checkpoint"].info.run_id
+    logged = {file.path for file in mlflow.client().list_artifacts(training)}
+    assert logged >= {"data_card.html", "DATA_CARD.md", "MODEL_CARD.md", "loss_curve.png"}
+    history = mlflow.client().get_metric_history(training, "loss")
     assert [point.step for point in history] == [1, 5, 10, 15, 20]
 
 
@@ -126,6 +131,7 @@ def test_the_model_loads_and_predicts(first, mlflow):
     assert version.tags["pretrained_checkpoint"] == metadata_of(first, "pretrained_checkpoint")["fingerprint"]
     assert "## Limits" in version.description and "sample-chem" in version.description
     uri = f"models:/bert-tiny@{registry.ALIAS}"
+    assert Path(mlflow_module.artifacts.download_artifacts(uri), "data_card.html").is_file()
     [word] = mlflow_module.pyfunc.load_model(uri).predict(["patients were given [MASK] daily"])
     assert word
     best = mlflow_module.transformers.load_model(uri)("patients were given [MASK] daily")

@@ -23,6 +23,7 @@ def about(tmp_path, fingerprint: str) -> About:
         kind="pretrained_checkpoint",
         fingerprint=fingerprint,
         inputs={"tokenizer": Artifact(tmp_path, record)},
+        files=sorted(tmp_path.glob("data_card.html")),
         params={"model": {"hidden_size": 32}, "pretrain": {"phases": [{"num_steps": 20}]}},
         tags={"dagster.run_id": "r"},
     )
@@ -34,12 +35,14 @@ def the_run(mlflow: Mlflow, fingerprint: str, status: str):
 
 
 def test_a_run_tells_everything(mlflow, tmp_path):
-    (tmp_path / "loss_curve.png").write_bytes(b"png")
+    (tmp_path / "data_card.html").write_text("the corpus")
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "loss_curve.png").write_bytes(b"png")
     with mlflow.track(about(tmp_path, "f1")) as tracked:
         for step in (1, 2):
             tracked.on_row({"step": step, "loss": 5.0 - step, "mlm_loss": float("nan")})
         tracked.on_row({"step": 1, "task": "chem", "encoder": "pretrained", "seed": 7, "f1": 0.5})
-        tracked.report({"num_steps": 2, "heldout_after": {"mlm_loss": 3.0}, "example": "text"}, tmp_path)
+        tracked.report({"num_steps": 2, "heldout_after": {"mlm_loss": 3.0}, "example": "text"}, tmp_path / "made")
     run = the_run(mlflow, "f1", "FINISHED")
     assert run.data.params == {"model.hidden_size": "32", "pretrain.phases.0.num_steps": "20"}
     assert run.data.tags["dagster.run_id"] == "r"
@@ -53,7 +56,8 @@ def test_a_run_tells_everything(mlflow, tmp_path):
     assert [(point.step, point.value) for point in history] == [(1, 4.0), (2, 3.0)]
     [dataset] = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("tokenizer", "aaaa")
-    assert [file.path for file in mlflow.client().list_artifacts(run.info.run_id)] == ["loss_curve.png"]
+    files = [file.path for file in mlflow.client().list_artifacts(run.info.run_id)]
+    assert files == ["data_card.html", "loss_curve.png"]
 
 
 @pytest.mark.parametrize(
