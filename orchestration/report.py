@@ -68,6 +68,7 @@ def _further(made: dict[str, Artifact], recipe: str) -> str:
     rows = [
         ("graph, runs, curves, models", "make ui"),
         ("facts and decoded rows", f".venv/bin/bert-pipeline inspect {_path(made['masked_dataset'])}"),
+        ("what the text is", f"open {_path(made['raw_corpus'])}/data_card.html"),
         ("what the model was made from", f"cat {_path(made['pretrained_checkpoint'])}/MODEL_CARD.md"),
         ("again: builds only what is new", f"make run RECIPE={recipe}"),
     ]

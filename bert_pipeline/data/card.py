@@ -129,7 +129,7 @@ def _records(facts: Facts) -> Section:
     if dropped:
         text += (
             " Each dropped record stands in dropped.parquet with its reason: bert-pipeline dropped DIRECTORY --id ID."
-            " Shards keep rows that were dropped after they were written; bert_pipeline.formats passes them over."
+            " Shards keep rows that were dropped after they were written; live.parquet tells which, and readers pass them over."
         )
     rows = [(where, count, count / max(records, 1)) for where, count in counts]
     return Section("Records", text, ("", "records", "share"), rows)

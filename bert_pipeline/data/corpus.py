@@ -53,9 +53,10 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
     Raises SourceError where a file cannot be read, too many records are broken, or a split has fewer than two
     documents.
     """
-    files = source_files(section)
     from bert_pipeline.data import card  # brings matplotlib, which no worker needs
 
+    files = source_files(section)
+    sources = describe_sources(section, files)
     store = ShardStore("raw_corpus", out)
     index, rules = None, section.model_dump(exclude=NOT_IN_SHARDS)
     rules |= {"signatures": section.near_duplicate_threshold > 0}
@@ -82,7 +83,6 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
     if min(counts.values()) < MIN_DOCUMENTS:
         raise SourceError(_too_few(section, counts, dropped_by_reason))
 
-    sources = describe_sources(section, files)
     write_sources(out / SOURCES, sources)
     facts = {
         "records": len(rejections) + facts["records"] - facts["deletions"],

@@ -3,13 +3,13 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bert_pipeline import artifact
 from bert_pipeline.data.sources.files import find_files, read_documents
 from bert_pipeline.data.sources.pubmed import pubmed_files, read_pubmed
-from bert_pipeline.data.sources.pubmed_mirror import MANIFEST, read_manifest
+from bert_pipeline.data.sources.pubmed_mirror import RECORD, MirroredFile, read_record
 from bert_pipeline.data.sources.records import Document, Rejection, SourceError
 from bert_pipeline.progress import Progress
 from bert_pipeline.recipe import CorpusRecipe
@@ -44,11 +44,20 @@ def source_files(section: CorpusRecipe) -> dict[str, Path]:
 
 
 def describe_sources(section: CorpusRecipe, files: dict[str, Path]) -> list[SourceFile]:
-    released = release_days(section)
-    return [
-        SourceFile(name, path.stat().st_size, artifact.file_digest(path), released.get(name, ""))
-        for name, path in files.items()
-    ]
+    """Raises SourceError where a file is not the one that was fetched."""
+    fetched = _fetched(section)
+    sources = []
+    for name, path in files.items():
+        source = SourceFile(name, path.stat().st_size, artifact.file_digest(path))
+        if known := fetched.get(name):
+            if source.sha256 != known.sha256:
+                raise SourceError(
+                    f"{path}: its sha256 is {source.sha256}, and it was fetched with {known.sha256}; "
+                    "remedy: remove it, and run `bert-pipeline download-pubmed` again"
+                )
+            source = replace(source, released=known.released)
+        sources.append(source)
+    return sources
 
 
 def write_sources(path: Path, sources: list[SourceFile]) -> None:
@@ -60,11 +69,11 @@ def resolved(path: str) -> Path:
     return Path(os.environ.get("BERT_PIPELINE_DATA") or ".", Path(path).expanduser())
 
 
-def release_days(section: CorpusRecipe) -> dict[str, str]:
-    """By name, as far as the mirror's list knows them."""
+def _fetched(section: CorpusRecipe) -> dict[str, MirroredFile]:
+    """By name, the files that `bert-pipeline download-pubmed` fetched."""
     if section.source != "pubmed":
         return {}
-    return {name: entry.released for name, entry in read_manifest(resolved(section.path)).items()}
+    return {each.name: each for each in read_record(resolved(section.path)).values()}
 
 
 def read_source_file(
@@ -77,12 +86,12 @@ def read_source_file(
 
 
 def _until(section: CorpusRecipe, files: dict[str, Path]) -> dict[str, Path]:
-    released = release_days(section)
+    released = {name: each.released for name, each in _fetched(section).items()}
     for name, path in files.items():
         if not released.get(name):
             raise SourceError(
                 f"{path}: nobody says when it was released, and corpus.cutoff = {section.cutoff} asks for it; "
-                f"remedy: fetch the files by `bert-pipeline download-pubmed`, which notes it in {MANIFEST}"
+                f"remedy: fetch the files by `bert-pipeline download-pubmed`, which notes it in {RECORD}"
             )
     chosen = {name: path for name, path in files.items() if released[name] <= section.cutoff}
     if not chosen:

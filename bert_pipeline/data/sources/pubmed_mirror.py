@@ -63,7 +63,7 @@ def download_pubmed(
     out.mkdir(parents=True, exist_ok=True)
     with _alone_in(out):
         listed, passed_over = list_files(base_url, patience)
-        standing = _read_record(out)
+        standing = read_record(out)
         _assert_one_year(listed, out)
         missing = [each for each in listed if each.path not in standing]
         log.info("%d files listed, %d of them here", len(listed), len(listed) - len(missing))
@@ -233,7 +233,7 @@ def _paths_in(out: Path) -> set[str]:
     return {f"{folder}/{path.name}" for folder in FOLDERS for path in (out / folder).glob("*.gz") if year_of(path.name)}
 
 
-def _read_record(out: Path) -> dict[str, MirroredFile]:
+def read_record(out: Path) -> dict[str, MirroredFile]:
     """The files that stand, by path: recorded as verified, and on disk in that size."""
     standing = {}
     lines = (out / RECORD).read_bytes().splitlines() if (out / RECORD).exists() else []
