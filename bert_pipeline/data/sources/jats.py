@@ -25,8 +25,9 @@ from bert_pipeline.data.sources.records import Fault, excerpt
 MAX_BYTES = 2**24
 """Of an article; the largest of PubMed Central's have a fraction of it."""
 
+NOT_WELL_FORMED = "article is not well-formed XML"
 ARTICLE_FIELDS = ("title", "abstract", "body")
-OTHER_ABSTRACTS = frozenset("graphical key-points precis short summary teaser toc web-summary".split())
+OTHER_ABSTRACTS = frozenset({"graphical", "key-points", "precis", "short", "summary", "teaser", "toc", "web-summary"})
 """Values of abstract-type, as PubMed Central's tagging guidelines list them, that are not the article's abstract."""
 
 HREF = "{http://www.w3.org/1999/xlink}href"
@@ -64,7 +65,7 @@ def read_article(data: bytes, section_titles: bool = False) -> Article | Fault:
     try:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:
-        return Fault("article is not well-formed XML", excerpt(str(error)))
+        return Fault(NOT_WELL_FORMED, excerpt(str(error)))
     _drop_namespace(root)
     if root.tag != "article":
         return Fault("root element is not <article>", excerpt(f"<{root.tag}>"))
@@ -128,9 +129,8 @@ def _abstract(meta: Any, section_titles: bool) -> tuple[str, ...]:
 
 def _dates(meta: Any) -> Iterator[str]:
     for published in meta.iterfind("pub-date"):
-        if found := _date(*(_line(published.find(name)) for name in ("year", "month", "day"))):
-            yield found
-        elif found := _date(*f"{published.get('iso-8601-date', '')}--".split("-")[:3]):
+        by_parts = _date(*(_line(published.find(name)) for name in ("year", "month", "day")))
+        if found := by_parts or _date(*f"{published.get('iso-8601-date', '')}--".split("-")[:3]):
             yield found
 
 

@@ -24,22 +24,29 @@ BREAK, CITATION, YEAR, FORMULA = "\x01", "\x02", "\x03", "\x04"
 NAMED, NAMED_END, RAISED, RAISED_END = "\x05", "\x06", "\x0e", "\x0f"
 
 BLOCKS = frozenset(
-    "abstract body boxed-text def def-item def-list disp-quote list list-item p question answer sec speech speaker"
-    " statement term verse-group verse-line".split()
-)
+    {
+        "abstract", "body", "boxed-text", "def", "def-item", "def-list", "disp-quote", "list", "list-item", "p",
+        "question", "answer", "sec", "speech", "speaker", "statement", "term", "verse-group", "verse-line",
+    }
+)  # fmt: skip
 FORMULAS = frozenset(
-    "chem-struct disp-formula inline-formula inline-graphic private-char tex-math"
-    " {http://www.w3.org/1998/Math/MathML}math".split()
-)
+    {
+        "chem-struct", "disp-formula", "inline-formula", "inline-graphic", "private-char", "tex-math",
+        "{http://www.w3.org/1998/Math/MathML}math",
+    }
+)  # fmt: skip
 LEFT_OUT = frozenset(
-    "ack alternatives array attrib author-notes bio caption chem-struct-wrap chem-struct-wrapper citation"
-    " citation-alternatives code disp-formula-group element-citation fig fig-group fn fn-group graphic index-term"
-    " inline-media inline-supplementary-material kwd-group label media mixed-citation nlm-citation notes object-id"
-    " permissions preformat ref-list related-article related-object response sec-meta sig-block sub-article"
-    " supplementary-material table table-wrap table-wrap-foot table-wrap-group".split()
-)
-NOTE_REFERENCES = frozenset("aff author-notes contrib corresp fn table-fn".split())
-SECTION_TYPES_LEFT_OUT = frozenset("ack coi-statement display-objects supplementary-material".split())
+    {
+        "ack", "alternatives", "array", "attrib", "author-notes", "bio", "caption", "chem-struct-wrap",
+        "chem-struct-wrapper", "citation", "citation-alternatives", "code", "disp-formula-group", "element-citation",
+        "fig", "fig-group", "fn", "fn-group", "graphic", "index-term", "inline-media", "inline-supplementary-material",
+        "kwd-group", "label", "media", "mixed-citation", "nlm-citation", "notes", "object-id", "permissions",
+        "preformat", "ref-list", "related-article", "related-object", "response", "sec-meta", "sig-block",
+        "sub-article", "supplementary-material", "table", "table-wrap", "table-wrap-foot", "table-wrap-group",
+    }
+)  # fmt: skip
+NOTE_REFERENCES = frozenset({"aff", "author-notes", "contrib", "corresp", "fn", "table-fn"})
+SECTION_TYPES_LEFT_OUT = frozenset({"ack", "coi-statement", "display-objects", "supplementary-material"})
 SECTIONS_LEFT_OUT = frozenset(
     {
         "acknowledgement", "acknowledgements", "acknowledgment", "acknowledgments", "author contribution",
@@ -57,26 +64,30 @@ NO_APOSTROPHE = {ord(each): None for each in "'’"}
 
 WORD = re.compile(r"[^\W\d_]+")
 CITING_WORDS = frozenset(
-    "a also and as but by cf e eg example for from g i ie in ref reference references refs review reviewed reviews see"
-    " therein".split()
-)
-NAME_WORDS = frozenset("al da de del den der di du et la le van von".split())
+    {
+        "a", "also", "and", "as", "but", "by", "cf", "e", "eg", "example", "for", "from", "g", "i", "ie", "in", "ref",
+        "reference", "references", "refs", "review", "reviewed", "reviews", "see", "therein",
+    }
+)  # fmt: skip
+NAME_WORDS = frozenset({"al", "da", "de", "del", "den", "der", "di", "du", "et", "la", "le", "van", "von"})
 YEAR_ALONE = re.compile(r"\W*(?:1[6-9]|20)\d\d[a-z]?\W*")
-YEAR_AT_END = re.compile(r"[\s,]*(?:[(\[][\d\s,;–-]+[a-z]?[)\]]|\b(?:1[6-9]|20)\d\d[a-z]?)\s*$")
+YEAR_AT_END = re.compile(r"[ ,]{0,2}(?:[(\[][\d ,;–-]+[a-z]?[)\]]|\b(?:1[6-9]|20)\d\d[a-z]?) ?$")
 
 CITED = rf"(?:{CITATION}|{YEAR}|{NAMED}[^{NAMED_END}]*{NAMED_END})"
-CITED_IN_ROW = re.compile(rf"{CITED}(?:(?:[\s,;&–-]|\band\b)*{CITED})+")
-RAISED_CITATIONS = re.compile(rf"\s*{RAISED}[^\w{RAISED}{CITATION}{YEAR}{NAMED}]*{CITED}(?:\W|\d|{CITED})*?{RAISED_END}")
-INNERMOST_BRACKET = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
-EMPTY_BRACKET = re.compile(rf"\s*[(\[][\s,;{FORMULA}]*{FORMULA}[\s,;{FORMULA}]*[)\]]")
-NAMED_IN_SENTENCE = re.compile(f"{NAMED}([^{NAMED_END}]*){NAMED_END}")
 ANY_CITATION = re.compile(CITED)
-AFTER_BRACKET = re.compile(rf"(?<=[(\[]){CITATION}[\s,;:]*")
-BEFORE_BRACKET = re.compile(rf"(?:[\s,;:]|\band\b)*{CITATION}\s*(?=[;)\]])")
-BETWEEN_STOPS = re.compile(rf"([.,;:])\s*{CITATION}\s*\1")
-BETWEEN_WORDS = re.compile(rf"\s+{CITATION}(?=\w)")
-IN_TEXT = re.compile(rf"\s*{CITATION}")
-BLANK_BEFORE_STOP = re.compile(rf"{FORMULA}\s*(?=[.,;:)\]])")
+CITED_IN_ROW = re.compile(rf"{CITED}(?:(?:[ ,;&–-]|\band\b)*{CITED})+")
+RAISED_NUMBERS = re.compile(
+    rf" ?{RAISED}(?:\d|{CITED}|[^\w{CITATION}{YEAR}{NAMED}{NAMED_END}{RAISED}{RAISED_END}])*{RAISED_END}"
+)
+INNERMOST_BRACKET = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
+NAMED_IN_SENTENCE = re.compile(f"{NAMED}([^{NAMED_END}]*){NAMED_END}")
+AFTER_BRACKET = re.compile(rf"(?<=[(\[]){CITATION}[ ,;:]*")
+BEFORE_BRACKET = re.compile(rf"(?:[ ,;:]|\band\b){{0,9}}{CITATION} ?(?=[;)\]])")
+BETWEEN_STOPS = re.compile(rf"([.,;:]) ?{CITATION} ?\1")
+BETWEEN_WORDS = re.compile(rf" {CITATION}(?=\w)")
+IN_TEXT = re.compile(rf" ?{CITATION}")
+EMPTY_BRACKET = re.compile(rf" ?[(\[][ ,;{FORMULA}]*[)\]]")
+BEFORE_STOP = re.compile(rf" ?{FORMULA} ?(?=[.,;:)\]])")
 
 
 def paragraphs(element: Any, section_titles: bool) -> tuple[str, ...]:
@@ -86,8 +97,8 @@ def paragraphs(element: Any, section_titles: bool) -> tuple[str, ...]:
     """
     marked: list[str] = []
     _mark(element, section_titles, marked)
-    texts = (" ".join(_without_residue(piece).split()) for piece in "".join(marked).split(BREAK))
-    return tuple(text for text in texts if text)
+    pieces = (" ".join(piece.split()) for piece in "".join(marked).split(BREAK))
+    return tuple(text for piece in pieces if (text := " ".join(_without_residue(piece).split())))
 
 
 def _mark(element: Any, section_titles: bool, marked: list[str]) -> None:
@@ -151,16 +162,20 @@ def _words(text: str) -> set[str]:
 def _without_residue(text: str) -> str:
     if text.isprintable():  # no mark
         return text
-    text = RAISED_CITATIONS.sub(CITATION, text).replace(RAISED, "").replace(RAISED_END, "")
+    text = RAISED_NUMBERS.sub(lambda raised: CITATION if ANY_CITATION.search(raised[0]) else raised[0], text)
+    text = text.replace(RAISED, "").replace(RAISED_END, "")
     if ANY_CITATION.search(text):
         text = INNERMOST_BRACKET.sub(_bracket, INNERMOST_BRACKET.sub(_bracket, text))  # (see Smith (2010) and ...)
-        text = NAMED_IN_SENTENCE.sub(lambda named: YEAR_AT_END.sub("", named[1]) + CITATION, text.replace(YEAR, CITATION))
+        text = NAMED_IN_SENTENCE.sub(
+            lambda named: YEAR_AT_END.sub("", named[1]) + CITATION, text.replace(YEAR, CITATION)
+        )
         text = CITED_IN_ROW.sub(CITATION, text)
         text = BEFORE_BRACKET.sub("", AFTER_BRACKET.sub("", text))
         text = BETWEEN_STOPS.sub(r"\1", text)
         text = IN_TEXT.sub("", BETWEEN_WORDS.sub(" ", text))
     if FORMULA in text:
-        text = BLANK_BEFORE_STOP.sub("", EMPTY_BRACKET.sub("", text)).replace(FORMULA, " ")
+        text = EMPTY_BRACKET.sub(lambda bracket: "" if FORMULA in bracket[0] else bracket[0], text)
+        text = BEFORE_STOP.sub("", text).replace(FORMULA, " ")
     return text
 
 
