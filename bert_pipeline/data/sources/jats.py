@@ -65,7 +65,7 @@ def read_article(data: bytes, section_titles: bool = False) -> Article | Fault:
     try:
         root = etree.fromstring(data, parser)
     except etree.XMLSyntaxError as error:
-        return Fault(NOT_WELL_FORMED, excerpt(str(error)))
+        return Fault(NOT_WELL_FORMED, excerpt(" ".join(str(error).split())))
     _drop_namespace(root)
     if root.tag != "article":
         return Fault("root element is not <article>", excerpt(f"<{root.tag}>"))

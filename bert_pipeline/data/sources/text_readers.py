@@ -122,7 +122,7 @@ def _element(buffer: str, position: int, first: bool) -> tuple[Any, int]:
             raise json.JSONDecodeError("Expecting ',' or ']'", buffer, position)
         position = _after_blanks(buffer, position + 1)
     element, end = DECODER.raw_decode(buffer, position)
-    if end == len(buffer):
+    if end == len(buffer) and not isinstance(element, dict):  # a number may go on
         raise json.JSONDecodeError("Expecting ',' or ']'", buffer, end)
     return element, end
 
