@@ -65,8 +65,10 @@ NO_APOSTROPHE = {ord(each): None for each in "'’"}
 WORD = re.compile(r"[^\W\d_]+")
 CITING_WORDS = frozenset(
     {
-        "a", "also", "and", "as", "but", "by", "cf", "e", "eg", "example", "for", "from", "g", "i", "ie", "in", "ref",
-        "reference", "references", "refs", "review", "reviewed", "reviews", "see", "therein",
+        "a", "also", "an", "and", "as", "but", "by", "cf", "described", "details", "discussed", "e", "earlier", "eg",
+        "example", "for", "from", "g", "i", "ie", "in", "previously", "recent", "recently", "ref", "reference",
+        "references", "refs", "reported", "review", "reviewed", "reviews", "see", "shown", "similar", "summarised",
+        "summarized", "the", "therein",
     }
 )  # fmt: skip
 NAME_WORDS = frozenset({"al", "da", "de", "del", "den", "der", "di", "du", "et", "la", "le", "van", "von"})
@@ -81,11 +83,12 @@ RAISED_NUMBERS = re.compile(
 )
 INNERMOST_BRACKET = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
 NAMED_IN_SENTENCE = re.compile(f"{NAMED}([^{NAMED_END}]*){NAMED_END}")
+NAMED_ASIDE = re.compile(rf"(?<!\bin )(?<!\bby )(?<!\bof )(?<!\bsee )(?<!\bfrom ){NAMED}[^{NAMED_END}]*{NAMED_END}")
 AFTER_BRACKET = re.compile(rf"(?<=[(\[]){CITATION}[ ,;:]*")
+IS_BEFORE_BRACKET = re.compile(rf"{CITATION} ?[;)\]]")
 BEFORE_BRACKET = re.compile(rf"(?:[ ,;:]|\band\b){{0,9}}{CITATION} ?(?=[;)\]])")
-BETWEEN_STOPS = re.compile(rf"([.,;:]) ?{CITATION} ?\1")
+BETWEEN_STOPS = re.compile(rf"[,;:] ?[{CITATION}{FORMULA}] ?(?=[.,;:])|(?<=\.) ?{CITATION} ?\.")
 BETWEEN_WORDS = re.compile(rf" {CITATION}(?=\w)")
-IN_TEXT = re.compile(rf" ?{CITATION}")
 EMPTY_BRACKET = re.compile(rf" ?[(\[][ ,;{FORMULA}]*[)\]]")
 BEFORE_STOP = re.compile(rf" ?{FORMULA} ?(?=[.,;:)\]])")
 
@@ -170,10 +173,13 @@ def _without_residue(text: str) -> str:
             lambda named: YEAR_AT_END.sub("", named[1]) + CITATION, text.replace(YEAR, CITATION)
         )
         text = CITED_IN_ROW.sub(CITATION, text)
-        text = BEFORE_BRACKET.sub("", AFTER_BRACKET.sub("", text))
-        text = BETWEEN_STOPS.sub(r"\1", text)
-        text = IN_TEXT.sub("", BETWEEN_WORDS.sub(" ", text))
+        text = AFTER_BRACKET.sub("", text)
+        if IS_BEFORE_BRACKET.search(text):  # seldom, and the pattern below is slow
+            text = BEFORE_BRACKET.sub("", text)
+        text = BETWEEN_WORDS.sub(" ", BETWEEN_STOPS.sub("", text))
+        text = text.replace(f" {CITATION}", "").replace(CITATION, "")
     if FORMULA in text:
+        text = BETWEEN_STOPS.sub("", text)
         text = EMPTY_BRACKET.sub(lambda bracket: "" if FORMULA in bracket[0] else bracket[0], text)
         text = BEFORE_STOP.sub("", text).replace(FORMULA, " ")
     return text
@@ -191,7 +197,7 @@ def _bracket(bracket: re.Match[str]) -> str:
         words = WORD.findall(rest)
         citing = CITING_WORDS | (NAME_WORDS if YEAR in part else set())
         if not all(word.lower() in citing or (YEAR in part and word[0].isupper()) for word in words):
-            kept.append(ANY_CITATION.sub(CITATION, part))
+            kept.append(NAMED_ASIDE.sub(CITATION, part).replace(YEAR, CITATION))
     if not cited:
         return bracket[0]
     if not any(map(str.strip, kept)):
