@@ -190,6 +190,8 @@ B1, B2, B4 = cite("[1]", "[2]", "[4]")
 SMITH, JONES, YEAR, LATER = cite("Smith, 2010", "Jones <italic>et al</italic>, 2011", "2010", "2011b")
 NAMED, POSSESSIVE = cite("Aureli et al. (2008)", "Uhl et al. 2014")
 
+[ODD] = cite(f"Odd <p>paragraph</p> {ONE} <inline-formula/> {NAMED}")
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -238,7 +240,9 @@ def test_a_citation_goes_with_what_stands_round_it(text, expected):
     assert body_of(f"<p>{text}</p>") == (expected,)
 
 
-@given(st.lists(st.sampled_from([*"ab ,;.()[]–12", "and ", "see ", ONE, B1, SMITH, YEAR, NAMED, "<sup>", "</sup>"])))
+@given(
+    st.lists(st.sampled_from([*"ab ,;.()[]–12", "and ", "see ", ONE, B1, SMITH, YEAR, NAMED, ODD, "<sup>", "</sup>"]))
+)
 def test_no_mark_and_no_numbered_citation_is_left_in_any_text(pieces):
     depth, text = 0, ""
     for piece in pieces:

@@ -60,6 +60,8 @@ SECTIONS_LEFT_OUT = frozenset(
 )  # fmt: skip
 """Titles in lower case, their letters alone."""
 
+WITHOUT_MARKS = dict.fromkeys(map(ord, (RAISED, RAISED_END)), "")
+WITHOUT_MARKS |= dict.fromkeys(map(ord, (BREAK, CITATION, YEAR, FORMULA, NAMED, NAMED_END)), " ")
 NO_APOSTROPHE = {ord(each): None for each in "'’"}
 
 WORD = re.compile(r"[^\W\d_]+")
@@ -149,7 +151,7 @@ def _mark_reference(reference: Any, marked: list[str]) -> None:
     if kind != "bibr":
         marked += inside
         return
-    text = "".join(inside).translate({ord(RAISED): None, ord(RAISED_END): None})
+    text = "".join(inside).translate(WITHOUT_MARKS)
     if YEAR_ALONE.fullmatch(text):
         marked.append(YEAR)
     elif _words(text) <= CITING_WORDS or re.fullmatch(r"\W*\d+[a-z]\W*", text):
