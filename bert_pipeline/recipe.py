@@ -51,6 +51,8 @@ class CorpusRecipe(Section):
     """Fields of a record that make up the document, in this order; each is split into sentences by itself."""
     id_field: str = ""
     """Field that names a document; empty: `<file name>:<record number>`."""
+    section_titles: bool = False
+    """Of articles (.nxml, .xml, .tar), the titles of their sections are kept as text."""
     cleaning: tuple[str, ...] = ()
     """Rules by name, in this order (see data/cleaning.py): copyright lines, markup, ..."""
     language: str = Field("", pattern=r"^([a-z]{2})?$")

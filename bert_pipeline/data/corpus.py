@@ -151,8 +151,8 @@ class Dealer:
             if self._adopt(made_from):
                 progress.advance(sum(path.stat().st_size for path in group.values()))
             else:
-                fields = self.section.text_fields, self.section.id_field
-                yield from self._deal(made_from, read_documents(group, *fields, progress))
+                how = self.section.text_fields, self.section.id_field, progress, self.section.section_titles
+                yield from self._deal(made_from, read_documents(group, *how))
 
     def _adopt(self, made_from: dict[str, Any]) -> bool:
         """Take a group over that stands whole."""

@@ -82,7 +82,7 @@ def read_source_file(
     """Every record of one file."""
     if section.source == "pubmed":
         return read_pubmed(name, path, progress.advance)
-    return read_documents({name: path}, section.text_fields, section.id_field, progress)
+    return read_documents({name: path}, section.text_fields, section.id_field, progress, section.section_titles)
 
 
 def _until(section: CorpusRecipe, files: dict[str, Path]) -> dict[str, Path]:

@@ -49,7 +49,39 @@ def as_parquet(texts: list[str]) -> bytes:
     return out.getvalue()
 
 
-FORMATS = {".txt": as_txt, ".jsonl": as_jsonl, ".csv": as_csv, ".parquet": as_parquet}
+def as_json(texts: list[str]) -> bytes:
+    return json.dumps([{"id": f"d{n}", "text": text} for n, text in enumerate(texts)], indent=1).encode()
+
+
+def as_tsv(texts: list[str]) -> bytes:
+    out = io.StringIO(newline="")
+    rows = [["id", "text"], *([f"d{n}", text] for n, text in enumerate(texts))]
+    csv.writer(out, delimiter="\t").writerows(rows)
+    return out.getvalue().encode()
+
+
+def as_arrow(texts: list[str], new=pa.ipc.new_stream) -> bytes:
+    out = io.BytesIO()
+    table = pa.table({"id": [f"d{n}" for n in range(len(texts))], "text": texts})
+    with new(out, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    return out.getvalue()
+
+
+def as_arrow_file(texts: list[str]) -> bytes:
+    return as_arrow(texts, pa.ipc.new_file)
+
+
+FORMATS = {
+    ".txt": as_txt,
+    ".jsonl": as_jsonl,
+    ".json": as_json,
+    ".csv": as_csv,
+    ".tsv": as_tsv,
+    ".parquet": as_parquet,
+    ".arrow": as_arrow,
+    ".file.arrow": as_arrow_file,
+}
 COMPRESSIONS = {
     "": lambda data: data,
     ".gz": gzip.compress,
@@ -195,6 +227,13 @@ def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path, monkeypatch
         ("a.jsonl", b'\n{"txt": "wrong key"}\n', "line 2", "text field text is missing", "wrong key"),
         ("a.jsonl", b'{"text": null}\n', "line 1", "text field text is missing", "None"),
         ("a.jsonl", b'{"text": 12345}\n', "line 1", "text field text is not a string", "12345"),
+        ("a.jsonl", b'{"text": "a\x01b"}\n', "line 1", "line is not JSON", "\x01"),
+        ("a.json", b'[{"text": "fine"}, null]', "record 2", "array element is not a JSON object", "null"),
+        ("a.json", b'[{"text": "fine"}, {"txt": "a"}]', "record 2", "text field text is missing", "txt"),
+        ("a.json", b'[{"text": ["a", "b"]}]', "record 1", "text field text is not a string", "['a', 'b']"),
+        ("a.json", b'{"text": "fine"}\n{"text": "cut', "record 2", "line is not JSON", "cut"),
+        ("a.json", b'[{"text": "caf\xe9 au lait"}]', "record 1", "not UTF-8", "caf\\xe9 au lait"),
+        ("a.tsv", b"id\ttext\n1\ta,b\n2\tb\tc\n", "line 3", "wrong number of fields", "3 for 2 columns: 2\tb\tc"),
         ("a.jsonl", b'{"text": " .\\u0000"}\n', "line 1", "document without text", "."),
         ("a.jsonl", b'{"text": "caf\xe9 au lait"}\n', "line 1", "not UTF-8", "caf\\xe9 au lait"),
         ("a.jsonl", b'{"text": "half \\ud83d pair"}\n', "line 1", "half a surrogate pair", "half \\ud83d pair"),
@@ -225,6 +264,81 @@ def test_a_parquet_value_that_is_not_utf8_is_set_aside(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_every_kind_of_string_column_is_text(tmp_path, new, kind):
+    table = pa.table({"text": pa.array(["β one", None, "two"]).cast(kind)})
+    with new(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    first, rejection, last = read(tmp_path, id_field="")
+    assert (first.texts, last.texts) == (("β one",), ("two",))
+    assert (rejection.record, rejection.reason) == ("row 2", "text field text is missing")
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".parquet"])
+@pytest.mark.parametrize("nested", [["a", "b"], {"en": "a"}])
+def test_a_nested_text_column_is_refused_before_a_row_is_read(tmp_path, suffix, nested):
+    table = pa.table({"text": [nested], "id": ["x"]})
+    if suffix == ".parquet":
+        pq.write_table(table, tmp_path / "a.parquet")
+    else:
+        with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(
+        SourceError, match=r"column text is nested \((list|struct)<.*\); remedy: write its text to a column"
+    ):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("write", [as_arrow, as_arrow_file])
+def test_an_arrow_file_that_was_cut_anywhere_stops_the_reading(tmp_path, write):
+    """Arrow itself takes a stream that ends between two record batches for a whole one."""
+    whole = write([f"Text {number}." for number in range(20)])
+    (tmp_path / "a.arrow").write_bytes(whole)
+    assert len(read(tmp_path)) == 20
+    for cut in range(0, len(whole), 8):
+        (tmp_path / "a.arrow").write_bytes(whole[:cut])
+        with pytest.raises(SourceError, match=r"a\.arrow: cut short or corrupt after row \d+: "):
+            read(tmp_path)
+
+
+def test_two_arrow_streams_in_one_file_stop_the_reading(tmp_path):
+    (tmp_path / "a.arrow").write_bytes(as_arrow(["one"]) + as_arrow(["two"]))
+    with pytest.raises(SourceError, match="cut short or corrupt after row 1"):
+        read(tmp_path)
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(["text", "n"]), st.text() | st.floats(allow_nan=False) | st.integers())),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.integers(1, 40),
+)
+def test_a_json_array_is_read_alike_in_blocks_of_any_size(rows, indent, ascii_only, block):
+    """Against json.loads. Half a surrogate pair may come; an id that a float makes is no id."""
+    from bert_pipeline.data.sources import text_readers
+
+    data = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    whole, text_readers.JSON_BLOCK = text_readers.JSON_BLOCK, block
+    try:
+        found = list(text_readers.read_json(io.BytesIO(data), text_readers.Wanted(("text",))))
+    finally:
+        text_readers.JSON_BLOCK = whole
+    assert found == list(enumerate(json.loads(data.decode("utf-8", "surrogateescape")), 1))
+
+
+def test_text_of_any_control_characters_comes_as_it_is(tmp_path):
+    """The corpus cleans them out. Only LF, CR and CRLF end a line."""
+    odd = "a\x00b\x01c\u2028d\u2029e\u0085f\x0bg\x0ch\x1ci\ufeffj\u200bk\x7fl"
+    (tmp_path / "a.txt").write_text(odd + "\r\n\r\nsecond\r\rthird", newline="")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": odd}) + "\r\n")
+    (tmp_path / "c.csv").write_text(f"text\n{odd}\n", newline="")
+    texts = [document.texts[0].rstrip("\n") for document in read(tmp_path, id_field="")]
+    assert texts == [odd, "second", "third", odd, odd]
+
+
 def test_a_record_without_an_id_is_rejected(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": "x", "text": "first"}\n{"id": "", "text": "no id"}\n')
     (tmp_path / "b.jsonl").write_text('{"id": "x", "text": "second"}\n{"id": true, "text": "no id"}\n')
@@ -244,7 +358,7 @@ def test_a_compressed_file_that_was_cut_short_stops_the_reading(tmp_path, suffix
     texts = [f"Document {n} is about {n * 7919 % 10007}." for n in range(2000)]
     whole = COMPRESSIONS[compression](FORMATS[suffix](texts))
     path.write_bytes(whole[: len(whole) * 2 // 3])
-    with pytest.raises(SourceError, match=rf"{path.name}: cut short or corrupt after (line|row) \d+: .*; remedy: copy"):
+    with pytest.raises(SourceError, match=rf"{path.name}: cut short or .* after (line|row|record) \d+: .*; remedy: "):
         read(path)
 
 
@@ -263,7 +377,26 @@ def test_a_compressed_file_that_was_cut_short_stops_the_reading(tmp_path, suffix
         ("a.csv", b"pmid,abstract\n1,b\n", r"a\.csv: no column text; the columns are pmid, abstract; remedy"),
         ("a.csv", b'id,text\n1,a\n2,"open\n3,b\n', r"a\.csv: line 3: a quoted field never ends; remedy"),
         ("a.csv", b'id,"te"xt\n', r"a\.csv: line 1: the header is not CSV: .*te"),
-        ("a.json", b"{}", r"a\.json: unknown suffix \.json; remedy: name it \.txt, \.jsonl"),
+        ("a.doc", b"{}", r"a\.doc: unknown suffix \.doc; remedy: name it \.txt, \.jsonl"),
+        ("a.json", b"[]", r"a\.json: empty, it holds no record; remedy"),
+        (
+            "a.json",
+            b'[{"text": "a"}',
+            r"a\.json: cut short or not JSON after record 1: Expecting ',' or '\]'.*; remedy",
+        ),
+        ("a.json", b'[{"text": "a"}, {"te', r"a\.json: cut short or not JSON after record 1: Unterminated string"),
+        ("a.json", b'[{"text": "a"} {"text": "b"}]', r"a\.json: cut short or not JSON after record 1: Expecting ','"),
+        ("a.json", b"[" * 100_000, r"a\.json: cut short or not JSON after record 0: .*recursion"),
+        ("a.json", b'[{"text": "a"}]\n[{"text": "b"}]', r"a\.json: text behind the end of the JSON array: .*; remedy"),
+        ("a.txt", "Text.\nMore.".encode("utf-16"), r"a\.txt: text in UTF-16 or UTF-32; remedy: convert it to UTF-8"),
+        ("a.txt", "Text.".encode("utf-16-be"), r"a\.txt: text in UTF-16 or UTF-32; remedy: convert it to UTF-8"),
+        ("a.jsonl", '{"text": "ß"}'.encode("utf-16-le"), r"a\.jsonl: text in UTF-16 or UTF-32; remedy"),
+        ("a.json", '[{"text": "ß"}]'.encode("utf-32"), r"a\.json: text in UTF-16 or UTF-32; remedy"),
+        ("a.csv", "id,text\n".encode("utf-16"), r"a\.csv: text in UTF-16 or UTF-32; remedy"),
+        ("a.tsv", b"id\ttitle\n1\tb\n", r"a\.tsv: no column text; the columns are id, title; remedy"),
+        ("a.csv", b"text,text\n1,b\n", r"a\.csv: more than one column text; the columns are text, text; remedy"),
+        ("a.arrow", b"", r"a\.arrow: cut short or corrupt after row 0: .*; remedy"),
+        ("a.arrow", b"plain text", r"a\.arrow: cut short or corrupt after row 0: .*; remedy"),
         ("texts", b"{}", r"texts: unknown suffix \(none\); remedy"),
     ],
 )
@@ -301,3 +434,81 @@ def test_progress_ends_at_the_size_of_the_files(tmp_path, suffix):
     progress = Progress("reading", size, "bytes")
     assert len(list(read_documents(files, ("text",), progress=progress))) == 4 * len(TEXTS)
     assert progress.done == size
+
+
+ROWS = [{"id": f"d{n}", "text": f"Document {n} says “β” and\tmore.", "label": n} for n in range(2500)]
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    return datasets
+
+
+@pytest.mark.parametrize("name", ["a.json", "lines.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.arrow"])
+def test_a_file_gives_the_texts_that_datasets_gives(tmp_path, datasets, name):
+    builder = {"jsonl": "json", "tsv": "csv"}.get(suffix := name.rpartition(".")[2], suffix)
+    path, table = tmp_path / name, pa.Table.from_pylist(ROWS)
+    if name == "a.json":
+        path.write_text(json.dumps(ROWS))
+    elif builder == "json":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS))
+    elif builder == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "text", "label"], delimiter="\t" if suffix == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    elif builder == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    options = {"delimiter": "\t"} if suffix == "tsv" else {}
+    theirs = datasets.load_dataset(
+        builder, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"), **options
+    )
+    ours = list(read_documents({name: path}, ("text",), "id"))
+    assert [(each.document_id, *each.texts) for each in ours] == list(zip(theirs["id"], theirs["text"], strict=True))
+    if builder != "arrow":  # which it reads where it lies
+        assert texts_of(tmp_path / "cache") == list(theirs["text"]), "the cache that it wrote is a corpus too"
+
+
+def texts_of(path: Path) -> list[str]:
+    return [document.texts[0] for document in read(path)]
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_folder_that_datasets_saved_is_read_without_its_notes(tmp_path, datasets, splits):
+    whole = datasets.Dataset.from_list(ROWS)
+    saved = whole.train_test_split(test_size=0.2, shuffle=False) if splits else whole
+    folder = tmp_path / "saved"
+    saved.save_to_disk(str(folder), **({} if splits else {"num_shards": 3}))
+    loaded = datasets.load_from_disk(str(folder))
+    parts = list(loaded.values()) if splits else [loaded]
+    for part in parts:  # leaves cache-*.arrow beside the data
+        part.map(lambda row: {"text": row["text"].upper()})
+    assert list(folder.rglob("cache-*.arrow"))
+    theirs = sorted(text for part in parts for text in part["text"])
+    assert sorted(texts_of(folder)) == theirs and len(theirs) == len(ROWS)
+
+
+READ_AND_TELL_PEAK = """
+import re, sys
+from pathlib import Path
+from bert_pipeline.data.sources.files import read_documents
+path = Path(sys.argv[1])
+sizes = [len(document.texts[0]) for document in read_documents({path.name: path}, ("text",))]
+print(sizes, re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_record_of_100_mb_is_read_in_bounded_memory(tmp_path, run_python, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(FORMATS[suffix](["word " * 20_000_000, "small"]))
+    done = run_python("-c", READ_AND_TELL_PEAK, str(path))
+    assert done.returncode == 0, done.stderr
+    sizes, kilobytes = done.stdout.rsplit(" ", 1)
+    assert json.loads(sizes)[1] == 5 and int(kilobytes) < 2**20, done.stdout

@@ -1,0 +1,36 @@
+"""What is asked of the records of a file, and what its reader gives."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bert_pipeline.data.sources.jats import Article
+from bert_pipeline.data.sources.records import Fault, SourceError, excerpt
+
+Stream = Any  # a file of bytes: those of io, gzip, lzma and pyarrow share no type
+Records = Iterator[tuple[int, Mapping[str, Any] | Article | Fault]]
+"""Number of the line, row, record or member, and its fields."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a record."""
+
+    text_fields: tuple[str, ...]
+    id_field: str = ""
+    section_titles: bool = False
+    """Of articles."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (*self.text_fields, *filter(None, [self.id_field]))
+
+
+def require(wanted: tuple[str, ...], columns: Iterable[str], what: str = "column") -> None:
+    for name in wanted:
+        if list(columns).count(name) != 1:
+            raise SourceError(
+                f"{'no' if name not in columns else 'more than one'} {what} {name}; "
+                f"the {what}s are {', '.join(map(excerpt, columns))}; "
+                "remedy: name one of them in corpus.text_fields or corpus.id_field"
+            )
