@@ -129,7 +129,8 @@ def _records(facts: Facts) -> Section:
     if dropped:
         text += (
             " Each dropped record stands in dropped.parquet with its reason: bert-pipeline dropped DIRECTORY --id ID."
-            " Shards keep rows that were dropped after they were written; live.parquet tells which, and readers pass them over."
+            " Shards keep rows that were dropped after they were written; live.parquet names them, and no reader gives"
+            " them."
         )
     rows = [(where, count, count / max(records, 1)) for where, count in counts]
     return Section("Records", text, ("", "records", "share"), rows)
