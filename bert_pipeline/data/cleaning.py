@@ -40,6 +40,7 @@ BLOCK = (
     "abstract abstracttext blockquote body br center copyrightinformation div fig h1 h2 h3 h4 h5 h6 head hr html label "
     "li list list-item ol p sec table tbody td tfoot th thead title tr ul"
 )
+BLOCK_NAMES = frozenset(BLOCK.split())
 TAG = re.compile(
     rf"<(?P<closing>/)?(?:[a-z]{{1,5}}:)?(?P<name>{'|'.join((INLINE + ' ' + BLOCK).split())}|mml:[a-z]{{1,20}})"
     r"""(?:\s++[\w:-]++\s*+=\s*+(?:"[^"<>]*+"|'[^'<>]*+'))*+\s*+/?>"""
@@ -76,7 +77,7 @@ MISREAD = re.compile(
     r"|(?<=[\w.,;:)%])Â(?= )"
 )
 
-TRUNCATED = re.compile(r" ?[(\[]?ABSTRACT TRUNCATED(?: AT \d{2,4} WORDS)?[)\]]?\.?")
+TRUNCATED = re.compile(r" ?[(\[]?ABSTRACT TRUNCATED(?: AT \d{2,4} WORDS)?[)\]]?\.?(?:\s+\Z)?")
 
 NOTE = (
     r"\[(?:corrected(?:; erratum[^][]{0,40})?|References?: \d+|\d+ refs?|(?:Systematic )?Review|(?:see )?comments?"
@@ -91,32 +92,24 @@ PLACEHOLDER = re.compile(
 TRANSLATED = re.compile(r"\s*+\[([^][]{2,}+(?:\[[^][]*+\][^][]*+)*+)\](\.?)\s*+(?:\[[A-Z][a-z]+\])?\s*+")
 
 SUPPLEMENTS = re.compile(
-    r"Click here for (?:additional data )?file\b\.?"
-    r"|The pre-publication history for this paper can be accessed here:"
+    r" ?Click here for (?:additional data )?file\b\.?"
+    r"| ?The pre-publication history for this paper can be accessed here:"
     r"(?: ?(?:xmlns:\S{1,80}>)?https?://www\.biomedcentral\.com/\S{1,60}prepub)?"
 )
 
 NOTICE_LENGTH = 500
 """Characters at the end of a text, where a notice of copyright is looked for."""
-SIGNS = (
-    "opyright",
-    "©",
-    "(c)",
-    "(C)",
-    "c19",
-    "c20",
-    "Author",
-    "blished",
-    "PsycINFO",
-    "rights",
-    "ccess art",
-    "Thieme",
-    "nment work",
-)
+SIGNS: tuple[str, ...] = ("opyright", "©", "(c)", "(C)", "c19", "c20", "Author", "blished", "PsycINFO")
+SIGNS += ("rights", "ccess art", "Thieme", "nment work")
 """Each notice has one of them."""
 NOTICE = re.compile(
     r"""
-    \(?\b(?:Crown\s)?[Cc]opyright\s*(?:(?:©|@|\([cC]\)|\(copyright\))\s*(?:(?:19|20)\d\d\b|[A-Z]|by\s|the\s[Aa]uthor|\Z)|(?:by\s)?(?:19|20)\d\d\b|\Z)
+    \(?\b(?:Crown\s)?[Cc]opyright\s*
+      (?:
+        (?:©|@|\([cC]\)|\(copyright\))\s*(?:(?:19|20)\d\d\b|[A-Z]|by\s|the\s[Aa]uthor|\Z)
+      | (?:by\s)?(?:19|20)\d\d\b
+      | \Z
+      )
     | \(copyright\)(?:\s(?:(?:19|20)\d\d\b|[A-Z])|\Z)
     | \(PsycINFO\sDatabase\sRecord
     | (?:\A|(?<=[.?!)\]"'”;:%])|(?<=[.?!)\]"'”;:%]\s))
@@ -220,9 +213,6 @@ def _without(tag: re.Match[str], ended: set[str]) -> str:
     return " " if name in BLOCK_NAMES else ""
 
 
-BLOCK_NAMES = frozenset(BLOCK.split())
-
-
 @until_settled
 def hyphenation(text: str) -> str:
     """Words cut at a line's end: "treat-\\nment" -> "treatment", "dose-\\ndependent" -> "dose-dependent".
@@ -244,10 +234,12 @@ def _joined(first: str, hyphen: str, second: str, words: set[str]) -> str:
     if not (first.isalpha() and second.isalpha() and second.islower() and first[-1].islower()):
         return first + hyphen
     before = first.lower()
-    if f"{before}-{second}" in words or f"{before}{second}" in words:
-        return first if f"{before}{second}" in words else first + hyphen
-    is_compound = (SECOND_OF_COMPOUND.fullmatch(second) and not BARE_PREFIX.fullmatch(before)) or (
-        FIRST_OF_COMPOUND.fullmatch(before) and len(second) > 3 and not second.endswith(WORD_ENDS)
+    if f"{before}{second}" in words:
+        return first
+    is_compound = (
+        f"{before}-{second}" in words
+        or (SECOND_OF_COMPOUND.fullmatch(second) and not BARE_PREFIX.fullmatch(before))
+        or (FIRST_OF_COMPOUND.fullmatch(before) and len(second) > 3 and not second.endswith(WORD_ENDS))
     )
     return first + hyphen if is_compound else first
 
@@ -270,7 +262,7 @@ def _reread(characters: re.Match[str]) -> str:
 @until_settled
 def truncation(text: str) -> str:
     """NLM's mark of the years when it cut long abstracts: "and ended.(ABSTRACT TRUNCATED AT 250 WORDS)"."""
-    return TRUNCATED.sub("", text).rstrip() if "TRUNCATED" in text else text
+    return TRUNCATED.sub("", text) if "TRUNCATED" in text else text
 
 
 @until_settled
@@ -299,9 +291,7 @@ def placeholders(text: str) -> str:
 @until_settled
 def supplements(text: str) -> str:
     """Links to files that an article's text does not hold: "Click here for additional data file."."""
-    if "Click here for" in text or "pre-publication history" in text:
-        text = SUPPLEMENTS.sub("", text).rstrip()
-    return text
+    return SUPPLEMENTS.sub("", text) if "Click here for" in text or "pre-publication history" in text else text
 
 
 @until_settled
@@ -311,12 +301,11 @@ def copyright_notices(text: str) -> str:
     What follows the sign must be names and years up to the end of the text: a sentence with a verb is no notice
     ("Copyright law is discussed."), and neither is a sign in the middle ("JMP© 8.0.1").
     """
-    start = max(0, len(text) - NOTICE_LENGTH)
-    end = text[start:]
+    end = text[-NOTICE_LENGTH:]
     if any(sign in end for sign in SIGNS):
-        for notice in NOTICE.finditer(end):
-            if not PROSE.search(STANDING_PHRASE.sub("", end[notice.start() :])):
-                return text[: start + notice.start()].rstrip()
+        for notice in NOTICE.finditer(text, len(text) - len(end)):
+            if not PROSE.search(STANDING_PHRASE.sub("", text[notice.start() :])):
+                return text[: notice.start()].rstrip()
     return text
 
 
