@@ -23,6 +23,21 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+CleaningRule = Literal[
+    "entities",
+    "latex",
+    "markup",
+    "hyphenation",
+    "misread",
+    "truncation",
+    "editorial_notes",
+    "translated_titles",
+    "placeholders",
+    "supplements",
+    "copyright_notices",
+]
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be used; the message lists every fault with its dotted path."""
 
@@ -38,9 +53,9 @@ Named = TypeVar("Named", bound=Section)
 
 class CorpusRecipe(Section):
     source: Literal["files", "pubmed", "sample"] = "files"
-    """`files`: .txt, .jsonl, .csv, .parquet and others (see sources/files.py), each also .gz, .xz, .zst. `pubmed`:
-    NLM's baseline and update files, as `bert-pipeline download-pubmed` fetches them. `sample`: the generated demo
-    text."""
+    """`files`: .txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow, articles (.nxml, .xml) and .tar of articles, each
+    also .gz, .xz, .zst. `pubmed`: NLM's baseline and update files, as `bert-pipeline download-pubmed` fetches them.
+    `sample`: the generated demo text."""
     path: str = ""
     """A file, a folder or a glob; relative paths are looked up under BERT_PIPELINE_DATA (default: here)."""
     sources_file: str = ""
@@ -48,15 +63,16 @@ class CorpusRecipe(Section):
     cutoff: str = Field("", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
     """The last day of release (year-month-day) of the files taken (source = "pubmed"); empty: all."""
     text_fields: tuple[str, ...] = Field(("text",), min_length=1)
-    """Fields of a record that make up the document, in this order; each is split into sentences by itself."""
+    """Fields of a record that make up the document, in this order; each is split into sentences by itself. Of an
+    article: title, abstract, body."""
     id_field: str = ""
     """Field that names a document; empty: `<file name>:<record number>`."""
     section_titles: bool = False
     """Of articles (.nxml, .xml, .tar), the titles of their sections are kept as text."""
-    cleaning: tuple[str, ...] = ()
-    """Rules by name, in this order (see data/cleaning.py): copyright lines, markup, ..."""
+    cleaning: Literal["all"] | tuple[CleaningRule, ...] = ()
+    """Rules of data/cleaning.py by name, in this order."""
     language: str = Field("", pattern=r"^([a-z]{2})?$")
-    """Documents in another language (ISO 639-1) are left out; empty: none is."""
+    """Documents that are in another language (ISO 639-1) are left out; empty: none is."""
     min_words: int = Field(0, ge=0)
     """Documents of fewer words are left out; of a citation, those of its abstract are counted."""
     drop_retracted: bool = False

@@ -11,7 +11,7 @@ may stand for such a character, and a soft hyphen at a line's end tells that a w
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from html import unescape
 from html.entities import html5
@@ -328,7 +328,7 @@ RULES: dict[str, Rule] = {
 """In the order in which they help each other: an entity may hide a tag, a note may follow a notice."""
 
 
-def apply_rules(texts: Sequence[str], rules: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+def apply_rules(texts: Sequence[str], rules: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
     """The texts after the rules of these names, in this order; and the names of those that changed any text.
 
     A text may come out empty. Raises KeyError for a name that is not in RULES.

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from bert_pipeline import formats
 from bert_pipeline.artifact import Facts
-from bert_pipeline.data.cleaning import apply_rules
+from bert_pipeline.data.cleaning import RULES, apply_rules
 from bert_pipeline.data.ledger import FOLDER, write_ledger
 from bert_pipeline.data.near_duplicates import packed, signatures
 from bert_pipeline.data.overlap import EvaluationIndex
@@ -149,7 +149,7 @@ def _judged(
         return [], "", ""
     if holds_example:
         return [], HOLDS_EXAMPLE, ""
-    texts, rules = apply_rules(record.texts, section.cleaning)
+    texts, rules = apply_rules(record.texts, RULES if section.cleaning == "all" else section.cleaning)
     cleaned_by_rule.update(rules)
     texts = tuple(clean(text, section.unicode_normalization) for text in texts)
     if section.min_words:
@@ -159,7 +159,7 @@ def _judged(
     if section.language:
         from bert_pipeline.data.language import language_of
 
-        if (found := language_of(" ".join(texts))) != section.language:
+        if (found := language_of(" ".join(texts))) not in ("", section.language):
             return [], OTHER_LANGUAGE, found
     split = split_sentences if section.sentence_splitter == "segtok" else split_lines
     sentences = [sentence for text in texts for sentence in split(text)]

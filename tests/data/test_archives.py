@@ -85,7 +85,6 @@ def test_an_archive_holds_an_article_a_member_and_other_files_are_passed_over(tm
         (plain("a.nxml", type=tarfile.CHRTYPE, devmajor=1, devminor=5), "member is not a plain file", "type 3"),
         (plain("a.nxml", type=tarfile.BLKTYPE, devmajor=8), "member is not a plain file", "type 4"),
         (plain("a.nxml", type=tarfile.FIFOTYPE), "member is not a plain file", "type 6"),
-        (plain("PMC000/PMC1.xml", article(1)), "duplicate document id", "PMC1"),
         (plain("a.nxml", b"\0" * (MAX_BYTES + 1)), "member is larger than 16 MiB", "16,777,217 bytes"),
         (plain("a.nxml", article(3)[:-20]), "article is not well-formed XML", "a.nxml: "),
         (plain("a.nxml"), "article is not well-formed XML", "a.nxml: "),

@@ -13,7 +13,7 @@ from bert_pipeline.artifact import ArtifactError
 from bert_pipeline.cli import main
 from bert_pipeline.data import dropped
 from bert_pipeline.data.dropped import Query, find_dropped
-from bert_pipeline.documents import CORPUS_SCHEMA, DROPPED_SCHEMA
+from bert_pipeline.documents import DROPPED_SCHEMA
 from bert_pipeline.formats import write_table
 
 ROWS = [
@@ -37,12 +37,11 @@ def table(rows: list[tuple]) -> pa.Table:
 
 
 def write_corpus(destination: Path, rows: list[tuple], rejected: list[dict]) -> Path:
-    documents = [["10", ["Kept."], "a"], ["11", ["First sentence.", "Second <b>."], "a"], ["12", ["Near. " * 100], "a"]]
+    documents = {"document_id": ["10", "11", "12"], "source": ["a"] * 3}
+    documents |= {"sentences": [["Kept."], ["First sentence.", "Second <b>."], ["Near. " * 100]]}
 
     def build(out: Path) -> dict:
-        columns = zip(*documents, strict=True)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, CORPUS_SCHEMA, strict=True)]
-        write_table(out / "train" / "shard-0.parquet", pa.Table.from_arrays(arrays, schema=CORPUS_SCHEMA))
+        write_table(out / "train" / "shard-0.parquet", pa.table(documents))
         write_table(out / "dropped.parquet", table(rows))
         (out / "rejected.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rejected))
         return {}
