@@ -86,9 +86,8 @@ NOTE = (
 )
 EDITORIAL = re.compile(rf"(?<=[.?!])(?: ?{NOTE}\.?)++| ?{NOTE}| ?\(author's transl\)")
 FIRST_NOTE = re.compile(NOTE)
-PLACEHOLDER = re.compile(
-    r" ?[(\[](?:formula|figure|table|symbol|equation|structure)[:,;]? see text[)\]]", re.IGNORECASE
-)
+PLACE = r"[(\[](?:formula|figure|table|symbol|equation|structure)[:,;]? see text[)\]]"
+PLACEHOLDER = re.compile(rf" {PLACE}(?!\w)|{PLACE}", re.IGNORECASE)
 TRANSLATED = re.compile(r"\s*+\[([^][]{2,}+(?:\[[^][]*+\][^][]*+)*+)\](\.?)\s*+(?:\[[A-Z][a-z]+\])?\s*+")
 
 SUPPLEMENTS = re.compile(

@@ -95,7 +95,7 @@ CHANGED = {
         ("[Is [18F]FDG of use?]", "Is [18F]FDG of use?"),
     ],
     "placeholders": [
-        ("cost [symbol: see text]50 ([Formula: see text]).", "cost50 ()."),
+        ("is [symbol: see text]50 (a, [Formula: see text]).", "is 50 (a,)."),
         ("shown [table: see text]", "shown"),
     ],
     "supplements": [
