@@ -152,14 +152,14 @@ def _judged(
     texts, rules = apply_rules(record.texts, RULES if section.cleaning == "all" else section.cleaning)
     cleaned_by_rule.update(rules)
     texts = tuple(clean(text, section.unicode_normalization) for text in texts)
-    if section.min_words:
-        counted = texts[1:] if section.source == "pubmed" else texts  # of a citation: its abstract
-        if (num_words := sum(len(text.split()) for text in counted)) < section.min_words:
-            return [], TOO_SHORT, f"{num_words} words"
+    judged = texts[1:] if section.source == "pubmed" else texts  # of a citation: its abstract
+    num_words = sum(len(text.split()) for text in judged) if section.min_words else 0
+    if num_words < section.min_words:
+        return [], TOO_SHORT, f"{num_words} words"
     if section.language:
         from bert_pipeline.data.language import language_of
 
-        if (found := language_of(" ".join(texts))) not in ("", section.language):
+        if (found := language_of(" ".join(judged))) not in ("", section.language):
             return [], OTHER_LANGUAGE, found
     split = split_sentences if section.sentence_splitter == "segtok" else split_lines
     sentences = [sentence for text in texts for sentence in split(text)]

@@ -3,12 +3,14 @@
 import os
 import re
 import time
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_pipeline.data.cleaning import RULES, apply_rules
+from bert_pipeline.recipe import CleaningRule
 
 ENDING = "The drug was safe."
 
@@ -316,3 +318,7 @@ def test_real_citations_lose_residue_and_little_else():
             lost += sum(map(len, texts)) - sum(map(len, cleaned))
     assert documents["truncation"] > 400 and documents["copyright_notices"] > 350 and documents["markup"] > 30
     assert 0.002 * characters < lost < 0.003 * characters
+
+
+def test_a_recipe_names_the_rules_in_their_order():
+    assert get_args(CleaningRule) == tuple(RULES)

