@@ -60,10 +60,19 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 SEASONS = ("Spring", "Summer", "Fall", "Winter")
 LANGUAGES = ("fre", "ger", "spa", "chi", "jpn", "rus", "por")
 MARKUP = (
-    "<i>in vitro</i>|<i>in vivo</i>|of CO<sub>2</sub>|of 10<sup>-6</sup> M TNF-α|<b>after</b> 2 &#x3bc;g|of <u>IL-2</u> &amp;"
-    '|for <mml:math xmlns:mml="http://www.w3.org/1998/Math/MathML"><mml:mi>k</mml:mi><mml:mo>=</mml:mo>'
-    "<mml:mn>2</mml:mn></mml:math>|of <i>H<sub>2</sub>S</i>|&lt; 5 °C in"
-).split("|")
+    "<i>in vitro</i>",
+    "<i>in vivo</i>",
+    "of CO<sub>2</sub>",
+    "of 10<sup>-6</sup> M TNF-α",
+    "<b>after</b> 2 &#x3bc;g",
+    "of <u>IL-2</u> &amp;",
+    '<mml:math xmlns:mml="http://www.w3.org/1998/Math/MathML"><mml:mi>k</mml:mi><mml:mo>=</mml:mo>'
+    "<mml:mn>2</mml:mn></mml:math>",
+    "of <i>H<sub>2</sub>S</i>",
+    "&lt; 5 °C in",
+)
+CONSONANTS = ("b", "c", "d", "f", "g", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "cl", "dr", "fl", "pr", "tr")
+FREQUENT = ("the", "of", "in", "and", "with", "for", "to", "by", "from", "on", "a", "or")
 
 
 class Pieces(NamedTuple):
@@ -348,11 +357,9 @@ def _link(kind: str, pmid: int) -> str:
 @lru_cache(maxsize=2)
 def _pieces(seed: int) -> Pieces:
     rng = Random(f"pubmed pieces {seed}")
-    syllables = [
-        onset + vowel for onset in "b c d f g l m n p r s t v z br cl dr fl pr tr".split() for vowel in "aeiou"
-    ]
+    syllables = [consonant + vowel for consonant in CONSONANTS for vowel in "aeiou"]
     words = list(dict.fromkeys("".join(rng.choices(syllables, k=rng.randint(2, 4))) for _ in range(NUM_WORDS)))
-    words[:12] = "the of in and with for to by from on a or".split()
+    words[: len(FREQUENT)] = FREQUENT
     weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
 
     def clause(low: int, high: int) -> str:
@@ -406,7 +413,7 @@ def _pieces(seed: int) -> Pieces:
     ]
     return Pieces(
         heads=[" ".join(words[: len(words) // 2]) for words in sentences],
-        middles=[clause(2, 5) if number % 5 else rng.choice(MARKUP) for number in range(NUM_CLAUSES)],
+        middles=[clause(2, 5) if number % 40 else rng.choice(MARKUP) for number in range(NUM_CLAUSES)],
         tails=[" ".join(words[len(words) // 2 :]) for words in sentences],
         authors=authors,
         headings=headings,

@@ -14,9 +14,21 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from xml.sax.saxutils import unescape
 
 from bert_pipeline.data.sources.pubmed_records import Broken, Record, read_records
-from bert_pipeline.data.sources.pubmed_scan import END, FIELD, FIELDS, MARKUP, REFERENCES, START
+from bert_pipeline.data.sources.pubmed_scan import (
+    DATE_PARTS,
+    END,
+    FIELD,
+    FIELDS,
+    FLAG,
+    MARKUP,
+    REFERENCES,
+    SINGLE,
+    START,
+    UNTIDY,
+)
 from bert_pipeline.data.sources.records import EXCERPT_LENGTH, Document, Fault, Rejection, SourceError, excerpt
 
 log = logging.getLogger(__name__)
@@ -28,9 +40,11 @@ BESIDE = re.compile(FILE_NAME.pattern + r"\.md5|files\.jsonl")
 NO_LABEL = ("", "UNLABELLED")
 NO_TITLE = "Not Available"
 BRACKETS = re.compile(r"\[([^][]*(?:\[[^][]*\][^][]*)*)\](\.?)")
+CATEGORY = re.compile(rb'\sNlmCategory="([A-Z]*)"')
+VALID = re.compile(rb'\sValidYN="([YN])"')
 TAG = re.compile(rb'<[^<>"]*(?:"[^"]*"[^<>"]*)*>')
-REFERENCE = re.compile(r"&(?:#(\d+)|#x([0-9A-Fa-f]+)|(\w+));")
-CHARACTERS = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
+REFERENCE = re.compile(r"&#(\d+);|&#x([0-9A-Fa-f]+);|(&\w+;)")
+QUOTES = {"&quot;": '"', "&apos;": "'"}
 YEAR = re.compile(r"\b[12][0-9]{3}\b")
 MEDLINE_DATE = re.compile(r"([12][0-9]{3}) ([A-Za-z]+)(?: ([0-9]{1,2})(-[0-9]{1,2})?)?")
 MONTHS = {"JanFebMarAprMayJunJulAugSepOctNovDec"[3 * n : 3 * n + 3].lower(): n + 1 for n in range(12)}
@@ -42,7 +56,8 @@ _PMID, _ABSTRACT_TEXT, _TYPE = _PLACE["PMID"], _PLACE["AbstractText"], _PLACE["P
 _DESCRIPTOR, _QUALIFIER, _KEYWORD = _PLACE["DescriptorName"], _PLACE["QualifierName"], _PLACE["Keyword"]
 _ELOCATION, _ARTICLE_ID, _LANGUAGE = _PLACE["ELocationID"], _PLACE["ArticleId"], _PLACE["Language"]
 _BOOK_TITLE = _PLACE["BookTitle"]
-_DATE_PARTS = [_PLACE[part] for part in ("Year", "Month", "Day", "MedlineDate")]
+_DATE_PARTS = [_PLACE[part] for part in DATE_PARTS]
+_FIRST_DATE_PART, _FIRST_SINGLE = _PLACE[DATE_PARTS[0]], _PLACE[SINGLE[0]]
 
 
 class Section(NamedTuple):
@@ -209,66 +224,71 @@ def _read(name: str, path: Path, on_bytes: Callable[[int], None]) -> Iterator[Ci
 
 def _deletions(record: Record, number: int) -> list[Deletion | Fault]:
     found: list[Deletion | Fault] = []
-    for place, row in enumerate(record.rows[1:], number + 1):
-        pmid, version = _text(record.data, *row[1:4]), _version(_key(record.data, row[4], row[5]))
-        fault = _fault_of(pmid, version, record)
-        found.append(fault or Deletion(place, pmid, version))
+    for place, (field, start, end, key_start, key_end) in enumerate(record.rows[1:], number + 1):
+        pmid, version = _text(record.data, field, start, end), _version(_key(record.data, key_start, key_end))
+        found.append(_fault_of(pmid, version, record) or Deletion(place, pmid, version))
     return found
 
 
 def _citation(record: Record, number: int) -> Citation | Fault:
-    data = record.data
-    once: dict[int, str] = {}
+    latin = record.latin
+    single: dict[int, str] = {}
     published: dict[int, str] = {}
     revised: dict[int, str] = {}
     date = published
-    sections, headings, types, links = [], [], [], []
-    keywords, languages = [], []
-    pmid, version, link_end, doi = "", 1, 0, ""
+    sections: list[Section] = []
+    headings: list[Heading] = []
+    types: list[Term] = []
+    links: list[Link] = []
+    keywords: list[str] = []
+    languages: list[str] = []
     ids: dict[str, str] = {}
+    pmid, version, link_end, doi = "", 1, 0, ""
     rows = iter(record.rows)
     next(rows)
-    for field, flags, start, end, key_start, key_end, second_start, second_end in rows:
-        if field == _PUB_DATE:
+    for field, start, end, key_start, key_end in rows:
+        if field < FLAG:
+            text, key = latin[start:end], latin[key_start:key_end]
+        else:
+            text, key = _text(record.data, field, start, end), _key(record.data, key_start, key_end)
+            field %= FLAG
+        if field >= _FIRST_SINGLE:
+            single.setdefault(field, text)
+        elif field >= _FIRST_DATE_PART:
+            date.setdefault(field, text)
+        elif field == _DESCRIPTOR:
+            headings.append(_heading(key, text))
+        elif field == _QUALIFIER and headings:
+            descriptor, qualifiers = headings[-1]
+            headings[-1] = Heading(descriptor, (*qualifiers, _term(key, text)))
+        elif field == _ARTICLE_ID:
+            ids.setdefault(key, text)
+        elif field == _TYPE:
+            types.append(_term(key, text))
+        elif field == _KEYWORD:
+            keywords.append(text)
+        elif field == _ABSTRACT_TEXT:
+            sections.append(Section(key, _attribute(record.data, start, CATEGORY), text))
+        elif field == _PMID:
+            if start < link_end:
+                links[-1] = Link(links[-1].kind, text, _version(key))
+            elif not pmid:
+                pmid, version = text, _version(key)
+        elif field == _LANGUAGE:
+            languages.append(text)
+        elif field == _ELOCATION:
+            if key == "doi" and _attribute(record.data, start, VALID) != "N":
+                doi = doi or text
+        elif field == _PUB_DATE:
             date = published
         elif field == _DATE_REVISED:
             date = revised
         elif field == _LINK:
-            links.append(Link(_key(data, key_start, key_end), "", 1))
+            links.append(Link(key, "", 1))
             link_end = end
-        else:
-            text = _text(data, flags, start, end) if flags else data[start:end].decode()
-            if field == _DESCRIPTOR:
-                qualifiers: list[Term] = []
-                headings.append((Term(data[key_start:key_end].decode(), text), qualifiers))
-            elif field == _QUALIFIER:
-                qualifiers.append(Term(data[key_start:key_end].decode(), text))
-            elif field in _DATE_PARTS:
-                date.setdefault(field, text)
-            elif field == _ABSTRACT_TEXT:
-                label, category = _key(data, key_start, key_end), _key(data, second_start, second_end)
-                sections.append(Section(label, category, text))
-            elif field == _KEYWORD:
-                keywords.append(text)
-            elif field == _TYPE:
-                types.append(Term(data[key_start:key_end].decode(), text))
-            elif field == _ARTICLE_ID:
-                ids.setdefault(data[key_start:key_end].decode(), text)
-            elif field == _PMID:
-                if start < link_end:
-                    links[-1] = Link(links[-1].kind, text, _version(_key(data, key_start, key_end)))
-                elif not pmid:
-                    pmid, version = text, _version(_key(data, key_start, key_end))
-            elif field == _LANGUAGE:
-                languages.append(text)
-            elif field == _ELOCATION:
-                if data[key_start:key_end] == b"doi" and data[second_start:second_end] != b"N":
-                    doi = doi or text
-            else:
-                once.setdefault(field, text)
     if fault := _fault_of(pmid, version, record):
         return fault
-    get = once.get
+    get = single.get
     return Citation(
         number,
         pmid,
@@ -283,7 +303,7 @@ def _citation(record: Record, number: int) -> Citation | Fault:
         _iso_date(*map(published.get, _DATE_PARTS)),
         _iso_date(*map(revised.get, _DATE_PARTS)),
         tuple(types),
-        tuple([Heading(descriptor, tuple(qualifiers)) for descriptor, qualifiers in headings]),
+        tuple(headings),
         tuple(keywords),
         tuple(links),
         any(each.ui == RETRACTED.ui or each.name == RETRACTED.name for each in types)
@@ -308,24 +328,41 @@ def _shown(record: Record) -> str:
     return record.data[start:end][: 4 * EXCERPT_LENGTH].decode(errors="replace")
 
 
-def _text(data: bytes, flags: int, start: int, end: int) -> str:
-    """The text of an element's content, by the flags of its row."""
+# The same terms stand in millions of citations: each is made once.
+@lru_cache(maxsize=1 << 16)
+def _term(ui: str, name: str) -> Term:
+    return Term(ui, name)
+
+
+@lru_cache(maxsize=1 << 16)
+def _heading(ui: str, name: str) -> Heading:
+    return Heading(Term(ui, name), ())
+
+
+def _text(data: bytes, field: int, start: int, end: int) -> str:
+    """The text of an element's content, by the flags of its field."""
     content = data[start:end]
-    if flags & MARKUP:
+    if field & MARKUP:
         content = TAG.sub(b"", content)
     text = content.decode()
-    if flags & REFERENCES:
-        text = REFERENCE.sub(_character, text)
-    return " ".join(text.split())
+    if field & REFERENCES:
+        text = REFERENCE.sub(_character, text) if "&#" in text else unescape(text, QUOTES)
+    return " ".join(text.split()) if field & (UNTIDY | MARKUP) else text
 
 
 def _key(data: bytes, start: int, end: int) -> str:
-    return _text(data, REFERENCES, start, end) if end > start else ""
+    return _text(data, REFERENCES | UNTIDY, start, end)
+
+
+def _attribute(data: bytes, start: int, pattern: re.Pattern[bytes]) -> str:
+    """The value of an attribute of the element whose content begins at `start`; empty where it has none."""
+    found = pattern.search(data, data.rindex(b"<", 0, start), start)
+    return found[1].decode() if found else ""
 
 
 def _character(reference: re.Match[str]) -> str:
     decimal, hexadecimal, name = reference.groups()
-    return CHARACTERS[name] if name else chr(int(decimal) if decimal else int(hexadecimal, 16))
+    return unescape(name, QUOTES) if name else chr(int(decimal) if decimal else int(hexadecimal, 16))
 
 
 def _version(key: str) -> int:

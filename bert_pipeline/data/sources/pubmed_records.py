@@ -66,6 +66,8 @@ class Record(NamedTuple):
     """Of its first byte in the file's XML, from 0."""
     data: bytes
     """Plain XML; the rows tell places in it."""
+    latin: str
+    """The same, a character a byte: what is ASCII can be cut from it without decoding."""
     rows: list[Row]
 
 
@@ -175,13 +177,14 @@ def _leave(text: _Text) -> None:
 
 
 def _records(text: _Text) -> Iterator[Record | Broken]:
-    rows = np.empty((MAX_ROWS, 8), np.int32)
+    rows = np.empty((MAX_ROWS, pubmed_scan.NUM_COLUMNS), np.int32)
     record_ends = np.empty(RECORDS_PER_SCAN, np.int32)
     scan = pubmed_scan.scan_records
     while True:
         data = text.data
         why, stop, count = scan(np.frombuffer(data, np.uint8), text.at, rows, record_ends, pubmed_scan.NAMES)
         if count:
+            latin = data.decode("latin-1")
             ends = record_ends[:count].tolist()
             table = list(zip(*rows[: ends[-1]].T.tolist(), strict=True))
             for first, end in zip([0, *ends], ends, strict=False):
@@ -189,7 +192,7 @@ def _records(text: _Text) -> Iterator[Record | Broken]:
                 if table[first][pubmed_scan.END] - start > MAX_RECORD:
                     yield Broken(text.base + start, Fault(TOO_LARGE, _shown(text, start)))
                 else:
-                    yield Record(text.base + start, data, table[first:end])
+                    yield Record(text.base + start, data, latin, table[first:end])
         text.at = stop
         if why == FULL and count:
             continue
@@ -240,10 +243,14 @@ def _not_plain(text: _Text) -> Record | Broken:
         begin, offset, text.at = text.at, text.offset, end
         if end - begin > MAX_RECORD:
             return Broken(offset, Fault(TOO_LARGE, _shown(text, begin)))
-        rows, record_ends, data = np.empty((MAX_ROWS, 8), np.int32), np.empty(1, np.int32), bytes(rewriter.plain)
+        rows, record_ends, data = (
+            np.empty((MAX_ROWS, pubmed_scan.NUM_COLUMNS), np.int32),
+            np.empty(1, np.int32),
+            bytes(rewriter.plain),
+        )
         _, _, count = pubmed_scan.scan_records(np.frombuffer(data, np.uint8), 0, rows, record_ends, pubmed_scan.NAMES)
         if count:
-            return Record(offset, data, list(map(tuple, rows[: record_ends[0]].tolist())))
+            return Record(offset, data, data.decode("latin-1"), list(map(tuple, rows[: record_ends[0]].tolist())))
         return Broken(offset, Fault(UNLIKE, _shown(text, begin)))
     except expat.ExpatError as error:
         index = rewriter.parser.ErrorByteIndex

@@ -17,56 +17,42 @@ from numba import njit
 
 RECORDS = ("PubmedArticle", "PubmedBookArticle", "DeleteCitation")
 CONTAINERS = ("PubDate", "DateRevised", "CommentsCorrections")
-TEXTS = (
-    "PMID",
-    "ArticleTitle",
-    "AbstractText",
-    "Language",
-    "Title",
-    "BookTitle",
-    "ISOAbbreviation",
-    "ISSN",
-    "NlmUniqueID",
-    "Year",
-    "Month",
-    "Day",
-    "MedlineDate",
-    "PublicationType",
-    "DescriptorName",
-    "QualifierName",
-    "Keyword",
-    "ELocationID",
-    "ArticleId",
-)
-FIELDS = RECORDS + CONTAINERS + TEXTS
-"""Elements that have a row; its number is the place here."""
+REPEATED = ("PMID", "AbstractText", "Language", "PublicationType", "DescriptorName", "QualifierName", "Keyword")
+REPEATED += ("ELocationID", "ArticleId")
+DATE_PARTS = ("Year", "Month", "Day", "MedlineDate")
+SINGLE = ("ArticleTitle", "Title", "BookTitle", "ISOAbbreviation", "ISSN", "NlmUniqueID")
+FIELDS = RECORDS + CONTAINERS + REPEATED + DATE_PARTS + SINGLE
+"""Elements that have a row; the number of a field is its place here."""
 PASSED_OVER = (
     *("AuthorList", "InvestigatorList", "PersonalNameSubjectList", "OtherAbstract", "ReferenceList", "History"),
     *("DateCompleted", "ArticleDate", "ContributionDate", "BeginningDate", "EndingDate", "Sections"),
 )
 """Elements in which no field is looked for: names, other languages, and the ids and dates of something else."""
 KEYS = ("Version", "UI", "Label", "RefType", "IdType", "EIdType")
-SECOND_KEYS = ("NlmCategory", "ValidYN")
+"""Attributes of fields; none has two of them."""
 
-FIELD, FLAGS, START, END, KEY_START, KEY_END, SECOND_START, SECOND_END = range(8)
-"""Columns of a row. START and END hold the content, of a record the whole element; keys are attributes' values."""
-MARKUP, REFERENCES, UNTIDY = 1, 2, 4
-"""Flags of a content: there are tags in it, references, or perhaps other white space than single spaces inside."""
+FIELD, START, END, KEY_START, KEY_END, NUM_COLUMNS = range(6)
+"""Columns of a row. START and END hold the content, of a record the whole element; KEY_ the value of the attribute."""
+FLAG = 64
+MARKUP, REFERENCES, UNICODE, UNTIDY, ODD_KEY = (FLAG << n for n in range(5))
+"""Flags above the number of the field: in its content are tags, references, other characters than ASCII, other white
+space than single spaces inside; an attribute has references or other characters than ASCII."""
 CUT, OTHER, FULL = range(3)
 """Why the scanner stopped: the bytes end in a record; it is not plain XML or no record; the table of rows is full."""
 
 MAX_DEPTH, MAX_ATTRIBUTES = 64, 16
 
 _ORDINARY, _SPACE, _BLANK, _MORE, _TAG, _AMPERSAND, _GREATER, _FORBIDDEN = range(8)
-_TEXT = np.zeros(256, np.uint8)
-_TEXT[:32] = _FORBIDDEN
-_TEXT[[9, 10, 13]] = _BLANK
-_TEXT[32], _TEXT[ord("<")], _TEXT[ord("&")], _TEXT[ord(">")] = _SPACE, _TAG, _AMPERSAND, _GREATER
-_TEXT[128:] = _MORE
-_ATTRIBUTE = _TEXT.copy()  # blanks would have to become spaces: let a parser do it
-_ATTRIBUTE[[9, 10, 13]] = _FORBIDDEN
-_ATTRIBUTE[ord('"')] = _GREATER
-_ATTRIBUTE[[ord(">"), 32]] = _FORBIDDEN, _ORDINARY
+_IN_FIELD = np.zeros(256, np.uint8)  # the kind of a byte
+_IN_FIELD[:32] = _FORBIDDEN
+_IN_FIELD[[ord("<"), ord("&"), ord(">")]] = _TAG, _AMPERSAND, _GREATER
+_IN_FIELD[128:] = _MORE
+_ELSEWHERE, _IN_ATTRIBUTE = _IN_FIELD.copy(), _IN_FIELD.copy()
+_IN_FIELD[[9, 10, 13, 32]] = _BLANK, _BLANK, _BLANK, _SPACE
+_ELSEWHERE[[9, 10, 13]] = _ORDINARY
+_IN_ATTRIBUTE[[ord('"'), ord("<"), ord(">")]] = _TAG, _FORBIDDEN, _FORBIDDEN
+_BLANKS = np.zeros(256, np.bool_)
+_BLANKS[[9, 10, 13, 32]] = True
 _NAME = np.zeros(256, np.uint8)  # 2: may begin a name
 _NAME[[ord(c) for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"]] = 2
 _NAME[[ord(c) for c in "0123456789-.:"]] = 1
@@ -80,10 +66,9 @@ class _Names(NamedTuple):
     slots: np.ndarray  # (256,) int16: the name, or -1
 
 
-_ALL = FIELDS + PASSED_OVER + KEYS + SECOND_KEYS
+_ALL = FIELDS + PASSED_OVER + KEYS
 _FIRST_PASSED_OVER, _FIRST_KEY = len(FIELDS), len(FIELDS) + len(PASSED_OVER)
-_FIRST_SECOND_KEY = _FIRST_KEY + len(KEYS)
-_NUM_RECORDS, _NUM_FIELDS = len(RECORDS), len(FIELDS)
+_NUM_RECORDS, _FIRST_TEXT, _NUM_FIELDS = len(RECORDS), len(RECORDS + CONTAINERS), len(FIELDS)
 
 
 def _names() -> _Names:
@@ -104,7 +89,8 @@ NAMES = _names()
 def scan_records(data, position, rows, record_ends, names):
     """Scan record after record, white space before each.
 
-    data: (n,) uint8. rows: (m, 8) int32, filled. record_ends: (k,) int32, filled: after which row a record ends.
+    data: (n,) uint8. rows: (m, NUM_COLUMNS) int32, filled. record_ends: (k,) int32, filled: the row
+    after a record's last.
     Returns (why it stopped, where the record begins that it stopped in, the number of whole records before that).
     """
     open_start = np.empty(MAX_DEPTH, np.int64)
@@ -114,7 +100,7 @@ def scan_records(data, position, rows, record_ends, names):
     attribute_length = np.empty(MAX_ATTRIBUTES, np.int64)
     end, num_rows, num_records = len(data), 0, 0
     while True:
-        while position < end and (data[position] == 32 or _TEXT[data[position]] == _BLANK):
+        while position < end and _BLANKS[data[position]]:
             position += 1
         if num_records == len(record_ends):
             return FULL, position, num_records
@@ -154,7 +140,7 @@ def scan_records(data, position, rows, record_ends, names):
                     return (CUT if at == end else OTHER), begin, num_records
                 open_start[depth], open_length[depth], open_row[depth] = start, at - start, row
                 if row >= 0:
-                    rows[row, FLAGS] |= MARKUP
+                    rows[row, FIELD] |= MARKUP
                 own = -1
                 if 0 <= name < _NUM_FIELDS:
                     if num_rows == len(rows):
@@ -166,8 +152,8 @@ def scan_records(data, position, rows, record_ends, names):
                 elif _FIRST_PASSED_OVER <= name < _FIRST_KEY:
                     muted = depth + 1
                 num_attributes = 0
-                while at < end and (data[at] == 32 or _TEXT[data[at]] == _BLANK):
-                    while at < end and (data[at] == 32 or _TEXT[data[at]] == _BLANK):
+                while at < end and _BLANKS[data[at]]:
+                    while at < end and _BLANKS[data[at]]:
                         at += 1
                     if at == end:
                         return CUT, begin, num_records
@@ -189,19 +175,17 @@ def scan_records(data, position, rows, record_ends, names):
                     attribute_start[num_attributes], attribute_length[num_attributes] = start, length
                     num_attributes += 1
                     value = at + 2
-                    at, _ = _skip_text(data, value, _ATTRIBUTE)
+                    at, flags = _skip_text(data, value, _IN_ATTRIBUTE)
                     if at < 0:
                         return OTHER, begin, num_records
                     if at == end:
                         return CUT, begin, num_records
-                    if data[at] != 34:
-                        return OTHER, begin, num_records
                     if own >= 0:
                         key = _find(data, start, length, names)
-                        if _FIRST_KEY <= key < _FIRST_SECOND_KEY:
+                        if key >= _FIRST_KEY:
                             rows[own, KEY_START], rows[own, KEY_END] = value, at
-                        elif key >= _FIRST_SECOND_KEY:
-                            rows[own, SECOND_START], rows[own, SECOND_END] = value, at
+                        if flags:
+                            rows[own, FIELD] |= ODD_KEY
                     at += 1
                 if at + 1 >= end:
                     return CUT, begin, num_records
@@ -221,20 +205,22 @@ def scan_records(data, position, rows, record_ends, names):
             if closed:
                 if row > open_row[depth]:
                     rows[row, END] = tag
-                    if data[tag - 1] == 32:
-                        rows[row, FLAGS] |= UNTIDY
+                    if rows[row, FIELD] & (FLAG - 1) < _FIRST_TEXT:
+                        rows[row, FIELD] &= ODD_KEY | (FLAG - 1)
+                    elif data[tag - 1] == 32:
+                        rows[row, FIELD] |= UNTIDY
                     row = open_row[depth]
                 if muted == depth + 1:
                     muted = MAX_DEPTH + 1
                 if depth == 0:
                     break
-            at, flags = _skip_text(data, at, _TEXT)
+            at, flags = _skip_text(data, at, _IN_FIELD) if row >= 0 else _skip_text(data, at, _ELSEWHERE)
             if at < 0:
                 return OTHER, begin, num_records
             if at == end:
                 return CUT, begin, num_records
             if row >= 0:
-                rows[row, FLAGS] |= flags
+                rows[row, FIELD] |= flags
         first = record_ends[num_records - 1] if num_records else 0
         rows[first, START], rows[first, END] = begin, at
         record_ends[num_records] = num_rows
@@ -243,15 +229,17 @@ def scan_records(data, position, rows, record_ends, names):
 
 
 @njit(cache=True)
-def _skip_text(data, at, table):
+def _skip_text(data, at, kinds):
     """(where the text ends, its flags): at a "<", at the quote of an attribute, or at the end of the bytes, where a
     reference or a character may be cut; (-1, 0) where something stands that is not plain.
     """
     flags, end = 0, len(data)
     while at < end:
-        kind = table[data[at]]
+        kind = kinds[data[at]]
         if kind == _ORDINARY:
             at += 1
+            while at < end and kinds[data[at]] == _ORDINARY:
+                at += 1
         elif kind == _SPACE:
             if data[at - 1] == 32 or data[at - 1] == 62:
                 flags |= UNTIDY
@@ -262,25 +250,22 @@ def _skip_text(data, at, table):
             flags |= UNTIDY
             at += 1
         elif kind == _MORE:
-            length = _character_length(data, at)
+            length, code = _character(data, at)
             if length == 0:
                 return -1, 0
             if length < 0:
                 return end, flags
-            if data[at] == 0xC2 or 0xE1 <= data[at] <= 0xE3:  # where Unicode's white space is
-                flags |= UNTIDY
+            flags |= UNICODE | (UNTIDY if _white(code) else 0)
             at += length
         elif kind == _AMPERSAND:
-            flags |= REFERENCES
-            length = _reference_length(data, at)
+            length, code = _reference(data, at)
             if length == 0:
                 return -1, 0
             if length < 0:
                 return end, flags
+            flags |= REFERENCES | (UNTIDY if _white(code) else 0)
             at += length
         elif kind == _GREATER:
-            if data[at] == 34:
-                break
             if data[at - 1] == 93 and data[at - 2] == 93:  # "]]>"
                 return -1, 0
             at += 1
@@ -290,8 +275,8 @@ def _skip_text(data, at, table):
 
 
 @njit(cache=True)
-def _character_length(data, at):
-    """Bytes of a character of two or more; 0: not UTF-8, or none that XML allows; -1: cut by the end of the bytes."""
+def _character(data, at):
+    """(bytes, code) of a character that has two or more; 0 bytes: not UTF-8, or none that XML allows; -1: cut."""
     lead = data[at]
     if 0xC2 <= lead <= 0xDF:
         length, code = 2, lead & 0x1F
@@ -300,36 +285,32 @@ def _character_length(data, at):
     elif 0xF0 <= lead <= 0xF4:
         length, code = 4, lead & 0x07
     else:
-        return 0
+        return 0, 0
     for n in range(at + 1, at + length):
         if n == len(data):
-            return -1
+            return -1, 0
         if data[n] & 0xC0 != 0x80:
-            return 0
+            return 0, 0
         code = (code << 6) | (data[n] & 0x3F)
     if (length == 3 and code < 0x800) or (length == 4 and code < 0x10000) or not _allowed(code):
-        return 0
-    return length
+        return 0, 0
+    return length, code
 
 
 @njit(cache=True)
-def _reference_length(data, at):
-    """Bytes of &amp; &lt; &gt; &quot; &apos; &#8722; or &#x2212;; 0: none of these; -1: cut by the end of the bytes."""
+def _reference(data, at):
+    """(bytes, code) of &amp; &lt; &gt; &quot; &apos; (code 0), &#8722; or &#x2212;; 0 bytes: none of these; -1: cut."""
     semicolon = at + 1
     while semicolon < len(data) and semicolon < at + 12 and data[semicolon] != 59:
         semicolon += 1
     if semicolon == len(data):
-        return -1 if semicolon < at + 12 else 0
-    if data[semicolon] != 59:
-        return 0
+        return (-1 if semicolon < at + 12 else 0), 0
     length = semicolon - at - 1
-    first, second = data[at + 1], data[at + 2]  # at least the semicolon, and what follows: checked by the length
-    if first == 35 and length > 1:
-        base, place = 10, at + 2
-        if second == 120:
-            base, place = 16, at + 3
-            if length < 3:
-                return 0
+    if data[semicolon] != 59 or length < 2:
+        return 0, 0
+    first, second, third = data[at + 1], data[at + 2], data[at + 3]
+    if first == 35:
+        base, place = (16, at + 3) if second == 120 else (10, at + 2)
         code = 0
         for n in range(place, semicolon):
             digit = data[n] | 0x20
@@ -338,17 +319,25 @@ def _reference_length(data, at):
             elif base == 16 and 97 <= digit <= 102:
                 code = code * base + digit - 87
             else:
-                return 0
-        return length + 2 if _allowed(code) else 0
-    if length == 2 and (first == 108 or first == 103) and second == 116:
-        return 4
-    if length == 3 and first == 97 and second == 109 and data[at + 3] == 112:
-        return 5
-    if length == 4 and second == 117 and first == 113 and data[at + 3] == 111 and data[at + 4] == 116:
-        return 6
-    if length == 4 and second == 112 and first == 97 and data[at + 3] == 111 and data[at + 4] == 115:
-        return 6
-    return 0
+                return 0, 0
+        return (length + 2 if place < semicolon and _allowed(code) else 0), code
+    known = (
+        (length == 2 and (first == 108 or first == 103) and second == 116)  # lt, gt
+        or (length == 3 and first == 97 and second == 109 and third == 112)  # amp
+        or (length == 4 and first == 113 and second == 117 and third == 111 and data[at + 4] == 116)  # quot
+        or (length == 4 and first == 97 and second == 112 and third == 111 and data[at + 4] == 115)  # apos
+    )
+    return (length + 2 if known else 0), 0
+
+
+@njit(cache=True)
+def _white(code):
+    """Unicode's white space (what str.split() takes for it), but for the single space."""
+    return (
+        9 <= code <= 13
+        or code in (0x20, 0x85, 0xA0, 0x1680, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
+        or 0x2000 <= code <= 0x200A
+    )
 
 
 @njit(cache=True)
