@@ -377,8 +377,8 @@ def _pieces(seed: int) -> Pieces:
         f'          <Author ValidYN="Y">\n            <LastName>{name()}</LastName>\n'
         f"            <ForeName>{name()} {name()[0]}</ForeName>\n            <Initials>{name()[0]}</Initials>\n"
         + (
-            f"            <AffiliationInfo>\n              <Affiliation>Department of {name()}, University of {name()}, "
-            f"{name()} {rng.randint(1000, 9999)}, {name()}.</Affiliation>\n            </AffiliationInfo>\n"
+            f"            <AffiliationInfo>\n              <Affiliation>Department of {name()}, University of "
+            f"{name()}, {name()} {rng.randint(1000, 9999)}, {name()}.</Affiliation>\n            </AffiliationInfo>\n"
             if rng.random() < 0.7
             else ""
         )
@@ -389,8 +389,8 @@ def _pieces(seed: int) -> Pieces:
     for number in range(NUM_NAMES):
         qualifier = '\n          <QualifierName UI="Q000188" MajorTopicYN="Y">drug therapy</QualifierName>'
         headings.append(
-            f'        <MeshHeading>\n          <DescriptorName UI="D{number + 1:06d}" MajorTopicYN="N">{name()}, {name()}'
-            f"</DescriptorName>{qualifier * (number % 3 == 0)}\n        </MeshHeading>"
+            f'        <MeshHeading>\n          <DescriptorName UI="D{number + 1:06d}" MajorTopicYN="N">{name()}, '
+            f"{name()}</DescriptorName>{qualifier * (number % 3 == 0)}\n        </MeshHeading>"
         )
     journals = []
     for number in range(NUM_NAMES // 5):
@@ -401,8 +401,8 @@ def _pieces(seed: int) -> Pieces:
                 f'          <ISSN IssnType="Electronic">{issn}</ISSN>\n          <Title>{title}</Title>\n'
                 f"          <ISOAbbreviation>{short}.</ISOAbbreviation>",
                 f"      <MedlineJournalInfo>\n        <Country>United States</Country>\n        <MedlineTA>{short}"
-                f"</MedlineTA>\n        <NlmUniqueID>{nlm_id}</NlmUniqueID>\n        <ISSNLinking>{issn}</ISSNLinking>\n"
-                "      </MedlineJournalInfo>",
+                f"</MedlineTA>\n        <NlmUniqueID>{nlm_id}</NlmUniqueID>\n        <ISSNLinking>{issn}</ISSNLinking>"
+                "\n      </MedlineJournalInfo>",
             )
         )
     references = [

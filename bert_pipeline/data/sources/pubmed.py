@@ -24,6 +24,7 @@ from bert_pipeline.data.sources.pubmed_scan import (
     FIELDS,
     FLAG,
     MARKUP,
+    NUM_COLUMNS,
     REFERENCES,
     SINGLE,
     START,
@@ -203,7 +204,7 @@ def _read(name: str, path: Path, on_bytes: Callable[[int], None]) -> Iterator[Ci
             judged: Sequence[Citation | Deletion | Fault]
             if isinstance(record, Broken):
                 judged = [record.fault]
-            elif record.rows[0][FIELD] == _DELETE_CITATION:
+            elif record.rows[FIELD] == _DELETE_CITATION:
                 judged = _deletions(record, number)
             else:
                 judged = [_citation(record, number + 1)]
@@ -224,7 +225,7 @@ def _read(name: str, path: Path, on_bytes: Callable[[int], None]) -> Iterator[Ci
 
 def _deletions(record: Record, number: int) -> list[Deletion | Fault]:
     found: list[Deletion | Fault] = []
-    for place, (field, start, end, key_start, key_end) in enumerate(record.rows[1:], number + 1):
+    for place, (field, start, end, key_start, key_end) in enumerate(_fields(record), number + 1):
         pmid, version = _text(record.data, field, start, end), _version(_key(record.data, key_start, key_end))
         found.append(_fault_of(pmid, version, record) or Deletion(place, pmid, version))
     return found
@@ -244,9 +245,7 @@ def _citation(record: Record, number: int) -> Citation | Fault:
     languages: list[str] = []
     ids: dict[str, str] = {}
     pmid, version, link_end, doi = "", 1, 0, ""
-    rows = iter(record.rows)
-    next(rows)
-    for field, start, end, key_start, key_end in rows:
+    for field, start, end, key_start, key_end in _fields(record):
         if field < FLAG:
             text, key = latin[start:end], latin[key_start:key_end]
         else:
@@ -313,6 +312,12 @@ def _citation(record: Record, number: int) -> Citation | Fault:
     )
 
 
+def _fields(record: Record) -> Iterator[tuple[int, int, int, int, int]]:
+    """The rows but for the first, which is the record's."""
+    numbers = iter(record.rows[NUM_COLUMNS:])
+    return zip(numbers, numbers, numbers, numbers, numbers, strict=True)
+
+
 def _fault_of(pmid: str, version: int, record: Record) -> Fault | None:
     if not pmid:
         return Fault("no PMID", excerpt(_shown(record)))
@@ -324,8 +329,7 @@ def _fault_of(pmid: str, version: int, record: Record) -> Fault | None:
 
 
 def _shown(record: Record) -> str:
-    start, end = record.rows[0][START], record.rows[0][END]
-    return record.data[start:end][: 4 * EXCERPT_LENGTH].decode(errors="replace")
+    return record.data[record.rows[START] : record.rows[END]][: 4 * EXCERPT_LENGTH].decode(errors="replace")
 
 
 # The same terms stand in millions of citations: each is made once.

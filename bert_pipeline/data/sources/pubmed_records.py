@@ -12,8 +12,8 @@ refused. So no entity can be defined, and one that XML does not define breaks it
 """
 
 import re
-import zlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
@@ -21,8 +21,13 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+try:
+    from isal import isal_zlib as inflater  # does the same in a third of the time
+except ImportError:
+    import zlib as inflater
+
 from bert_pipeline.data.sources import pubmed_scan
-from bert_pipeline.data.sources.pubmed_scan import CUT, FULL
+from bert_pipeline.data.sources.pubmed_scan import CUT, END, FULL, START, scan_records
 from bert_pipeline.data.sources.records import EXCERPT_LENGTH, Fault, SourceError, excerpt
 
 WINDOW, PACKED = 1 << 19, 1 << 17
@@ -36,29 +41,24 @@ MAX_ROWS, RECORDS_PER_SCAN = 1 << 16, 64
 LONGEST_TAG = 64
 """Of those that `BOUNDARY` finds, so that none is missed where two windows meet."""
 
+BLANK = rb"[ \t\r\n]"
 RECORD = rb"(?:PubmedArticle|PubmedBookArticle|DeleteCitation)"
-RECORD_START = re.compile(rb"<" + RECORD + rb"(?=[\s/>])")
-BOUNDARY = re.compile(rb"</" + RECORD + rb"\s{0,9}>|(?=<" + RECORD + rb"[\s/>])|(?=</PubmedArticleSet\s{0,9}>)")
-NEXT_RECORD = re.compile(rb"(?=<" + RECORD + rb"[\s/>])|(?=</PubmedArticleSet\s{0,9}>)")
-SET_END = re.compile(rb"</PubmedArticleSet\s*>")
-ASIDE = re.compile(rb"\s+|<!--(?:[^-]|-(?!-))*-->|<\?(?!xml\s).*?\?>", re.DOTALL)
-PROLOG = re.compile(
-    rb"""(?:\xef\xbb\xbf)?
-    (?: <\?xml \s [^>]*? (?: encoding \s*=\s* ["'](?P<encoding>[\w.-]*)["'] [^>]*? )? \?> )?
-    (?: \s+ | <!--(?:[^-]|-(?!-))*--> | <\?(?!xml\s).*?\?> )*+
-    (?: <!DOCTYPE \s+ PubmedArticleSet \s* (?: [^\[<>"'] | "[^"]*" | '[^']*' )*+ > )?
-    (?: \s+ | <!--(?:[^-]|-(?!-))*--> | <\?(?!xml\s).*?\?> )*+
-    <PubmedArticleSet (?: \s [^<>]*? )? (?P<empty>/)? >""",
-    re.DOTALL | re.VERBOSE,
-)
+RECORD_START = re.compile(rb"<" + RECORD + rb"(?=[ \t\r\n/>])")
+SET_END = re.compile(rb"</PubmedArticleSet" + BLANK + rb"{0,9}>")
+NEXT_RECORD = re.compile(rb"(?=" + RECORD_START.pattern + rb"|" + SET_END.pattern + rb")")
+BOUNDARY = re.compile(rb"</" + RECORD + BLANK + rb"{0,9}>|" + NEXT_RECORD.pattern)
+COMMENT = rb"<!--(?:[^-]|-(?!-))*+-->|<\?(?!xml" + BLANK + rb").*?\?>"  # or a processing instruction
+ASIDE = re.compile(BLANK + rb"++|" + COMMENT, re.DOTALL)
+ASIDES = rb"(?:" + ASIDE.pattern + rb")*+"
+DOCTYPE = rb"<!DOCTYPE" + BLANK + rb"++PubmedArticleSet(?:[^][<>" + rb"\"']|\"[^\"]*\"|'[^']*')*+>"
+DECLARATION = rb"(?:\xef\xbb\xbf)?(?:<\?xml" + BLANK + rb"(?P<declared>[^?>]*)\?>)?"
+SET_START = rb"<PubmedArticleSet(?:" + BLANK + rb"[^<>]*?)?(?P<empty>/)?>"
+PROLOG = re.compile(DECLARATION + ASIDES + rb"(?:" + DOCTYPE + rb")?" + ASIDES + SET_START, re.DOTALL)
 DECLARES = re.compile(rb"<!DOCTYPE[^>]*\[")
+ENCODING = re.compile(rb"encoding\s*=\s*[\"'](?!utf-?8[\"']|us-ascii[\"'])([^\"']*)", re.IGNORECASE)
 IN_QUOTES = {'"': "&quot;", "\t": " ", "\n": " ", "\r": " "}
 TOO_LARGE = "larger than 16 MiB"
-UNLIKE = "nested deeper, or with more attributes or fields, than any record of PubMed"
-ENCODINGS = {b"", b"utf-8", b"utf8", b"us-ascii", b"ascii"}
-
-Row = tuple[int, ...]
-"""The columns that pubmed_scan names."""
+UNLIKE = "unlike any record of PubMed: a record in it, elements nested too deep, too many attributes or fields"
 
 
 class Record(NamedTuple):
@@ -68,7 +68,8 @@ class Record(NamedTuple):
     """Plain XML; the rows tell places in it."""
     latin: str
     """The same, a character a byte: what is ASCII can be cut from it without decoding."""
-    rows: list[Row]
+    rows: list[int]
+    """pubmed_scan.NUM_COLUMNS numbers for each."""
 
 
 class Broken(NamedTuple):
@@ -87,7 +88,7 @@ def read_records(path: Path, on_bytes: Callable[[int], None]) -> Iterator[Record
         if _enter(text):
             yield from _records(text)
         _leave(text)
-    except zlib.error as error:
+    except inflater.error as error:
         raise SourceError(f"corrupt after byte {text.base + len(text.data)} of its XML: {error}") from error
     except EOFError as error:
         raise SourceError(f"cut short after byte {text.base + len(text.data)} of its XML: {error}") from None
@@ -135,7 +136,7 @@ def _windows(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
             if not gzipped:
                 yield packed
             while gzipped and (packed or inflate):
-                inflate = inflate or zlib.decompressobj(wbits=31)
+                inflate = inflate or inflater.decompressobj(wbits=31)
                 window = inflate.decompress(packed, WINDOW)
                 packed = inflate.unconsumed_tail or inflate.unused_data
                 if window:
@@ -158,8 +159,8 @@ def _enter(text: _Text) -> bool:
         if DECLARES.search(text.data, 0, MAX_PROLOG):
             raise SourceError("its document type declares entities of its own, as no file of PubMed does")
         raise SourceError(f"it does not begin as a PubmedArticleSet: {_shown(text)!r}")
-    if (encoding := prolog["encoding"] or b"").lower() not in ENCODINGS:
-        raise SourceError(f"it is in {encoding.decode()}, PubMed is in UTF-8")
+    if encoding := ENCODING.search(prolog["declared"] or b""):
+        raise SourceError(f"it says that it is in {encoding[1].decode(errors='replace')}, and PubMed is in UTF-8")
     text.at = prolog.end()
     return not prolog["empty"]
 
@@ -177,42 +178,58 @@ def _leave(text: _Text) -> None:
 
 
 def _records(text: _Text) -> Iterator[Record | Broken]:
-    rows = np.empty((MAX_ROWS, pubmed_scan.NUM_COLUMNS), np.int32)
-    record_ends = np.empty(RECORDS_PER_SCAN, np.int32)
-    scan = pubmed_scan.scan_records
+    scanner = _Scanner()
     while True:
-        data = text.data
-        why, stop, count = scan(np.frombuffer(data, np.uint8), text.at, rows, record_ends, pubmed_scan.NAMES)
-        if count:
-            latin = data.decode("latin-1")
-            ends = record_ends[:count].tolist()
-            table = list(zip(*rows[: ends[-1]].T.tolist(), strict=True))
-            for first, end in zip([0, *ends], ends, strict=False):
-                start = table[first][pubmed_scan.START]
-                if table[first][pubmed_scan.END] - start > MAX_RECORD:
-                    yield Broken(text.base + start, Fault(TOO_LARGE, _shown(text, start)))
-                else:
-                    yield Record(text.base + start, data, latin, table[first:end])
+        why, stop = scanner.scan(text.data, text.at)
+        for record in scanner.records(text.base):
+            start, end = record.rows[START], record.rows[END]
+            yield record if end - start <= MAX_RECORD else Broken(record.offset, Fault(TOO_LARGE, _shown(text, start)))
         text.at = stop
-        if why == FULL and count:
+        if why == FULL and scanner.count:
             continue
         if why == CUT:
-            if len(data) - stop > MAX_RECORD:
+            if len(text.data) - stop > MAX_RECORD:
                 yield _set_aside(text, Fault(TOO_LARGE, _shown(text)))
                 continue
             if text.more():
                 continue
         text.hold(LONGEST_TAG)
         if RECORD_START.match(text.data, text.at):
-            yield _not_plain(text)
+            yield _not_plain(text, scanner)
         elif ended := SET_END.match(text.data, text.at):
             text.at = ended.end()
             return
         elif not _pass_aside(text):
-            fault = Fault("no record, but text or tags between records", _shown(text))
-            yield Broken(text.offset, fault)
-            if not text.skip_to(NEXT_RECORD):
-                raise EOFError("no </PubmedArticleSet> at its end")
+            broken = Broken(text.offset, Fault("text or tags between records", _shown(text)))
+            if text.at == len(text.data) or not text.skip_to(NEXT_RECORD):
+                raise EOFError("no </PubmedArticleSet>")
+            yield broken
+
+
+class _Scanner:
+    """The compiled scanner with the arrays that it fills."""
+
+    def __init__(self) -> None:
+        self.rows = np.empty((MAX_ROWS, pubmed_scan.NUM_COLUMNS), np.int32)
+        self.record_ends = np.empty(RECORDS_PER_SCAN, np.int32)
+        self.data, self.count = b"", 0
+
+    def scan(self, data: bytes, position: int) -> tuple[int, int]:
+        """(Why it stopped, where); see pubmed_scan."""
+        array = np.frombuffer(data, np.uint8)
+        why, stop, self.count = scan_records(array, position, self.rows, self.record_ends, pubmed_scan.NAMES)
+        self.data = data
+        return why, stop
+
+    def records(self, base: int) -> Iterator[Record]:
+        """Those found; `base` is the offset of the data."""
+        if not self.count:
+            return
+        latin = self.data.decode("latin-1")
+        ends = (self.record_ends[: self.count] * pubmed_scan.NUM_COLUMNS).tolist()
+        rows = self.rows.ravel()[: ends[-1]].tolist()
+        for first, end in pairwise([0, *ends]):
+            yield Record(base + rows[first + START], self.data, latin, rows[first:end])
 
 
 def _pass_aside(text: _Text) -> bool:
@@ -225,41 +242,34 @@ def _pass_aside(text: _Text) -> bool:
     return True
 
 
-def _not_plain(text: _Text) -> Record | Broken:
+def _not_plain(text: _Text, scanner: _Scanner) -> Record | Broken:
     """The record that begins here, by an XML parser."""
-    rewriter, fed, fault, index = _Rewriter(), 0, None, 0
+    parser = expat.ParserCreate("utf-8")
+    rewriter, fed, fault, index = _Rewriter(parser), 0, "", 0
     try:
         while not fault:
             text.hold(fed + FEED)  # pieces that do not depend on where windows begin: nor does what is found
             piece = text.data[text.at + fed : text.at + fed + FEED]
-            rewriter.parser.Parse(piece, len(piece) < FEED)
+            parser.Parse(piece, len(piece) < FEED)
             fed += len(piece)
             if fed > MAX_RECORD:
                 fault = TOO_LARGE
-            elif fed - rewriter.parser.CurrentByteIndex > MAX_TOKEN:
-                fault = "a tag or a comment over 1 MiB"
+            elif fed - parser.CurrentByteIndex > MAX_TOKEN:
+                fault, index = "a tag or a comment over 1 MiB", parser.CurrentByteIndex
     except _ClosedError:
-        end = text.data.index(b">", text.at + rewriter.parser.CurrentByteIndex) + 1
-        begin, offset, text.at = text.at, text.offset, end
-        if end - begin > MAX_RECORD:
-            return Broken(offset, Fault(TOO_LARGE, _shown(text, begin)))
-        rows, record_ends, data = (
-            np.empty((MAX_ROWS, pubmed_scan.NUM_COLUMNS), np.int32),
-            np.empty(1, np.int32),
-            bytes(rewriter.plain),
-        )
-        _, _, count = pubmed_scan.scan_records(np.frombuffer(data, np.uint8), 0, rows, record_ends, pubmed_scan.NAMES)
-        if count:
-            return Record(offset, data, data.decode("latin-1"), list(map(tuple, rows[: record_ends[0]].tolist())))
+        begin, offset = text.at, text.offset
+        text.at = text.data.index(b">", begin + parser.CurrentByteIndex) + 1
+        scanner.scan(bytes(rewriter.plain), 0)
+        for record in scanner.records(0):
+            return record._replace(offset=offset)
         return Broken(offset, Fault(UNLIKE, _shown(text, begin)))
-    except expat.ExpatError as error:
-        index = rewriter.parser.ErrorByteIndex
-        fault = f"not well-formed XML: {expat.ErrorString(error.code)}"
-        byte = text.data[text.at + index : text.at + index + 1]
-        if byte and (byte < b" " or byte > b"~"):
-            fault += f", byte 0x{byte.hex()}"
     except _UnlikeError:
-        fault, index = UNLIKE, rewriter.parser.CurrentByteIndex
+        fault, index = UNLIKE, parser.CurrentByteIndex
+    except expat.ExpatError as error:
+        fault, index = f"not well-formed XML: {expat.ErrorString(error.code)}", parser.ErrorByteIndex
+        byte = text.data[text.at + index : text.at + index + 1]
+        if byte and not b" " <= byte <= b"~":
+            fault += f", byte 0x{byte.hex()}"
     return _set_aside(text, Fault(fault, _shown(text, text.at + index)), index)
 
 
@@ -268,7 +278,7 @@ def _set_aside(text: _Text, fault: Fault, index: int = 0) -> Broken:
     broken = Broken(text.offset + index, fault)
     text.at += 1
     if not text.skip_to(BOUNDARY):
-        raise EOFError(f"no end of the record in it ({fault.reason})")
+        raise EOFError("no end of its last record")
     return broken
 
 
@@ -283,17 +293,18 @@ class _UnlikeError(Exception):
 class _Rewriter:
     """Writes plain XML of what an XML parser reads: without comments, CDATA and processing instructions."""
 
-    def __init__(self) -> None:
+    def __init__(self, parser: expat.XMLParserType) -> None:
         self.plain, self.depth = bytearray(), 0
-        self.parser = expat.ParserCreate("utf-8")
-        self.parser.ordered_attributes = self.parser.buffer_text = True
-        self.parser.StartElementHandler = self._start
-        self.parser.EndElementHandler = self._end
-        self.parser.CharacterDataHandler = self._text
+        parser.ordered_attributes = parser.buffer_text = True
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._text
 
     def _start(self, name: str, attributes: list[str]) -> None:
         self.depth += 1
         if self.depth > pubmed_scan.MAX_DEPTH or len(attributes) > 2 * pubmed_scan.MAX_ATTRIBUTES:
+            raise _UnlikeError
+        if self.depth > 1 and name in pubmed_scan.RECORDS:
             raise _UnlikeError
         pairs = zip(attributes[::2], attributes[1::2], strict=True)
         told = "".join(f' {key}="{escape(value, IN_QUOTES)}"' for key, value in pairs)

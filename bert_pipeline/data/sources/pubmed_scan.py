@@ -17,8 +17,10 @@ from numba import njit
 
 RECORDS = ("PubmedArticle", "PubmedBookArticle", "DeleteCitation")
 CONTAINERS = ("PubDate", "DateRevised", "CommentsCorrections")
-REPEATED = ("PMID", "AbstractText", "Language", "PublicationType", "DescriptorName", "QualifierName", "Keyword")
-REPEATED += ("ELocationID", "ArticleId")
+REPEATED = (
+    *("PMID", "AbstractText", "Language", "PublicationType", "DescriptorName", "QualifierName", "Keyword"),
+    *("ELocationID", "ArticleId"),
+)
 DATE_PARTS = ("Year", "Month", "Day", "MedlineDate")
 SINGLE = ("ArticleTitle", "Title", "BookTitle", "ISOAbbreviation", "ISSN", "NlmUniqueID")
 FIELDS = RECORDS + CONTAINERS + REPEATED + DATE_PARTS + SINGLE
@@ -32,7 +34,7 @@ KEYS = ("Version", "UI", "Label", "RefType", "IdType", "EIdType")
 """Attributes of fields; none has two of them."""
 
 FIELD, START, END, KEY_START, KEY_END, NUM_COLUMNS = range(6)
-"""Columns of a row. START and END hold the content, of a record the whole element; KEY_ the value of the attribute."""
+"""Columns of a row: START and END of the content, of a record those of the element; KEY_ those of the attribute."""
 FLAG = 64
 MARKUP, REFERENCES, UNICODE, UNTIDY, ODD_KEY = (FLAG << n for n in range(5))
 """Flags above the number of the field: in its content are tags, references, other characters than ASCII, other white
@@ -136,7 +138,7 @@ def scan_records(data, position, rows, record_ends, names):
                 name = -1
                 if depth < muted:
                     name = _find(data, start, at - start, names)
-                if depth == 0 and not 0 <= name < _NUM_RECORDS:
+                if (depth == 0) != (0 <= name < _NUM_RECORDS):
                     return (CUT if at == end else OTHER), begin, num_records
                 open_start[depth], open_length[depth], open_row[depth] = start, at - start, row
                 if row >= 0:
