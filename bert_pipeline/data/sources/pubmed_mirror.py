@@ -63,7 +63,7 @@ def download_pubmed(
     out.mkdir(parents=True, exist_ok=True)
     with _alone_in(out):
         listed, passed_over = list_files(base_url, patience)
-        standing = read_record(out)
+        standing = _standing(out)
         _assert_one_year(listed, out)
         missing = [each for each in listed if each.path not in standing]
         log.info("%d files listed, %d of them here", len(listed), len(listed) - len(missing))
@@ -233,22 +233,30 @@ def _paths_in(out: Path) -> set[str]:
     return {f"{folder}/{path.name}" for folder in FOLDERS for path in (out / folder).glob("*.gz") if year_of(path.name)}
 
 
-def read_record(out: Path) -> dict[str, MirroredFile]:
+def _standing(out: Path) -> dict[str, MirroredFile]:
     """The files that stand, by path: recorded as verified, and on disk in that size."""
     standing = {}
+    for name, row in read_record(out).items():
+        path = out / name
+        if path.is_file() and path.stat().st_size == row.bytes:
+            standing[name] = row
+        else:
+            log.warning("%s is not there in its %d bytes, and fetched anew", path, row.bytes)
+    return standing
+
+
+def read_record(out: Path) -> dict[str, MirroredFile]:
+    """What was fetched and verified, by path."""
+    recorded = {}
     lines = (out / RECORD).read_bytes().splitlines() if (out / RECORD).exists() else []
     for number, line in enumerate(lines, 1):
         try:
             row = MirroredFile.model_validate_json(line)
         except ValidationError:
             log.warning("%s, line %d: damaged; the file that it tells of is verified anew", out / RECORD, number)
-            continue
-        path = out / row.folder / row.name
-        if path.is_file() and path.stat().st_size == row.bytes:
-            standing[f"{row.folder}/{row.name}"] = row
         else:
-            log.warning("%s is not there in its %d bytes, and fetched anew", path, row.bytes)
-    return standing
+            recorded[f"{row.folder}/{row.name}"] = row
+    return recorded
 
 
 def _write_record(out: Path, standing: dict[str, MirroredFile]) -> None:
