@@ -237,7 +237,7 @@ def test_unknown_hardware_and_missing_text_are_refused(capsys):
     told = capsys.readouterr().err
     assert "did you mean H200?" in told and all(name in told for name in HARDWARE)
     assert main(["plan", "pubmedbert"]) == 1
-    assert "corpus/pubmed/*.jsonl.gz" in capsys.readouterr().err
+    assert "bert-pipeline download-pubmed" in capsys.readouterr().err
 
 
 MODEL = ModelRecipe(
