@@ -33,7 +33,7 @@ PUBMED_CITATIONS, PUBMED_FILES = 38_000_000, 1_274
 SECTION = {
     "source": "pubmed",
     "min_words": 128,
-    "cleaning": "all",
+    "cleaning": ("all",),
     "language": "en",
     "drop_retracted": True,
     "near_duplicate_threshold": 0.8,

@@ -10,10 +10,11 @@ google-research/bert); a recipe file states only what it changes.
 import json
 import os
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bert_pipeline.recipe_faults import explain
 
@@ -24,6 +25,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 CleaningRule = Literal[
+    "all",
     "entities",
     "latex",
     "markup",
@@ -51,6 +53,13 @@ class Section(BaseModel):
 Named = TypeVar("Named", bound=Section)
 
 
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        return ""
+
+
 class CorpusRecipe(Section):
     source: Literal["files", "pubmed", "sample"] = "files"
     """`files`: .txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow, articles (.nxml, .xml) and .tar of articles, each
@@ -60,7 +69,7 @@ class CorpusRecipe(Section):
     """A file, a folder or a glob; relative paths are looked up under BERT_PIPELINE_DATA (default: here)."""
     sources_file: str = ""
     """The sources.jsonl of an earlier corpus: of the files found, these are taken, and each must be what it was."""
-    cutoff: str = Field("", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+    cutoff: str = ""
     """The last day of release (year-month-day) of the files taken (source = "pubmed"); empty: all."""
     text_fields: tuple[str, ...] = Field(("text",), min_length=1)
     """Fields of a record that make up the document, in this order; each is split into sentences by itself. Of an
@@ -69,8 +78,8 @@ class CorpusRecipe(Section):
     """Field that names a document; empty: `<file name>:<record number>`."""
     section_titles: bool = False
     """Of articles (.nxml, .xml, .tar), the titles of their sections are kept as text."""
-    cleaning: Literal["all"] | tuple[CleaningRule, ...] = ()
-    """Rules of data/cleaning.py by name, in this order."""
+    cleaning: tuple[CleaningRule, ...] = ()
+    """Rules of data/cleaning.py by name, in this order; ["all"] means all of them in theirs."""
     language: str = Field("", pattern=r"^([a-z]{2})?$")
     """Documents that are in another language (ISO 639-1) are left out; empty: none is."""
     min_words: int = Field(0, ge=0)
@@ -93,6 +102,13 @@ class CorpusRecipe(Section):
     """Number of documents that the sample generator writes (source = "sample")."""
     seed: Seed = 12345
     """Seed of the sample generator (source = "sample")."""
+
+    @field_validator("cutoff")
+    @classmethod
+    def _cutoff_is_a_day(cls, cutoff: str) -> str:
+        if cutoff and cutoff != _day(cutoff):
+            raise ValueError('not a day; remedy: write it as "2026-01-31"')
+        return cutoff
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> Self:

@@ -123,7 +123,7 @@ def test_a_recipe_is_frozen(tmp_path):
 
 def test_every_packaged_recipe_loads():
     files = recipe_files()
-    assert {"demo", "small", "bert-base", "pubmedbert", "crammed", "continual"} <= files.keys()
+    assert {"demo", "small", "general", "bert-base", "pubmedbert", "crammed", "continual"} <= files.keys()
     for name, path in files.items():
         recipe = load_recipe(path)
         assert recipe.name == name and recipe.description
@@ -147,6 +147,22 @@ def test_continual_differs_from_crammed_in_its_beginning_alone():
     assert {name for name in tables[0] if tables[0][name] != tables[1][name]} == {"init_from", "phases"}
     phases = [table["phases"][0] for table in tables]
     assert {name for name in phases[0] if phases[0][name] != phases[1][name]} == {"learning_rate", "warmup_fraction"}
+
+
+def test_general_differs_from_small_in_its_text_alone():
+    small, general = (load_recipe(recipe_files()[name]).model_dump() for name in ("small", "general"))
+    assert {name for name in small if small[name] != general[name]} == {"name", "description", "corpus"}
+
+
+def test_a_field_of_citations_is_refused_for_other_text(tmp_path):
+    (tmp_path / "a.toml").write_text('corpus = { path = "x", drop_retracted = true }')
+    with pytest.raises(RecipeError, match=r'cutoff and drop_retracted have no effect unless source = "pubmed"; remedy'):
+        load_recipe(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_text('corpus = { path = "x", cleaning = ["markdown"], cutoff = "2026" }')
+    with pytest.raises(
+        RecipeError, match=r"(?s)corpus.cutoff: .*not a day; remedy.*corpus.cleaning.0: .*'copyright_notices'"
+    ):
+        load_recipe(tmp_path / "b.toml")
 
 
 def test_recipes_of_ones_own_stand_beside_the_packaged_ones(tmp_path, monkeypatch):

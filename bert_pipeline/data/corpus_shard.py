@@ -149,7 +149,7 @@ def _judged(
         return [], "", ""
     if holds_example:
         return [], HOLDS_EXAMPLE, ""
-    texts, rules = apply_rules(record.texts, RULES if section.cleaning == "all" else section.cleaning)
+    texts, rules = apply_rules(record.texts, RULES if "all" in section.cleaning else section.cleaning)
     cleaned_by_rule.update(rules)
     texts = tuple(clean(text, section.unicode_normalization) for text in texts)
     judged = texts[1:] if section.source == "pubmed" else texts  # of a citation: its abstract

@@ -321,4 +321,4 @@ def test_real_citations_lose_residue_and_little_else():
 
 
 def test_a_recipe_names_the_rules_in_their_order():
-    assert get_args(CleaningRule) == tuple(RULES)
+    assert get_args(CleaningRule) == ("all", *RULES)

@@ -134,7 +134,7 @@ def test_every_record_is_accounted_for_and_can_be_looked_up(mirror, tmp_path, in
 @pytest.mark.parametrize("executor", ["processes", "dask"])
 def test_workers_of_any_number_and_kind_make_the_same_corpus(mirror, tmp_path, monkeypatch, executor, request):
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "1")
-    section = recipe(mirror, cutoff="2026-01-05", cleaning="all", language="en")
+    section = recipe(mirror, cutoff="2026-01-05", cleaning=("all",), language="en")
     one = make(section, tmp_path / "one")
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "2")
     if executor == "dask":
