@@ -176,7 +176,8 @@ def test_a_book_is_read_alike(tmp_path):
         tmp_path,
         "<PubmedBookArticle><BookDocument><PMID Version='2'>20301295</PMID><ArticleIdList>"
         "<ArticleId IdType='doi'>10.1/x</ArticleId></ArticleIdList><Book><BookTitle>Reviews</BookTitle>"
-        "<PubDate><Year>1993</Year></PubDate><BeginningDate><Year>1990</Year></BeginningDate></Book><ArticleTitle>A chapter</ArticleTitle>"
+        "<PubDate><Year>1993</Year></PubDate><BeginningDate><Year>1990</Year></BeginningDate></Book>"
+        "<ArticleTitle>A chapter</ArticleTitle>"
         "<Language>eng</Language><AuthorList><Author/></AuthorList><Abstract><AbstractText Label='CARE'>It helps."
         "</AbstractText></Abstract><ContributionDate><Year>2001</Year></ContributionDate></BookDocument>"
         "<PubmedBookData/></PubmedBookArticle>",

@@ -45,8 +45,9 @@ BLANK = rb"[ \t\r\n]"
 RECORD = rb"(?:PubmedArticle|PubmedBookArticle|DeleteCitation)"
 RECORD_START = re.compile(rb"<" + RECORD + rb"(?=[ \t\r\n/>])")
 SET_END = re.compile(rb"</PubmedArticleSet" + BLANK + rb"{0,9}>")
-NEXT_RECORD = re.compile(rb"(?=" + RECORD_START.pattern + rb"|" + SET_END.pattern + rb")")
-BOUNDARY = re.compile(rb"</" + RECORD + BLANK + rb"{0,9}>|" + NEXT_RECORD.pattern)
+STOP_BEFORE = rb"(?P<before>" + RECORD + rb"[ \t\r\n/>]|/PubmedArticleSet" + BLANK + rb"{0,9}>)"
+NEXT_RECORD = re.compile(rb"<" + STOP_BEFORE)
+BOUNDARY = re.compile(rb"<(?:/" + RECORD + BLANK + rb"{0,9}>|" + STOP_BEFORE + rb")")
 COMMENT = rb"<!--(?:[^-]|-(?!-))*+-->|<\?(?!xml" + BLANK + rb").*?\?>"  # or a processing instruction
 ASIDE = re.compile(BLANK + rb"++|" + COMMENT, re.DOTALL)
 ASIDES = rb"(?:" + ASIDE.pattern + rb")*+"
@@ -121,12 +122,12 @@ class _Text:
             pass
 
     def skip_to(self, pattern: re.Pattern[bytes]) -> bool:
-        """Go behind what is found at or after this place, holding no more than a window; False at the file's end."""
+        """Go to what is found at or after this place, holding no more than a window; False at the file's end."""
         while not (found := pattern.search(self.data, self.at)):
             self.at = max(self.at, len(self.data) - LONGEST_TAG)
             if not self.more():
                 return False
-        self.at = found.end()
+        self.at = found.start() if found["before"] else found.end()
         return True
 
 
