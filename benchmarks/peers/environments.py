@@ -31,6 +31,17 @@ PACKAGES = {
         "msgpack==1.2.4",
         "tornado==6.6.1",
     ),
+    "pubmed_parser": (
+        "pubmed_parser==0.5.1",
+        "lxml==6.1.3",
+        "unidecode==1.4.0",
+        "six==1.17.0",
+        "requests==2.34.2",
+        "urllib3==2.8.0",
+        "idna==3.20",
+        "certifi==2026.10.18",
+        "charset-normalizer==3.5.2",
+    ),
 }
 
 

@@ -198,7 +198,7 @@ def pubmed_files(folder: Path) -> dict[str, Path]:
 
 
 def _read(name: str, path: Path, on_bytes: Callable[[int], None]) -> Iterator[Citation | Deletion | Rejection]:
-    number, last = 0, "the beginning"
+    number, last = 0, "no PMID"
     try:
         for record in read_records(path, on_bytes):
             judged: Sequence[Citation | Deletion | Fault]
@@ -218,7 +218,7 @@ def _read(name: str, path: Path, on_bytes: Callable[[int], None]) -> Iterator[Ci
                     yield each
     except SourceError as error:
         raise SourceError(
-            f"{path}: {error}; {number} records came before, the last good one is {last}; "
+            f"{path}: {error}; {number} records came before it, the last good one of {last}; "
             "remedy: download the file again"
         ) from error
 
@@ -267,7 +267,7 @@ def _citation(record: Record, number: int) -> Citation | Fault:
         elif field == _KEYWORD:
             keywords.append(text)
         elif field == _ABSTRACT_TEXT:
-            sections.append(Section(key, _attribute(record.data, start, CATEGORY), text))
+            sections.append(Section(" ".join(key.split()), _attribute(record.data, start, CATEGORY), text))
         elif field == _PMID:
             if start < link_end:
                 links[-1] = Link(links[-1].kind, text, _version(key))
@@ -385,7 +385,7 @@ def _iso_date(year: str | None, month: str | None, day: str | None, medline_date
             year = any_year[0]
     if not year or not YEAR.fullmatch(year):
         return ""
-    number = MONTHS.get(month[:3].lower(), 0) if month and month.isalpha() else _number(month)
+    number = MONTHS.get(month[:3].lower(), 0) if month and month.rstrip(".").isalpha() else _number(month)
     if not 1 <= number <= 12:
         return year
     if not 1 <= _number(day) <= monthrange(int(year), number)[1]:

@@ -45,8 +45,9 @@ BLANK = rb"[ \t\r\n]"
 RECORD = rb"(?:PubmedArticle|PubmedBookArticle|DeleteCitation)"
 RECORD_START = re.compile(rb"<" + RECORD + rb"(?=[ \t\r\n/>])")
 SET_END = re.compile(rb"</PubmedArticleSet" + BLANK + rb"{0,9}>")
-NEXT_RECORD = re.compile(rb"(?=" + RECORD_START.pattern + rb"|" + SET_END.pattern + rb")")
-BOUNDARY = re.compile(rb"</" + RECORD + BLANK + rb"{0,9}>|" + NEXT_RECORD.pattern)
+STOP_BEFORE = rb"(?P<before>" + RECORD + rb"[ \t\r\n/>]|/PubmedArticleSet" + BLANK + rb"{0,9}>)"
+NEXT_RECORD = re.compile(rb"<" + STOP_BEFORE)
+BOUNDARY = re.compile(rb"<(?:/" + RECORD + BLANK + rb"{0,9}>|" + STOP_BEFORE + rb")")
 COMMENT = rb"<!--(?:[^-]|-(?!-))*+-->|<\?(?!xml" + BLANK + rb").*?\?>"  # or a processing instruction
 ASIDE = re.compile(BLANK + rb"++|" + COMMENT, re.DOTALL)
 ASIDES = rb"(?:" + ASIDE.pattern + rb")*+"
@@ -106,10 +107,14 @@ class _Text:
         return self.base + self.at
 
     def more(self) -> bool:
-        """Take another window; False at the end of the file. What is read already goes."""
-        window = next(self.windows, b"")
-        self.base, self.data, self.at = self.offset, self.data[self.at :] + window, 0
-        return bool(window)
+        """Take another window, or as much as is held; False at the end of the file. What is read already goes."""
+        self.base, self.data, self.at = self.offset, self.data[self.at :], 0
+        parts, wanted = [self.data], min(len(self.data), MAX_RECORD // 2) + 1
+        while wanted > 0 and (window := next(self.windows, b"")):
+            parts.append(window)
+            wanted -= len(window)
+        self.data = b"".join(parts)
+        return len(parts) > 1
 
     def hold(self, size: int) -> None:
         """At least so many bytes from here on, if the file has them."""
@@ -117,12 +122,12 @@ class _Text:
             pass
 
     def skip_to(self, pattern: re.Pattern[bytes]) -> bool:
-        """Go behind what is found at or after this place, holding no more than a window; False at the file's end."""
+        """Go to what is found at or after this place, holding no more than a window; False at the file's end."""
         while not (found := pattern.search(self.data, self.at)):
             self.at = max(self.at, len(self.data) - LONGEST_TAG)
             if not self.more():
                 return False
-        self.at = found.end()
+        self.at = found.start() if found["before"] else found.end()
         return True
 
 
@@ -244,8 +249,8 @@ def _pass_aside(text: _Text) -> bool:
 
 def _not_plain(text: _Text, scanner: _Scanner) -> Record | Broken:
     """The record that begins here, by an XML parser."""
-    parser = expat.ParserCreate("utf-8")
-    rewriter, fed, fault, index = _Rewriter(parser), 0, "", 0
+    rewriter, fed, fault, index = _Rewriter(), 0, "", 0
+    parser = rewriter.parser
     try:
         while not fault:
             text.hold(fed + FEED)  # pieces that do not depend on where windows begin: nor does what is found
@@ -258,18 +263,20 @@ def _not_plain(text: _Text, scanner: _Scanner) -> Record | Broken:
                 fault, index = "a tag or a comment over 1 MiB", parser.CurrentByteIndex
     except _ClosedError:
         begin, offset = text.at, text.offset
-        text.at = text.data.index(b">", begin + parser.CurrentByteIndex) + 1
+        text.at = text.data.index(b">", begin + rewriter.end) + 1
         scanner.scan(bytes(rewriter.plain), 0)
         for record in scanner.records(0):
             return record._replace(offset=offset)
         return Broken(offset, Fault(UNLIKE, _shown(text, begin)))
     except _UnlikeError:
-        fault, index = UNLIKE, parser.CurrentByteIndex
+        fault, index = UNLIKE, rewriter.end
     except expat.ExpatError as error:
-        fault, index = f"not well-formed XML: {expat.ErrorString(error.code)}", parser.ErrorByteIndex
+        fault, index = f"broken XML: {expat.ErrorString(error.code)}", parser.ErrorByteIndex
         byte = text.data[text.at + index : text.at + index + 1]
         if byte and not b" " <= byte <= b"~":
             fault += f", byte 0x{byte.hex()}"
+    finally:
+        del rewriter.parser  # the two hold each other, and with them the record
     return _set_aside(text, Fault(fault, _shown(text, text.at + index)), index)
 
 
@@ -293,18 +300,23 @@ class _UnlikeError(Exception):
 class _Rewriter:
     """Writes plain XML of what an XML parser reads: without comments, CDATA and processing instructions."""
 
-    def __init__(self, parser: expat.XMLParserType) -> None:
+    def __init__(self) -> None:
         self.plain, self.depth = bytearray(), 0
-        parser.ordered_attributes = parser.buffer_text = True
-        parser.StartElementHandler = self._start
-        parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._text
+        self.end = 0  # where the tag begins that ends it
+        self.parser = expat.ParserCreate("utf-8")
+        self.parser.ordered_attributes = self.parser.buffer_text = True
+        self.parser.StartElementHandler = self._start
+        self.parser.EndElementHandler = self._end
+        self.parser.CharacterDataHandler = self._text
 
     def _start(self, name: str, attributes: list[str]) -> None:
         self.depth += 1
-        if self.depth > pubmed_scan.MAX_DEPTH or len(attributes) > 2 * pubmed_scan.MAX_ATTRIBUTES:
-            raise _UnlikeError
-        if self.depth > 1 and name in pubmed_scan.RECORDS:
+        if (
+            self.depth > pubmed_scan.MAX_DEPTH
+            or len(attributes) > 2 * pubmed_scan.MAX_ATTRIBUTES
+            or (self.depth > 1 and name in pubmed_scan.RECORDS)
+        ):
+            self.end = self.parser.CurrentByteIndex
             raise _UnlikeError
         pairs = zip(attributes[::2], attributes[1::2], strict=True)
         told = "".join(f' {key}="{escape(value, IN_QUOTES)}"' for key, value in pairs)
@@ -314,6 +326,7 @@ class _Rewriter:
         self.depth -= 1
         self.plain += f"</{name}>".encode()
         if not self.depth:
+            self.end = self.parser.CurrentByteIndex
             raise _ClosedError
 
     def _text(self, text: str) -> None:
