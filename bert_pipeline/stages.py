@@ -216,7 +216,7 @@ EXCLUDED_SPLITS = ("dev", "test")
 
 STAGES = {
     "raw_corpus": Stage(
-        (), "2", lambda r: r.corpus.model_dump(), _raw_corpus, outside=_corpus_sources, resumable=True, in_shards=True
+        (), "3", lambda r: r.corpus.model_dump(), _raw_corpus, outside=_corpus_sources, resumable=True, in_shards=True
     ),
     "contamination": Stage(
         ("raw_corpus",), "1", lambda r: {"tasks": _searched_tasks(r)}, _contamination, outside=_searched_texts
