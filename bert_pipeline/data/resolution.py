@@ -224,13 +224,12 @@ def _details(
     names: dict[int, str],
 ) -> list[str]:
     gone, stays, similarity = instead
-    details = []
-    for record, told in zip(records.tolist(), written, strict=True):
-        place = int(np.searchsorted(gone, record))
-        if place < len(gone) and gone[place] == record:
-            near = f", similarity {similarity[place]:.2f}" if similarity[place] < 1 else ""
-            told = f"stays: {names[int(stays[place])]}{near}"
-        details.append(told)
+    details = list(written)
+    places = np.searchsorted(gone, records)
+    for number in np.flatnonzero(np.isin(records, gone)).tolist():
+        place = int(places[number])
+        near = f", similarity {similarity[place]:.2f}" if similarity[place] < 1 else ""
+        details[number] = f"stays: {names[int(stays[place])]}{near}"
     return details
 
 
