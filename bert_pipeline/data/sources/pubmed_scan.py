@@ -2,8 +2,8 @@
 
 Most of a PubMed file is of one plain kind of XML: elements and attributes in double quotes, the five entities that
 XML defines and references to characters, no comments, no CDATA. The scanner proves that a record is well-formed and of
-this kind while it looks for fields, at about a nanosecond a byte. What is not of this kind, be it unusual or broken,
-it does not judge: the caller lets an XML parser rewrite the record in plain XML (pubmed_records.py), or sets it aside.
+this kind while it looks for fields, at one or two nanoseconds a byte. Of what is unusual or broken it
+says no more than that: the caller has an XML parser rewrite it in plain XML (pubmed_records.py), or sets it aside.
 
 What it lets through is well-formed by XML 1.0, 5th edition: characters [2], names [5] (of ASCII), attributes [10, 41]
 (none twice in a tag), text without "]]>" [14], references [66, 68], tags that match [39]; and UTF-8 without overlong
@@ -61,7 +61,7 @@ _NAME[[ord(c) for c in "0123456789-.:"]] = 1
 
 
 class _Names(NamedTuple):
-    """A hash table of the names that mean something: open addressing; the hash is of length, first and last letter."""
+    """A hash table of the names that mean something: open addressing; hashed by length, first and last letter."""
 
     letters: np.ndarray  # (bytes,) uint8
     ends: np.ndarray  # (names + 1,) int64
@@ -91,9 +91,8 @@ NAMES = _names()
 def scan_records(data, position, rows, record_ends, names):
     """Scan record after record, white space before each.
 
-    data: (n,) uint8. rows: (m, NUM_COLUMNS) int32, filled. record_ends: (k,) int32, filled: the row
-    after a record's last.
-    Returns (why it stopped, where the record begins that it stopped in, the number of whole records before that).
+    data: (n,) uint8. rows: (m, NUM_COLUMNS) int32, filled. record_ends: (k,) int32, filled: the rows up to the end of
+    each record. Returns (why it stopped, where the record begins that it stopped in, how many whole ones came before).
     """
     open_start = np.empty(MAX_DEPTH, np.int64)
     open_length = np.empty(MAX_DEPTH, np.int64)
