@@ -2,7 +2,8 @@
 
 The fields are those of NLM's description, https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html. Inline
 markup and formulas are flattened to their text, and white space, Unicode's too, becomes single spaces. Abstracts in
-other languages (OtherAbstract) are left out. A book or a chapter (PubmedBookArticle) is read alike, its book as the journal.
+other languages (OtherAbstract) are left out. A book or a chapter (PubmedBookArticle) is read alike, its book as the
+journal.
 """
 
 import re
@@ -21,6 +22,7 @@ from bert_pipeline.data.sources.pubmed_scan import (
     FLAG,
     MARKUP,
     NUM_COLUMNS,
+    ODD_KEY,
     REFERENCES,
     SINGLE,
     START,
@@ -137,10 +139,11 @@ def _citation(record: Record, number: int) -> Citation | Fault:
     ids: dict[str, str] = {}
     pmid, version, link_end, doi = "", 1, 0, ""
     for field, start, end, key_start, key_end in _fields(record):
-        if field < FLAG:
-            text, key = latin[start:end], latin[key_start:key_end]
-        else:
-            text, key = _text(record.data, field, start, end), _key(record.data, key_start, key_end)
+        text, key = latin[start:end], latin[key_start:key_end]
+        if field >= FLAG:
+            if field & ODD_KEY:
+                key = _key(record.data, key_start, key_end)
+            text = _text(record.data, field, start, end)
             field %= FLAG
         if field >= _FIRST_SINGLE:
             single.setdefault(field, text)

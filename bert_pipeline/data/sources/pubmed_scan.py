@@ -45,12 +45,12 @@ CUT, OTHER, FULL = range(3)
 MAX_DEPTH, MAX_ATTRIBUTES = 64, 16
 
 _ORDINARY, _SPACE, _BLANK, _MORE, _TAG, _AMPERSAND, _GREATER, _FORBIDDEN = range(8)
-_IN_FIELD = np.zeros(256, np.uint8)  # the kind of a byte
-_IN_FIELD[:32] = _FORBIDDEN
-_IN_FIELD[[ord("<"), ord("&"), ord(">")]] = _TAG, _AMPERSAND, _GREATER
-_IN_FIELD[128:] = _MORE
-_ELSEWHERE, _IN_ATTRIBUTE = _IN_FIELD.copy(), _IN_FIELD.copy()
-_IN_FIELD[[9, 10, 13, 32]] = _BLANK, _BLANK, _BLANK, _SPACE
+_IN_TEXT = np.zeros(256, np.uint8)  # the kind of a byte
+_IN_TEXT[:32] = _FORBIDDEN
+_IN_TEXT[[ord("<"), ord("&"), ord(">")]] = _TAG, _AMPERSAND, _GREATER
+_IN_TEXT[128:] = _MORE
+_ELSEWHERE, _IN_ATTRIBUTE = _IN_TEXT.copy(), _IN_TEXT.copy()
+_IN_TEXT[[9, 10, 13, 32]] = _BLANK, _BLANK, _BLANK, _SPACE
 _ELSEWHERE[[9, 10, 13]] = _ORDINARY
 _IN_ATTRIBUTE[[ord('"'), ord("<"), ord(">")]] = _TAG, _FORBIDDEN, _FORBIDDEN
 _BLANKS = np.zeros(256, np.bool_)
@@ -107,6 +107,7 @@ def scan_records(data, position, rows, record_ends, names):
             return FULL, position, num_records
         begin = at = position
         depth, muted, row = 0, MAX_DEPTH + 1, -1
+        in_text = False  # whether the row is that of a text
         while True:  # a tag, and the text that follows it
             if at + 1 >= end:
                 return CUT, begin, num_records
@@ -140,7 +141,7 @@ def scan_records(data, position, rows, record_ends, names):
                 if (depth == 0) != (0 <= name < _NUM_RECORDS):
                     return (CUT if at == end else OTHER), begin, num_records
                 open_start[depth], open_length[depth], open_row[depth] = start, at - start, row
-                if row >= 0:
+                if in_text:
                     rows[row, FIELD] |= MARKUP
                 own = -1
                 if 0 <= name < _NUM_FIELDS:
@@ -197,7 +198,7 @@ def scan_records(data, position, rows, record_ends, names):
                     return OTHER, begin, num_records
                 at += 1
                 if own >= 0:
-                    row = own
+                    row, in_text = own, name >= _FIRST_TEXT
                     rows[own, START] = at
                 if closed:
                     tag = at
@@ -206,21 +207,20 @@ def scan_records(data, position, rows, record_ends, names):
             if closed:
                 if row > open_row[depth]:
                     rows[row, END] = tag
-                    if rows[row, FIELD] & (FLAG - 1) < _FIRST_TEXT:
-                        rows[row, FIELD] &= ODD_KEY | (FLAG - 1)
-                    elif data[tag - 1] == 32:
+                    if in_text and data[tag - 1] == 32:
                         rows[row, FIELD] |= UNTIDY
                     row = open_row[depth]
+                    in_text = row >= 0 and rows[row, FIELD] & (FLAG - 1) >= _FIRST_TEXT
                 if muted == depth + 1:
                     muted = MAX_DEPTH + 1
                 if depth == 0:
                     break
-            at, flags = _skip_text(data, at, _IN_FIELD) if row >= 0 else _skip_text(data, at, _ELSEWHERE)
+            at, flags = _skip_text(data, at, _IN_TEXT) if in_text else _skip_text(data, at, _ELSEWHERE)
             if at < 0:
                 return OTHER, begin, num_records
             if at == end:
                 return CUT, begin, num_records
-            if row >= 0:
+            if in_text:
                 rows[row, FIELD] |= flags
         first = record_ends[num_records - 1] if num_records else 0
         rows[first, START], rows[first, END] = begin, at
