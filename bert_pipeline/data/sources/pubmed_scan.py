@@ -2,8 +2,8 @@
 
 Most of a PubMed file is of one plain kind of XML: elements and attributes in double quotes, the five entities that
 XML defines and references to characters, no comments, no CDATA. The scanner proves that a record is well-formed and of
-this kind while it looks for fields, at about a nanosecond a byte. What is not of this kind, be it unusual or broken,
-it does not judge: the caller lets an XML parser rewrite the record in plain XML (pubmed_records.py), or sets it aside.
+this kind while it looks for fields, at one or two nanoseconds a byte. Of what is unusual or broken it
+says no more than that: the caller has an XML parser rewrite it in plain XML (pubmed_records.py), or sets it aside.
 
 What it lets through is well-formed by XML 1.0, 5th edition: characters [2], names [5] (of ASCII), attributes [10, 41]
 (none twice in a tag), text without "]]>" [14], references [66, 68], tags that match [39]; and UTF-8 without overlong
@@ -45,12 +45,12 @@ CUT, OTHER, FULL = range(3)
 MAX_DEPTH, MAX_ATTRIBUTES = 64, 16
 
 _ORDINARY, _SPACE, _BLANK, _MORE, _TAG, _AMPERSAND, _GREATER, _FORBIDDEN = range(8)
-_IN_FIELD = np.zeros(256, np.uint8)  # the kind of a byte
-_IN_FIELD[:32] = _FORBIDDEN
-_IN_FIELD[[ord("<"), ord("&"), ord(">")]] = _TAG, _AMPERSAND, _GREATER
-_IN_FIELD[128:] = _MORE
-_ELSEWHERE, _IN_ATTRIBUTE = _IN_FIELD.copy(), _IN_FIELD.copy()
-_IN_FIELD[[9, 10, 13, 32]] = _BLANK, _BLANK, _BLANK, _SPACE
+_IN_TEXT = np.zeros(256, np.uint8)  # the kind of a byte
+_IN_TEXT[:32] = _FORBIDDEN
+_IN_TEXT[[ord("<"), ord("&"), ord(">")]] = _TAG, _AMPERSAND, _GREATER
+_IN_TEXT[128:] = _MORE
+_ELSEWHERE, _IN_ATTRIBUTE = _IN_TEXT.copy(), _IN_TEXT.copy()
+_IN_TEXT[[9, 10, 13, 32]] = _BLANK, _BLANK, _BLANK, _SPACE
 _ELSEWHERE[[9, 10, 13]] = _ORDINARY
 _IN_ATTRIBUTE[[ord('"'), ord("<"), ord(">")]] = _TAG, _FORBIDDEN, _FORBIDDEN
 _BLANKS = np.zeros(256, np.bool_)
@@ -61,7 +61,7 @@ _NAME[[ord(c) for c in "0123456789-.:"]] = 1
 
 
 class _Names(NamedTuple):
-    """A hash table of the names that mean something: open addressing; the hash is of length, first and last letter."""
+    """A hash table of the names that mean something: open addressing; hashed by length, first and last letter."""
 
     letters: np.ndarray  # (bytes,) uint8
     ends: np.ndarray  # (names + 1,) int64
@@ -91,9 +91,8 @@ NAMES = _names()
 def scan_records(data, position, rows, record_ends, names):
     """Scan record after record, white space before each.
 
-    data: (n,) uint8. rows: (m, NUM_COLUMNS) int32, filled. record_ends: (k,) int32, filled: the row
-    after a record's last.
-    Returns (why it stopped, where the record begins that it stopped in, the number of whole records before that).
+    data: (n,) uint8. rows: (m, NUM_COLUMNS) int32, filled. record_ends: (k,) int32, filled: the rows up to the end of
+    each record. Returns (why it stopped, where the record begins that it stopped in, how many whole ones came before).
     """
     open_start = np.empty(MAX_DEPTH, np.int64)
     open_length = np.empty(MAX_DEPTH, np.int64)
@@ -108,6 +107,7 @@ def scan_records(data, position, rows, record_ends, names):
             return FULL, position, num_records
         begin = at = position
         depth, muted, row = 0, MAX_DEPTH + 1, -1
+        in_text = False  # whether the row is that of a text
         while True:  # a tag, and the text that follows it
             if at + 1 >= end:
                 return CUT, begin, num_records
@@ -141,7 +141,7 @@ def scan_records(data, position, rows, record_ends, names):
                 if (depth == 0) != (0 <= name < _NUM_RECORDS):
                     return (CUT if at == end else OTHER), begin, num_records
                 open_start[depth], open_length[depth], open_row[depth] = start, at - start, row
-                if row >= 0:
+                if in_text:
                     rows[row, FIELD] |= MARKUP
                 own = -1
                 if 0 <= name < _NUM_FIELDS:
@@ -198,7 +198,7 @@ def scan_records(data, position, rows, record_ends, names):
                     return OTHER, begin, num_records
                 at += 1
                 if own >= 0:
-                    row = own
+                    row, in_text = own, name >= _FIRST_TEXT
                     rows[own, START] = at
                 if closed:
                     tag = at
@@ -207,21 +207,20 @@ def scan_records(data, position, rows, record_ends, names):
             if closed:
                 if row > open_row[depth]:
                     rows[row, END] = tag
-                    if rows[row, FIELD] & (FLAG - 1) < _FIRST_TEXT:
-                        rows[row, FIELD] &= ODD_KEY | (FLAG - 1)
-                    elif data[tag - 1] == 32:
+                    if in_text and data[tag - 1] == 32:
                         rows[row, FIELD] |= UNTIDY
                     row = open_row[depth]
+                    in_text = row >= 0 and rows[row, FIELD] & (FLAG - 1) >= _FIRST_TEXT
                 if muted == depth + 1:
                     muted = MAX_DEPTH + 1
                 if depth == 0:
                     break
-            at, flags = _skip_text(data, at, _IN_FIELD) if row >= 0 else _skip_text(data, at, _ELSEWHERE)
+            at, flags = _skip_text(data, at, _IN_TEXT) if in_text else _skip_text(data, at, _ELSEWHERE)
             if at < 0:
                 return OTHER, begin, num_records
             if at == end:
                 return CUT, begin, num_records
-            if row >= 0:
+            if in_text:
                 rows[row, FIELD] |= flags
         first = record_ends[num_records - 1] if num_records else 0
         rows[first, START], rows[first, END] = begin, at
