@@ -20,11 +20,7 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 import numpy as np
-
-try:
-    from isal import isal_zlib as inflater  # does the same in a third of the time
-except ImportError:
-    import zlib as inflater
+from isal import isal_zlib  # does what zlib does in a third of the time
 
 from bert_pipeline.data.sources import pubmed_scan
 from bert_pipeline.data.sources.pubmed_scan import CUT, END, FULL, START, scan_records
@@ -89,7 +85,7 @@ def read_records(path: Path, on_bytes: Callable[[int], None]) -> Iterator[Record
         if _enter(text):
             yield from _records(text)
         _leave(text)
-    except inflater.error as error:
+    except isal_zlib.error as error:
         raise SourceError(f"corrupt after byte {text.base + len(text.data)} of its XML: {error}") from error
     except EOFError as error:
         raise SourceError(f"cut short after byte {text.base + len(text.data)} of its XML: {error}") from None
@@ -132,7 +128,7 @@ class _Text:
 
 
 def _windows(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
-    """The bytes of a file in windows of at most WINDOW; zlib checks length and CRC of each member of a gzip."""
+    """The bytes of a file in windows of at most WINDOW; isal checks length and CRC of each member of a gzip."""
     with path.open("rb") as raw:
         gzipped = path.name.lower().endswith(".gz")
         inflate = None
@@ -141,7 +137,7 @@ def _windows(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
             if not gzipped:
                 yield packed
             while gzipped and (packed or inflate):
-                inflate = inflate or inflater.decompressobj(wbits=31)
+                inflate = inflate or isal_zlib.decompressobj(wbits=31)
                 window = inflate.decompress(packed, WINDOW)
                 packed = inflate.unconsumed_tail or inflate.unused_data
                 if window:
