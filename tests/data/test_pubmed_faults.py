@@ -16,21 +16,11 @@ import pytest
 from data.test_pubmed import HEAD, TAIL, article, literal_citation, read_bytes
 
 from benchmarks.pubmed_files import write_pubmed_files
-from bert_pipeline.data.sources import pubmed_records
 from bert_pipeline.data.sources.pubmed import Citation, Deletion, read_citations
 from bert_pipeline.data.sources.records import Rejection, SourceError
 
 ROOT = Path(__file__).parents[2]
 REMEDY = r"some\.xml\.gz: .*byte \d+.*, the last good one of (no )?PMID.*; remedy: download the file again"
-
-
-@pytest.fixture(scope="module", params=["zlib", "isal"])
-def inflater(request):
-    """Both libraries that gzip may be read with."""
-    library = zlib if request.param == "zlib" else pytest.importorskip("isal.isal_zlib")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pubmed_records, "inflater", library)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +40,14 @@ def refused(folder: Path, packed: bytes) -> str:
 # I2: files cut short
 
 
-def test_a_gzip_that_is_cut_anywhere_is_refused(tmp_path, xml, inflater):
+def test_a_gzip_that_is_cut_anywhere_is_refused(tmp_path, xml):
     packed = gzip.compress(xml)
     rng = random.Random(2)
     for end in [*rng.sample(range(20, len(packed)), 195), 20, *range(len(packed) - 4, len(packed))]:
         assert "cut short" in refused(tmp_path, packed[:end])
 
 
-def test_a_gzip_that_is_cut_between_its_members_is_refused(tmp_path, xml, inflater):
+def test_a_gzip_that_is_cut_between_its_members_is_refused(tmp_path, xml):
     cuts = sorted(random.Random(3).sample(range(1000, len(xml) - 20), 9))
     parts = [gzip.compress(xml[a:b]) for a, b in zip([0, *cuts], [*cuts, len(xml)], strict=True)]
     assert len(read_bytes(tmp_path, xml)) == 44
@@ -68,7 +58,7 @@ def test_a_gzip_that_is_cut_between_its_members_is_refused(tmp_path, xml, inflat
         assert f"cut short after byte {cuts[count - 1]} of its XML" in told
 
 
-def test_a_gzip_with_wrong_sums_or_with_more_behind_it_is_refused(tmp_path, xml, inflater):
+def test_a_gzip_with_wrong_sums_or_with_more_behind_it_is_refused(tmp_path, xml):
     packed = gzip.compress(xml)
     for place in (-8, -1):
         flipped = bytearray(packed)
@@ -79,7 +69,7 @@ def test_a_gzip_with_wrong_sums_or_with_more_behind_it_is_refused(tmp_path, xml,
     assert "more after </PubmedArticleSet>" in refused(tmp_path, gzip.compress(xml + b"<a/>"))
 
 
-def test_bits_that_flip_in_a_gzip_are_found(tmp_path, xml, inflater):
+def test_bits_that_flip_in_a_gzip_are_found(tmp_path, xml):
     packed = gzip.compress(xml)
     rng = random.Random(4)
     for _ in range(50):

@@ -85,7 +85,7 @@ def read_records(path: Path, on_bytes: Callable[[int], None]) -> Iterator[Record
         if _enter(text):
             yield from _records(text)
         _leave(text)
-    except isal_zlib.error as error:
+    except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub says otherwise
         raise SourceError(f"corrupt after byte {text.base + len(text.data)} of its XML: {error}") from error
     except EOFError as error:
         raise SourceError(f"cut short after byte {text.base + len(text.data)} of its XML: {error}") from None
