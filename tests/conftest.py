@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,6 +19,17 @@ settings.register_profile("default", deadline=None)  # the first call of a compi
 settings.load_profile("default")
 
 ROOT = Path(__file__).parents[1]
+
+# Here and in all processes that tests start, before any of them imports torch: models this small gain nothing from
+# threads, and threads that spin while they wait starve their neighbours. A machine may show many cores and grant two.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+CORES = sorted(os.sched_getaffinity(0))
+os.sched_setaffinity(0, random.sample(CORES, min(2, len(CORES))))
+
+PATIENCE_SECONDS = 900
+"""For a test with its fixtures, which take a minute at most on two cores."""
 
 TINY = """
 [corpus]
@@ -62,6 +74,21 @@ num_steps = 4
 global_batch_size = 8
 learning_rate_handover = "continue"
 """
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """A test that waits for what never comes fails, and its `finally` clauses end what it started."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"not done after {PATIENCE_SECONDS} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(0 if item.get_closest_marker("slow") else PATIENCE_SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import commands
 from safetensors.torch import load_file
 
 from bert_pipeline.metrics import Row, read_rows
+from bert_pipeline.training import utilization
 from bert_pipeline.training.pretrain import Job
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,8 @@ SABOTAGED = Path(__file__).with_name("sabotaged.py")
 NOTHING = "none none 0 none"
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """Without dropout, whose noise each process draws for itself."""
+PATIENCE_SECONDS = 300
+"""Ten times what the longest of these processes takes: only one that hangs takes so long."""
 CLOCKED = {"tokens_per_second", "data_wait_fraction", "model_flops_utilization"}
 
 
@@ -81,12 +85,19 @@ def start_training(job_file: Path, *launcher: str) -> subprocess.Popen:
 def finish(process: subprocess.Popen, expected: int = 0) -> str:
     """Wait for it, and return what it said."""
     try:
-        said = process.communicate(timeout=120)[0]
+        said = process.communicate(timeout=PATIENCE_SECONDS)[0]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == expected, said
     return said
+
+
+def trainers_of(folder: Path) -> list[int]:
+    """The training processes, without what launched them, of a job below the folder."""
+    module = ["-m", "bert_pipeline.training.pretrain"]
+    found = commands().items()
+    return [number for number, command in found if command[1:3] == module and command[3].startswith(str(folder))]
 
 
 def trace(out: Path) -> list[Row]:
@@ -120,6 +131,11 @@ def _say_to(log: Path, function: Callable[..., None], *arguments: Any) -> None:
     function(*arguments)
 
 
+def give_up_measuring_the_machine() -> None:
+    """A second of every start, and no part of the trace."""
+    utilization.SIZES["cpu"] = 64
+
+
 def train_and_witness(
     job_file: Path, attempt: int = 0, before_step: Callable[[int], None] = lambda number: None
 ) -> None:
@@ -141,7 +157,7 @@ def train_and_witness(
                 yield number, step, waited
 
     pretrain.StepReader = Witness
-    pretrain.matmul_peak = lambda device, dtype: 1e9  # a second of every start, and no part of the trace
+    give_up_measuring_the_machine()
     os.environ["ACCELERATE_USE_CPU"] = "true"
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pretrain.train(Job(**json.loads(job_file.read_text())))
@@ -162,13 +178,14 @@ def fork_ranks(program, arguments, processes, log, sabotage=NOTHING, **given):
 
 def run_main(program, arguments, environment):
     os.environ |= environment
+    give_up_measuring_the_machine()
     sys.argv[:] = [program, *arguments]
     runpy.run_path(program, run_name="__main__")
 
 
 def exit_code(process):
     """Negative after a signal."""
-    process.join(120)
+    process.join(PATIENCE_SECONDS)
     if process.is_alive():
         process.kill()
         process.join()
