@@ -15,17 +15,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from processes import commands
 from safetensors.torch import load_file
 
 from bert_pipeline.metrics import Row, read_rows
-from bert_pipeline.training import utilization
+from bert_pipeline.training.launch import TrainingFailed
 from bert_pipeline.training.pretrain import Job
 
 ROOT = Path(__file__).parents[2]
@@ -69,17 +71,12 @@ def start(command: Sequence[object], **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
-
-
-def start_training(job_file: Path, *launcher: str) -> subprocess.Popen:
-    command = [sys.executable, *launcher, "-m", "bert_pipeline.training.pretrain", job_file]
-    return start(command, ACCELERATE_USE_CPU="true")
 
 
 def finish(process: subprocess.Popen, expected: int = 0) -> str:
@@ -117,23 +114,24 @@ def fork(function: Callable[..., None], *arguments: Any, log: Path) -> ForkServe
     added to `log`. The import takes seconds, a fork milliseconds.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "pytest", "bert_pipeline.training.pretrain"])
-    process = context.Process(target=_say_to, args=(log, function, *arguments), daemon=True)
+    context.set_forkserver_preload(["__main__", "pytest", "training.preloaded", "training.runs"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)  # the server is not given sys.path
+        forkserver.ensure_running()
+    process = context.Process(target=_say_to, args=(log, dict(os.environ), function, *arguments), daemon=True)
     process.start()
     return process
 
 
-def _say_to(log: Path, function: Callable[..., None], *arguments: Any) -> None:
+def _say_to(log: Path, environment: dict[str, str], function: Callable[..., None], *arguments: Any) -> None:
+    assert "training.preloaded" in sys.modules, "the server passes over what it cannot import"
+    os.environ.clear()  # of the server's beginning
+    os.environ |= environment
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     function(*arguments)
-
-
-def give_up_measuring_the_machine() -> None:
-    """A second of every start, and no part of the trace."""
-    utilization.SIZES["cpu"] = 64
 
 
 def train_and_witness(
@@ -157,7 +155,7 @@ def train_and_witness(
                 yield number, step, waited
 
     pretrain.StepReader = Witness
-    give_up_measuring_the_machine()
+    pretrain.matmul_peak = lambda device, dtype: 1e9  # a second of every start, and no part of the trace
     os.environ["ACCELERATE_USE_CPU"] = "true"
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pretrain.train(Job(**json.loads(job_file.read_text())))
@@ -178,7 +176,6 @@ def fork_ranks(program, arguments, processes, log, sabotage=NOTHING, **given):
 
 def run_main(program, arguments, environment):
     os.environ |= environment
-    give_up_measuring_the_machine()
     sys.argv[:] = [program, *arguments]
     runpy.run_path(program, run_name="__main__")
 
@@ -199,6 +196,23 @@ def train(job, processes, expected=0, **how):
     said = log.read_text()
     assert expected is None or set(codes) == {expected}, (codes, said)
     return said
+
+
+def train_in_a_fork(
+    command: Sequence[str], environment: Mapping[str, str], log_file: Path, follow: Callable[[], None]
+) -> None:
+    """In place of `launch._run`: the training process itself, on the job that the command names."""
+    process = fork(run_main, str(SABOTAGED), [command[-1]], dict(environment), log=log_file)
+    try:
+        while process.is_alive():
+            process.join(0.05)
+            follow()
+        follow()
+    finally:
+        process.terminate()
+        code = exit_code(process)
+    if code:
+        raise TrainingFailed(f"training ended with exit code {code}:\n{log_file.read_text()}")
 
 
 def torchrun(job, sabotage, *, restarts, expected, **environment):

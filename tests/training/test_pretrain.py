@@ -134,7 +134,7 @@ def test_the_facts_add_up(trained):
     assert facts["world_size"] == 1
 
 
-def test_a_failed_training_leaves_no_artifact_and_says_why(tiny, tiny_recipe, tmp_path):
+def test_a_failed_training_leaves_no_artifact_and_says_why(tiny, tiny_recipe, tmp_path, training_in_a_fork):
     phases = tiny_recipe.pretrain.phases
     hot = tiny_recipe.pretrain.model_copy(
         update={
