@@ -2,15 +2,20 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from bert_pipeline.artifact import Artifact
+from bert_pipeline.evaluation.readers import read_task
+from bert_pipeline.evaluation.runs import Job, Run, make_run
 from bert_pipeline.recipe import Recipe, load_recipe
 from bert_pipeline.stages import make_stage
 
@@ -18,6 +23,18 @@ settings.register_profile("default", deadline=None)  # the first call of a compi
 settings.load_profile("default")
 
 ROOT = Path(__file__).parents[1]
+
+# Here and in all processes that tests start, before any of them imports torch: models this small gain nothing from
+# threads, and threads that spin while they wait starve their neighbours. A machine may show many cores and grant two.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # which each of hundreds of processes would take the time to compile
+CORES = sorted(os.sched_getaffinity(0))
+os.sched_setaffinity(0, random.sample(CORES, min(2, len(CORES))))
+
+PATIENCE_SECONDS = 900
+"""For a test with its fixtures, which take a minute at most on two cores."""
 
 TINY = """
 [corpus]
@@ -64,6 +81,21 @@ learning_rate_handover = "continue"
 """
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """A test that waits for what never comes fails, and its `finally` clauses end what it started."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"not done after {PATIENCE_SECONDS} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(0 if item.get_closest_marker("slow") else PATIENCE_SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     path = tmp_path_factory.mktemp("recipes") / "tiny.toml"
@@ -79,6 +111,37 @@ def tiny(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict:
     for kind in ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset"):
         made[kind] = make_stage(kind, tiny_recipe, made, root / kind)
     return made
+
+
+@pytest.fixture(scope="module")
+def training_in_a_fork():
+    """The stage pretrained_checkpoint without accelerate's launcher, which takes six seconds to import all it imports;
+    for tests of what comes before and after it. tests/training/test_launch.py tests the launcher.
+    """
+    from training.runs import train_in_a_fork
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bert_pipeline.training.launch._run", train_in_a_fork)
+        yield
+
+
+@pytest.fixture(scope="module")
+def evaluation_in_this_process():
+    """Evaluations without worker processes, of which each takes four seconds to import torch; for tests of what is made
+    of their runs. tests/evaluation/test_runs.py tests the workers.
+    """
+
+    def make_runs(job: Job, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]) -> None:
+        from bert_pipeline.evaluation.inputs import encode_task
+
+        data = read_task(job.task, job.data, job.other_data)
+        inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)
+        for run in runs:
+            on_run(run, job.made(run) or make_run(job, run, data, inputs, lambda step, of: None))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bert_pipeline.evaluation.evaluate.make_runs", make_runs)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -153,24 +153,34 @@ def _make(path: Path) -> None:
     artifact.make(path, ORIGIN, _slow_build)
 
 
+def _never_made(path: Path) -> None:
+    def endless_build(path: Path) -> dict:
+        (path.parent / "begun").touch()
+        time.sleep(600)
+        return {}
+
+    artifact.make(path, ORIGIN, endless_build)
+
+
 def test_two_processes_that_want_the_same_thing_build_it_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_make, args=(tmp_path / "a",)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join()
         assert process.exitcode == 0
     assert (tmp_path / "builds.log").read_text() == "built\n"
 
 
 def test_a_builder_that_is_killed_leaves_nothing_and_blocks_nobody(tmp_path):
-    process = multiprocessing.get_context("spawn").Process(target=_make, args=(tmp_path / "a",))
+    process = multiprocessing.get_context("spawn").Process(target=_never_made, args=(tmp_path / "a",))
     process.start()
-    while not (tmp_path / "builds.log").exists():
+    while not (tmp_path / "begun").exists():
+        assert process.is_alive()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    process.join(60)
+    process.join()
     assert not (tmp_path / "a").exists() and (tmp_path / "a.partial").exists()
     artifact.make(tmp_path / "a", ORIGIN, build)
     assert not (tmp_path / "a.partial").exists()

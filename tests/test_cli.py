@@ -69,7 +69,7 @@ def test_inspect_shows_facts_and_rows_in_words(built, capsys):
         assert json.loads(out)["kind"] == kind and len(json.loads(out)["rows"]) == 3
 
 
-def test_pretrain_and_evaluate_by_hand(built, capsys, tmp_path):
+def test_pretrain_and_evaluate_by_hand(built, capsys, tmp_path, training_in_a_fork, evaluation_in_this_process):
     code, out, err = make(capsys, built, "pretrained_checkpoint")
     assert code == 0, err
     assert "heldout_after" in out

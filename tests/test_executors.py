@@ -99,17 +99,21 @@ def test_dask_gives_the_same_and_survives_the_death_of_a_worker(monkeypatch, tmp
     assert map_shards("numbers", die_once, calls) == list(range(12))
 
 
-def process_id(_: int) -> int:
-    time.sleep(0.05)
+def process_id(folder: Path, _: int) -> int:
+    """Once there are two: one that starts late would find nothing left to do."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.01)
     return os.getpid()
 
 
-def test_worker_processes_stay_for_the_next_stage_and_then_end(monkeypatch):
+def test_worker_processes_stay_for_the_next_stage_and_then_end(monkeypatch, tmp_path):
     end_idle_workers()
-    monkeypatch.setattr("bert_pipeline.executors.IDLE_SECONDS", 1)
-    first, second = (set(map_shards("ids", process_id, shards(*range(10)))) for _ in range(2))
+    monkeypatch.setattr("bert_pipeline.executors.IDLE_SECONDS", 3)
+    calls = [(f"number-{n}", (tmp_path, n)) for n in range(10)]
+    first, second = (set(map_shards("ids", process_id, calls)) for _ in range(2))
     assert first == second and len(first) == 2 and os.getpid() not in first
-    for _ in range(200):
+    for _ in range(600):
         if not any(Path(f"/proc/{process}").exists() for process in first):
             break
         time.sleep(0.1)

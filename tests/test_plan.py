@@ -22,11 +22,26 @@ from bert_pipeline.planning.table import show
 from bert_pipeline.planning.trial import Trial
 from bert_pipeline.recipe import CorpusRecipe, ModelRecipe, Recipe, load_recipe, recipe_files
 from bert_pipeline.stages import make_stage
-from bert_pipeline.training.budget import Pace
+from bert_pipeline.training.budget import Pace, measure_pace
 from bert_pipeline.training.loss import PretrainingLoss
 from bert_pipeline.training.model import build_model
 
 DATA_STAGES = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_probe():
+    """Pairs of each length are timed once for all plans of this module: a probe takes ten seconds."""
+    found = {}
+
+    def measured(job, *where):
+        lengths = tuple(phase["max_seq_length"] for phase in job["section"]["phases"])
+        found[lengths] = found.get(lengths) or measure_pace(job, *where)
+        return found[lengths]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bert_pipeline.planning.plan.measure_pace", measured)
+        yield
 
 
 def close(expected: float, tolerance: float = 0.1):
@@ -147,7 +162,8 @@ def test_what_cannot_fit_is_refused(small_disk, monkeypatch, capsys, tiny_recipe
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(small_disk))
     recipe = tmp_path / "tiny.toml"
     text = (Path(__file__).parent / "orchestration" / "recipes" / "tiny.toml").read_text()
-    recipe.write_text(text.replace("dupe_factor = 1", "dupe_factor = 100"))
+    text = text.replace("dupe_factor = 1", "dupe_factor = 100").replace("max_seq_length = 64", "max_seq_length = 32")
+    recipe.write_text(text)
     assert main(["plan", str(recipe)]) == 1
     told = capsys.readouterr()
     assert "does NOT fit" in told.out

@@ -53,6 +53,7 @@ def kill_again_and_again(whole: SimpleNamespace, kind: str, folder: Path, kills:
         destination.rmdir()
 
     while killed < kills:
+        assert finished < 20 * kills, "it ends before it is killed"
         process = start(line)
         while not partial.exists() and process.poll() is None:
             time.sleep(0.01)

@@ -149,9 +149,9 @@ def test_a_long_paragraph_is_cut_between_sentences():
 
 @pytest.mark.parametrize("unit", ["(X et al. ", 'foo." and ', "x", "x. ", "((("])
 def test_time_grows_with_the_length_and_not_with_its_square(unit):
-    started = time.monotonic()
+    started = time.process_time()
     split_sentences(unit * (40_000 // len(unit)))
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 60
 
 
 @pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")

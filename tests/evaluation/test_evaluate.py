@@ -26,13 +26,16 @@ SETTINGS = TaskRecipe(
 ENCODERS = ("pretrained", "random_init")
 
 
+pytestmark = pytest.mark.usefixtures("evaluation_in_this_process")
+
+
 def read_predictions(path):
     blocks = path.read_text().strip("\n").split("\n\n")
     return [[line.split("\t") for line in block.split("\n")] for block in blocks]
 
 
 @pytest.fixture(scope="module")
-def evaluated(model_dir, small_tasks, tmp_path_factory):
+def evaluated(model_dir, small_tasks, tmp_path_factory, evaluation_in_this_process):
     out = tmp_path_factory.mktemp("evaluations") / "small-ner"
     rows: list[dict] = []
     facts = evaluate_task(SETTINGS, model_dir, None, out, rows.append, baseline=True)
@@ -106,7 +109,8 @@ def test_facts_and_files_tell_what_was_scored(evaluated, small_tasks):
 
 def test_a_second_start_runs_nothing_and_reports_the_same(evaluated, model_dir, monkeypatch):
     facts, rows, out = evaluated
-    monkeypatch.setattr(workers.subprocess, "Popen", None)
+    monkeypatch.setattr(evaluate, "make_runs", workers.make_runs)
+    monkeypatch.setattr(workers.subprocess, "Popen", None)  # no process is started
     again: list[dict] = []
     assert evaluate_task(SETTINGS, model_dir, None, out, again.append, baseline=True) == facts
     assert sorted(map(str, ({**row, "step": 0} for row in again))) == sorted(

@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import commands
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError
@@ -27,6 +26,8 @@ from bert_pipeline.recipe import TaskRecipe
 
 ROOT = Path(__file__).parents[2]
 SHORT = Setting(3e-3, 32, 1)
+ENDLESS = Setting(1e-3, 1, 100)
+"""16,000 steps, minutes: what is begun so is ended by something else."""
 
 
 @pytest.fixture
@@ -51,12 +52,7 @@ def make(job, *runs) -> dict[Run, Artifact]:
 
 def processes_of() -> list[int]:
     """The workers that this process started."""
-    found = []
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            if workers.__name__ in child.cmdline():  # a zombie has none
-                found.append(child.pid)
-    return found
+    return [number for number, command in commands(parent=os.getpid()).items() if workers.__name__ in command]
 
 
 def test_the_grid_has_every_combination_in_order():
@@ -144,7 +140,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_and_leaves_nothing_behind(j
 
 def test_a_run_that_fails_ends_the_others_and_says_why(job, monkeypatch):
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "2")
-    endless, failing = Run("pretrained", Setting(1e-3, 1, 2_000), 1), Run("pretrained", Setting(1e38, 16, 1), 1)
+    endless, failing = Run("pretrained", ENDLESS, 1), Run("pretrained", Setting(1e38, 16, 1), 1)
     name = r"small-relation, pretrained-lr1e\+38-bs16-ep1-seed1"
     with pytest.raises(RunFailed, match=name + ": pretrained, seed 1: the training loss is .*remedy: a learning_rate"):
         make(job, endless, failing)
@@ -169,7 +165,7 @@ def test_a_worker_that_is_killed_is_an_error_and_no_hang(job, monkeypatch):
 
     monkeypatch.setattr(workers.Progress, "advance", kill)
     with pytest.raises(RunFailed, match=r"small-relation, pretrained.*: its process was killed by signal 9; remedy"):
-        make(job, Run("pretrained", Setting(1e-3, 1, 2_000), 1))
+        make(job, Run("pretrained", ENDLESS, 1))
     assert not processes_of()
 
 
@@ -179,7 +175,7 @@ def test_an_interrupt_leaves_no_process(job, monkeypatch):
 
     monkeypatch.setattr(workers.Progress, "advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        make(job, Run("pretrained", Setting(1e-3, 1, 2_000), 1))
+        make(job, Run("pretrained", ENDLESS, 1))
     assert not processes_of()
 
 
@@ -194,7 +190,7 @@ def advance(self, *args, **more):
     print("a step", flush=True)
 workers.Progress.advance = advance
 job = Job.model_validate_json(sys.argv[1])
-workers.make_runs(job, [Run("pretrained", Setting(1e-3, 1, 2_000), 1)], 160, print)
+workers.make_runs(job, [Run("pretrained", Setting(1e-3, 1, 100), 1)], 160, print)
 """
 
 
@@ -204,11 +200,11 @@ def test_the_workers_end_with_the_process_that_started_them(job, how):
         [sys.executable, "-c", PARENT, job.model_dump_json()], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout.readline() == "a step\n"
-    [worker] = [child.pid for child in psutil.Process(parent.pid).children()]
+    [worker] = commands(parent=parent.pid)
     parent.send_signal(how)
     parent.wait()
-    for _ in range(600):
-        if not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text().split(")")[-1][:3]:
+    for _ in range(6000):
+        if worker not in commands():
             break
         time.sleep(0.05)
     else:

@@ -17,9 +17,8 @@ TINY = Path(__file__).parent / "recipes" / "tiny.toml"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, training_in_a_fork, evaluation_in_this_process):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("BERT_PIPELINE_WORKERS", "1")
         yield tmp_path_factory.mktemp("home")
 

@@ -89,8 +89,9 @@ def test_a_run_that_a_crash_left_open_is_closed_by_the_next(mlflow, tmp_path):
 
 def test_system_metrics_are_logged(mlflow, tmp_path):
     with mlflow.track(about(tmp_path, "system")):
-        time.sleep(2.5)
-    assert "system/cpu_utilization_percentage" in the_run(mlflow, "system", "FINISHED").data.metrics
+        while "system/cpu_utilization_percentage" not in the_run(mlflow, "system", "RUNNING").data.metrics:
+            time.sleep(0.1)
+    assert the_run(mlflow, "system", "FINISHED")
 
 
 def test_a_server_that_is_down_stops_nothing(tmp_path, caplog, monkeypatch):

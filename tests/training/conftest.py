@@ -6,6 +6,9 @@ import pytest
 from training.runs import STILL, job_for, train
 from training.saving import save
 
+from bert_pipeline.metrics import Row
+from bert_pipeline.stages import make_stage
+
 
 @pytest.fixture
 def two(tmp_path) -> Path:
@@ -35,6 +38,14 @@ def undisturbed_two(tiny, tiny_recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
     train(job_for(tiny, tiny_recipe, out, log_every=1), 2)
     return out
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tiny_recipe, tmp_path_factory):
+    """The artifact of an undisturbed training under the launcher, and the rows that it told of."""
+    rows: list[Row] = []
+    out = tmp_path_factory.mktemp("trained") / "pretrained_checkpoint"
+    return make_stage("pretrained_checkpoint", tiny_recipe, tiny, out, rows.append), rows
 
 
 @pytest.fixture

@@ -15,15 +15,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from processes import commands
 from safetensors.torch import load_file
 
 from bert_pipeline.metrics import Row, read_rows
+from bert_pipeline.training.launch import TrainingFailed
 from bert_pipeline.training.pretrain import Job
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +35,8 @@ SABOTAGED = Path(__file__).with_name("sabotaged.py")
 NOTHING = "none none 0 none"
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """Without dropout, whose noise each process draws for itself."""
+PATIENCE_SECONDS = 300
+"""Ten times what the longest of these processes takes: only one that hangs takes so long."""
 CLOCKED = {"tokens_per_second", "data_wait_fraction", "model_flops_utilization"}
 
 
@@ -65,7 +71,7 @@ def start(command: Sequence[object], **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -73,20 +79,22 @@ def start(command: Sequence[object], **environment: str) -> subprocess.Popen:
     )
 
 
-def start_training(job_file: Path, *launcher: str) -> subprocess.Popen:
-    command = [sys.executable, *launcher, "-m", "bert_pipeline.training.pretrain", job_file]
-    return start(command, ACCELERATE_USE_CPU="true")
-
-
 def finish(process: subprocess.Popen, expected: int = 0) -> str:
     """Wait for it, and return what it said."""
     try:
-        said = process.communicate(timeout=120)[0]
+        said = process.communicate(timeout=PATIENCE_SECONDS)[0]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == expected, said
     return said
+
+
+def trainers_of(folder: Path) -> list[int]:
+    """The training processes, without what launched them, of a job below the folder."""
+    module = ["-m", "bert_pipeline.training.pretrain"]
+    found = commands().items()
+    return [number for number, command in found if command[1:3] == module and command[3].startswith(str(folder))]
 
 
 def trace(out: Path) -> list[Row]:
@@ -106,13 +114,19 @@ def fork(function: Callable[..., None], *arguments: Any, log: Path) -> ForkServe
     added to `log`. The import takes seconds, a fork milliseconds.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "pytest", "bert_pipeline.training.pretrain"])
-    process = context.Process(target=_say_to, args=(log, function, *arguments), daemon=True)
+    context.set_forkserver_preload(["__main__", "pytest", "training.preloaded", "training.runs"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)  # the server is not given sys.path
+        forkserver.ensure_running()
+    process = context.Process(target=_say_to, args=(log, dict(os.environ), function, *arguments), daemon=True)
     process.start()
     return process
 
 
-def _say_to(log: Path, function: Callable[..., None], *arguments: Any) -> None:
+def _say_to(log: Path, environment: dict[str, str], function: Callable[..., None], *arguments: Any) -> None:
+    assert "training.preloaded" in sys.modules, "the server passes over what it cannot import"
+    os.environ.clear()  # of the server's beginning
+    os.environ |= environment
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
@@ -168,7 +182,7 @@ def run_main(program, arguments, environment):
 
 def exit_code(process):
     """Negative after a signal."""
-    process.join(120)
+    process.join(PATIENCE_SECONDS)
     if process.is_alive():
         process.kill()
         process.join()
@@ -182,6 +196,23 @@ def train(job, processes, expected=0, **how):
     said = log.read_text()
     assert expected is None or set(codes) == {expected}, (codes, said)
     return said
+
+
+def train_in_a_fork(
+    command: Sequence[str], environment: Mapping[str, str], log_file: Path, follow: Callable[[], None]
+) -> None:
+    """In place of `launch._run`: the training process itself, on the job that the command names."""
+    process = fork(run_main, str(SABOTAGED), [command[-1]], dict(environment), log=log_file)
+    try:
+        while process.is_alive():
+            process.join(0.05)
+            follow()
+        follow()
+    finally:
+        process.terminate()
+        code = exit_code(process)
+    if code:
+        raise TrainingFailed(f"training ended with exit code {code}:\n{log_file.read_text()}")
 
 
 def torchrun(job, sabotage, *, restarts, expected, **environment):

@@ -14,7 +14,7 @@ import time
 
 from accelerate import Accelerator
 
-from bert_pipeline.training import heldout
+from bert_pipeline.training import heldout, utilization
 from bert_pipeline.training.loss import PretrainingLoss
 from bert_pipeline.training.steps import StepReader
 
@@ -64,6 +64,7 @@ def poisoned(self, loss, **options):
     backward(self, loss * float("nan") if DEED == "NAN" and due("backward", at["step"]) else loss, **options)
 
 
+utilization.SIZES["cpu"], utilization.TIMED_SECONDS = 64, 0.0  # a second of every start, and no part of the trace
 StepReader.read, Accelerator.backward = counted, poisoned
 before(StepReader, "step", "data", lambda _, number: number)
 before(PretrainingLoss, "forward", "forward")

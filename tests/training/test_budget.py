@@ -1,10 +1,6 @@
 """A budget of minutes: the schedule that fits it, and that a run settles on it once."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,8 +12,6 @@ from bert_pipeline.stages import make_stage
 from bert_pipeline.training import launch
 from bert_pipeline.training.budget import BudgetError, Pace, fit_to_budget, settle, step_seconds, training_seconds
 from bert_pipeline.training.optim import learning_rate
-
-ROOT = Path(__file__).parents[2]
 
 
 def section_of(minutes, shares, handovers, warmup=0.25, **more):
@@ -98,38 +92,23 @@ def test_a_recipe_in_steps_is_left_as_it_is(tiny_recipe):
 
 
 def in_minutes(recipe, minutes):
-    section = section_of(minutes, [0.5, 0.5], [None, "continue"], log_every=10, eval_every=10_000, checkpoint_every=50)
+    often = {"log_every": 10, "eval_every": 10_000, "checkpoint_every": 50, "heldout_pairs": 40}
+    section = section_of(minutes, [0.5, 0.5], [None, "continue"], **often)
     return recipe.model_copy(update={"pretrain": section})
 
 
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from bert_pipeline import artifact
-from bert_pipeline.recipe import Recipe
-from bert_pipeline.stages import make_stage
-if __name__ == "__main__":
-    recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
-    made = {kind: artifact.load(Path(path)) for kind, path in json.loads(sys.argv[2]).items()}
-    def stop(row):
+def test_a_resumed_run_keeps_the_schedule_that_it_began_with(
+    tiny, tiny_recipe, tmp_path, monkeypatch, training_in_a_fork
+):
+    def interrupt(row):
         if row["step"] >= 1:
             raise KeyboardInterrupt
-    make_stage("pretrained_checkpoint", recipe, made, Path(sys.argv[3]), stop)
-"""
 
-
-def test_a_resumed_run_keeps_the_schedule_that_it_began_with(tiny, tiny_recipe, tmp_path, monkeypatch):
-    recipe = in_minutes(tiny_recipe, 0.1)
-    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    made = json.dumps({kind: str(one.path) for kind, one in tiny.items()})
-    out = tmp_path / "out"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "BERT_PIPELINE_PER_DEVICE_TOKENS": "auto"}
-    first = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "recipe.json"), made, str(out)], cwd=ROOT, env=environment,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
-    said = first.communicate(timeout=120)[1].decode()
-    assert first.returncode and "KeyboardInterrupt" in said, said
+    recipe, out = in_minutes(tiny_recipe, 0.04), tmp_path / "out"
+    monkeypatch.setenv("BERT_PIPELINE_PER_DEVICE_TOKENS", "auto")
+    with pytest.raises(KeyboardInterrupt):
+        make_stage("pretrained_checkpoint", recipe, tiny, out, interrupt)
+    assert list(out.with_name("out.partial").glob("work/checkpoints/step-*")), "it goes on, and does not begin anew"
     schedule = tmp_path / "out.partial" / "work" / "schedule.json"
     kept = json.loads(schedule.read_text())
     before = schedule.stat().st_mtime_ns
@@ -138,7 +117,6 @@ def test_a_resumed_run_keeps_the_schedule_that_it_began_with(tiny, tiny_recipe, 
         raise AssertionError("a run is probed once")
 
     monkeypatch.setattr("bert_pipeline.training.budget.measure_pace", no_second_probe)
-    monkeypatch.setenv("BERT_PIPELINE_PER_DEVICE_TOKENS", "auto")
     seen = []
 
     def on_row(row):
@@ -150,7 +128,7 @@ def test_a_resumed_run_keeps_the_schedule_that_it_began_with(tiny, tiny_recipe, 
     assert min(steps) > 0 and whole.facts["num_steps"] == sum(steps) == read_rows(out / "metrics.jsonl")[-1]["step"]
     assert list(whole.facts["num_steps_by_phase"].values()) == steps
     assert whole.facts["per_device_tokens"] == kept["pace"]["per_device_tokens"]
-    assert whole.record["origin"]["section"]["budget_minutes"] == 0.1, "the fingerprint is that of the recipe"
+    assert whole.record["origin"]["section"]["budget_minutes"] == 0.04, "the fingerprint is that of the recipe"
     rates = {row["step"]: row["learning_rate"] for row in seen if "learning_rate" in row}
     fitted = PretrainRecipe.model_validate_json(json.dumps(kept["section"]))
     assert all(rate == learning_rate(fitted.phases, step - 1) for step, rate in rates.items())

@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from training.runs import fork
+from training.runs import exit_code, fork
 from training.saving import KEPT, checkpoints_in, load, model_at, names_in, save, steps
 
 from bert_pipeline.training.checkpoint import FILES, MODEL, OPTIMIZER, RECORD, SUMS, CheckpointError, Checkpoints, _sums
@@ -212,6 +212,6 @@ def test_all_processes_load_what_the_main_process_chooses(two, tmp_path):
         logs = [tmp_path / f"{other.name}-{rank}" for rank in range(2)]
         processes = [fork(load_as, rank, port, folder, log=logs[rank]) for rank, folder in enumerate((two, other))]
         for process in processes:
-            process.join(60)
+            exit_code(process)
         assert "process 0 loaded step 1" in logs[0].read_text()
         assert expected in logs[1].read_text()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.runs import fork
+from training.runs import exit_code, fork
 from training.saving import checkpoints_in, load, model_at, names_in, save, state_at, steps
 
 from bert_pipeline.training.checkpoint import FILES, MODEL, RECORD, SUMS, CheckpointError
@@ -39,14 +39,14 @@ def trace_of_save(folder: Path, step: int, log: Path, *injected: str) -> tuple[i
     """The exit code of a process that saves, and the lines of its trace that belong to the save."""
     trace = log.with_suffix(".strace")
     process = fork(save_traced, folder, step, trace, *injected, log=log)
-    process.join(60)
-    for _ in range(1000):
+    code = exit_code(process)
+    for _ in range(6000):
         lines = trace.read_text(errors="replace").splitlines() if trace.exists() else []
         if lines and lines[-1].startswith("+++"):
             break
         time.sleep(0.01)
     trace.unlink(missing_ok=True)
-    return process.exitcode, list(itertools.takewhile(lambda line: END not in line, lines))
+    return code, list(itertools.takewhile(lambda line: END not in line, lines))
 
 
 @pytest.fixture(scope="module")

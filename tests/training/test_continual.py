@@ -122,7 +122,7 @@ MODEL = "\n".join(["[model]", *(f"{name} = {value}" for name, value in SIZES.ite
 
 
 @pytest.fixture(scope="module")
-def two_recipes(tmp_path_factory):
+def two_recipes(tmp_path_factory, training_in_a_fork):
     """`base` learns from nothing; `further` begins with what base has learnt."""
     root = tmp_path_factory.mktemp("continual")
     (root / "base.toml").write_text(BASE.format(tokenizer="[tokenizer]\nvocab_size = 800", model=MODEL, init_from=""))
@@ -130,7 +130,6 @@ def two_recipes(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BERT_PIPELINE_RECIPES", str(root))
         patch.setenv("BERT_PIPELINE_HOME", str(root / "home"))
-        patch.setenv("OMP_NUM_THREADS", "1")
         yield {name: load_recipe(root / f"{name}.toml") for name in ("base", "further")}
 
 

@@ -75,11 +75,11 @@ def test_a_killed_process_takes_the_group_with_it_and_torchrun_starts_it_again(
 def test_a_process_that_hangs_ends_the_group_in_time(new_job, tmp_path, rank):
     job = new_job(tmp_path)
     log, sabotage = tmp_path / "said", f"{rank} backward 4 STOP"
-    ranks = fork_ranks(SABOTAGED, [job], 2, log, sabotage, BERT_PIPELINE_TIMEOUT_SECONDS="4")
+    ranks = fork_ranks(SABOTAGED, [job], 2, log, sabotage, BERT_PIPELINE_TIMEOUT_SECONDS="8")
     assert exit_code(ranks[1 - rank]) == 1
     assert ranks[rank].is_alive(), "it hangs still"
     ranks[rank].kill()
-    expected = f"process {1 - rank} of 2 lost another one, which ended or did not answer for 4 seconds"
+    expected = f"process {1 - rank} of 2 lost another one, which ended or did not answer for 8 seconds"
     assert expected in log.read_text()
 
 

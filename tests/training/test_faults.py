@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training.runs import fork, job_for, trace, train_and_witness
+from training.runs import exit_code, fork, job_for, trace, train_and_witness, trainers_of
 
 from bert_pipeline import artifact
 from bert_pipeline.stages import make_stage
@@ -46,8 +46,7 @@ def weights(out: Path) -> str:
 
 def run(job: Path, log: Path) -> None:
     process = fork(train_and_witness, job, log=log)
-    process.join(120)
-    assert process.exitcode == 0, log.read_text()
+    assert exit_code(process) == 0, log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +94,20 @@ def test_runs_killed_at_random_moments_end_as_if_undisturbed(tiny, tiny_recipe, 
     killed, most, runs = 0, 0, 0
     resumed_from: Counter[int] = Counter()
     while killed < kills or most < 3:
+        assert runs < 3 * kills, "runs end before they are killed, or are not gone on with"
         out = tmp_path / f"run-{runs}"
         job, log = long_job(tiny, tiny_recipe, out), out / "log"
         runs += 1
         for attempt in range(1000):
             process = fork(train_and_witness, job, attempt, log=log)
             if killed >= kills and most >= 3:
-                process.join(120)
+                exit_code(process)
             else:
                 if random.random() < 0.8:
                     wait_for_a_step(out, process)
                 process.join(random.uniform(0, 0.5) * seconds)
             process.kill()
-            process.join(10)
-            if process.exitcode == 0:
+            if exit_code(process) == 0:
                 break
             assert process.exitcode == -signal.SIGKILL, log.read_text()
             killed += 1
@@ -146,13 +145,11 @@ def terminate_while_saving(job: Path) -> None:
 def test_sigterm_while_saving_again_and_again(tiny, tiny_recipe, tmp_path, undisturbed):
     job, log = long_job(tiny, tiny_recipe, tmp_path), tmp_path / "log"
     process = fork(terminate_while_saving, job, log=log)
-    process.join(60)
-    assert process.exitcode == EXIT_RESUME, log.read_text()
+    assert exit_code(process) == EXIT_RESUME, log.read_text()
     # Asked to stop in the save after step 5, it finds the request after step 6.
     assert [path.name for path in sorted((job.parent / "checkpoints").iterdir())] == ["step-00000005", "step-00000006"]
     process = fork(train_and_witness, job, log=log)
-    process.join(60)
-    assert process.exitcode == 0, log.read_text()
+    assert exit_code(process) == 0, log.read_text()
     assert trace(tmp_path) == trace(undisturbed)
     assert weights(tmp_path) == weights(undisturbed)
 
@@ -162,9 +159,8 @@ def test_a_full_disk_stops_a_run_late_and_gently(tiny, tiny_recipe, tmp_path, sm
     checkpoints = job.parent / "checkpoints"
     checkpoints.symlink_to(small_disk)
     process = fork(train_and_witness, job, log=log)
-    process.join(60)
-    said = log.read_text()
-    assert process.exitcode == 1 and said.count("could not be saved, training goes on without it") == 2, said
+    code, said = exit_code(process), log.read_text()
+    assert code == 1 and said.count("could not be saved, training goes on without it") == 2, said
     assert "could not be saved, the third failure in a row" in said and "; remedy: see to the disk under" in said
     saved = sorted(path.name for path in checkpoints.iterdir())
     assert saved and all(path.startswith("step-") and not path.endswith(".partial") for path in saved)
@@ -193,22 +189,11 @@ def test_runs_killed_by_the_kernel_for_their_memory_go_on(
     job, log = long_job(tiny, tiny_recipe, tmp_path), tmp_path / "log"
     for attempt, at in enumerate(np.linspace(0, 123, kills, dtype=int)):
         process = fork(train_within, memory_group, job, attempt, at, log=log)
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL, log.read_text()
+        assert exit_code(process) == -signal.SIGKILL, log.read_text()
     assert f"oom_kill {kills}" in (memory_group / "memory.oom_control").read_text()
     process = fork(train_and_witness, job, kills, log=log)
-    process.join(60)
-    assert process.exitcode == 0, log.read_text()
+    assert exit_code(process) == 0, log.read_text()
     check(tmp_path, undisturbed)
-
-
-def trainer_of(folder: Path) -> int:
-    """The training process under a launcher."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        command = path.read_bytes() if path.exists() else b""
-        if str(folder).encode() in command and b"accelerate" not in command:
-            return int(path.parent.name)
-    raise AssertionError("no training process")
 
 
 def test_a_training_process_that_is_killed_is_named_and_goes_on(tiny, tiny_recipe, tmp_path):
@@ -218,7 +203,7 @@ def test_a_training_process_that_is_killed_is_named_and_goes_on(tiny, tiny_recip
     def kill_after_a_checkpoint(row):
         rows.append(row)
         if list(tmp_path.glob("*.partial/work/checkpoints/step-????????")) and not killed:
-            killed.append(trainer_of(tmp_path))
+            killed.extend(trainers_of(tmp_path))
             os.kill(killed[0], signal.SIGKILL)
 
     killed: list[int] = []

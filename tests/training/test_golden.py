@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from training.runs import finish, job_for, start_training
+from training.runs import job_for, train
 
 from bert_pipeline.metrics import read_rows
 
@@ -16,7 +16,7 @@ def test_twenty_steps_have_the_losses_on_file(tiny, tiny_recipe, tmp_path):
     """Other processors and library versions sum in other orders: equal within one in ten thousand."""
     still = tiny_recipe.model.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     recipe = tiny_recipe.model_copy(update={"model": still})
-    finish(start_training(job_for(tiny, recipe, tmp_path, first_phase={"num_steps": 16}, log_every=1)))
+    train(job_for(tiny, recipe, tmp_path, first_phase={"num_steps": 16}, log_every=1), 1)
     rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if "loss" in row]
     found = {str(row["step"]): [row["mlm_loss"], row["nsp_loss"], row["grad_norm"]] for row in rows}
     expected = json.loads(GOLDEN.read_text(encoding="utf-8"))

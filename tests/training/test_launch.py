@@ -1,10 +1,10 @@
 """The launcher: it follows the training processes, and leaves none behind."""
 
-import os
 from pathlib import Path
 
 import pytest
 import yaml
+from processes import commands
 from training.runs import trace
 
 from bert_pipeline.artifact import ArtifactError
@@ -24,35 +24,28 @@ class Cancelled(BaseException):
 
 def processes_of(folder: Path) -> list[int]:
     """Processes whose command line names the folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(folder).encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return [number for number in found if number != os.getpid()]
+    return [number for number, command in commands().items() if str(folder) in "\0".join(command)]
 
 
-@pytest.mark.parametrize("seen", [1, 4])
-def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(tiny, tiny_recipe, tmp_path, seen):
-    rows, alive = [], []
+def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(tiny, tiny_recipe, tmp_path, monkeypatch, trained):
+    """Cancelled at its first row, before any checkpoint, and again when some stand."""
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.02)  # so that there is something left to cancel
+    work = tmp_path / "out.partial" / "work"
+    for checkpoints_before in (0, 1):
+        alive = []
 
-    def cancel_after(row):
-        rows.append(row)
-        alive.extend(processes_of(tmp_path))
-        if len(rows) == seen:
-            raise Cancelled
+        def cancel(row, alive=alive, wanted=checkpoints_before):
+            alive.extend(processes_of(tmp_path))
+            if len(list(work.glob("checkpoints/step-????????"))) >= wanted:
+                raise Cancelled
 
-    with pytest.raises(Cancelled):
-        make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "cancelled", cancel_after)
-    assert alive, "the test would prove nothing"
-    assert processes_of(tmp_path) == []
-    assert not (tmp_path / "cancelled").exists()
-    work = tmp_path / "cancelled.partial" / "work"
-    assert list(work.glob("checkpoints/step-????????/checkpoint.json"))
-    gone_on = make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "cancelled")
-    undisturbed = make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "undisturbed")
+        with pytest.raises(Cancelled):
+            make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "out", cancel)
+        assert alive, "the test would prove nothing"
+        assert processes_of(tmp_path) == []
+        assert not (tmp_path / "out").exists()
+        assert list(work.glob("checkpoints/step-????????/checkpoint.json"))
+    gone_on, undisturbed = make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "out"), trained[0]
     assert trace(gone_on.path) == trace(undisturbed.path)
     assert (gone_on.path / "model.safetensors").read_bytes() == (undisturbed.path / "model.safetensors").read_bytes()
 

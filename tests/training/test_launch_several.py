@@ -6,11 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from training.runs import ROOT, assert_identical, finish, start
+from training.runs import ROOT, assert_identical, finish, start, trainers_of
 
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training import launch
@@ -47,14 +46,10 @@ def test_an_error_that_would_come_again_is_not_tried_again(tiny, tiny_recipe, tm
 
 def test_training_that_was_asked_to_stop_is_told_from_training_that_failed(tiny, tiny_recipe, tmp_path):
     def stop(row):
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                if path.read_bytes().startswith(
-                    f"{sys.executable}\0-m\0bert_pipeline.training.pretrain\0{tmp_path}".encode()
-                ):
-                    os.kill(int(path.parent.name), signal.SIGTERM)
+        for number in trainers_of(tmp_path):
+            os.kill(number, signal.SIGTERM)
 
-    phases = tuple(phase.model_copy(update={"num_steps": 5_000}) for phase in tiny_recipe.pretrain.phases)
+    phases = tuple(phase.model_copy(update={"num_steps": 1_000}) for phase in tiny_recipe.pretrain.phases)
     long = tiny_recipe.model_copy(update={"pretrain": tiny_recipe.pretrain.model_copy(update={"phases": phases})})
     with pytest.raises(launch.TrainingStopped, match="asked to stop and saved a checkpoint"):
         make_stage("pretrained_checkpoint", long, tiny, tmp_path / "out", stop)

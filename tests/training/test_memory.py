@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.runs import fork, job_for, train_and_witness
+from training.runs import exit_code, fork, job_for, train_and_witness
 
 from bert_pipeline.training.memory import TooLittleMemory, free_on_cpu, want_of_memory_explained
 
@@ -82,9 +82,8 @@ def test_a_micro_batch_that_cannot_fit_is_named_before_the_first_step(tiny, tiny
     one_step = {"num_steps": 1, "global_batch_size": 10_000}
     job = job_for(tiny, tiny_recipe, tmp_path, per_device_tokens=10**6, first_phase=one_step)
     process = fork(train_in_little_memory, memory_group, job, log=tmp_path / "log")
-    process.join(60)
-    said = (tmp_path / "log").read_text()
-    assert process.exitcode == 1, said
+    code, said = exit_code(process), (tmp_path / "log").read_text()
+    assert code == 1, said
     told = re.search(r"TooLittleMemory: a micro-batch of ([\d,]+) tokens needs ([\d,]+) MB at least \(.* can have "
                      r"([\d,]+) MB; remedy: BERT_PIPELINE_PER_DEVICE_TOKENS=(\d+), or auto", said)  # fmt: skip
     assert told, said
@@ -93,7 +92,6 @@ def test_a_micro_batch_that_cannot_fit_is_named_before_the_first_step(tiny, tiny
     assert not (tmp_path / "metrics.jsonl").exists()
     job = job_for(tiny, tiny_recipe, tmp_path, per_device_tokens=fitting, first_phase=one_step)
     process = fork(train_in_little_memory, memory_group, job, log=tmp_path / "log")
-    process.join(60)
-    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    assert exit_code(process) == 0, (tmp_path / "log").read_text()
     [step] = (tmp_path / "work" / "samples.jsonl").read_text().splitlines()[-1:]
     assert json.loads(step)["parts"] < 8, "not so small that anything would fit"

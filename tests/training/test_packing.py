@@ -253,10 +253,14 @@ def test_eight_at_once_are_two_by_two(model, dataset):
     assert_same_step(step(objective, parts, rows), expected)
 
 
-def test_compiled_is_eager(model, dataset):
-    """One graph for every number of tokens, pairs and masked tokens."""
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_is_eager(model, dataset, backend):
+    """One graph, forward and backward, for every number of tokens, pairs and masked tokens.
+
+    What `inductor` adds is C++ for it: half a minute of the compiler.
+    """
     objective = PretrainingLoss(model)
-    compiled = torch.compile(objective, dynamic=True, fullgraph=True)
+    compiled = torch.compile(objective, dynamic=True, fullgraph=True, backend=backend)
     for first, count, stance in ((0, 16, "default"), (16, 9, "fail_on_recompile"), (25, 30, "fail_on_recompile")):
         rows = dataset.rows(0, np.arange(first, first + count))
         expected = step(objective, [pack(rows)], rows)

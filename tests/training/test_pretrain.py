@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -9,7 +10,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.runs import finish, job_for, start_training, trace
+from training.runs import SABOTAGED, exit_code, fork_ranks, job_for, trace, train
 from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.metrics import read_rows
@@ -21,7 +22,7 @@ from bert_pipeline.training.pretrain import EXIT_RESUME
 @pytest.fixture(scope="module")
 def undisturbed(tiny, tiny_recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
-    finish(start_training(job_for(tiny, tiny_recipe, out)))
+    train(job_for(tiny, tiny_recipe, out), 1)
     return out
 
 
@@ -39,15 +40,15 @@ def test_training_reports_and_learns(undisturbed):
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path, undisturbed, sign):
     """The trace (losses, rates, gradient norms) and the weights equal those of the uninterrupted run."""
     job = job_for(tiny, tiny_recipe, tmp_path)
-    process = start_training(job)
+    [process] = fork_ranks(SABOTAGED, [job], 1, tmp_path / "said")
     while not list(tmp_path.glob("work/checkpoints/step-????????")):
-        assert process.poll() is None, finish(process)
-        time.sleep(0.01)
-    process.send_signal(sign)
-    code = process.wait(60)
+        assert process.is_alive(), (tmp_path / "said").read_text()
+        time.sleep(0.001)
+    os.kill(process.pid, sign)
+    code = exit_code(process)
     if not (tmp_path / "work" / "result.json").exists():
         assert code == (EXIT_RESUME if sign == signal.SIGTERM else -signal.SIGKILL)
-        finish(start_training(job))
+        train(job, 1)
     assert trace(tmp_path) == trace(undisturbed)
     expected, found = (load_file(out / "model.safetensors") for out in (undisturbed, tmp_path))
     assert expected.keys() == found.keys()
@@ -59,9 +60,8 @@ def test_one_process_and_two_give_the_same_numbers(tiny, tiny_recipe, tmp_path):
     still = tiny_recipe.model.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     recipe = tiny_recipe.model_copy(update={"model": still})
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(start_training(job_for(tiny, recipe, one)))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    finish(start_training(job_for(tiny, recipe, two), *torchrun))
+    train(job_for(tiny, recipe, one), 1)
+    train(job_for(tiny, recipe, two), 2)
     assert json.loads((two / "work" / "result.json").read_text())["world_size"] == 2
     for expected, found in zip(trace(one), trace(two), strict=True):
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6)
@@ -77,7 +77,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(tiny, tiny_recipe, tmp_pa
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-5] ^= 1
     (newest / "model.safetensors").write_bytes(content)
-    said = finish(start_training(job))
+    said = train(job, 1)
     assert "model.safetensors is damaged: SHA-256" in said and "going on after step 9" in said
     assert trace(tmp_path / "run") == trace(undisturbed)
 
@@ -86,14 +86,14 @@ def test_work_of_another_recipe_is_refused(tiny, tiny_recipe, tmp_path, undistur
     shutil.copytree(undisturbed, tmp_path / "run")
     job = job_for(tiny, tiny_recipe, tmp_path / "run")
     job.write_text(job.read_text().replace('"identity": "test"', '"identity": "other"'))
-    said = finish(start_training(job), expected=1)
+    said = train(job, 1, expected=1)
     assert "holds work of another recipe" in said and f"remedy: remove {tmp_path / 'run'}" in said
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny, tiny_recipe, tmp_path):
     """Steps are skipped and counted, and the run stops when they do not end; what is saved meanwhile is finite."""
     job = job_for(tiny, tiny_recipe, tmp_path, first_phase={"learning_rate": 1e30}, max_skipped_steps=5)
-    said = finish(start_training(job), expected=1)
+    said = train(job, 1, expected=1)
     assert "step 2 is skipped: its loss or gradient is not finite" in said
     assert "step 7: the gradient is not finite" in said and "remedy: a lower pretrain.phases.learning_rate" in said
     rows = read_rows(tmp_path / "metrics.jsonl")
@@ -106,19 +106,12 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny, tiny_recipe, 
     assert [line["step"] for line in lines] == [2, 3, 4, 5, 6, 7]
     for line in lines:
         assert sum(len(rows) for span in line["pairs"] for rows in span["rows"].values()) == 16
-    finish(start_training(job), expected=1)  # step 7 comes again, and its line does
+    train(job, 1, expected=1)  # step 7 comes again, and its line does
     assert (tmp_path / "skipped.jsonl").read_bytes() == told
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny, tiny_recipe, tmp_path_factory):
-    rows = []
-    out = tmp_path_factory.mktemp("checkpoint") / "pretrained_checkpoint"
-    return make_stage("pretrained_checkpoint", tiny_recipe, tiny, out, rows.append), rows
-
-
-def test_the_exported_directory_is_a_plain_hugging_face_model(checkpoint, tiny):
-    made, rows = checkpoint
+def test_the_exported_directory_is_a_plain_hugging_face_model(trained):
+    made, rows = trained
     assert rows == read_rows(made.path / "metrics.jsonl")
     assert {path.name for path in made.path.iterdir()} == {
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
@@ -133,15 +126,15 @@ def test_the_exported_directory_is_a_plain_hugging_face_model(checkpoint, tiny):
     assert model(**batch).logits.isfinite().all()
 
 
-def test_the_facts_add_up(checkpoint, tiny_recipe):
-    facts = checkpoint[0].facts
+def test_the_facts_add_up(trained):
+    facts = trained[0].facts
     assert facts["num_steps"] == 12
     assert facts["train_pairs_seen"] == 8 * 16 + 4 * 8
     assert facts["heldout_after"]["mlm_loss"] < facts["heldout_before"]["mlm_loss"]
     assert facts["world_size"] == 1
 
 
-def test_a_failed_training_leaves_no_artifact_and_says_why(tiny, tiny_recipe, tmp_path):
+def test_a_failed_training_leaves_no_artifact_and_says_why(tiny, tiny_recipe, tmp_path, training_in_a_fork):
     phases = tiny_recipe.pretrain.phases
     hot = tiny_recipe.pretrain.model_copy(
         update={
@@ -158,7 +151,7 @@ def test_a_failed_training_leaves_no_artifact_and_says_why(tiny, tiny_recipe, tm
 def test_snapshots_stay_as_whole_models_and_disturb_nothing(tiny, tiny_recipe, tmp_path, undisturbed):
     """Each holds the weights that the checkpoint of its step holds."""
     job = job_for(tiny, tiny_recipe, tmp_path, snapshot_every=4, checkpoint_every=4, checkpoints_kept=5)
-    finish(start_training(job))
+    train(job, 1)
     assert trace(tmp_path) == trace(undisturbed)
     names = ["step-00000004", "step-00000008"]
     assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == names

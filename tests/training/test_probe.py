@@ -4,9 +4,9 @@ import json
 import os
 
 import pytest
+from training.runs import exit_code, fork_ranks
 
-from bert_pipeline.training.budget import ProbeFailed, measure_pace
-from bert_pipeline.training.launch import CPU_SETTINGS
+from bert_pipeline.training.budget import Pace, ProbeFailed, measure_pace
 
 LARGE_STEP = {"max_seq_length": 64, "num_steps": 4, "global_batch_size": 600, "learning_rate_handover": "continue"}
 
@@ -47,15 +47,21 @@ try:
     choice(10, 0)
 except TooLittleMemory as error:
     said["nothing fits"] = str(error)
-json.dump(said, sys.stdout)
+json.dump(said, open(sys.argv[2], "w"))
 """
 
 
-def test_the_smallest_micro_batch_that_is_as_good_as_the_best(job, run_python, tmp_path):
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    done = run_python("-c", CHOICE, str(tmp_path / "job.json"))
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+def run_forked(folder, code: str, job: dict) -> dict:
+    """What the program, given a file with the job, writes to the file that it is told next."""
+    (folder / "program.py").write_text(code)
+    (folder / "job.json").write_text(json.dumps(job))
+    [process] = fork_ranks(folder / "program.py", [folder / "job.json", folder / "told.json"], 1, folder / "said")
+    assert exit_code(process) == 0, (folder / "said").read_text()
+    return json.loads((folder / "told.json").read_text())
+
+
+def test_the_smallest_micro_batch_that_is_as_good_as_the_best(job, tmp_path):
+    said = run_forked(tmp_path, CHOICE, job)
     assert said["step"] > 8192, "the test would prove nothing"
     assert said["smallest as good as the best"] == 4096
     assert said["larger is slower"] == 4096
@@ -67,9 +73,18 @@ def test_the_smallest_micro_batch_that_is_as_good_as_the_best(job, run_python, t
     )
 
 
+MEASURED = """
+import json, sys
+from dataclasses import asdict
+from bert_pipeline.training import probe
+probe.TIMED_SECONDS = 0.1  # of each figure; test_budget.py begins with a probe as it is
+json.dump(asdict(probe.Probe(json.load(open(sys.argv[1]))).pace()), open(sys.argv[2], "w"))
+"""
+
+
 def test_what_is_measured(job, tmp_path):
     section = job["section"] | {"budget_minutes": None}
-    pace = measure_pace(job | {"section": section}, tmp_path, CPU_SETTINGS | os.environ)
+    pace = Pace(**run_forked(tmp_path, MEASURED, job | {"section": section}))
     assert pace.per_device_tokens in (2048, 4096, 8192, 16_384)
     assert pace.pair_seconds.keys() == {"32", "64"} and min(pace.pair_seconds.values()) > 0
     assert 0 < pace.heldout_pair_seconds < pace.pair_seconds["64"]
