@@ -4,11 +4,13 @@
                                   [--text FILE] [--megabytes 8] [--max-seq-length N] [--json]
 
     <recipe>-128, <recipe>-512    the recipe's model and batch on pairs of at most so many tokens, beside the Trainer
-                                  with each batch padded to its longest row, and with rows padded to the full length
+                                  with each batch padded to its longest row, with rows padded to the full length, and
+                                  as it comes: rows padded to the full length, float32, no torch.compile
 
 A figure is real tokens a second (padding does not count) over the same steps of both sides, after a warm-up, in the
 best round; ours and the peers take rounds in turns. Ours is the stage pretrained_checkpoint as everybody runs it. The
-peer gets those of its settings that were the fastest in the first round; one that fails has a row that says why.
+peer, but where it is taken as it comes, gets those of its settings that were the fastest in the first round; one that
+fails has a row that says why.
 Text is that of the recipe, where its files are found, or of --text; 8 MB of it, spread over its first 100.
 
 Model-FLOP utilisation is the operations that the real tokens need (the formula: bert_pipeline/flops.py), a
@@ -62,6 +64,8 @@ PEER_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What is tried for the peer: places, padding included, that it is given at once, torch.compile, workers to collate."""
 
+AS_IT_COMES = "as it comes"
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -91,7 +95,7 @@ def compare(bench: Bench, stretch: Answer, peak: float) -> list[Row]:
     steps = {key: stretch[key] for key in ("max_seq_length", "warm_up", "num_steps")} | {"folder": bench.work}
 
     def peer(**settings: Any) -> Run:
-        return lambda _: bench.run("peers.transformers_trainer", "trainer", **steps, **bench.hardware, **settings)
+        return lambda _: bench.run("peers.transformers_trainer", "trainer", **steps, **(bench.hardware | settings))
 
     ours: dict[str, Run] = {"ours": lambda _: bench.run("pretraining", "pretrain", **steps)}
     peers = {
@@ -99,12 +103,15 @@ def compare(bench: Bench, stretch: Answer, peak: float) -> list[Row]:
         for padding, full_length in PADDING.items()
         for how, settings in PEER_SETTINGS[bench.device].items()
     }
+    usual = next(iter(PEER_SETTINGS[bench.device].values()))
+    peers[AS_IT_COMES] = peer(full_length=True, **usual, precision="float32")
     answers = take_turns(ours, peers, 1)
 
     def speed(name: str) -> float:
         return 0.0 if "reason" in answers[name][-1] else rate(answers[name], unit=UNIT)
 
     fastest = [max((name for name in peers if name.startswith(padding)), key=speed) for padding in PADDING]
+    fastest.append(AS_IT_COMES)
     again = {name: peers[name] for name in fastest if speed(name)}
     for name, more in take_turns(ours, again, ROUNDS[bench.device] - 1).items():
         answers[name] += more

@@ -181,7 +181,7 @@ warmup_steps = 4
 
 @pytest.fixture(scope="module")
 def trained(run_python, tmp_path_factory):
-    """The whole command at a tiny size; the peer with full rows is given what it cannot compute with."""
+    """The whole command at a tiny size; the peers with full rows are given what they cannot compute with."""
     home = tmp_path_factory.mktemp("home")
     (home / "tiny.toml").write_text(TRAINED)
     code = (
@@ -201,8 +201,9 @@ def trained(run_python, tmp_path_factory):
 
 def test_training_has_a_row_for_each_peer(trained):
     """512 tokens are more than this model's positions."""
-    assert [row["name"] for row in trained["rows"]] == ["tiny-128"] * 2
-    works, fails = trained["rows"]
+    assert [row["name"] for row in trained["rows"]] == ["tiny-128"] * 3
+    works, fails, as_it_comes = trained["rows"]
+    assert as_it_comes["peer_name"].endswith("Trainer, as it comes") and as_it_comes["ratio"] is None
     assert works.keys() >= ROW_KEYS and fails.keys() >= ROW_KEYS
     assert works["unit"] == "tokens/s" and works["ratio"] == works["ours"] / works["peer"]
     assert works["peer_name"].endswith("Trainer, padded to the longest row, whole batches")
@@ -241,10 +242,11 @@ def test_the_peer_goes_on_with_its_fastest_settings(tmp_path):
     stretch = {"max_seq_length": 128, "warm_up": 1, "num_steps": 4, "global_batch_size": 8, "tokens": 600}
     stretch |= {"flops": 6e9, "mean_length": 64.0, "fill": 0.5}
     made = training.compare(bench, stretch, peak=1e10)
-    assert [row["ratio"] for row in made] == [3.0, 6.0]
+    assert [row["ratio"] for row in made] == [3.0, 6.0, 8.0]
     assert [row["peer_name"].split("Trainer, ")[1] for row in made] == [
         "padded to the longest row, accumulating 4,096 places, compiled",
         "padded to the full length, accumulating 4,096 places, compiled",
+        "as it comes",
     ]
     rounds = training.ROUNDS["cpu"]
     assert all(len(row["measured"][side]["seconds"]) == rounds for row in made for side in ("ours", "peer"))
