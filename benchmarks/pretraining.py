@@ -46,7 +46,7 @@ def cut_down(recipe: Recipe, corpus: dict[str, Any], max_seq_lengths: list[int])
         return steps | own | {"learning_rate_handover": "restart" if number else None}
 
     chosen = recipe.model_dump(mode="json")
-    chosen["corpus"] |= corpus | {"source": "files", "id_field": "", "heldout_fraction": HELDOUT_FRACTION}
+    chosen["corpus"] = corpus | {"source": "files", "heldout_fraction": HELDOUT_FRACTION}
     chosen["nsp"]["dupe_factor"] = 1
     cut = {"phases": [phase(*each) for each in enumerate(max_seq_lengths)], "budget_minutes": None, "init_from": ""}
     chosen["pretrain"] |= cut
