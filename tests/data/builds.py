@@ -83,6 +83,6 @@ def build_by_command(root: Path, documents: int, documents_per_shard: int) -> Si
     seconds = {}
     for kind in ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset"):
         begun = time.monotonic()
-        run(command(kind, recipe, root, root / kind))
+        run(command(kind, recipe, root, root / kind), BERT_PIPELINE_WORKERS="1")
         seconds[kind] = time.monotonic() - begun
     return SimpleNamespace(root=root, recipe=recipe, seconds=seconds)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from training.runs import exit_code, fork_ranks
 from transformers import AutoTokenizer, BertConfig
 
 from bert_pipeline.evaluation.batches import batches_by_length, epoch_batches, padded
@@ -253,9 +254,10 @@ for name, seconds in (("killed", 0), ("undisturbed", 1e9)):
 """
 
 
-def test_a_run_that_is_killed_goes_on_bit_for_bit(model_dir, small_tasks, tmp_path, run_python):
-    done = run_python("-c", KILLED, str(model_dir), str(small_tasks), str(tmp_path), OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
+def test_a_run_that_is_killed_goes_on_bit_for_bit(model_dir, small_tasks, tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    [process] = fork_ranks(tmp_path / "killed.py", [model_dir, small_tasks, tmp_path], 1, tmp_path / "said")
+    assert exit_code(process) == 0, (tmp_path / "said").read_text()
     numbers = [int(line) for line in (tmp_path / "killed.steps").read_text().split()]
     begins = [now for before, now in zip([99, *numbers], numbers, strict=False) if now <= before]
     assert len(begins) == 4 and begins[0] == 0 and all(begins[1:]), "it went on, and did not begin again"

@@ -63,15 +63,14 @@ def test_loading_the_graph_imports_neither_torch_nor_mlflow():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow  # the README has the command, and its test runs it
 def test_dg_check_defs(tmp_path):
     dg_command = Path(sys.executable).with_name("dg")
     environment = os.environ | {
         "BERT_PIPELINE_HOME": str(tmp_path),
         "VIRTUAL_ENV": str(Path(sys.executable).parents[1]),
     }
-    done = subprocess.run(
-        [dg_command, "check", "defs"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([dg_command, "check", "defs"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

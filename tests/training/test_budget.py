@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from training.runs import measure_pace_in_a_fork
 
 from bert_pipeline.metrics import read_rows
 from bert_pipeline.recipe import PretrainRecipe
@@ -106,6 +107,7 @@ def test_a_resumed_run_keeps_the_schedule_that_it_began_with(
 
     recipe, out = in_minutes(tiny_recipe, 0.04), tmp_path / "out"
     monkeypatch.setenv("BERT_PIPELINE_PER_DEVICE_TOKENS", "auto")
+    monkeypatch.setattr("bert_pipeline.training.budget.measure_pace", measure_pace_in_a_fork)
     with pytest.raises(KeyboardInterrupt):
         make_stage("pretrained_checkpoint", recipe, tiny, out, interrupt)
     assert list(out.with_name("out.partial").glob("work/checkpoints/step-*")), "it goes on, and does not begin anew"

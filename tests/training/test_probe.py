@@ -4,9 +4,9 @@ import json
 import os
 
 import pytest
-from training.runs import exit_code, fork_ranks
+from training.runs import exit_code, fork_ranks, measure_pace_in_a_fork
 
-from bert_pipeline.training.budget import Pace, ProbeFailed, measure_pace
+from bert_pipeline.training.budget import ProbeFailed, measure_pace
 
 LARGE_STEP = {"max_seq_length": 64, "num_steps": 4, "global_batch_size": 600, "learning_rate_handover": "continue"}
 
@@ -51,17 +51,12 @@ json.dump(said, open(sys.argv[2], "w"))
 """
 
 
-def run_forked(folder, code: str, job: dict) -> dict:
-    """What the program, given a file with the job, writes to the file that it is told next."""
-    (folder / "program.py").write_text(code)
-    (folder / "job.json").write_text(json.dumps(job))
-    [process] = fork_ranks(folder / "program.py", [folder / "job.json", folder / "told.json"], 1, folder / "said")
-    assert exit_code(process) == 0, (folder / "said").read_text()
-    return json.loads((folder / "told.json").read_text())
-
-
 def test_the_smallest_micro_batch_that_is_as_good_as_the_best(job, tmp_path):
-    said = run_forked(tmp_path, CHOICE, job)
+    (tmp_path / "choice.py").write_text(CHOICE)
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    [process] = fork_ranks(tmp_path / "choice.py", [tmp_path / "job.json", tmp_path / "told"], 1, tmp_path / "log")
+    assert exit_code(process) == 0, (tmp_path / "log").read_text()
+    said = json.loads((tmp_path / "told").read_text())
     assert said["step"] > 8192, "the test would prove nothing"
     assert said["smallest as good as the best"] == 4096
     assert said["larger is slower"] == 4096
@@ -73,18 +68,9 @@ def test_the_smallest_micro_batch_that_is_as_good_as_the_best(job, tmp_path):
     )
 
 
-MEASURED = """
-import json, sys
-from dataclasses import asdict
-from bert_pipeline.training import probe
-probe.TIMED_SECONDS = 0.1  # of each figure; test_budget.py begins with a probe as it is
-json.dump(asdict(probe.Probe(json.load(open(sys.argv[1]))).pace()), open(sys.argv[2], "w"))
-"""
-
-
 def test_what_is_measured(job, tmp_path):
     section = job["section"] | {"budget_minutes": None}
-    pace = Pace(**run_forked(tmp_path, MEASURED, job | {"section": section}))
+    pace = measure_pace_in_a_fork(job | {"section": section}, tmp_path, {})
     assert pace.per_device_tokens in (2048, 4096, 8192, 16_384)
     assert pace.pair_seconds.keys() == {"32", "64"} and min(pace.pair_seconds.values()) > 0
     assert 0 < pace.heldout_pair_seconds < pace.pair_seconds["64"]
