@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from processes import commands
-from training.runs import trace
+from training.runs import trace, train_in_a_fork
 
 from bert_pipeline.artifact import ArtifactError
 from bert_pipeline.metrics import RowFollower, append_row
@@ -27,25 +27,36 @@ def processes_of(folder: Path) -> list[int]:
     return [number for number, command in commands().items() if str(folder) in "\0".join(command)]
 
 
-def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(tiny, tiny_recipe, tmp_path, monkeypatch, trained):
-    """Cancelled at its first row, before any checkpoint, and again when some stand."""
-    monkeypatch.setattr(launch, "POLL_SECONDS", 0.02)  # so that there is something left to cancel
+def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(tiny, tiny_recipe, tmp_path, monkeypatch):
+    """Cancelled at its first row, before any checkpoint, and again when it has made one more. The run that nothing
+    happens to is a fork, as in tests that are not about the launcher.
+    """
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.02)
+    longer = tiny_recipe.pretrain.phases[0].model_copy(update={"num_steps": 80})  # so that there is something to cancel
+    section = tiny_recipe.pretrain.model_copy(update={"phases": (longer, tiny_recipe.pretrain.phases[1])})
+    recipe = tiny_recipe.model_copy(update={"pretrain": section})
     work = tmp_path / "out.partial" / "work"
-    for checkpoints_before in (0, 1):
-        alive = []
 
-        def cancel(row, alive=alive, wanted=checkpoints_before):
+    def newest_step():
+        return max((int(path.name[-8:]) for path in work.glob("checkpoints/step-????????")), default=0)
+
+    for more in (0, 1):
+        alive, enough = [], newest_step() + more
+
+        def cancel(row, alive=alive, enough=enough):
             alive.extend(processes_of(tmp_path))
-            if len(list(work.glob("checkpoints/step-????????"))) >= wanted:
+            if newest_step() >= enough:
                 raise Cancelled
 
         with pytest.raises(Cancelled):
-            make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "out", cancel)
+            make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out", cancel)
         assert alive, "the test would prove nothing"
         assert processes_of(tmp_path) == []
         assert not (tmp_path / "out").exists()
-        assert list(work.glob("checkpoints/step-????????/checkpoint.json"))
-    gone_on, undisturbed = make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "out"), trained[0]
+        assert enough <= newest_step() and 0 < newest_step() < 84
+    gone_on = make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out")
+    monkeypatch.setattr(launch, "_run", train_in_a_fork)
+    undisturbed = make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "undisturbed")
     assert trace(gone_on.path) == trace(undisturbed.path)
     assert (gone_on.path / "model.safetensors").read_bytes() == (undisturbed.path / "model.safetensors").read_bytes()
 
