@@ -85,7 +85,8 @@ def pubmed_files(folder: Path) -> dict[str, Path]:
         years.add(named[1])
     if not found:
         raise SourceError(
-            f"{folder}: no file of PubMed in it; remedy: correct corpus.path, or download PubMed to there"
+            f"{folder}: no file of PubMed in it; remedy: correct corpus.path, or run "
+            f"`bert-pipeline download-pubmed --out {folder}`"
         )
     if len(years) > 1:
         raise SourceError(
