@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock
 
@@ -31,6 +32,8 @@ Facts = dict[str, Any]
 
 ORIGIN = "origin.json"
 """In a directory in progress: what is being made there."""
+RECORD = "record.json"
+"""In a finished one: what it is, and how it was made."""
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,16 @@ class Artifact:
         return self.record["facts"]
 
 
+class Tier(Protocol):
+    """Another place for artifacts, beside the local disk. Nothing depends on it: what fails there is logged."""
+
+    def try_pull(self, kind: str, fingerprint: str, destination: Path) -> bool:
+        """Make `destination` the artifact, whole; False where it is not to be had."""
+
+    def try_push(self, made: Artifact) -> None:
+        """Keep a copy there."""
+
+
 def origin(kind: str, section: Mapping[str, Any], inputs: Mapping[str, str], code_version: str) -> dict[str, Any]:
     """What decides an artifact's content. `inputs` maps the name of each input to its fingerprint."""
     return {"kind": kind, "section": dict(section), "inputs": dict(inputs), "code_version": code_version}
@@ -70,44 +83,71 @@ def fingerprint(origin: Mapping[str, Any]) -> str:
 
 
 def make(
-    destination: Path, origin: Mapping[str, Any], build: Callable[[Path], Facts], *, resumable: bool = False
+    destination: Path,
+    origin: Mapping[str, Any],
+    build: Callable[[Path], Facts],
+    *,
+    resumable: bool = False,
+    asked_by: Mapping[str, str] | None = None,
+    tier: Tier | None = None,
 ) -> Artifact:
-    """Return the artifact at `destination`; call `build(directory)` only where it does not stand yet.
+    """Return the artifact at `destination`; call `build(directory)` only where it stands neither there nor in `tier`.
 
     A resumable build finds in its directory what an interrupted one of the same origin left there; any other
-    starts empty.
+    starts empty. `asked_by` is noted in the record of what is built: the run of an orchestrator.
     Raises ArtifactError where `destination` holds something else, or where an interrupted build of something else
     left work beside it that can be gone on with.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.with_name(destination.name + ".partial")
     with FileLock(f"{destination}.lock"):  # whoever waits here finds the work done
-        if not destination.exists():
-            partial = destination.with_name(destination.name + ".partial")
-            _begin(partial, origin, resumable)
-            started, clock = datetime.now(UTC), time.monotonic()
-            facts = build(partial)
-            record = {
-                "fingerprint": fingerprint(origin),
-                "origin": origin,
-                "facts": facts,
-                "made": _circumstances() | {"at": started.isoformat(), "seconds": round(time.monotonic() - clock, 3)},
-            }
-            (partial / ORIGIN).unlink()
-            written = json.loads(json.dumps(record))
-            written["check"] = fingerprint(written)
-            (partial / "record.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-            flush_to_disk(partial)
-            partial.rename(destination)  # until this line there is no artifact; after it, a whole one
-            flush_to_disk(destination.parent, recurse=False)
-        else:
+        if destination.exists():
             log.info("%s: %s stands already, nothing to build", origin["kind"], destination)
+        elif tier and tier.try_pull(origin["kind"], fingerprint(origin), destination):
+            if fingerprint(read_origin(partial) or {}) == fingerprint(origin):
+                shutil.rmtree(partial)  # nobody will go on with it
+        else:
+            _build(destination, partial, origin, build, resumable, asked_by or {})
     made = load(destination)
     if made.fingerprint != fingerprint(origin):
         raise ArtifactError(
             f"{destination} holds another {made.kind} ({made.fingerprint}, not {fingerprint(origin)}); "
             "remedy: choose another directory"
         )
+    if tier:
+        tier.try_push(made)
     return made
+
+
+def _build(
+    destination: Path,
+    partial: Path,
+    origin: Mapping[str, Any],
+    build: Callable[[Path], Facts],
+    resumable: bool,
+    asked_by: Mapping[str, str],
+) -> None:
+    _begin(partial, origin, resumable)
+    started, clock = datetime.now(UTC), time.monotonic()
+    facts = build(partial)
+    record = {
+        "fingerprint": fingerprint(origin),
+        "origin": origin,
+        "facts": facts,
+        "made": {
+            **_circumstances(),
+            **asked_by,
+            "at": started.isoformat(),
+            "seconds": round(time.monotonic() - clock, 3),
+        },
+    }
+    (partial / ORIGIN).unlink()
+    written = json.loads(json.dumps(record))
+    written["check"] = fingerprint(written)
+    (partial / RECORD).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    flush_to_disk(partial)
+    partial.rename(destination)  # until this line there is no artifact; after it, a whole one
+    flush_to_disk(destination.parent, recurse=False)
 
 
 def _begin(partial: Path, origin: Mapping[str, Any], resumable: bool) -> None:
@@ -135,7 +175,7 @@ def _begin(partial: Path, origin: Mapping[str, Any], resumable: bool) -> None:
 
 def read_origin(directory: Path) -> dict[str, Any] | None:
     """The origin of an artifact, finished or in progress; None where there is neither, or none that is whole."""
-    for name in (ORIGIN, "record.json"):
+    for name in (ORIGIN, RECORD):
         try:
             found = json.loads((directory / name).read_bytes())
             if found["fingerprint"] == fingerprint(found["origin"]):
@@ -148,16 +188,16 @@ def read_origin(directory: Path) -> dict[str, Any] | None:
 def load(path: Path, kind: str | None = None) -> Artifact:
     """Open a finished artifact. Raises ArtifactError where there is none, a damaged one, or one of another kind."""
     try:
-        record = json.loads((path / "record.json").read_bytes())
+        record = json.loads((path / RECORD).read_bytes())
         check = record.pop("check", None)  # those made before it was written have none
         whole = record["fingerprint"] == fingerprint(record["origin"]) and "facts" in record
         whole = whole and check in (None, fingerprint(record))
     except FileNotFoundError:
-        raise ArtifactError(f"{path} is no artifact: it has no record.json; remedy: build it first") from None
+        raise ArtifactError(f"{path} is no artifact: it has no {RECORD}; remedy: build it first") from None
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise ArtifactError(f"{path / 'record.json'} is damaged; remedy: remove {path} and build it again")
+        raise ArtifactError(f"{path / RECORD} is damaged; remedy: remove {path} and build it again")
     made = Artifact(path, record)
     if kind is not None and made.kind != kind:
         raise ArtifactError(f"{path} holds a {made.kind}; a {kind} is needed here")
@@ -182,8 +222,22 @@ def _file_digest(path: Path, size: int, changed: int) -> str:
 
 
 def _circumstances() -> dict[str, Any]:
-    """Who made it, where, and from which commit: told, but no part of the fingerprint."""
-    return {"by": _user(), "host": platform.node(), "python": platform.python_version(), "commit": _commit()}
+    """Who made it, where, from which commit and with which packages: told, but no part of the fingerprint."""
+    return {
+        "by": _user(),
+        "host": platform.node(),
+        "cores": len(os.sched_getaffinity(0)),  # the threads of a training on the CPU, whose sums they order
+        "python": platform.python_version(),
+        "packages": _packages(),
+        "commit": _commit(),
+    }
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """The version of every package that is installed, by name."""
+    found = ((each.metadata["Name"], each.version) for each in distributions())
+    return dict(sorted((name, version) for name, version in found if name))
 
 
 def _user() -> str:

@@ -1,17 +1,19 @@
 """`bert-pipeline`: each stage by itself, from explicit directories to an explicit directory.
 
 No orchestrator and no tracker is needed. Progress goes to standard error; `--json` prints what was made
-to standard output, for machines.
+to standard output, for machines. Other packages add commands by the entry point group `bert_pipeline.commands`:
+each is a function that is given the sub-parsers, and imports what is heavy only when its command runs.
 """
 
 import argparse
 import json
 import logging
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from bert_pipeline import artifact
+from bert_pipeline import artifact, remote_commands
 from bert_pipeline.recipe import EvaluationRecipe, Recipe, load_recipe, recipe_files
 from bert_pipeline.stages import STAGES, home, make_stage
 
@@ -24,6 +26,8 @@ COMMANDS = {
     "pretrain": "pretrained_checkpoint",
 }
 
+PLUGINS = "bert_pipeline.commands"
+
 ASKED_OF_TASKS = ("profile", "learning_rate", "batch_size", "num_epochs", "max_seq_length", "other_data")
 """Options of `evaluate` that are fields of TaskRecipe."""
 
@@ -34,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         options.run(options)
+    except ModuleNotFoundError as missing:
+        remedy = "install it; 'bert-pipeline[orchestration]' brings dagster and mlflow"
+        print(f"bert-pipeline {options.command}: {missing}; remedy: {remedy}", file=sys.stderr)
+        return 1
     except (ValueError, OSError, RuntimeError) as error:
         print(f"bert-pipeline {options.command}: {error}", file=sys.stderr)
         return 1
@@ -117,7 +125,20 @@ def _parser() -> argparse.ArgumentParser:
     dropped.add_argument("--rows", type=int, default=10, metavar="N", help="records to print (default: 10)")
     dropped.add_argument("--json", action="store_true")
     dropped.set_defaults(run=_dropped)
+    rebuild = commands.add_parser("rebuild", help="build a model again, bit for bit, from what `reproduce` wrote")
+    rebuild.add_argument("folder", type=Path, metavar="DIR", help="what `reproduce` wrote; it is built in the home")
+    rebuild.set_defaults(run=_rebuild)
+    remote_commands.add(commands)
+    _add_commands_of_others(commands)
     return parser
+
+
+def _add_commands_of_others(commands: Any) -> None:
+    for plugin in entry_points(group=PLUGINS):
+        try:
+            plugin.load()(commands)
+        except Exception as error:  # whatever is wrong with it, the other commands work
+            print(f"bert-pipeline: without the commands of {plugin.value}: {error}", file=sys.stderr)
 
 
 def _recipe(name: str) -> Recipe:
@@ -230,6 +251,14 @@ def _dropped(options: argparse.Namespace) -> None:
 
     found = find_dropped(options.directory, Query(options.id, options.reason), options.rows)
     print(json.dumps(found) if options.json else show(found, whole=bool(options.id)))
+
+
+def _rebuild(options: argparse.Namespace) -> None:
+    from bert_pipeline.reproduction import rebuild
+
+    for kind, made in rebuild(options.folder, home() / "artifacts").items():
+        print(f"{kind} {made.fingerprint} in {made.path}")
+    print("bit for bit what it was")
 
 
 def _print_facts(facts: dict[str, Any], indent: str = "  ") -> None:

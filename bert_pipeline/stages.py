@@ -350,15 +350,21 @@ def make_stage(
     destination: Path,
     on_row: OnRow = lambda row: None,
 ) -> Artifact:
-    """Build the artifact in an explicit directory, or return it where it stands there.
+    """Build the artifact in an explicit directory, or return it where it stands there; or pull it (see remote.py).
 
     Raises ArtifactError where a file of what stands there, or of an input, is missing or cut short.
     """
+    from bert_pipeline import remote
+
     recipe = settled(recipe)
     stage, origin = find_stage(kind), stage_origin(kind, recipe, inputs)
     paths = {name: inputs[name].path for name in inputs_of(kind, recipe)}
     made = artifact.make(
-        destination, origin, lambda out: stage.build(recipe, paths, out, on_row), resumable=stage.resumable
+        destination,
+        origin,
+        lambda out: stage.build(recipe, paths, out, on_row),
+        resumable=stage.resumable,
+        tier=remote.from_environment(),
     )
     check_files(kind, made.path)
     return made

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from bert_pipeline import artifact
+from bert_pipeline import remote
 from bert_pipeline.artifact import Artifact, ArtifactError
 
 
@@ -34,7 +34,7 @@ class ArtifactIOManager(dg.ConfigurableIOManager):
                 f"recipe {partition} has no {kind} yet ({pointer} is missing); "
                 f"remedy: dg launch --assets '*' --partition {partition}"
             ) from None
-        return artifact.load(Path(self.store, kind, fingerprint), kind)
+        return remote.load(Path(self.store), kind, fingerprint)
 
     def _pointer(self, kind: str, partition: str) -> Path:
         return Path(self.pointers, kind, partition)

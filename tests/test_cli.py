@@ -1,9 +1,13 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from bert_pipeline.cli import main
 from bert_pipeline.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +119,33 @@ def test_errors_are_one_clear_line_and_leave_what_stands_whole(built, capsys, tm
     assert (built / "tokenizer" / "record.json").read_bytes() == before
     code, _, err = run(capsys, "inspect", tmp_path)
     assert code == 1 and "is no artifact" in err
+
+
+def a_package(folder, name, command, code):
+    """One that is installed in `folder`, with a command of `bert-pipeline`."""
+    (folder / f"{name}.py").write_text(code)
+    about = folder / f"{name}-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(f"[bert_pipeline.commands]\n{command} = {name}:add\n")
+
+
+def test_other_packages_add_commands_and_a_broken_one_is_named(run_python, tmp_path):
+    adds = "def add(commands):\n    commands.add_parser('greet', help='says hello').set_defaults(run=run)\n"
+    a_package(tmp_path, "whole", "greet", adds + "def run(options):\n    import a_missing_package\n")
+    a_package(tmp_path, "broken", "vanish", "import a_missing_package\n")
+    places = os.pathsep.join(filter(None, [str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH")]))
+    asked = run_python("-m", "bert_pipeline.cli", "--help", PYTHONPATH=places)
+    assert asked.returncode == 0 and "says hello" in asked.stdout and "masked-dataset" in asked.stdout
+    assert "without the commands of broken:add: No module named 'a_missing_package'" in asked.stderr
+    ran = run_python("-m", "bert_pipeline.cli", "greet", PYTHONPATH=places)
+    assert ran.returncode == 1 and "bert-pipeline greet: No module named" in ran.stderr and "remedy" in ran.stderr
+
+
+def test_the_commands_of_the_registry_are_listed_without_mlflow_and_dagster(run_python):
+    code = (
+        "import argparse, sys; from orchestration.lineage_commands import add; "
+        "add(argparse.ArgumentParser().add_subparsers()); "
+        "sys.exit(bool({'mlflow', 'dagster', 'torch'} & set(sys.modules)))"
+    )
+    assert run_python("-c", code).returncode == 0

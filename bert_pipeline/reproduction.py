@@ -1,0 +1,260 @@
+"""A model made again, bit for bit, from what was recorded when it was made.
+
+    <folder>/<recipe>.toml          every value of the recipe, read back from the records of the artifacts
+    <folder>/sources.jsonl          the files of the corpus with their SHA-256, where it is made of files
+    <folder>/constraints.txt        the packages that were installed, with their exact versions
+    <folder>/reproduction.json      what each artifact was made from, and the SHA-256 of what it holds
+    <folder>/README.md              three commands, and what can differ
+
+`rebuild` compares before it builds, so that another file, package or commit is named before hours of training.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bert_pipeline import artifact
+from bert_pipeline.artifact import Artifact
+from bert_pipeline.recipe import Recipe, load_recipe
+from bert_pipeline.recipe_toml import to_toml
+from bert_pipeline.stages import EVALUATION, STAGES, kinds_of, make_stage, settled, stage_origin
+
+SOURCES = "sources.jsonl"
+CONSTRAINTS = "constraints.txt"
+EXPECTED = "reproduction.json"
+
+PROOF = {
+    "raw_corpus": "shards.jsonl",
+    "tokenizer": "tokenizer.json",
+    "nsp_dataset": "shards.jsonl",
+    "masked_dataset": "shards.jsonl",
+    "pretrained_checkpoint": "model.safetensors",
+}
+"""The file of an artifact whose SHA-256 stands for all that counts in it: an index has those of the shards."""
+
+README = """\
+# {model}, to be built again
+
+Recipe `{recipe}`, checkpoint `{checkpoint}`, made with Python {python} on {cores} core(s), {devices}, of code {commit}.
+
+In a clone of the repository:
+
+```sh
+git checkout {commit}
+python{python_minor} -m venv .venv && .venv/bin/pip install -c {folder}/{constraints} -e .
+BERT_PIPELINE_HOME=$PWD/rebuilt taskset -c {cpus} .venv/bin/bert-pipeline rebuild {folder}
+```
+
+The third command builds every artifact in `BERT_PIPELINE_HOME` and ends with "bit for bit what it was", or names the
+first artifact that differs and in what, before anything is built on it. Data that the recipe reads is looked up under
+`BERT_PIPELINE_DATA`, as ever.
+
+{notes}## What can differ
+
+- **Text, vocabulary and datasets** are exact: the same on any processor, with any number of workers.
+- **Training** adds floating-point numbers, and the order of a sum decides its last bits. The same bits need the same
+  number of threads (`taskset` gives the training as many cores), of processes and of devices, the same kind of
+  processor or GPU (libraries choose their kernels by it) and the same versions of torch and its libraries. On other
+  hardware the loss curves agree closely, and `rebuild` says that the weights are not bit for bit the same.
+- **A budget in minutes** (`pretrain.budget_minutes`) is turned into steps by a measurement of speed, so only a recipe
+  in steps is exact.
+- **Fine-tuning scores** follow from the weights, with the same reservation.
+"""
+
+
+class ReproductionError(ValueError):
+    """Something is not what it was; the message names it and the remedy."""
+
+
+def recorded_recipe(name: str, artifacts: Mapping[str, Artifact], description: str = "") -> dict[str, Any]:
+    """The values of the recipe by section, from the records of all its artifacts by kind: what made them, no more.
+
+    A recipe that begins with another model gets no tokenizer section, because it may have none; its sizes are those
+    of that model.
+    Raises ReproductionError where an artifact is missing, or its record is not one that this code reads.
+    """
+    if missing := [kind for kind in STAGES if kind not in artifacts]:
+        raise ReproductionError(f"{', '.join(missing)} missing: without its record the recipe is not known whole")
+    sections = {kind: made.record["origin"]["section"] for kind, made in artifacts.items()}
+    pretrain = sections["pretrained_checkpoint"]
+    values = {
+        "description": description,
+        "corpus": sections["raw_corpus"],
+        "tokenizer": sections["tokenizer"],
+        "nsp": _without(sections["nsp_dataset"], "max_seq_lengths"),
+        "masking": sections["masked_dataset"],
+        "model": pretrain["model"],
+        "pretrain": _without(pretrain, "model"),
+        "evaluation": {"tasks": [_task(task, artifacts) for task in sections["evaluations"]["tasks"]]},
+    }
+    if pretrain.get("init_from"):
+        del values["tokenizer"]
+    try:
+        Recipe.model_validate_json(json.dumps({"name": name} | values))
+    except ValidationError as error:
+        raise ReproductionError(
+            f"the records of recipe {name} are of other code than this: {error}; remedy: check out the commit that "
+            f"made them ({artifacts['pretrained_checkpoint'].record['made'].get('commit')})"
+        ) from None
+    return values
+
+
+def _without(section: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name != key}
+
+
+def _task(name: str, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """What the recipe said of a task: its artifact has the settings beside what followed from them."""
+    if (made := artifacts.get(EVALUATION + name)) is None:
+        raise ReproductionError(f"{EVALUATION}{name} is missing: its settings are a part of the recipe")
+    try:
+        return json.loads((made.path / "scores.json").read_bytes())["settings"]
+    except (FileNotFoundError, ValueError, KeyError):
+        raise ReproductionError(
+            f"{made.path / 'scores.json'} is missing or damaged; remedy: remove {made.path} and run again"
+        ) from None
+
+
+def write_reproduction(
+    model: str, recipe: str, values: Mapping[str, Any], artifacts: Mapping[str, Artifact], out: Path
+) -> None:
+    """Write the folder. `model` names it for people, `values` are those of `recorded_recipe`.
+
+    Raises ReproductionError where `out` holds something already, or a file that is to be proven is missing.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ReproductionError(f"{out} is not empty; remedy: choose another directory")
+    of_training = artifacts["pretrained_checkpoint"].record["made"]
+    sources = artifacts["raw_corpus"].path / SOURCES
+    packages = of_training.get("packages", {})
+    pins = [f"{name}=={version}\n" for name, version in packages.items() if name != "bert-pipeline"]
+    expected = {
+        "model": model,
+        "recipe": recipe,
+        "artifacts": {kind: _expected(artifacts[kind]) for kind in artifacts},
+    }
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{recipe}.toml").write_text(to_toml(values), encoding="utf-8")
+    if sources.is_file() and sources.stat().st_size:
+        (out / SOURCES).write_bytes(sources.read_bytes())
+    (out / CONSTRAINTS).write_text("".join(pins) or "# The versions were not recorded.\n", encoding="utf-8")
+    (out / EXPECTED).write_text(json.dumps(expected, indent=2) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(_readme(model, recipe, artifacts, out.absolute()), encoding="utf-8")
+
+
+def _expected(made: Artifact) -> dict[str, Any]:
+    proof = PROOF.get(made.kind)
+    if proof and not (made.path / proof).is_file():
+        raise ReproductionError(f"{made.path / proof} is missing; remedy: remove {made.path} and run again")
+    digest = artifact.file_digest(made.path / proof) if proof else None
+    return {"fingerprint": made.fingerprint, "origin": made.record["origin"], "file": proof, "sha256": digest}
+
+
+def _readme(model: str, recipe: str, artifacts: Mapping[str, Artifact], folder: Path) -> str:
+    checkpoint = artifacts["pretrained_checkpoint"]
+    made, section = checkpoint.record["made"], checkpoint.record["origin"]["section"]
+    commit, cores = made.get("commit"), made.get("cores")
+    commits = {kind: one.record["made"].get("commit") for kind, one in artifacts.items()}
+    notes = []
+    if not commit or commit.endswith("-dirty"):
+        notes.append(f"The commit was recorded as `{commit}`: changes that were not committed cannot be brought back.")
+    if others := [f"{kind} of `{each}`" for kind, each in commits.items() if each != commit]:
+        notes.append(f"Artifacts of other commits: {', '.join(others)}. Their code versions must agree, or it is said.")
+    if not made.get("packages"):
+        notes.append(f"`{CONSTRAINTS}` is empty: the versions were not recorded; take the repository's at that commit.")
+    if not cores:
+        notes.append("The number of cores was not recorded.")
+    if begins_with := section.get("init_from"):
+        notes.append(
+            f"Training begins with the model of `{begins_with}` "
+            f"({checkpoint.record['origin']['inputs'].get('initial_model')}), which must be there first: "
+            "reproduce its version in the same BERT_PIPELINE_HOME, or bring its directory."
+        )
+    if artifacts["raw_corpus"].facts.get("files"):
+        place = artifacts["raw_corpus"].record["origin"]["section"]["path"]
+        notes.append(f"The corpus is made of the files in `{SOURCES}`, under `{place}`; no others may lie there.")
+    python = made["python"]
+    return README.format(
+        model=model,
+        recipe=recipe,
+        checkpoint=checkpoint.fingerprint,
+        python=python,
+        python_minor=".".join(python.split(".")[:2]),
+        cores=cores,
+        cpus=f"0-{cores - 1}" if cores and cores > 1 else "0",
+        devices=f"{checkpoint.facts.get('world_size', 1)} process(es)",
+        commit=(commit or "COMMIT").removesuffix("-dirty"),
+        folder=folder,
+        constraints=CONSTRAINTS,
+        notes="".join(f"{note}\n\n" for note in notes),
+    )
+
+
+def rebuild(folder: Path, store: Path) -> dict[str, Artifact]:
+    """Build all artifacts again in `store/kind/fingerprint`; what stands there is taken as it is.
+
+    Raises ReproductionError at the first that would be made from something else, or came out otherwise;
+    SourceError where a file of the corpus is not the one that it was.
+    """
+    try:
+        told = json.loads((folder / EXPECTED).read_bytes())
+        expected, name = told["artifacts"], told["recipe"]
+    except FileNotFoundError:
+        raise ReproductionError(
+            f"{folder} has no {EXPECTED}; remedy: bert-pipeline reproduce models:/NAME/VERSION --out DIR"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReproductionError(f"{folder / EXPECTED} is damaged ({error}); remedy: write it anew") from None
+    recipe = load_recipe(folder / f"{name}.toml")
+    _check_sources(folder, recipe)
+    recipe = settled(recipe)
+    made: dict[str, Artifact] = {}
+    for kind in kinds_of(recipe):
+        origin = json.loads(json.dumps(stage_origin(kind, recipe, made)))
+        if differing := list(_differences(expected[kind]["origin"], origin)):
+            raise ReproductionError(
+                f"{kind} would be made from something else than {expected[kind]['fingerprint']}: "
+                f"{'; '.join(differing)}; remedy: the commit, the files and the recipe that {folder}/README.md names"
+            )
+        made[kind] = make_stage(kind, recipe, made, store / kind / artifact.fingerprint(origin))
+        _assert_same_bytes(made[kind], expected[kind], folder)
+    return made
+
+
+def _check_sources(folder: Path, recipe: Recipe) -> None:
+    """Name the files of the corpus that came, went or changed: its fingerprint tells only that one did."""
+    from bert_pipeline.data.corpus_sources import source_files
+
+    listing = folder / SOURCES
+    if not listing.exists():
+        return
+    known = source_files(recipe.corpus.model_copy(update={"sources_file": str(listing.absolute())}))
+    if others := sorted(source_files(recipe.corpus).keys() - known.keys()):
+        raise ReproductionError(
+            f"{recipe.corpus.path}: {len(others)} file(s) lie there that the corpus was not made of, such as "
+            f"{others[0]}; remedy: move them away, or set BERT_PIPELINE_DATA to a folder without them"
+        )
+
+
+def _differences(then: Any, now: Any, where: str = "") -> Iterator[str]:
+    """The leaves of two JSON values that differ, in words."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in sorted(then.keys() | now.keys()):
+            yield from _differences(then.get(name), now.get(name), f"{where}.{name}" if where else name)
+    elif then != now:
+        yield f"{where} was {json.dumps(then)} and is {json.dumps(now)}"
+
+
+def _assert_same_bytes(made: Artifact, expected: Mapping[str, Any], folder: Path) -> None:
+    if expected["file"] is None:
+        return
+    path = made.path / expected["file"]
+    if (found := artifact.file_digest(path)) != expected["sha256"]:
+        raise ReproductionError(
+            f"{path}: its sha256 is {found}, and was {expected['sha256']}: {made.kind} is made from the same, and came "
+            f"out otherwise; remedy: the packages, the number of cores and the hardware that {folder}/README.md names"
+        )

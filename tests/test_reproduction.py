@@ -1,0 +1,109 @@
+import json
+import tomllib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_pipeline import artifact
+from bert_pipeline.artifact import Artifact
+from bert_pipeline.data.corpus_sources import describe_sources, source_files, write_sources
+from bert_pipeline.data.sources.records import SourceError
+from bert_pipeline.recipe import load_recipe, recipe_files
+from bert_pipeline.recipe_toml import to_toml
+from bert_pipeline.reproduction import ReproductionError, rebuild, recorded_recipe
+from bert_pipeline.stages import STAGES
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]))
+SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | WORDS
+KEYS = st.from_regex(r"[A-Za-z0-9_-]+", fullmatch=True)
+TABLES = st.recursive(
+    st.dictionaries(KEYS, SCALARS | st.lists(SCALARS)),
+    lambda inner: st.dictionaries(KEYS, SCALARS | inner | st.lists(inner, min_size=1), max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=50)
+@given(TABLES)
+def test_what_is_written_reads_back(table):
+    assert tomllib.loads(to_toml(table)) == table
+
+
+@pytest.mark.parametrize("name", sorted(recipe_files()))
+def test_every_recipe_reads_back(name, tmp_path):
+    recipe = load_recipe(recipe_files()[name])
+    values = recipe.model_dump(mode="json", exclude={"name"})
+    if recipe.pretrain.init_from:
+        del values["tokenizer"]
+    (tmp_path / f"{name}.toml").write_text(to_toml(values))
+    assert load_recipe(tmp_path / f"{name}.toml") == recipe
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A reproduction whose corpus is made of two files, which lie in `texts`."""
+    texts, folder = tmp_path / "texts", tmp_path / "reproduction"
+    texts.mkdir()
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (texts / name).write_text(f"The text of {name}.")
+    (folder / "mine.toml").write_text(
+        f'corpus = {{ path = "{texts}" }}\n'
+        "[[pretrain.phases]]\nmax_seq_length = 32\nnum_steps = 2\nlearning_rate = 1e-3\nwarmup_steps = 1\n"
+    )
+    corpus = load_recipe(folder / "mine.toml").corpus
+    write_sources(folder / "sources.jsonl", describe_sources(corpus, source_files(corpus)))
+    origin = {"kind": "raw_corpus", "section": {}, "inputs": {}, "code_version": "0"}
+    expected = {"raw_corpus": {"fingerprint": "0", "origin": origin, "file": None, "sha256": None}}
+    (folder / "reproduction.json").write_text(json.dumps({"recipe": "mine", "artifacts": expected}))
+    return folder
+
+
+def test_files_that_came_went_or_changed_are_named_before_anything_is_built(folder, tmp_path):
+    texts, store = tmp_path / "texts", tmp_path / "store"
+    (texts / "c.txt").write_text("More.")
+    with pytest.raises(ReproductionError, match=r"1 file\(s\) lie there that the corpus was not made of.* c\.txt;"):
+        rebuild(folder, store)
+    (texts / "c.txt").unlink()
+    with pytest.raises(ReproductionError, match=r'code_version was "0" and is '):
+        rebuild(folder, store)
+    (texts / "b.txt").write_text("Changed.")
+    with pytest.raises(SourceError, match=r"b\.txt: its sha256 is"):
+        rebuild(folder, store)
+    (texts / "b.txt").unlink()
+    with pytest.raises(SourceError, match=r"asks for b\.txt, which is not there"):
+        rebuild(folder, store)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"recipe": "mine"}'])
+def test_what_is_no_reproduction_is_refused(folder, tmp_path, content):
+    expected = folder / "reproduction.json"
+    expected.unlink() if content is None else expected.write_text(content)
+    with pytest.raises(ReproductionError, match="remedy"):
+        rebuild(folder, tmp_path / "store")
+
+
+def test_a_recipe_that_begins_with_a_model_is_read_from_its_records(tiny_recipe, tmp_path):
+    """Its vocabulary is the model's, so it may state none."""
+    pretrain = tiny_recipe.pretrain.model_copy(update={"init_from": "elsewhere"})
+    recipe = tiny_recipe.model_copy(update={"pretrain": pretrain})
+    origins = {kind: artifact.origin(kind, stage.section(recipe), {}, "1") for kind, stage in STAGES.items()}
+    made = {kind: Artifact(tmp_path, json.loads(json.dumps({"origin": origin}))) for kind, origin in origins.items()}
+    (tmp_path / "tiny.toml").write_text(to_toml(recorded_recipe("tiny", made)))
+    read = load_recipe(tmp_path / "tiny.toml")
+    assert "tokenizer" not in read.model_fields_set
+    assert read.model_copy(update={"tokenizer": recipe.tokenizer}) == recipe
+    del made["masked_dataset"]
+    with pytest.raises(ReproductionError, match="masked_dataset missing"):
+        recorded_recipe("tiny", made)
+
+
+def test_records_of_other_code_are_refused_with_their_commit(tiny_recipe, tmp_path):
+    sections = {kind: stage.section(tiny_recipe) for kind, stage in STAGES.items()}
+    sections["masked_dataset"] = {"a_rule_of_then": True}
+    records = {kind: {"origin": {"section": each}, "made": {"commit": "abc123"}} for kind, each in sections.items()}
+    made = {kind: Artifact(tmp_path, json.loads(json.dumps(record))) for kind, record in records.items()}
+    with pytest.raises(ReproductionError, match=r"(?s)a_rule_of_then.*remedy: check out the commit .*abc123"):
+        recorded_recipe("tiny", made)
