@@ -301,6 +301,12 @@ class EvaluationRecipe(Section):
         return self
 
 
+class RegistryRecipe(Section):
+    promote: Literal["never", "if_better"] = "never"
+    """Who makes a registered model the champion: a person (`bert-pipeline promote`), or also the graph, where the model
+    is better than the champion by the rule of orchestration/champion.py."""
+
+
 class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """The stem of the recipe's file: the experiment, and its Dagster partition."""
@@ -312,6 +318,7 @@ class Recipe(Section):
     model: ModelRecipe = ModelRecipe()
     pretrain: PretrainRecipe = PretrainRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
+    registry: RegistryRecipe = RegistryRecipe()
 
     @property
     def max_seq_lengths(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from bert_pipeline.evaluation.tasks import find_task, task_files
 from bert_pipeline.recipe import recipe_files
 from bert_pipeline.stages import EVALUATION, STAGES, find_stage
 from orchestration import registry
+from orchestration.champion import CODE_VERSION as CHAMPION_VERSION
 from orchestration.checks import asset_key, check_specs
 from orchestration.workshop import Workshop
 
@@ -141,6 +142,19 @@ def registered_model(
     return workshop.register(context, pretrained_checkpoint, evaluations)
 
 
+@dg.asset(
+    partitions_def=recipes,
+    deps=[registered_model],
+    group_name="registry",
+    kinds={"mlflow"},
+    owners=OWNERS,
+    code_version=CHAMPION_VERSION,
+)
+def champion(context: Context, workshop: Workshop) -> dg.MaterializeResult:
+    """The version that serves (alias `champion`), and whether the newest one should take its place."""
+    return workshop.champion(context)
+
+
 ASSETS = [
     raw_corpus,
     contamination,
@@ -150,4 +164,5 @@ ASSETS = [
     pretrained_checkpoint,
     evaluation,
     registered_model,
+    champion,
 ]

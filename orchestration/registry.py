@@ -1,34 +1,35 @@
 """The model registry: a checkpoint that passed every gate becomes a version that anyone can load.
 
-The version is a fill-mask model (BertForMaskedLM and its tokenizer). Its evaluations, its lineage and its card
-hang on it; the alias `candidate` follows the newest.
+The version is a fill-mask model (logged_models.py). Its evaluations, its lineage and its card hang on it; the alias
+`candidate` follows the newest, and who is `champion` decides champion.py. The models that the training kept on its way
+(pretrain.snapshot_every) are logged models, too, and no versions.
 """
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version as installed_version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact
 from bert_pipeline.data.card import PAGE
+from bert_pipeline.metrics import read_rows
 from bert_pipeline.model_card import model_card
 from bert_pipeline.recipe import Recipe
-from orchestration.champion import compare_with, find_champion, section
+from bert_pipeline.stages import EVALUATION
+from orchestration.champion import compare_with, section, standing_champion
+from orchestration.logged_models import Pages, log_model
 from orchestration.metadata import numbers
 from orchestration.tracking import Mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "candidate"
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 
 log = logging.getLogger("bert_pipeline.registry")  # under the library's name, so that Dagster shows it
 
@@ -59,7 +60,6 @@ def _log_and_register(
     mlflow: Mlflow, recipe: Recipe, artifacts: Mapping[str, Artifact], tags: Mapping[str, str]
 ) -> "ModelVersion":
     from mlflow import set_tracking_uri
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     # MLflow's SQL registry looks a logged model up at the global address, not at its client's.
     set_tracking_uri(mlflow.tracking_uri)
@@ -68,20 +68,16 @@ def _log_and_register(
     card = model_card(
         name, recipe.model_dump(mode="json", exclude={"name"}), {kind: made.facts for kind, made in artifacts.items()}
     )
-    champion = find_champion(client, name)
-    compared = compare_with(champion, artifacts) if champion else {}
+    champion, store = standing_champion(client, name), evaluations.path.parents[1]
+    compared, faults = compare_with(champion, tags, store) if champion else ({}, [])
+    for fault in faults:
+        log.warning("the champion (version %s) and this one: %s", champion and champion.version, fault)
     if champion and compared:
         card += "\n" + section(champion, compared)
     [training, *_] = mlflow.runs(checkpoint.fingerprint, "FINISHED")
-    model = client.create_logged_model(
-        mlflow.experiment_id(), name, training.info.run_id, dict(tags), training.data.params, model_type="bert"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        data_card = artifacts["raw_corpus"].path / PAGE
-        _save(Path(folder, "model"), model, checkpoint, card, data_card)
-        client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    client.log_outputs(training.info.run_id, [LoggedModelOutput(model.model_id, checkpoint.facts["num_steps"])])
+    pages = Pages(card, artifacts["raw_corpus"].path / PAGE)
+    model = log_model(mlflow, training, name, checkpoint.path, checkpoint.facts["num_steps"], tags, pages)
+    _log_snapshots(mlflow, training, name, artifacts, pages)
     differences = {
         f"champion/{task}/{name}": value for task, found in compared.items() for name, value in asdict(found).items()
     }
@@ -99,31 +95,23 @@ def _log_and_register(
     )
 
 
-def _save(path: Path, model: "LoggedModel", checkpoint: Artifact, card: str, data_card: Path) -> None:
-    """The checkpoint in MLflow's transformers flavour, with its card, its plots and the data card of its corpus."""
-    import mlflow.transformers
-    from huggingface_hub import ModelCard
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
-    from transformers import AutoTokenizer, BertForMaskedLM
-
-    text = Schema([ColSpec("string")])
-    mlflow.transformers.save_model(
-        {
-            "model": BertForMaskedLM.from_pretrained(checkpoint.path),
-            "tokenizer": AutoTokenizer.from_pretrained(checkpoint.path),
-        },
-        str(path),
-        task="fill-mask",
-        model_card=ModelCard(card),
-        signature=ModelSignature(inputs=text, outputs=text),
-        # Given, because MLflow would load the model in a process of its own to find them.
-        pip_requirements=[f"{name}=={installed_version(name)}" for name in ("torch", "transformers")],
-        mlflow_model=Model(model.artifact_location, model.source_run_id, model_id=model.model_id),
-    )
-    (path / "LICENSE.txt").unlink(missing_ok=True)  # MLflow's guess: a page of the Hub that does not exist
-    for shown in (*checkpoint.path.glob("*.png"), data_card):
-        (path / shown.name).write_bytes(shown.read_bytes())
+def _log_snapshots(mlflow: Mlflow, training: "Run", name: str, artifacts: Mapping[str, Artifact], pages: Pages) -> None:
+    """The models that were kept on the way (pretrain.snapshot_every), each with what was measured at its step."""
+    checkpoint, client = artifacts["pretrained_checkpoint"], mlflow.client()
+    [evaluation, *_] = mlflow.runs(artifacts["evaluations"].fingerprint, "FINISHED")
+    measured = {row["step"]: row for row in read_rows(checkpoint.path / "metrics.jsonl") if "heldout_mlm_loss" in row}
+    for path in sorted(checkpoint.path.glob("snapshots/step-????????")):
+        step = int(path.name.removeprefix("step-"))
+        tags = {checkpoint.kind: checkpoint.fingerprint, "recipe": name.removeprefix("bert-")}
+        model = log_model(mlflow, training, f"{name}-{path.name}", path, step, tags, pages)
+        scores = {
+            f"{kind}/snapshot_score": made.facts["snapshots"][str(step)]
+            for kind, made in artifacts.items()
+            if kind.startswith(EVALUATION)
+        }
+        scores |= {each: value for each, value in measured.get(step, {}).items() if each.startswith("heldout_")}
+        for each, value in scores.items():
+            client.log_metric(evaluation.info.run_id, each, value, step=step, model_id=model.model_id)
 
 
 def _attach_scores(

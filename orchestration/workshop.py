@@ -3,11 +3,11 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from bert_pipeline import artifact
+from bert_pipeline import artifact, remote
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
 from bert_pipeline.data import card
 from bert_pipeline.metrics import read_rows
@@ -22,9 +22,14 @@ from bert_pipeline.stages import (
     stage_origin,
 )
 from orchestration import checks, metadata, registry
+from orchestration.champion import challenge, judge, table
 from orchestration.logs import library_log_in
 from orchestration.pointers import ArtifactIOManager
+from orchestration.promotion_ledger import find_champion, find_version
 from orchestration.tracking import About, Mlflow, not_stopped_by
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 UNTRACKED = ("raw_corpus", "contamination", "tokenizer", "nsp_dataset", "masked_dataset")
 """Stages that neither train nor measure a model, and so have no run in MLflow."""
@@ -95,7 +100,8 @@ class Workshop(dg.ConfigurableResource):
                 return facts
 
             destination = Path(self.store, kind, about.fingerprint)
-            made = artifact.make(destination, origin, build, resumable=stage.resumable)
+            how: dict[str, Any] = {"resumable": stage.resumable, "tier": remote.from_environment()}
+            made = artifact.make(destination, origin, build, **how, asked_by={"dagster_run": context.run.run_id})
             check_files(kind, destination)
             shown |= {} if kind in UNTRACKED else self._links(about, made)
         gates = checks.check_results(made, recipe)
@@ -125,10 +131,40 @@ class Workshop(dg.ConfigurableResource):
                 "version": int(version.version),
                 "alias": registry.ALIAS,
                 "mlflow_model": dg.MetadataValue.url(self.mlflow.model_url(version.name, version.version)),
+                **self._link_to_run(version),
                 "model_card": dg.MetadataValue.md(version.description or ""),
             },
             data_version=dg.DataVersion(version.tags["fingerprint"]),
         )
+
+    def _link_to_run(self, version: "ModelVersion") -> dict[str, Any]:
+        """The training that the version came from; someone may have deleted it since."""
+        with not_stopped_by(self.mlflow):
+            run = self.mlflow.client().get_run(version.run_id or "")
+            return {"mlflow_run": dg.MetadataValue.url(self.mlflow.run_url(run)), "mlflow_run_id": run.info.run_id}
+        return {}
+
+    def champion(self, context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        """Compare the newest version with the champion; promote it only where the recipe says so and it is better."""
+        recipe, client = _recipe(context), self.mlflow.client()
+        name, store, by_rule = registry.model_name(recipe.name), Path(self.store), recipe.registry.promote != "never"
+        version = find_version(client, name, registry.ALIAS)
+        with library_log_in(context.log):
+            verdict = (challenge if by_rule else judge)(client, store, name, version)
+        now = find_champion(client, name)
+        shown: dict[str, Any] = {
+            "name": name,
+            "candidate": version,
+            "champion": now or "none",
+            "verdict": verdict.reason,
+        }
+        if verdict.better and not by_rule:
+            shown["to_promote"] = f"bert-pipeline promote models:/{name}/{version}"
+        if verdict.compared:
+            shown["comparison"] = dg.MetadataValue.md(table(verdict.compared))
+        if now:
+            shown["mlflow_model"] = dg.MetadataValue.url(self.mlflow.model_url(name, now))
+        return dg.MaterializeResult(metadata=shown, data_version=dg.DataVersion(now or "none"))
 
     def _lineage(self, recipe: Recipe, *artifacts: Artifact) -> dict[str, Artifact]:
         """The artifacts and all that they were made from, by kind.
@@ -150,7 +186,7 @@ class Workshop(dg.ConfigurableResource):
                     f"remedy: materialize {made.kind} and what follows it"
                 )
             sources = {kind: key for kind, key in origin["inputs"].items() if kind in inputs_of(made.kind, recipe)}
-            waiting += [artifact.load(Path(self.store, kind, key), kind) for kind, key in sources.items()]
+            waiting += [remote.load(Path(self.store), kind, key) for kind, key in sources.items()]
         return {kind: found[kind] for kind in kinds_of(recipe) if kind in found}
 
     def _links(self, about: About, made: Artifact) -> dict[str, Any]:
@@ -189,14 +225,21 @@ class Workshop(dg.ConfigurableResource):
     def _tags(self, context: dg.AssetExecutionContext, kind: str) -> dict[str, str]:
         """What leads from MLflow back to Dagster."""
         run_id = context.run.run_id
-        page = f"{self.dagster_ui}/runs/{run_id}"
+        page, asset = self.run_page(run_id), self.asset_page(kind, context.partition_key)
         return {
             "dagster.run_id": run_id,
             "dagster.asset": kind,
             "dagster.partition": context.partition_key,
             "dagster.url": page,
-            "mlflow.note.content": f"Dagster run [{run_id}]({page})",
+            "dagster.asset_url": asset,
+            "mlflow.note.content": f"Dagster run [{run_id}]({page}) of asset [{kind}]({asset})",
         }
+
+    def run_page(self, run_id: str) -> str:
+        return f"{self.dagster_ui}/runs/{run_id}"
+
+    def asset_page(self, kind: str, partition: str) -> str:
+        return f"{self.dagster_ui}/assets/{kind}?view=partitions&partition={partition}"
 
 
 def _recipe(context: dg.AssetExecutionContext) -> Recipe:
@@ -204,16 +247,25 @@ def _recipe(context: dg.AssetExecutionContext) -> Recipe:
 
 
 def resources(home: Path) -> dict[str, Any]:
-    """Everything in one folder, as a working copy has it; MLFLOW_TRACKING_URI leads to a server instead."""
+    """Everything in one folder, as a working copy has it; MLFLOW_TRACKING_URI leads to a server instead.
+
+    BERT_PIPELINE_DAGSTER_URL and BERT_PIPELINE_MLFLOW_URL: where people reach the pages, for links.
+    """
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow.db"
     served = tracking_uri.startswith(("http://", "https://"))
     mlflow = Mlflow(
         tracking_uri=tracking_uri,
         artifacts=str(home / "mlartifacts"),
-        ui=tracking_uri if served else "http://127.0.0.1:5000",
+        ui=_page("BERT_PIPELINE_MLFLOW_URL", tracking_uri if served else "http://127.0.0.1:5000"),
     )
     places = {"store": str(home / "artifacts"), "pointers": str(home / "pointers")}
     return {
-        "workshop": Workshop(**places, dagster_ui="http://127.0.0.1:3000", mlflow=mlflow),
+        "workshop": Workshop(
+            **places, dagster_ui=_page("BERT_PIPELINE_DAGSTER_URL", "http://127.0.0.1:3000"), mlflow=mlflow
+        ),
         "artifacts": ArtifactIOManager(**places),
     }
+
+
+def _page(variable: str, default: str) -> str:
+    return (os.environ.get(variable) or default).rstrip("/")

@@ -17,6 +17,7 @@ GRAPH = {kind: set(stage.inputs) for kind, stage in STAGES.items()}
 GRAPH |= {kind: {"pretrained_checkpoint"} for kind in TASKS}
 GRAPH["evaluations"] |= TASKS
 GRAPH["registered_model"] = {"pretrained_checkpoint", "evaluations"}
+GRAPH["champion"] = {"registered_model"}
 
 
 @pytest.fixture(scope="module")

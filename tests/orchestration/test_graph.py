@@ -1,13 +1,24 @@
 """The whole graph for recipes/tiny.toml, with real stages, in a home of its own."""
 
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from mlflow.exceptions import MlflowException
 
 from bert_pipeline import artifact
+from bert_pipeline.recipe import load_recipe
 from orchestration import registry
 from orchestration.assets import ASSETS
+from orchestration.promotion import promote
 from orchestration.report import report
 from orchestration.workshop import resources
 
@@ -131,12 +142,90 @@ def test_the_model_loads_and_predicts(first, mlflow):
     assert "## Limits" in version.description and "sample-chem" in version.description
     uri = f"models:/bert-tiny@{registry.ALIAS}"
     assert Path(mlflow_module.artifacts.download_artifacts(uri), "data_card.html").is_file()
-    [word] = mlflow_module.pyfunc.load_model(uri).predict(["patients were given [MASK] daily"])
-    assert word
-    best = mlflow_module.transformers.load_model(uri)("patients were given [MASK] daily")
-    assert 0 < best[0]["score"] <= 1
+    fill_mask = mlflow_module.transformers.load_model(uri)
+    service, asked = mlflow_module.pyfunc.load_model(uri), {"top_k": 3, "return_embeddings": True}
+    text = "patients were given [MASK] daily"
+    best = fill_mask(text, top_k=3)
+    [alone] = service.predict([text], params=asked)
+    assert [fill["token"] for fill in alone["fills"][0]] == [each["token_str"] for each in best]
+    assert [fill["score"] for fill in alone["fills"][0]] == pytest.approx([each["score"] for each in best], rel=1e-4)
+    inputs = fill_mask.tokenizer(text, return_tensors="pt")
+    words = fill_mask.model.bert(**inputs).last_hidden_state[0, 1:-1]
+    assert alone["embedding"] == pytest.approx(words.mean(0).tolist(), abs=1e-5)
+    longer, empty, _ = service.predict([f"{text} and [MASK] at night, for many weeks", "", text], params=asked)
+    assert len(longer["fills"]) == 2 and empty["fills"] == [] and set(empty["embedding"]) == {0.0}
+    beside = service.predict([f"{text} and [MASK] at night, for many weeks", text], params=asked)[1]
+    assert beside["embedding"] == pytest.approx(alone["embedding"], abs=1e-5), "padding changes nothing"
+    assert list(service.predict([text])[0]) == ["fills"] and len(service.predict([text])[0]["fills"][0]) == 5
+    for wrong, told in (({"top_k": 0}, "top_k is 0; remedy: 1 to"), ({"top_k": "many"}, "top_k")):
+        with pytest.raises(MlflowException, match=told):
+            service.predict([text], params=wrong)
+    with pytest.raises(MlflowException, match=r"text 1 has \d+ tokens, the model reads 64; remedy"):
+        service.predict([text, "word " * 100])
     model = mlflow.client().get_logged_model(version.source.removeprefix("models:/"))
     assert {metric.key: metric.value for metric in model.metrics}["evaluations/heldout/mlm_loss"] > 0
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("model/model.safetensors", flip),
+        ("components/tokenizer/tokenizer.json", flip),
+        ("model/adapter_config.json", lambda path: path.write_text("{}")),
+    ],
+)
+def test_a_registered_model_that_was_changed_is_refused(first, mlflow, tmp_path, name, harm):
+    import mlflow as mlflow_module
+
+    mlflow_module.set_tracking_uri(mlflow.tracking_uri)
+    kept = mlflow_module.artifacts.download_artifacts(f"models:/bert-tiny@{registry.ALIAS}", dst_path=str(tmp_path))
+    mlflow_module.pyfunc.load_model(kept)
+    harm(Path(kept, name))
+    with pytest.raises(MlflowException, match=f"{name} is not what was registered; remedy: register the model again"):
+        mlflow_module.pyfunc.load_model(kept)
+
+
+def test_the_champion_answers_over_http(first, mlflow):
+    """As README has it: `mlflow models serve`."""
+    promote(mlflow.client(), "bert-tiny", "1", "the first", None)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/bert-tiny@champion", "-p", str(port)]
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mlflow calls uvicorn by its name
+    environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow.tracking_uri, "PATH": programs}
+    server = subprocess.Popen([*serve, "--env-manager", "local"], env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(f"http://127.0.0.1:{port}/ping"):
+            assert server.poll() is None and time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.2)
+        asked = {"inputs": ["patients were given [MASK] daily"], "params": {"top_k": 3, "return_embeddings": True}}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps(asked).encode(),
+            {"Content-Type": "application/json"},
+        )
+        [answer] = json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    [fills] = answer["fills"]
+    scores = [fill["score"] for fill in fills]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
+    assert len(answer["embedding"]) == load_recipe(TINY).model.hidden_size
+
+
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except OSError:
+        return False
 
 
 def test_again_builds_nothing(first, home, instance, mlflow):
@@ -237,12 +326,25 @@ def test_a_recipe_that_begins_with_another_waits_for_it_and_names_it(
 
 
 def test_a_challenger_stands_beside_the_champion(first, home, instance, mlflow, monkeypatch, tmp_path):
-    """Another training of the recipe: the card and the metrics of its version tell the difference, task by task."""
-    mlflow.client().set_registered_model_alias("bert-tiny", "champion", "1")
-    change_the_recipe(monkeypatch, tmp_path, "log_every = 5", "log_every = 5\nseed = 7")
-    assert materialize(home, instance).success
+    """Another training of the recipe: the card and the metrics of its version tell the difference, task by task, and
+    the rule decides. A model that was kept on the way is a logged model, with what was measured at its step.
+    """
+    shown = metadata_of(first, "champion")
+    assert shown["champion"] == "none" and shown["verdict"] == "there was no champion"
+    assert shown["to_promote"] == "bert-pipeline promote models:/bert-tiny/1", (
+        "a recipe that does not say so promotes not"
+    )
+    promote(mlflow.client(), "bert-tiny", "1", "the first", None)
+    changed = '[registry]\npromote = "if_better"\n[pretrain]\nseed = 7\nsnapshot_every = 10'
+    change_the_recipe(monkeypatch, tmp_path, "[pretrain]", changed)
+    again = materialize(home, instance)
+    assert again.success
     version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
     assert int(version.version) == 2
+    shown = metadata_of(again, "champion")
+    assert shown["champion"] == "1" and shown["candidate"] == "2" and "| sample-chem |" in shown["comparison"]
+    assert shown["verdict"].startswith("beside version 1, of 1 tasks significantly better on ")
+    assert shown["verdict"] == version.tags["challenge"] and "to_promote" not in shown
     assert "## Beside the champion (version 1)" in version.description
     model = mlflow.client().get_logged_model(version.source.removeprefix("models:/"))
     metrics = {metric.key: metric.value for metric in model.metrics}
@@ -255,3 +357,11 @@ def test_a_challenger_stands_beside_the_champion(first, home, instance, mlflow, 
     ]
     assert metrics["champion/sample-chem/difference"] == pytest.approx(means[0] - means[1])
     assert 0 < metrics["champion/sample-chem/p_value"] <= 1
+    [kept] = mlflow.client().search_logged_models([mlflow.experiment_id()], "name = 'bert-tiny-step-00000010'")
+    assert kept.tags["step"] == "10" and kept.source_run_id == version.run_id
+    [score] = [metric for metric in kept.metrics if metric.key == "evaluation/sample-chem/snapshot_score"]
+    assert (
+        score.step == 10
+        and score.value
+        == artifact.load(home / "artifacts" / "evaluation" / "sample-chem" / scores[0]).facts["snapshots"]["10"]
+    )

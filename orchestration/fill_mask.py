@@ -1,0 +1,95 @@
+"""The registered model as a service. MLflow keeps this file beside the weights and runs it where the model is loaded,
+so it needs nothing of this project.
+
+    curl http://127.0.0.1:8080/invocations -H 'Content-Type: application/json' \\
+      -d '{"inputs": ["treated with [MASK] daily"], "params": {"top_k": 3, "return_embeddings": true}}'
+
+    {"predictions": [{"fills": [[{"token": "aspirin", "score": 0.41}, ...]], "embedding": [0.12, ...]}]}
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+from mlflow.exceptions import MlflowException
+from transformers import AutoTokenizer, BertForMaskedLM
+
+TEXTS_AT_ONCE = 32
+
+
+class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
+    """For each text the likeliest words for each of its [MASK], and where asked a vector of the whole text."""
+
+    def load_context(self, context: Any) -> None:
+        _assert_unchanged(Path(context.artifacts["model"]).parent)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model: Any = BertForMaskedLM.from_pretrained(context.artifacts["model"], use_safetensors=True)
+        self.model = model.to(device).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(context.artifacts["tokenizer"])
+
+    def predict(self, context, model_input, params=None):  # without types: MLflow takes them for a schema
+        """One answer a text, in order; the texts are the first column of a table.
+
+        `fills` holds for each [MASK] the `top_k` likeliest tokens with their probabilities, falling. `embedding`, with
+        `return_embeddings`, is the mean of the last layer over the tokens that are neither special nor padding (Reimers
+        and Gurevych 2019, section 3), and 0 where there are none. Raises MlflowException where a text is longer than
+        the model reads.
+        """
+        texts, vocabulary = model_input.iloc[:, 0].tolist(), self.model.config.vocab_size
+        if not 1 <= params["top_k"] <= vocabulary:
+            raise MlflowException.invalid_parameter_value(f"top_k is {params['top_k']}; remedy: 1 to {vocabulary}")
+        return [
+            answer
+            for start in range(0, len(texts), TEXTS_AT_ONCE)
+            for answer in self._answers(texts[start : start + TEXTS_AT_ONCE], start, **params)
+        ]
+
+    def _answers(self, texts: list[str], start: int, top_k: int, return_embeddings: bool) -> list[dict[str, Any]]:
+        batch = self.tokenizer(texts, padding=True, return_tensors="pt", return_special_tokens_mask=True)
+        lengths, limit = batch["attention_mask"].sum(1), self.model.config.max_position_embeddings
+        for number, length in enumerate(lengths.tolist()):
+            if length > limit:
+                raise MlflowException.invalid_parameter_value(
+                    f"text {start + number} has {length} tokens, the model reads {limit}; remedy: shorten it"
+                )
+        special = batch.pop("special_tokens_mask").bool()
+        with torch.inference_mode():
+            found = self.model(**batch.to(self.model.device), output_hidden_states=return_embeddings)
+        masked = batch["input_ids"].cpu() == self.tokenizer.mask_token_id
+        answers: list[dict[str, Any]] = []
+        for row, logits in enumerate(found.logits.float().cpu()):
+            best = logits[masked[row]].softmax(-1).topk(top_k)
+            fills = [
+                [
+                    {"token": self.tokenizer.convert_ids_to_tokens(token), "score": score}
+                    for token, score in zip(tokens, scores, strict=True)
+                ]
+                for tokens, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+            answers.append({"fills": fills})
+            if return_embeddings:
+                words = found.hidden_states[-1][row].float().cpu()[~special[row]]
+                answers[-1]["embedding"] = words.mean(0).tolist() if len(words) else [0.0] * words.shape[-1]
+        return answers
+
+
+def _assert_unchanged(model: Path) -> None:
+    """Every file is what it was when the model was logged, and none lies with the weights that was not there."""
+    listed = dict(line.split("  ", 1)[::-1] for line in (model / "SHA256SUMS").read_text(encoding="utf-8").splitlines())
+    added = {
+        path.relative_to(model).as_posix() for part in ("model", "components") for path in (model / part).rglob("*")
+    }
+    wrong = [name for name in added - listed.keys() if (model / name).is_file()]
+    for name, digest in listed.items():
+        with (model / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                wrong.append(name)
+    if wrong:
+        raise MlflowException(
+            f"{model}: {', '.join(sorted(wrong))} is not what was registered; remedy: register the model again"
+        )
+
+
+mlflow.models.set_model(FillMask())
