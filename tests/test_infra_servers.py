@@ -1,0 +1,513 @@
+"""The stack of infra/ with real servers on loopback: PostgreSQL, SeaweedFS, MLflow, Dagster and nginx.
+
+Everything comes from the files that are shipped; addresses, folders and ports alone are replaced. What is not installed
+here (PostgreSQL 15 or later, nginx, the packages of the extra `production`) skips, visibly.
+"""
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+INFRA = ROOT / "infra"
+BIN = Path(sys.executable).parent
+RECIPE = "infra-tiny"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def program(name: str) -> str:
+    places = [str(BIN), "/usr/sbin", os.environ["PATH"], *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin")))]
+    found = shutil.which(name, path=os.pathsep.join(places))
+    return found or pytest.skip(f"{name} is not installed here")
+
+
+def changed(text: str, **replaced: str) -> str:
+    """The text with its addresses replaced; each must occur."""
+    for old, new in replaced.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+class Servers:
+    """Processes in sessions of their own, which end with the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._running: list[tuple[str, subprocess.Popen]] = []
+
+    def start(self, name: str, command: list[str], **environment: str) -> subprocess.Popen:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, env=os.environ | environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+        self._running.append((name, process))
+        return process
+
+    def wait(self, name: str, ready, seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            ended = [n for n, process in self._running if n == name and process.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                raise AssertionError(f"{name} is not ready:\n{(self.folder / f'{name}.log').read_text()[-4000:]}")
+            time.sleep(0.3)
+
+    def stop(self) -> None:
+        for _, process in reversed(self._running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 15
+        for _, process in self._running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    """One request, with these headers and no others of a client's own; `_` stands for `-`. Host is localhost."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    for name, value in {"Host": f"localhost:{port}", "Content_Length": str(len(body or b""))}.items():
+        headers.setdefault(name, value)
+    for name, value in headers.items():
+        connection.putheader(name.replace("_", "-"), value)
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    content = b"" if answer.status == 101 else answer.read()
+    connection.close()
+    return answer.status, content
+
+
+def answers(port: int, path: str = "/", *statuses: int):
+    def ready() -> bool:
+        try:
+            return ask(port, "GET", path)[0] in (statuses or (200,))
+        except OSError:
+            return False
+
+    return ready
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """Not pytest's own, which is its user's alone: PostgreSQL does not run as root."""
+    path = Path(tempfile.mkdtemp(prefix="bert-pipeline-infra-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def servers(folder):
+    running = Servers(folder)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def secrets(folder) -> Path:
+    """What make-secrets.sh makes."""
+    program("openssl")
+    shutil.copytree(INFRA / "compose", folder / "compose", ignore=shutil.ignore_patterns("secrets", ".env"))
+    subprocess.run([folder / "compose" / "make-secrets.sh"], check=True, capture_output=True)
+    return folder / "compose" / "secrets"
+
+
+@pytest.fixture(scope="module")
+def environment(secrets) -> dict[str, str]:
+    """For what runs through with-secrets.sh."""
+    return {"SECRETS": str(secrets), "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+class Database:
+    """PostgreSQL with the databases of databases.sql."""
+
+    def __init__(self, folder: Path, secrets: Path) -> None:
+        pytest.importorskip("psycopg2")
+        self.port, self.data, self.secrets = free_port(), folder / "postgres", secrets
+        self.pg_ctl, self._initdb, self._psql = program("pg_ctl"), program("initdb"), program("psql")
+        self.data.mkdir()
+        if os.geteuid() == 0:
+            shutil.chown(self.data, "postgres", "postgres")
+        self._as_postgres([self._initdb, "-D", self.data, "-U", "postgres", "--auth-host=scram-sha-256"])
+        self.start()
+        sql = INFRA / "compose" / "databases.sql"
+        subprocess.run(
+            [self._psql, "-h", self.data, "-p", str(self.port), "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-f", sql],
+            check=True,
+            env=os.environ | {"SECRETS": str(secrets)},
+            capture_output=True,
+        )
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.data} -c listen_addresses=127.0.0.1"
+        self._as_postgres([self.pg_ctl, "-w", "-D", self.data, "-l", self.data / "log", "-o", options, "start"])
+
+    def stop(self) -> None:
+        self._as_postgres([self.pg_ctl, "-w", "-m", "immediate", "-D", self.data, "stop"])
+
+    def connect(self, user: str, database: str, password: str | None = None):
+        import psycopg2
+
+        password = (self.secrets / f"postgres_{user}").read_text().strip() if password is None else password
+        return psycopg2.connect(host="127.0.0.1", port=self.port, user=user, password=password, dbname=database)
+
+    def rows(self, user: str, database: str, query: str) -> list[tuple]:
+        with contextlib.closing(self.connect(user, database)) as connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetchall()
+
+    def _as_postgres(self, command: list) -> None:
+        user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
+        subprocess.run([*user, *map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd=self.data)
+
+
+@pytest.fixture(scope="module")
+def database(folder, secrets):
+    running = Database(folder, secrets)
+    yield running
+    with contextlib.suppress(subprocess.CalledProcessError):  # a test may have stopped it
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def store(servers, folder, secrets) -> int:
+    """SeaweedFS as s3.Dockerfile starts it; its port."""
+    weed, port = program("weed"), free_port()
+    said = (INFRA / "docker" / "s3.Dockerfile").read_text()
+    command = json.loads(re.search(r"^CMD (\[.*\])", said.replace("\\\n", ""), re.M | re.S)[1])
+    (folder / "store").mkdir()
+    replaced = {
+        "-dir=/var/lib/seaweedfs": f"-dir={folder / 'store'}",
+        "-s3.config=/run/secrets/s3.json": f"-s3.config={secrets / 's3.json'}",
+        "-s3.port=8333": f"-s3.port={port}",
+        "-s3.ip.bind=0.0.0.0": "-s3.ip.bind=127.0.0.1",
+        "-master.volumeSizeLimitMB=1024": "-master.volumeSizeLimitMB=64",
+    }
+    assert replaced.keys() <= {*command}
+    ports = {name: free_port() for name in ("master", "volume", "filer")}
+    mine = [f"-{part}.port={n}" for part, n in ports.items()]
+    mine += [f"-{part}.port.grpc={free_port()}" for part in (*ports, "s3")]
+    servers.start("store", [weed, *(replaced.get(part, part) for part in command), *mine])
+    servers.wait("store", answers(port, "/healthz"))
+    return port
+
+
+@pytest.fixture(scope="module")
+def door_ports() -> tuple[int, int]:
+    """Of Dagster and MLflow at the proxy."""
+    return free_port(), free_port()
+
+
+@pytest.fixture(scope="module")
+def mlflow(servers, folder, database, store, environment, door_ports) -> int:
+    """MLflow as compose starts it, with its user and buckets; its port."""
+    pytest.importorskip("flask_wtf")
+    port = free_port()
+    ini = folder / "basic_auth.ini"
+    ini.write_text((INFRA / "mlflow" / "basic_auth.ini").read_text())
+    settings = compose_environment("mlflow", environment["SECRETS"]) | environment
+    settings |= {
+        "MLFLOW_HOST": "127.0.0.1",
+        "MLFLOW_PORT": str(port),
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(database.port),
+        "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{store}",
+        "MLFLOW_AUTH_CONFIG_PATH": str(ini),
+    }
+    for name in ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"):
+        settings[name] = ",".join(settings[name].replace(":5000", f":{each}") for each in (port, door_ports[1]))
+    with_secrets = str(INFRA / "docker" / "with-secrets.sh")
+    servers.start("mlflow", [with_secrets, str(INFRA / "mlflow" / "serve.sh")], **settings)
+    servers.wait("mlflow", answers(port, "/health"))
+    first = [with_secrets, sys.executable, str(INFRA / "mlflow" / "first_start.py")]
+    told = compose_environment("first-start", environment["SECRETS"]) | environment
+    told |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{store}"}
+    for _ in range(2):  # the second time all stands
+        subprocess.run(first, env=os.environ | told, check=True)
+    return port
+
+
+def compose_environment(service: str, secrets: str) -> dict[str, str]:
+    import yaml
+
+    told = yaml.safe_load((INFRA / "compose" / "compose.yaml").read_text())["services"][service]["environment"]
+    return {name: value.replace("/run/secrets", secrets) for name, value in told.items()}
+
+
+@pytest.fixture(scope="module")
+def dagster(servers, folder, database, mlflow, environment) -> int:
+    """Code server, daemon and web server on the production instance; the web server's port."""
+    pytest.importorskip("dagster_postgres")
+    home, code, port = folder / "dagster", free_port(), free_port()
+    shutil.copytree(INFRA / "dagster" / "production", home)
+    instance, workspace = home / "dagster.yaml", home / "workspace.yaml"
+    instance.write_text(changed(instance.read_text(), **{"port: 5432": f"port: {database.port}"}))
+    workspace.write_text(
+        changed(workspace.read_text(), **{"host: code": "host: 127.0.0.1", "port: 4000": f"port: {code}"})
+    )
+    recipes = folder / "recipes"
+    recipes.mkdir()
+    shutil.copy(ROOT / "tests" / "orchestration" / "recipes" / "tiny.toml", recipes / f"{RECIPE}.toml")
+    for name in ("logs", "work"):
+        (folder / name).mkdir()
+    settings = compose_environment("code", environment["SECRETS"]) | environment
+    settings |= {
+        "DAGSTER_HOME": str(home),
+        "DAGSTER_LOGS": str(folder / "logs"),
+        "DAGSTER_PG_HOST": "127.0.0.1",
+        "BERT_PIPELINE_HOME": str(folder / "work"),
+        "BERT_PIPELINE_DATA": str(folder),
+        "BERT_PIPELINE_EXECUTOR": "processes",
+        "BERT_PIPELINE_WORKERS": "1",
+        "BERT_PIPELINE_RECIPES": str(recipes),
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    run = [str(INFRA / "docker" / "with-secrets.sh"), sys.executable, "-m"]
+    grpc = ["--host", "127.0.0.1", "--port", str(code), "--module-name", "orchestration.definitions"]
+    servers.start("code", [*run, "dagster", "api", "grpc", *grpc], **settings)
+    health = [sys.executable, "-m", "dagster", "api", "grpc-health-check", "--port", str(code)]
+    servers.wait("code", lambda: not subprocess.run(health, capture_output=True).returncode)
+    where = ["--workspace", str(workspace)]
+    servers.start("daemon", [*run, "dagster._daemon", "run", *where], **settings)
+    servers.start("web", [*run, "dagster_webserver", "--host", "127.0.0.1", "--port", str(port), *where], **settings)
+    servers.wait("web", answers(port, "/server_info"))
+    return port
+
+
+class Door:
+    """nginx before Dagster and MLflow."""
+
+    def __init__(
+        self, servers: Servers, folder: Path, secrets: Path, dagster: int, mlflow: int, ports: tuple[int, int]
+    ) -> None:
+        self.dagster, self.mlflow = ports
+        self.password = basic("dagster", (secrets / "dagster_ui").read_text().strip())
+        (folder / "nginx").mkdir()
+        configuration = folder / "nginx.conf"
+        configuration.write_text(
+            changed(
+                (INFRA / "proxy" / "nginx.conf").read_text(),
+                **{
+                    " /tmp/": f" {folder}/nginx/",  # before a name of ours has it
+                    "server webserver:3000": f"server 127.0.0.1:{dagster}",
+                    "server mlflow:5000": f"server 127.0.0.1:{mlflow}",
+                    "listen 3000": f"listen 127.0.0.1:{self.dagster}",
+                    "listen 5000": f"listen 127.0.0.1:{self.mlflow}",
+                    "/run/secrets/proxy_users": str(secrets / "proxy_users"),
+                },
+            )
+        )
+        user = " user root;" if os.geteuid() == 0 else ""
+        servers.start("nginx", [program("nginx"), "-c", str(configuration), "-g", f"daemon off;{user}"])
+        servers.wait("nginx", answers(self.dagster, "/healthz", 204))
+
+    def graphql(self, query: str, variables: dict | None = None, **headers: str) -> tuple[int, bytes]:
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        headers = {"Authorization": self.password, "Content_Type": "application/json"} | headers
+        return ask(self.dagster, "POST", "/graphql", body, **headers)
+
+
+@pytest.fixture(scope="module")
+def door(servers, folder, secrets, dagster, mlflow, door_ports):
+    return Door(servers, folder, secrets, dagster, mlflow, door_ports)
+
+
+def test_each_role_sees_its_own_databases_alone(database):
+    import psycopg2
+
+    assert database.rows("dagster", "dagster", "SELECT current_user") == [("dagster",)]
+    assert database.rows("mlflow", "mlflow_auth", "SELECT current_user") == [("mlflow",)]
+    for user, other in (
+        ("dagster", "mlflow"),
+        ("dagster", "mlflow_auth"),
+        ("mlflow", "dagster"),
+        ("mlflow", "postgres"),
+    ):
+        with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+            database.connect(user, other)
+    for wrong in ("", "dagster", "test"):
+        with pytest.raises(psycopg2.OperationalError, match="password"):
+            database.connect("dagster", "dagster", wrong)
+
+
+def test_a_key_of_the_store_opens_its_own_bucket_alone(store, mlflow, secrets):
+    import boto3
+    from botocore.exceptions import ClientError
+
+    def client(user: str, key: str | None = None):
+        key = key or (secrets / f"s3_{user}").read_text().strip()
+        credentials = {"aws_access_key_id": user, "aws_secret_access_key": key, "region_name": "us-east-1"}
+        return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{store}", **credentials)
+
+    client("pipeline").put_object(Bucket="artifacts", Key="a", Body=b"1")
+    with pytest.raises(ClientError, match="PreconditionFailed"):
+        client("pipeline").put_object(Bucket="artifacts", Key="a", Body=b"2", IfNoneMatch="*")
+    for user, bucket in (("pipeline", "mlflow"), ("mlflow", "artifacts"), ("pipeline", "another")):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            client(user).put_object(Bucket=bucket, Key="b", Body=b"1")
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        client("pipeline", "wrong").list_objects_v2(Bucket="artifacts")
+    assert ask(store, "GET", "/artifacts/a")[0] == 403, "anonymous"
+
+
+def test_mlflow_knows_who_asks_and_by_what_name(door, mlflow, secrets):
+    search = "/api/2.0/mlflow/experiments/search?max_results=1"
+    admin = basic("admin", (secrets / "mlflow_admin").read_text().strip())
+    for port in (mlflow, door.mlflow):
+        assert ask(port, "GET", search)[0] == 401, "anonymous"
+        assert ask(port, "GET", search, Authorization=basic("admin", "password1234"))[0] == 401
+        assert ask(port, "PUT", "/api/2.0/mlflow-artifacts/artifacts/1/x", b"1")[0] == 401, "anonymous write"
+    assert ask(mlflow, "GET", search, Authorization=admin)[0] == 200
+    assert ask(mlflow, "GET", search, Authorization=admin, Host="evil.example")[0] == 403
+    assert ask(mlflow, "GET", search, Authorization=admin, Host="10.0.0.1:5000")[0] == 403
+    assert ask(door.mlflow, "GET", search, Host="evil.example", Authorization=admin)[0] == 421
+    create, body = "/api/2.0/mlflow/experiments/create", b'{"name": "forged"}'
+    told = {"Authorization": admin, "Content_Type": "application/json"}
+    for forged in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"}):
+        assert ask(door.mlflow, "POST", create, body, **told, **forged)[0] == 403
+    assert b"forged" not in ask(mlflow, "GET", search.replace("=1", "=100"), Authorization=admin)[1]
+
+
+def test_nothing_of_dagster_opens_without_the_password(door):
+    for method, path in (("GET", "/"), ("GET", "/server_info"), ("GET", "/logs/x"), ("POST", "/graphql")):
+        assert ask(door.dagster, method, path)[0] == 401, path
+        assert ask(door.dagster, method, path, Authorization=basic("dagster", "dagster"))[0] == 401, path
+    assert ask(door.dagster, "GET", "/", Host="evil.example", Authorization=door.password)[0] == 421
+    assert ask(door.dagster, "GET", "/server_info", Authorization=door.password)[0] == 200
+
+
+LAUNCH = """
+mutation ($recipe: String!, $job: String!) {
+  launchRun(executionParams: {
+    selector: {repositoryLocationName: "bert-pipeline", repositoryName: "__repository__", jobName: $job}
+    runConfigData: {}
+    executionMetadata: {tags: [{key: "dagster/partition", value: $recipe}]}
+  }) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+    ... on RunConfigValidationInvalid { errors { message } }
+  }
+}
+"""
+
+
+def test_no_page_of_another_site_changes_anything(door, dagster, database):
+    variables = {"recipe": RECIPE, "job": "whole_graph"}
+    forged = [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": f"http://localhost:{door.mlflow}"},
+        {"Origin": f"http://localhost:{door.dagster}.evil.example"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Origin": f"http://localhost:{door.dagster}", "Sec_Fetch_Site": "cross-site"},
+    ]
+    for headers in forged:
+        assert door.graphql(LAUNCH, variables, **headers)[0] == 403, headers
+    told = {"Authorization": door.password}
+    mutation = "?query=mutation%7BreloadWorkspace%7B__typename%7D%7D"
+    for path in ("/graphql", "/%67raphql", "//graphql", "/x/../graphql"):
+        status, content = ask(door.dagster, "GET", path + mutation, **told)
+        assert status == 405, (path, content)
+    for method, path in (
+        ("POST", "/report_asset_materialization/forged"),
+        ("POST", "/report_asset_check/forged"),
+        ("POST", "/report_asset_observation/forged"),
+        ("POST", "/graphql/"),
+        ("POST", "/"),
+        ("PUT", "/graphql"),
+        ("DELETE", "/x"),
+    ):
+        assert ask(door.dagster, method, path, b"{}", **told)[0] in (403, 405), path
+    socket_opens = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Version": "13"}
+    socket_opens |= {
+        "Sec_WebSocket_Key": base64.b64encode(os.urandom(16)).decode(),
+        "Sec_WebSocket_Protocol": "graphql-ws",
+    }
+    assert ask(door.dagster, "GET", "/graphql", **socket_opens)[0] == 401
+    assert ask(door.dagster, "GET", "/graphql", **told, **socket_opens, Origin="http://evil.example")[0] == 403
+    own = f"http://localhost:{door.dagster}"
+    assert ask(door.dagster, "GET", "/graphql", **told, **socket_opens, Origin=own)[0] == 101
+    assert database.rows("dagster", "dagster", "SELECT count(*) FROM runs") == [(0,)]
+    assert ask(dagster, "GET", "/graphql" + mutation)[0] == 200, "without the door it goes through"
+
+
+def test_the_whole_graph_runs_on_postgresql_and_s3(door, database, store, mlflow, secrets, folder):
+    import boto3
+
+    before = sorted(path.name for path in (folder / "dagster").iterdir())
+    own = {"Origin": f"http://localhost:{door.dagster}", "Sec_Fetch_Site": "same-origin"}
+    status, content = door.graphql(LAUNCH, {"recipe": RECIPE, "job": "whole_graph"}, **own)
+    assert (status, b"LaunchRunSuccess" in content) == (200, True), content
+    deadline = time.monotonic() + 400
+    while (found := database.rows("dagster", "dagster", "SELECT status FROM runs")) not in (
+        [("SUCCESS",)],
+        [("FAILURE",)],
+    ):
+        assert time.monotonic() < deadline, found
+        time.sleep(2)
+    said = "\n".join((folder / f"{name}.log").read_text()[-3000:] for name in ("code", "daemon"))
+    assert found == [("SUCCESS",)], said
+    assert sorted(path.name for path in (folder / "dagster").iterdir()) == before, (
+        "nothing is written beside dagster.yaml"
+    )
+    pipeline = basic("pipeline", (secrets / "mlflow_pipeline").read_text().strip())
+    _, versions = ask(mlflow, "GET", "/api/2.0/mlflow/model-versions/search", Authorization=pipeline)
+    assert len(json.loads(versions)["model_versions"]) == 1
+    key = (secrets / "s3_mlflow").read_text().strip()
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{store}", aws_access_key_id="mlflow",
+                          aws_secret_access_key=key, region_name="us-east-1")  # fmt: skip
+    names = [each["Key"] for each in client.list_objects_v2(Bucket="mlflow")["Contents"]]
+    assert any(name.endswith("model.safetensors") for name in names), names
+    for log in folder.glob("*.log"):
+        for secret in ("postgres_dagster", "mlflow_admin", "mlflow_pipeline", "s3_mlflow", "dagster_ui"):
+            assert (secrets / secret).read_text().strip() not in log.read_text(), f"{secret} in {log.name}"
+
+
+def test_mlflow_is_not_ready_while_its_database_is_down(mlflow, database, environment):
+    check = [str(INFRA / "docker" / "with-secrets.sh"), sys.executable, str(INFRA / "mlflow" / "health.py")]
+    told = environment | {"MLFLOW_PORT": str(mlflow)}
+    told["MLFLOW_AUTH_ADMIN_PASSWORD_FILE"] = f"{environment['SECRETS']}/mlflow_admin"
+
+    def ready() -> bool:
+        return not subprocess.run(check, env=os.environ | told, capture_output=True).returncode
+
+    assert ready()
+    database.stop()
+    try:
+        assert not ready()
+    finally:
+        database.start()
+    deadline = time.monotonic() + 30
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)

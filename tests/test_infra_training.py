@@ -1,0 +1,93 @@
+"""A training on two machines, as far as torchrun is concerned: infra/train-node.sh twice on loopback."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training.runs import job_for, trace
+
+from bert_pipeline.training.pretrain import EXIT_RESUME
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+INFRA = ROOT / "infra"
+BIN = Path(sys.executable).parent
+WOULD_COME_AGAIN = 78
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def nodes(job: Path, port: int, **environment: str) -> list[subprocess.Popen]:
+    """Two machines, as far as torchrun is concerned, with a process each."""
+    told = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+    told |= {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    told |= {"ACCELERATE_USE_CPU": "true", "BERT_PIPELINE_TIMEOUT_SECONDS": "10"} | environment
+    return [
+        subprocess.Popen(
+            ["bash", INFRA / "train-node.sh", job],
+            env=os.environ | told | {"PET_NODE_RANK": str(rank)},
+            cwd=ROOT,
+            stdout=(job.parent / f"node-{rank}.log").open("ab"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def wait_for(path: Path, processes: list[subprocess.Popen]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(path.parent.glob(path.name)):
+        assert time.monotonic() < deadline and all(each.poll() is None for each in processes), path
+        time.sleep(0.1)
+
+
+def codes(processes: list[subprocess.Popen]) -> list[int]:
+    return [each.wait(180) for each in processes]
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGUSR1])
+def test_two_machines_stop_save_and_go_on(tiny, tiny_recipe, tmp_path, asked):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert codes(nodes(job_for(tiny, tiny_recipe, whole, log_every=1), free_port())) == [0, 0]
+    job = job_for(tiny, tiny_recipe, cut, log_every=1)
+    running = nodes(job, free_port())
+    wait_for(cut / "metrics.jsonl", running)
+    for each in running:
+        each.send_signal(asked)
+    assert codes(running) == [EXIT_RESUME] * 2
+    assert (cut / "work" / "stopped").exists()
+    assert codes(nodes(job, free_port())) == [0, 0]
+    assert trace(cut) == trace(whole)
+
+
+def test_machines_that_lost_one_end_and_go_on_together(tiny, tiny_recipe, tmp_path):
+    job = job_for(tiny, tiny_recipe, tmp_path, log_every=1, checkpoint_every=1)
+    running = nodes(job, free_port())
+    wait_for(tmp_path / "work" / "checkpoints" / "step-*", running)
+    children = subprocess.run(["pgrep", "-P", str(running[1].pid)], capture_output=True, text=True).stdout.split()
+    running[1].kill()
+    for child in children:  # torchrun, in a session of its own
+        os.killpg(int(child), signal.SIGKILL)
+    for path in Path("/proc").glob("[0-9]*/environ"):  # and what it had started
+        with contextlib.suppress(OSError):
+            if b"GROUP_RANK=1\0" in path.read_bytes() and str(job).encode() in (path.parent / "cmdline").read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+    first = codes(running)[0]
+    assert first not in (0, EXIT_RESUME, WOULD_COME_AGAIN)
+    assert codes(nodes(job, free_port())) == [0, 0]
+
+
+def test_an_error_that_would_come_again_says_so(tiny, tiny_recipe, tmp_path):
+    job = job_for(tiny, tiny_recipe, tmp_path, first_phase={"learning_rate": 1e30}, max_skipped_steps=0)
+    assert WOULD_COME_AGAIN in codes(nodes(job, free_port()))
