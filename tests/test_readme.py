@@ -45,13 +45,11 @@ def block(start: str) -> str:
 
 
 def run(script: str, folder: Path, **environment: str) -> str:
-    # mlflow.set_tracking_uri, which other tests call, sets the variable for the whole process.
-    inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
-        env=inherited | {"PATH": path} | environment,
+        env=os.environ | {"PATH": path} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -50,5 +50,6 @@ def evaluate_checkpoint(
     # The checkpoint bears the tokenizer that it was trained with.
     dataset = PairDataset(nsp_dataset, masked_dataset, checkpoint, max_seq_length, "heldout")
     accelerator = Accelerator()
-    loss = PretrainingLoss(BertForPreTraining.from_pretrained(checkpoint)).to(accelerator.device)
+    model = BertForPreTraining.from_pretrained(checkpoint, use_safetensors=True)
+    loss = PretrainingLoss(model).to(accelerator.device)
     return heldout_scores(loss, dataset, heldout_pairs, 16_384, accelerator)

@@ -278,7 +278,7 @@ def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairD
     model.set_attn_implementation("sdpa")
     batch = pad(heldout.rows(0, np.arange(min(8, heldout.num_rows(0)))))
     inputs = {name: batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
-    plain = BertForPreTraining.from_pretrained(out).eval()
+    plain = BertForPreTraining.from_pretrained(out, use_safetensors=True).eval()
     with torch.inference_mode():
         expected, found = model.cpu().float().eval()(**inputs), plain(**inputs)
     seen = inputs["attention_mask"].bool()
