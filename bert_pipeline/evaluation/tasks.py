@@ -79,6 +79,8 @@ class Split(Section):
     """Under the task's folder."""
     size: int | None = Field(None, ge=1)
     """In the kind's unit (UNITS); files of another size are refused."""
+    printed: int | None = Field(None, ge=1)
+    """The paper's count, where it is known or likely to be of another draw: told, and no file is refused for it."""
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """Of the file that `size` was counted in; others are refused. Empty where no such file was at hand."""
 
