@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bert_pipeline.artifact import file_digest
-from bert_pipeline.evaluation.tasks import SPLITS, UNITS, Group, Task, load_task, split_files, task_files, task_folder
+from bert_pipeline.evaluation.tasks import (
+    INPUTS,
+    SPLITS,
+    UNITS,
+    Group,
+    Task,
+    load_task,
+    split_files,
+    task_files,
+    task_folder,
+)
 
 REFERENCE = "PubMedBERT"
 """The published model that a domain's own BERT is measured against first."""
@@ -23,6 +33,8 @@ def list_tasks() -> list[dict[str, Any]]:
             "title": task.title,
             "kind": task.kind,
             "group": task.group,
+            "input": INPUTS[task.kind],
+            "max_seq_length": task.max_seq_length,
             "metric": task.metric,
             "unscored_labels": list(task.unscored_labels),
             "unit": UNITS[task.kind],

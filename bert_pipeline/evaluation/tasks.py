@@ -61,6 +61,16 @@ METRICS: dict[Kind, str] = {
     "qa": "accuracy",
 }
 
+INPUTS: dict[Kind, str] = {
+    "ner": "[CLS] sentence [SEP], tags on the first pieces of words",
+    "pico": "[CLS] sentence [SEP], tags on the first pieces of words",
+    "relation": "[CLS] sentence with dummies for its entities [SEP]",
+    "similarity": "[CLS] first text [SEP] second text [SEP]",
+    "documents": "[CLS] text [SEP]",
+    "qa": "[CLS] question [SEP] text [SEP]",
+}
+"""What the model reads of an example (inputs.py)."""
+
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "relation": ("id", "text", "class"),
     "similarity": ("id", "first text", "second text", "score"),

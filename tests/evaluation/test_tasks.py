@@ -288,6 +288,7 @@ def test_the_list_tells_of_each_task_and_its_data(capsys, tmp_path, monkeypatch,
     assert list(rows) == [*MEMBERS, "sample-chem", "findings"]
     chem = rows["BC5CDR-chem"]
     assert (chem["kind"], chem["group"], chem["metric"]) == ("ner", "named entity recognition", "entity F1")
+    assert chem["input"].startswith("[CLS] sentence [SEP]") and chem["max_seq_length"] == 512
     assert chem["sizes"] == {"train": 5203, "dev": 5347, "test": 5385} and chem["unit"] == "entities"
     assert chem["published_scores"]["PubMedBERT"] == 0.9333 and chem["terms"]
     assert chem["data"]["state"] == "missing" and chem["data"]["missing"] == ["test"]
