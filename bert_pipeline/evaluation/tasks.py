@@ -20,7 +20,7 @@ kind (evaluation/readers.py):
 import difflib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -278,9 +278,9 @@ def split_files(task: Task, folder: Path) -> dict[str, Path]:
     return {split: folder / getattr(task.splits, split).file for split in SPLITS}
 
 
-def require_files(task: Task, folder: Path) -> dict[str, Path]:
-    """The file of each split. Raises TaskError, naming all that are missing."""
-    files = split_files(task, folder)
+def require_files(task: Task, folder: Path, splits: Sequence[str] = SPLITS) -> dict[str, Path]:
+    """The file of each of `splits`. Raises TaskError, naming all that are missing."""
+    files = {split: path for split, path in split_files(task, folder).items() if split in splits}
     if missing := [path.name for path in files.values() if not path.is_file()]:
         under = f", or set BERT_PIPELINE_DATA to the folder of {task.folder}" if task.folder else ""
         raise TaskError(
