@@ -1,8 +1,9 @@
 """Attention within each pair of a packed row: many pairs lie in one row of tokens, and each attends to itself alone.
 
 Registered with transformers' AttentionInterface, so the model that it runs in stays a stock BertForPreTraining. CUDA
-has a kernel for pairs of any length (FlashAttention-2; Dao 2023, arXiv 2307.08691). Elsewhere pairs of one length are
-computed side by side; they lie side by side in memory when a row holds its pairs in the order of their lengths.
+has a kernel for pairs of any length (FlashAttention-2; Dao 2023, arXiv 2307.08691). Elsewhere pairs of one length, on
+the CPU of about one length (buckets.py), are computed side by side; they lie side by side in memory when a row holds
+its pairs in the order of their lengths.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
+
+from bert_pipeline.training.buckets import buckets
 
 PACKED = "packed"
 """The name of this attention, for `set_attn_implementation`."""
@@ -45,7 +48,7 @@ def packed_attention(
     elif query.is_cuda or dropout:
         found = _any_device(query, key, value, query_offsets, offsets, dropout, scaling)
     else:
-        found = attention_on_cpu(query, key, value, query_offsets, offsets, scaling)[0]
+        found = attention_on_cpu(query, key, value, query_offsets, offsets, scaling)
     return found[None], None
 
 
@@ -86,20 +89,15 @@ def attention_on_cpu(
     query_offsets: Tensor,
     offsets: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The output and, as (queries, heads) float32, the logarithm of the softmax's normaliser.
-
-    One operation to torch.compile, whatever the lengths of the pairs.
-    """
-    out = torch.empty(query.shape, dtype=query.dtype)
-    normaliser = torch.empty(query.shape[:2])
-    for queries, tokens, pairs in _side_by_side(query_offsets, offsets):
-        found, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(
-            _by_pair(query, queries, pairs), _by_pair(key, tokens, pairs), _by_pair(value, tokens, pairs), scale=scale
-        )
-        _by_pair(out, queries, pairs).copy_(found)
-        _by_pair(normaliser[..., None], queries, pairs).copy_(logsumexp[..., None])
-    return out, normaliser
+) -> Tensor:
+    """One operation to torch.compile, whatever the lengths of the pairs; see buckets.py."""
+    places = buckets(query_offsets, offsets, query.shape[1])
+    q, k, v = places.queries.gather(query), places.keys.gather(key), places.keys.gather(value)
+    out = torch.empty_like(q)
+    for some in places.chunks:
+        weights = _weights(some.queries(q), some.keys(k), some.padding, scale)
+        some.queries(out).copy_(torch.bmm(weights, some.keys(v)))
+    return places.queries.scatter(out)
 
 
 @torch.library.custom_op("bert_pipeline::attention_on_cpu_backward", mutates_args=())
@@ -110,40 +108,51 @@ def attention_on_cpu_backward(
     value: Tensor,
     query_offsets: Tensor,
     offsets: Tensor,
-    out: Tensor,
-    normaliser: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value, computed in float32: in bfloat16 torch's kernel takes twice the time."""
-    of_query, of_key, of_value = (torch.empty(each.shape, dtype=each.dtype) for each in (query, key, value))
-    for queries, tokens, pairs in _side_by_side(query_offsets, offsets):
-        grad, q, result = (_by_pair(each, queries, pairs).float() for each in (gradient, query, out))
-        k, v = (_by_pair(each, tokens, pairs).float() for each in (key, value))
-        logsumexp = _by_pair(normaliser[..., None], queries, pairs)[..., 0]
-        found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, result, logsumexp, 0.0, False, scale=scale
-        )
-        for each, places, of_places in zip((of_query, of_key, of_value), (queries, tokens, tokens), found, strict=True):
-            _by_pair(each, places, pairs).copy_(of_places)
-    return of_query, of_key, of_value
+    """The gradients of query, key and value. The weights of attention are computed again: kept, they would take the
+    memory that grows with the square of a length.
+    """
+    places = buckets(query_offsets, offsets, query.shape[1])
+    q, k, v = places.queries.gather(query), places.keys.gather(key), places.keys.gather(value)
+    grad = places.queries.gather(gradient, padding=0.0)
+    of_q, of_k, of_v = (torch.empty_like(each) for each in (q, k, v))
+    for some in places.chunks:
+        weights = _weights(some.queries(q), some.keys(k), some.padding, scale)
+        of_weights = torch.bmm(some.queries(grad), some.keys(v).transpose(1, 2))
+        of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        some.queries(of_q).copy_(_scaled_product(of_scores, some.keys(k), scale))
+        some.keys(of_k).copy_(_scaled_product(of_scores.transpose(1, 2), some.queries(q), scale))
+        some.keys(of_v).copy_(torch.bmm(weights.transpose(1, 2), some.queries(grad)))
+    return places.queries.scatter(of_q), places.keys.scatter(of_k), places.keys.scatter(of_v)
+
+
+def _weights(query: Tensor, key: Tensor, padding: Tensor | None, scale: float) -> Tensor:
+    scores = _scaled_product(query, key.transpose(1, 2), scale)
+    return (scores if padding is None else scores.masked_fill_(padding, -torch.inf)).softmax(-1)
+
+
+def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    nothing = left.new_empty(1, 1, 1)  # beta 0: it is not read
+    return torch.baddbmm(nothing, left, right, beta=0, alpha=scale)
 
 
 @attention_on_cpu.register_fake
 def _(query, key, value, query_offsets, offsets, scale):
-    return query.new_empty(query.shape), query.new_empty(query.shape[:2], dtype=torch.float32)
+    return query.new_empty(query.shape)
 
 
 @attention_on_cpu_backward.register_fake
-def _(gradient, query, key, value, query_offsets, offsets, out, normaliser, scale):
+def _(gradient, query, key, value, query_offsets, offsets, scale):
     return tuple(each.new_empty(each.shape) for each in (query, key, value))
 
 
 def _keep_for_backward(ctx, inputs, output):
     *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors, *output)
+    ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, gradient, _):
+def _backward(ctx, gradient):
     gradients = attention_on_cpu_backward(gradient, *ctx.saved_tensors, ctx.scale)
     return *gradients, None, None, None
 

@@ -130,11 +130,11 @@ def test_micro_batches_hold_every_row_once_within_the_budget(samples, tokens):
 
 
 @pytest.mark.parametrize("name", ["attention_on_cpu", "_any_device"])
-@pytest.mark.parametrize("lengths", [[7], [5, 5, 5], [64, 9, 9, 3, 1, 1], [2, 31, 2]])
+@pytest.mark.parametrize("lengths", [[7], [5, 5, 5], [64, 9, 9, 3, 1, 1], [2, 31, 2], [65, 64, 40, 33, 33, 33, 32, 31]])
 def test_attention_stays_within_each_pair(name, lengths, monkeypatch):
     """Output and gradients are those of a block-diagonal mask over the whole row, in float32's tolerance."""
     if name == "_any_device":  # what other devices than CUDA and the CPU, and dropout, use
-        monkeypatch.setattr(attention, "attention_on_cpu", lambda *a: (attention._any_device(*a[:5], 0.0, a[5]),))
+        monkeypatch.setattr(attention, "attention_on_cpu", lambda *a: attention._any_device(*a[:5], 0.0, a[5]))
     generator = torch.Generator().manual_seed(1)
     shape = (1, 2, sum(lengths), 16)
     states = [torch.randn(shape, generator=generator).requires_grad_() for _ in range(3)]
@@ -153,7 +153,7 @@ def test_attention_stays_within_each_pair(name, lengths, monkeypatch):
 def test_places_that_ask_see_the_whole_pair(dropout_path, monkeypatch):
     """Attention of some queries is that of all queries, read at their places; so are the gradients."""
     if dropout_path:
-        monkeypatch.setattr(attention, "attention_on_cpu", lambda *a: (attention._any_device(*a[:5], 0.0, a[5]),))
+        monkeypatch.setattr(attention, "attention_on_cpu", lambda *a: attention._any_device(*a[:5], 0.0, a[5]))
     generator = torch.Generator().manual_seed(2)
     states = [torch.randn((1, 2, 30, 8), generator=generator).requires_grad_() for _ in range(3)]
     offsets, asked_offsets = (torch.tensor(each, dtype=torch.int32) for each in ([0, 9, 18, 30], [0, 3, 6, 8]))
@@ -177,7 +177,9 @@ def test_places_that_ask_see_the_whole_pair(dropout_path, monkeypatch):
 
 
 def test_attention_in_bfloat16_is_that_of_float32():
-    """Within a unit of bfloat16's eight bits of the largest value."""
+    """Within two units of bfloat16's eight bits of the largest value: scores are rounded, too, as by transformers' eager
+    attention under autocast.
+    """
     generator = torch.Generator().manual_seed(1)
     offsets = torch.tensor([0, 100, 200, 240], dtype=torch.int32)
     states = [torch.randn((1, 2, 240, 32), generator=generator).bfloat16() for _ in range(3)]
@@ -189,7 +191,7 @@ def test_attention_in_bfloat16_is_that_of_float32():
         return [found, *torch.autograd.grad(found, given, toward.to(dtype))]
 
     for found, expected in zip(outcome(torch.bfloat16), outcome(torch.float32), strict=True):
-        assert (found.float() - expected).abs().max() < 2**-7 * expected.abs().max()
+        assert (found.float() - expected).abs().max() < 2**-6 * expected.abs().max()
 
 
 def test_the_attention_is_a_sound_operation_of_torch():
