@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,23 +73,31 @@ def buckets(query_offsets: Tensor, offsets: Tensor, heads: int) -> Buckets:
 
 @lru_cache(maxsize=4)
 def _buckets(query_offsets: bytes, offsets: bytes, heads: int) -> Buckets:
-    starts = [np.frombuffer(each, np.int32).astype(np.int64) for each in (query_offsets, offsets)]
-    lengths = [np.diff(each) for each in starts]
-    padded = [-(-each // STEP) * STEP for each in lengths]
-    chunks, ends = [], [0, 0]
-    for pairs in _chunks(*padded, heads):
-        batch, first = heads * len(pairs), pairs.start
-        begins, ends = ends, [end + batch * int(each[first]) for end, each in zip(ends, padded, strict=True)]
-        places = np.arange(padded[1][first])
-        absent = np.repeat(places >= lengths[1][pairs.start : pairs.stop, None], heads, 0)[:, None]
-        chunks.append(
-            Chunk(
-                batch,
-                *(slice(begin, end) for begin, end in zip(begins, ends, strict=True)),
-                torch.from_numpy(absent) if absent.any() else None,
-            )
-        )
-    return Buckets(*(_side(*each, heads) for each in zip(starts, lengths, padded, strict=True)), chunks)
+    queries, keys = (_Lengths.read(each) for each in (query_offsets, offsets))
+    chunks, query_row, key_row = [], 0, 0
+    for pairs in _chunks(queries.padded, keys.padded, heads):
+        batch, here = heads * len(pairs), slice(pairs.start, pairs.stop)
+        width = int(keys.padded[pairs.start])
+        absent = np.repeat(np.arange(width) >= keys.lengths[here, None], heads, axis=0)[:, None]
+        query_end, key_end = query_row + batch * int(queries.padded[pairs.start]), key_row + batch * width
+        padding = torch.from_numpy(absent) if absent.any() else None
+        chunks.append(Chunk(batch, slice(query_row, query_end), slice(key_row, key_end), padding))
+        query_row, key_row = query_end, key_end
+    return Buckets(_side(queries, heads), _side(keys, heads), chunks)
+
+
+class _Lengths(NamedTuple):
+    """Of the pairs: int64."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    padded: np.ndarray
+
+    @classmethod
+    def read(cls, offsets: bytes) -> "_Lengths":
+        starts = np.frombuffer(offsets, np.int32).astype(np.int64)
+        lengths = np.diff(starts)
+        return cls(starts, lengths, -(-lengths // STEP) * STEP)
 
 
 def _chunks(queries: np.ndarray, keys: np.ndarray, heads: int) -> Iterator[range]:
@@ -102,11 +111,11 @@ def _chunks(queries: np.ndarray, keys: np.ndarray, heads: int) -> Iterator[range
             start, left = start + count, left - count
 
 
-def _side(starts: np.ndarray, lengths: np.ndarray, padded: np.ndarray, heads: int) -> Side:
-    size, places = heads * int(padded.sum()), np.empty(heads * int(starts[-1]), np.int64)
-    rows, missing = np.empty(size, np.int64), np.empty(size - len(places), np.int64)
-    _fill(starts, lengths, padded, heads, rows, missing, places)
-    return Side(*map(torch.from_numpy, (rows, missing, places)), heads)
+def _side(pairs: _Lengths, heads: int) -> Side:
+    size, present = heads * int(pairs.padded.sum()), heads * int(pairs.starts[-1])
+    rows, missing, places = (np.empty(count, np.int64) for count in (size, size - present, present))
+    _fill(*pairs, heads, rows, missing, places)
+    return Side(torch.from_numpy(rows), torch.from_numpy(missing), torch.from_numpy(places), heads)
 
 
 @njit(cache=True, nogil=True)

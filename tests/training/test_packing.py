@@ -177,8 +177,8 @@ def test_places_that_ask_see_the_whole_pair(dropout_path, monkeypatch):
 
 
 def test_attention_in_bfloat16_is_that_of_float32():
-    """Within two units of bfloat16's eight bits of the largest value: scores are rounded, too, as by transformers' eager
-    attention under autocast.
+    """Within two units of bfloat16's eight bits of the largest value; scores are rounded, too, as transformers' eager
+    attention does under autocast.
     """
     generator = torch.Generator().manual_seed(1)
     offsets = torch.tensor([0, 100, 200, 240], dtype=torch.int32)
