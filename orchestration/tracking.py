@@ -135,6 +135,8 @@ class Tracked:
         self._sender = threading.Thread(target=self._keep_sending, name="mlflow", daemon=True)
 
     def begin(self) -> None:
+        import mlflow.entities  # noqa: F401  here: two threads that import at once may find half a module
+
         self._leave_note(None)
         self._sender.start()
 

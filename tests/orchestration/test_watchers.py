@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 import pytest
@@ -53,7 +55,8 @@ def webhook():
     server.server_close()
 
 
-def failed_run(instance: dg.DagsterInstance, **tags: str) -> dg.RunFailureSensorContext:
+@contextmanager
+def failed_run(instance: dg.DagsterInstance, workshop, **tags: str) -> Iterator[dg.RunFailureSensorContext]:
     @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["tiny"]))
     def pretrained_checkpoint() -> None:
         raise RuntimeError(f"no access with the key {TOKEN}")
@@ -63,34 +66,34 @@ def failed_run(instance: dg.DagsterInstance, **tags: str) -> dg.RunFailureSensor
     )
     [event] = [each for each in ended.all_events if each.event_type_value == "PIPELINE_FAILURE"]
     run = instance.get_run_by_id(ended.run_id)
-    return dg.build_run_status_sensor_context(
-        "failure_webhook", event, instance, run, partition_key="tiny"
-    ).for_run_failure()
+    given = {"resources": {"workshop": workshop}, "partition_key": "tiny"}
+    with dg.build_run_status_sensor_context("failure_webhook", event, instance, run, **given) as context:
+        yield context.for_run_failure()
 
 
 def test_the_webhook_is_told_what_failed_and_no_more(instance, workshop, webhook, monkeypatch):
     port, posted = webhook
     monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{port}/ok/{TOKEN}")
-    context = failed_run(instance, note=TOKEN)
-    failure_webhook(context, workshop=workshop)
+    with failed_run(instance, workshop, note=TOKEN) as context:
+        failure_webhook(context)
     [body] = posted
-    told = json.loads(body)
-    assert told.pop("text").startswith(f"bert-pipeline: run {context.dagster_run.run_id[:8]} of recipe tiny failed in ")
+    told, run_id = json.loads(body), context.dagster_run.run_id
+    assert told.pop("text").startswith(f"bert-pipeline: run {run_id[:8]} of recipe tiny failed in ")
     assert told == {
-        "run_id": context.dagster_run.run_id,
+        "run_id": run_id,
         "job": "__ephemeral_asset_job__",
         "recipe": "tiny",
         "failed": ["pretrained_checkpoint"],
         "will_retry": False,
-        "page": f"http://127.0.0.1:3000/runs/{context.dagster_run.run_id}",
+        "page": f"http://127.0.0.1:3000/runs/{run_id}",
     }
     assert len(body) < 1000 and TOKEN.encode() not in body
 
 
-def test_a_webhook_that_fails_hurts_nothing_and_is_not_named(instance, workshop, webhook, monkeypatch, caplog):
+def test_a_webhook_that_fails_hurts_nothing_and_is_not_named(instance, workshop, webhook, monkeypatch, capfd):
     monkeypatch.setattr(watchers, "SECONDS", 0.2)
-    context, (port, _) = failed_run(instance), webhook
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    port, _ = webhook
+    with socket.create_server(("127.0.0.1", 0)) as silent, failed_run(instance, workshop) as context:
         for url, told in {
             f"http://127.0.0.1:{port}/{TOKEN}": "it answered 500",
             f"http://127.0.0.1:{silent.getsockname()[1]}/{TOKEN}": "TimeoutError",
@@ -99,11 +102,11 @@ def test_a_webhook_that_fails_hurts_nothing_and_is_not_named(instance, workshop,
             f"file:///etc/{TOKEN}": "its value is no address",
         }.items():
             monkeypatch.setenv(WEBHOOK, url)
-            failure_webhook(context, workshop=workshop)
-            assert f"was not told of run {context.dagster_run.run_id}: {told}" in caplog.text, url
-    assert TOKEN not in caplog.text
-    monkeypatch.delenv(WEBHOOK)
-    assert "is not set" in failure_webhook(context, workshop=workshop).skip_message
+            failure_webhook(context)
+            said = capfd.readouterr().err
+            assert f"was not told of run {context.dagster_run.run_id}: {told}" in said and TOKEN not in said, url
+        monkeypatch.delenv(WEBHOOK)
+        assert "is not set" in failure_webhook(context).skip_message
 
 
 def test_the_sensor_tells_mlflow_what_it_does_not_know(workshop, tmp_path):
@@ -113,9 +116,10 @@ def test_the_sensor_tells_mlflow_what_it_does_not_know(workshop, tmp_path):
     killed._leave_note(None)
     killed._send()
     nowhere = workshop.model_copy(update={"mlflow": Mlflow(tracking_uri="http://127.0.0.1:9", artifacts="", ui="")})
-    said = [
-        mlflow_is_told(dg.build_sensor_context(), workshop=each).skip_message for each in (nowhere, workshop, workshop)
-    ]
+    said = []
+    for each in (nowhere, workshop, workshop):
+        with dg.build_sensor_context(resources={"workshop": each}) as context:
+            said.append(mlflow_is_told(context).skip_message)
     assert "http://127.0.0.1:9 cannot be told" in said[0]
     assert said[1:] == ["MLflow was told of a training", "MLflow knows everything"]
     assert [run.info.status for run in workshop.mlflow.runs("aaaa")] == ["KILLED"]
