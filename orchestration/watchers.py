@@ -44,7 +44,8 @@ def failure_webhook(context: dg.RunFailureSensorContext, workshop: Workshop) -> 
     if not url:
         return dg.SkipReason(f"{WEBHOOK} is not set")
     if trouble := _post(url, told_of(context, workshop)):
-        context.log.warning(f"{WEBHOOK} was not told of run {context.dagster_run.run_id}: {trouble}")
+        # Shown at the sensor's tick; Dagster goes on with the next failed run.
+        raise RuntimeError(f"{WEBHOOK} was not told of run {context.dagster_run.run_id}: {trouble}")
     return None
 
 
