@@ -57,8 +57,8 @@ class Servers:
     def wait(self, name: str, ready, seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
-            ended = [n for n, process in self._running if n == name and process.poll() is not None]
-            if ended or time.monotonic() > deadline:
+            newest = dict(self._running).get(name)  # one that was killed may have been started again
+            if (newest and newest.poll() is not None) or time.monotonic() > deadline:
                 raise AssertionError(f"{name} is not ready:\n{(self.folder / f'{name}.log').read_text()[-4000:]}")
             time.sleep(0.3)
 
