@@ -43,7 +43,7 @@ def webhook():
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             posted.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(204 if "ok" in self.path else 500)
+            self.send_response(204 if self.path.startswith("/ok/") else 500)
             self.end_headers()
 
         def log_message(self, *_):
