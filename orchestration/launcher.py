@@ -6,7 +6,6 @@ run would count as under way for ever, and hold its pool.
 """
 
 import json
-import os
 
 import dagster as dg
 import psutil
@@ -16,10 +15,6 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
-
-# The daemon comes by here when it reads dagster.yaml. Without this a backfill fails for good where the daemon looks at
-# it while the code server is being started again (dagster/_core/execution/asset_backfill.py).
-os.environ.setdefault("DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR", "1")
 
 
 class WatchedRunLauncher(dg.DefaultRunLauncher):

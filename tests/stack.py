@@ -15,6 +15,8 @@ from pathlib import Path
 from processes import commands
 from servers import INFRA, ROOT, Servers, answers, ask, changed, free_port
 
+# Without it a backfill that is looked at while its code server is away fails for good.
+OUTLIVES = "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR"
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 
 
@@ -31,6 +33,7 @@ class Stack:
     """What is killed is started again by the test, as Docker or systemd would."""
 
     def __init__(self, servers: Servers, folder: Path, instance: str, recipes: Path, **environment: str) -> None:
+        assert f"{OUTLIVES}=1" in (INFRA / "docker" / "pipeline.Dockerfile").read_text()
         self.servers, self.folder, self.home = servers, folder, folder / "home"
         self._dagster_home, self._code, self._web = folder / "dagster", free_port(), free_port()
         self._dagster_home.mkdir()
@@ -44,6 +47,7 @@ class Stack:
             "BERT_PIPELINE_HOME": str(self.home),
             "BERT_PIPELINE_RECIPES": str(recipes),
             "BERT_PIPELINE_WORKERS": "1",
+            OUTLIVES: "1",
             "PYTHONPATH": str(ROOT),
             **environment,
         }
