@@ -1,4 +1,4 @@
-"""DAGSTER_HOME on a disk that is full, or cannot be written to: the run fails and says so; afterwards all goes on."""
+"""DAGSTER_HOME on a disk that is full, or cannot be written to: the run fails, no database is spoilt, all goes on."""
 
 import logging
 import sqlite3
@@ -14,6 +14,9 @@ from orchestration.assets import ASSETS
 from orchestration.workshop import resources
 
 pytestmark = pytest.mark.slow
+
+SQLITE = r"disk I/O error|database or disk is full|readonly database|unable to open database file"
+"""What its errors say of such a disk."""
 
 
 @pytest.fixture
@@ -53,9 +56,9 @@ class OnFirstWord(logging.Handler):
         act()
 
 
-@pytest.mark.parametrize("when", ["before", "during"])
-@pytest.mark.parametrize("harm", HARM)
-def test_a_disk_that_fails_is_named_and_nothing_is_spoilt(disk, tmp_path, monkeypatch, harm, when):
+# Linux makes nothing read-only that is being written to.
+@pytest.mark.parametrize(("harm", "when"), [("full", "before"), ("full", "during"), ("read-only", "before")])
+def test_a_disk_that_fails_spoils_nothing(disk, tmp_path, monkeypatch, harm, when):
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "1")
     spoil, heal = HARM[harm]
     library, handler = logging.getLogger("bert_pipeline"), OnFirstWord(lambda: spoil(disk))
@@ -68,7 +71,7 @@ def test_a_disk_that_fails_is_named_and_nothing_is_spoilt(disk, tmp_path, monkey
         instance.get_runs()
         library.addHandler(handler) if when == "during" else spoil(disk)
         try:
-            with pytest.raises(Exception, match=r"disk is full|No space left|readonly database|Read-only") as raised:
+            with pytest.raises(Exception, match=SQLITE) as raised:
                 materialize(instance)
         finally:
             library.removeHandler(handler)
