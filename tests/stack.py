@@ -37,7 +37,9 @@ class Stack:
         self.servers, self.folder, self.home = servers, folder, folder / "home"
         self._dagster_home, self._code, self._web = folder / "dagster", free_port(), free_port()
         self._dagster_home.mkdir()
-        instance = changed(instance, **{"poll_interval_seconds: 15": "poll_interval_seconds: 2"})
+        shorter = {"poll_interval_seconds: 15": "poll_interval_seconds: 2"}
+        shorter["start_timeout_seconds: 600"] = "start_timeout_seconds: 45"  # where the daemon died as it launched one
+        instance = changed(instance, **shorter)
         (self._dagster_home / "dagster.yaml").write_text(instance)
         workspace = (INFRA / "dagster" / "production" / "workspace.yaml").read_text()
         workspace = changed(workspace, **{"host: code": "host: 127.0.0.1", "port: 4000": f"port: {self._code}"})
