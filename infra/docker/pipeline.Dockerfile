@@ -57,6 +57,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HUB_OFFLINE=1 \
     MLFLOW_DISABLE_TELEMETRY=true \
     DAGSTER_HOME=/opt/dagster \
+    DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR=1 \
     DAGSTER_LOGS=/var/lib/dagster \
     BERT_PIPELINE_HOME=/var/lib/bert-pipeline \
     BERT_PIPELINE_ACCELERATE_CONFIG=/opt/bert-pipeline/infra/accelerate/cpu.yaml
