@@ -4,7 +4,7 @@ import dagster as dg
 
 from bert_pipeline.stages import home
 from orchestration.assets import ASSETS
-from orchestration.automation import corpus_folder, weekly_retraining, whole_graph
+from orchestration.automation import JOBS, SCHEDULES, SENSORS
 from orchestration.logs import console
 from orchestration.workshop import resources
 
@@ -13,9 +13,9 @@ from orchestration.workshop import resources
 def defs() -> dg.Definitions:
     return dg.Definitions(
         assets=ASSETS,
-        jobs=[whole_graph],
-        schedules=[weekly_retraining],
-        sensors=[corpus_folder],
+        jobs=JOBS,
+        schedules=SCHEDULES,
+        sensors=SENSORS,
         resources=resources(home()),
         loggers={"console": console},
         executor=dg.in_process_executor,  # training runs in processes of its own; a step needs none
