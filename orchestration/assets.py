@@ -47,7 +47,7 @@ def stage(
             owners=OWNERS,
             pool=pool,
             code_version=STAGES[function.__name__].code_version,
-            check_specs=check_specs(function.__name__),
+            check_specs=check_specs(function.__name__, recipes),
             automation_condition=condition,
             freshness_policy=freshness,
             io_manager_key="artifacts",
@@ -127,7 +127,7 @@ def _evaluated(kind: str, description: str) -> dg.AssetOut:
         "evaluations": {asset_key(kind) for kind in (*STAGES["evaluations"].inputs, *TASKS)},
     },
     deps=[asset_key(kind) for kind in STAGES["evaluations"].inputs if kind != "pretrained_checkpoint"],
-    check_specs=[spec for kind in (*TASKS, "evaluations") for spec in check_specs(kind)],
+    check_specs=[spec for kind in (*TASKS, "evaluations") for spec in check_specs(kind, recipes)],
     can_subset=True,
     pool="training",
 )
@@ -142,7 +142,7 @@ def evaluation(context: Context, workshop: Workshop, pretrained_checkpoint: Arti
     kinds={"mlflow", "huggingface"},
     owners=OWNERS,
     code_version=registry.CODE_VERSION,
-    check_specs=check_specs("registered_model"),
+    check_specs=check_specs("registered_model", recipes),
     ins={name: dg.AssetIn(input_manager_key="artifacts") for name in ("pretrained_checkpoint", "evaluations")},
 )
 def registered_model(
@@ -159,7 +159,7 @@ def registered_model(
     kinds={"mlflow"},
     owners=OWNERS,
     code_version=CHAMPION_VERSION,
-    check_specs=check_specs("champion"),
+    check_specs=check_specs("champion", recipes),
     freshness_policy=LOOKED_AT_EVERY_WEEK,
 )
 def champion(context: Context, workshop: Workshop) -> dg.MaterializeResult:

@@ -5,6 +5,7 @@ what comes after; `registered_model` asks them all again, because Dagster blocks
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import dagster as dg
@@ -209,11 +210,20 @@ class GateClosed(RuntimeError):
     """An artifact that may not go into a registered model."""
 
 
-def check_specs(kind: str) -> list[dg.AssetCheckSpec]:
-    return [
-        dg.AssetCheckSpec(check.__name__, asset=asset_key(kind), description=check.__doc__, blocking=True)
-        for check in checks_of(kind)
-    ]
+def check_specs(kind: str, recipes: dg.PartitionsDefinition) -> list[dg.AssetCheckSpec]:
+    """The gates of an asset, for each recipe by itself: another recipe's artifact opens none, and closes none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Specifying a partitions_def on an AssetCheckSpec", dg.PreviewWarning)
+        return [
+            dg.AssetCheckSpec(
+                check.__name__,
+                asset=asset_key(kind),
+                description=check.__doc__,
+                blocking=True,
+                partitions_def=recipes,
+            )
+            for check in checks_of(kind)
+        ]
 
 
 def check_results(made: Artifact, recipe: Recipe) -> list[dg.AssetCheckResult]:

@@ -73,7 +73,7 @@ def weekly_retraining(context: dg.ScheduleEvaluationContext) -> list[dg.RunReque
         elif run := _unfinished(context.instance, name, whole_graph.name):
             told.append(f"recipe {name} is being trained by run {run}")
         else:
-            requests.append(_retraining(context.instance, recipe, "schedule", run_key=name))
+            requests.append(_retraining(context.instance, recipe, "schedule", key=name))
     for line in told:
         context.log.warning(line)
     return requests or dg.SkipReason("; ".join(told) or "no model was registered yet")

@@ -8,7 +8,7 @@ from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError
 from bert_pipeline.documents import iterate_documents
 from bert_pipeline.evaluation.tasks import TaskError
-from bert_pipeline.recipe import EvaluationRecipe, TaskRecipe
+from bert_pipeline.recipe import EvaluationRecipe, RegistryRecipe, RetrainingRecipe, TaskRecipe
 from bert_pipeline.stages import kinds_of, make_stage, stage_origin
 
 
@@ -40,6 +40,12 @@ def test_a_change_rebuilds_its_stage_and_what_follows_and_nothing_before(tiny_re
     kinds = kinds_of(tiny_recipe)
     for kind in kinds:
         assert (before[kind] != after[kind]) == (kinds.index(kind) >= kinds.index(first)), kind
+
+
+def test_when_a_model_is_retrained_or_promoted_changes_nothing_of_it(tiny_recipe):
+    retraining = RetrainingRecipe(hours_per_month=10.0, tokenizer="keep")
+    update = {"retraining": retraining, "registry": RegistryRecipe(promote="if_better")}
+    assert fingerprints(tiny_recipe.model_copy(update=update)) == fingerprints(tiny_recipe)
 
 
 def test_a_new_sequence_length_rebuilds_the_pairs(tiny_recipe):
