@@ -12,8 +12,8 @@ See retraining.py, conditions.py and pubmed_updates.py.
 import dagster as dg
 
 from orchestration.assets import contamination, masked_dataset, nsp_dataset
-from orchestration.pubmed_updates import daily_pubmed_updates, pubmed_updates
-from orchestration.retraining import corpus_folder, new_text, weekly_retraining, whole_graph
+from orchestration.pubmed_updates import daily_pubmed_updates
+from orchestration.retraining import corpus_folder, weekly_retraining
 
 new_content = dg.AutomationConditionSensorDefinition(
     "new_content",
@@ -23,6 +23,5 @@ new_content = dg.AutomationConditionSensorDefinition(
     description="Makes what is cheap again when its content would be another, and all gates before it are open.",
 )
 
-JOBS = [whole_graph, new_text, pubmed_updates]
 SCHEDULES = [weekly_retraining, daily_pubmed_updates]
 SENSORS = [corpus_folder, new_content]

@@ -3,7 +3,8 @@
 What is cheap follows new content: `contamination`, `nsp_dataset` and `masked_dataset` are made again when the data
 version of something that they are made from changes, and only while all blocking checks of that pass. The tokenizer
 and what comes after the datasets have no condition: a condition would spend hours of GPUs without being asked.
-Nothing is evaluated before the sensor `new_content` (automation.py) is switched on.
+Where an evaluation falls between two stages of a run, it may ask for what that run makes just then: the second finds
+it standing, and ends at once. Nothing is evaluated before the sensor `new_content` (automation.py) is switched on.
 """
 
 from datetime import timedelta

@@ -4,8 +4,10 @@ import dagster as dg
 
 from bert_pipeline.stages import home
 from orchestration.assets import ASSETS
-from orchestration.automation import JOBS, SCHEDULES, SENSORS
+from orchestration.automation import SCHEDULES, SENSORS
 from orchestration.logs import console
+from orchestration.pubmed_updates import pubmed_updates
+from orchestration.retraining import new_text, whole_graph
 from orchestration.workshop import resources
 
 
@@ -13,7 +15,7 @@ from orchestration.workshop import resources
 def defs() -> dg.Definitions:
     return dg.Definitions(
         assets=ASSETS,
-        jobs=JOBS,
+        jobs=[whole_graph, new_text, pubmed_updates],
         schedules=SCHEDULES,
         sensors=SENSORS,
         resources=resources(home()),

@@ -189,5 +189,5 @@ def _hours_spent(instance: dg.DagsterInstance, recipe: str) -> float:
         tags={PARTITION: recipe, STARTED_BY: "new text"},
         created_after=datetime.now(UTC) - MONTH,
     )
-    records = [each for each in instance.get_run_records(asked) if each.start_time]
-    return sum((each.end_time or time.time()) - each.start_time for each in records) / 3600
+    records = instance.get_run_records(asked)
+    return sum((each.end_time or time.time()) - each.start_time for each in records if each.start_time) / 3600

@@ -217,7 +217,8 @@ def test_what_is_cheap_follows_new_text_while_its_gates_are_open(plant):
     plant.write("second.jsonl", sample_documents(50, 2))
     plant.wait_for_run(1, "new_text")
     plant.wait("the masks", lambda: "masked_dataset" in followers(plant) and plant.at_rest())
-    assert sorted(followers(plant)) == ["contamination", "masked_dataset", "nsp_dataset"], plant.story()
+    assert set(followers(plant)) == {"contamination", "masked_dataset", "nsp_dataset"}, plant.story()
+    followed = len(plant.runs())
     assert all(run.status == dg.DagsterRunStatus.SUCCESS for run in plant.runs()), plant.story()
 
     for path in plant.texts.iterdir():
@@ -226,7 +227,7 @@ def test_what_is_cheap_follows_new_text_while_its_gates_are_open(plant):
     plant.wait("the text", lambda: len(plant.runs("new_text")) == 2 and plant.at_rest())
     assert plant.runs("new_text")[-1].status == dg.DagsterRunStatus.FAILURE, "a gate closed"
     plant.looks(3, "new_content")
-    assert sorted(followers(plant)) == ["contamination", "masked_dataset", "nsp_dataset"], "in later runs, too"
+    assert len(plant.runs()) == followed + 1, "in later runs, too"
     assert len(plant.runs("whole_graph")) == 2, "no training was asked for"
 
 
