@@ -4,7 +4,7 @@ New text is seen by the sensor `corpus_folder`. It starts what is cheap: the run
 `new_content` (automation.py) follows with contamination, pairs and masks. It starts a retraining only for a recipe with
 `retraining.hours_per_month`, and within those hours: the hours of such runs in the last 30 days are counted from
 Dagster's history, and a run is stopped where it would exceed them (`dagster/max_runtime`, for which run monitoring must
-be on). Its training goes on from its last checkpoint in the next one.
+be on). What was stopped is not asked for again by the same text; the schedule or a person goes on from its checkpoint.
 
 A retraining is the job `whole_graph`, so what stands already is not built again: one that finds text, recipe and code
 as they were builds nothing, and says so in the metadata of `registered_model` and in the tag `bert-pipeline/built` of
