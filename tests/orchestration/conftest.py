@@ -9,9 +9,9 @@ os.environ["BERT_PIPELINE_RECIPES"] = str(Path(__file__).parent / "recipes")
 os.environ["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "1"
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def no_server():
-    """The tests' runs and models go to databases of their own."""
+    """The tests' runs and models go to databases of their own. (mlflow.set_tracking_uri sets the variable, too.)"""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield
