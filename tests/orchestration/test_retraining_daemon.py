@@ -200,7 +200,7 @@ def test_files_arrive_and_the_better_model_serves(plant):
 
 
 @pytest.mark.slow
-def test_what_is_cheap_follows_new_text_while_its_gates_are_open(plant):
+def test_what_is_cheap_follows_new_text_and_nothing_follows_what_is_refused(plant):
     """And of two runs of one recipe that are started at once, one builds and the other says that it built nothing."""
     plant.write("first.jsonl", sample_documents(100, 1))
     tags = json.dumps({PARTITION: "watched"})
@@ -225,9 +225,9 @@ def test_what_is_cheap_follows_new_text_while_its_gates_are_open(plant):
         path.unlink()
     plant.write("third.jsonl", sample_documents(1, 3))
     plant.wait("the text", lambda: len(plant.runs("new_text")) == 2 and plant.at_rest())
-    assert plant.runs("new_text")[-1].status == dg.DagsterRunStatus.FAILURE, "a gate closed"
+    assert plant.runs("new_text")[-1].status == dg.DagsterRunStatus.FAILURE, "one document is refused"
     plant.looks(3, "new_content")
-    assert len(plant.runs()) == followed + 1, "in later runs, too"
+    assert len(plant.runs()) == followed + 1, "and followed by nothing, in later runs, too"
     assert len(plant.runs("whole_graph")) == 2, "no training was asked for"
 
 
