@@ -1,6 +1,7 @@
 """The partitions of these tests: recipes/*.toml beside this file, known before orchestration is imported."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ os.environ["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "1"
 
 @pytest.fixture(autouse=True, scope="module")
 def no_server():
-    """The tests' runs and models go to databases of their own. (mlflow.set_tracking_uri sets the variable, too.)"""
+    """The tests' runs and models go to databases of their own, not to what another module's have left as the address."""
+    if mlflow := sys.modules.get("mlflow"):
+        mlflow.set_tracking_uri(None)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield
