@@ -12,7 +12,7 @@ os.environ["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "1"
 
 @pytest.fixture(autouse=True, scope="module")
 def no_server():
-    """The tests' runs and models go to databases of their own, not to what another module's have left as the address."""
+    """The tests' runs and models go to databases of their own, whatever address another module's have left."""
     if mlflow := sys.modules.get("mlflow"):
         mlflow.set_tracking_uri(None)
     with pytest.MonkeyPatch.context() as patch:
