@@ -307,6 +307,17 @@ class RegistryRecipe(Section):
     is better than the champion by the rule of orchestration/champion.py."""
 
 
+class RetrainingRecipe(Section):
+    """What new text sets off. Nothing of it is in the fingerprint of a stage: it decides when a model is made."""
+
+    hours_per_month: float = Field(0.0, ge=0)
+    """Hours of runs, within any 30 days, that new text may spend on retraining by itself. 0: new text makes what is
+    cheap (corpus, pairs, masks), and training waits for the schedule or for a person."""
+    tokenizer: Literal["learn", "keep"] = "learn"
+    """A retraining that was not started by hand learns the vocabulary anew from all the text, or keeps the one that is
+    there: then new source files cost their own shards of pairs and masks, and models share their ids."""
+
+
 class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """The stem of the recipe's file: the experiment, and its Dagster partition."""
@@ -319,6 +330,7 @@ class Recipe(Section):
     pretrain: PretrainRecipe = PretrainRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
     registry: RegistryRecipe = RegistryRecipe()
+    retraining: RetrainingRecipe = RetrainingRecipe()
 
     @property
     def max_seq_lengths(self) -> tuple[int, ...]:
@@ -393,3 +405,14 @@ def recipe_files() -> dict[str, Path]:
                 raise RecipeError(f"two recipes are named {path.stem}: {found[path.stem]} and {path}; rename one")
             found[path.stem] = path
     return found
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name. Raises RecipeError where there is none (any more), or it cannot be used."""
+    files = recipe_files()
+    if name not in files:
+        raise RecipeError(
+            f"no recipe is named {name}: its file was removed or renamed; remedy: bring {name}.toml back to a folder "
+            "of BERT_PIPELINE_RECIPES, or leave it: its artifacts, runs and models stay as they are"
+        )
+    return load_recipe(files[name])

@@ -2,6 +2,7 @@
 
     <folder>/<recipe>.toml          every value of the recipe, read back from the records of the artifacts
     <folder>/sources.jsonl          the files of the corpus with their SHA-256, where it is made of files
+    <folder>/tokenizer/             the vocabulary, where it was learnt from other text than the model's
     <folder>/constraints.txt        the packages that were installed, with their exact versions
     <folder>/reproduction.json      what each artifact was made from, and the SHA-256 of what it holds
     <folder>/README.md              three commands, and what can differ
@@ -10,6 +11,7 @@
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from bert_pipeline.stages import EVALUATION, STAGES, kinds_of, make_stage, settl
 
 SOURCES = "sources.jsonl"
 CONSTRAINTS = "constraints.txt"
+KEPT = "tokenizer"
 EXPECTED = "reproduction.json"
 
 PROOF = {
@@ -142,8 +145,16 @@ def write_reproduction(
     if sources.is_file() and sources.stat().st_size:
         (out / SOURCES).write_bytes(sources.read_bytes())
     (out / CONSTRAINTS).write_text("".join(pins) or "# The versions were not recorded.\n", encoding="utf-8")
+    if _vocabulary_was_kept(artifacts):
+        shutil.copytree(artifacts["tokenizer"].path, out / KEPT)
     (out / EXPECTED).write_text(json.dumps(expected, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(_readme(model, recipe, artifacts, out.absolute()), encoding="utf-8")
+
+
+def _vocabulary_was_kept(artifacts: Mapping[str, Artifact]) -> bool:
+    """Whether it was learnt from other text than the model, as retraining.tokenizer = "keep" has it."""
+    learnt_from = artifacts["tokenizer"].record["origin"]["inputs"]["raw_corpus"]
+    return learnt_from != artifacts["raw_corpus"].fingerprint
 
 
 def _expected(made: Artifact) -> dict[str, Any]:
@@ -164,6 +175,10 @@ def _readme(model: str, recipe: str, artifacts: Mapping[str, Artifact], folder: 
         notes.append(f"The commit was recorded as `{commit}`: changes that were not committed cannot be brought back.")
     if others := [f"{kind} of `{each}`" for kind, each in commits.items() if each != commit]:
         notes.append(f"Artifacts of other commits: {', '.join(others)}. Their code versions must agree, or it is said.")
+    if _vocabulary_was_kept(artifacts):
+        notes.append(
+            f"The vocabulary was learnt from earlier text and kept: it comes in `{KEPT}`, and is not learnt again."
+        )
     if not made.get("packages"):
         notes.append(f"`{CONSTRAINTS}` is empty: the versions were not recorded; take the repository's at that commit.")
     if not cores:
@@ -214,6 +229,10 @@ def rebuild(folder: Path, store: Path) -> dict[str, Artifact]:
     recipe = settled(recipe)
     made: dict[str, Artifact] = {}
     for kind in kinds_of(recipe):
+        if kind == "tokenizer" and (folder / KEPT).exists():
+            made[kind] = _bring(folder / KEPT, store / kind / expected[kind]["fingerprint"])
+            _assert_same_bytes(made[kind], expected[kind], folder)
+            continue
         origin = json.loads(json.dumps(stage_origin(kind, recipe, made)))
         if differing := list(_differences(expected[kind]["origin"], origin)):
             raise ReproductionError(
@@ -223,6 +242,15 @@ def rebuild(folder: Path, store: Path) -> dict[str, Artifact]:
         made[kind] = make_stage(kind, recipe, made, store / kind / artifact.fingerprint(origin))
         _assert_same_bytes(made[kind], expected[kind], folder)
     return made
+
+
+def _bring(kept: Path, destination: Path) -> Artifact:
+    if not destination.exists():
+        draft = destination.with_name(f"{destination.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(kept, draft)
+        draft.rename(destination)
+    return artifact.load(destination, "tokenizer")
 
 
 def _check_sources(folder: Path, recipe: Recipe) -> None:

@@ -288,7 +288,8 @@ def initial_directory(recipe: Recipe) -> Path | None:
     if not made.exists():
         raise RecipeError(
             f"recipe {recipe.name} begins with the model of recipe {name}, which is not there yet ({made} is missing); "
-            f"remedy: dg launch --assets '+key:pretrained_checkpoint' --partition {name}"
+            f"remedy: dg launch --assets '+key:pretrained_checkpoint' --partition {name}; where its text "
+            f"grows, pin it (corpus.sources_file or corpus.cutoff in {name}), or it is another model with each new file"
         )
     return made
 
@@ -330,13 +331,23 @@ def stage_origin(kind: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> d
     return artifact.origin(kind, stage.section(recipe), fingerprints, stage.code_version)
 
 
-def _refuse_strangers(kind: str, inputs: Mapping[str, Artifact]) -> None:
-    """Inputs must be made from each other: a dataset of another tokenizer holds other ids. Of the raw corpus that
-    does not hold: a vocabulary may serve a corpus that has grown since it was learnt.
+def sources_in_store(made: Artifact) -> dict[str, str]:
+    """The fingerprints of the artifacts that this one was made from, as far as a lineage must agree on them.
+
+    Not the text of a tokenizer: a vocabulary may serve a corpus that has grown since it was learnt.
     """
+    return {
+        kind: fingerprint
+        for kind, fingerprint in made.record["origin"]["inputs"].items()
+        if (kind in STAGES or kind.startswith(EVALUATION)) and (made.kind, kind) != ("tokenizer", "raw_corpus")
+    }
+
+
+def _refuse_strangers(kind: str, inputs: Mapping[str, Artifact]) -> None:
+    """Inputs must be made from each other: a dataset of another tokenizer holds other ids."""
     for one in inputs.values():
-        for name, fingerprint in one.record["origin"]["inputs"].items():
-            if name != "raw_corpus" and name in inputs and inputs[name].fingerprint != fingerprint:
+        for name, fingerprint in sources_in_store(one).items():
+            if name in inputs and inputs[name].fingerprint != fingerprint:
                 raise artifact.ArtifactError(
                     f"{kind}: {one.path} was made from {name} {fingerprint}, but {inputs[name].path} is "
                     f"{inputs[name].fingerprint}; remedy: give the {name} that it was made from"

@@ -17,6 +17,7 @@ from bert_pipeline.stages import EVALUATION, STAGES, find_stage
 from orchestration import registry
 from orchestration.champion import CODE_VERSION as CHAMPION_VERSION
 from orchestration.checks import asset_key, check_specs
+from orchestration.conditions import LOOKED_AT_EVERY_WEEK, ON_NEW_CONTENT
 from orchestration.workshop import Workshop
 
 recipes = dg.StaticPartitionsDefinition(sorted(recipe_files()))
@@ -29,7 +30,13 @@ def output_name(kind: str) -> str:
     return kind.replace("/", "__").replace("-", "_")
 
 
-def stage(group: str, *kinds: str, pool: str | None = None) -> Callable[[Callable], dg.AssetsDefinition]:
+def stage(
+    group: str,
+    *kinds: str,
+    pool: str | None = None,
+    condition: dg.AutomationCondition | None = None,
+    freshness: dg.FreshnessPolicy | None = None,
+) -> Callable[[Callable], dg.AssetsDefinition]:
     """An asset that one stage of the library makes; the function's name is the stage's."""
 
     def declare(function: Callable) -> dg.AssetsDefinition:
@@ -40,20 +47,22 @@ def stage(group: str, *kinds: str, pool: str | None = None) -> Callable[[Callabl
             owners=OWNERS,
             pool=pool,
             code_version=STAGES[function.__name__].code_version,
-            check_specs=check_specs(function.__name__),
+            check_specs=check_specs(function.__name__, recipes),
+            automation_condition=condition,
+            freshness_policy=freshness,
             io_manager_key="artifacts",
         )(function)
 
     return declare
 
 
-@stage("data", "parquet")
+@stage("data", "parquet", freshness=LOOKED_AT_EVERY_WEEK)
 def raw_corpus(context: Context, workshop: Workshop):
     """Documents as lists of sentences, in training and held-out shards."""
     return workshop.make(context)
 
 
-@stage("data", "jsonl")
+@stage("data", "jsonl", condition=ON_NEW_CONTENT)
 def contamination(context: Context, workshop: Workshop, raw_corpus: Artifact):
     """Which documents of the corpus hold text of the evaluation sets."""
     return workshop.make(context, raw_corpus=raw_corpus)
@@ -65,13 +74,13 @@ def tokenizer(context: Context, workshop: Workshop, raw_corpus: Artifact):
     return workshop.make(context, raw_corpus=raw_corpus)
 
 
-@stage("data", "arrow")
+@stage("data", "arrow", condition=ON_NEW_CONTENT)
 def nsp_dataset(context: Context, workshop: Workshop, raw_corpus: Artifact, tokenizer: Artifact):
     """Pairs of segments: the second follows the first, or comes from another document."""
     return workshop.make(context, raw_corpus=raw_corpus, tokenizer=tokenizer)
 
 
-@stage("data", "arrow")
+@stage("data", "arrow", condition=ON_NEW_CONTENT)
 def masked_dataset(context: Context, workshop: Workshop, tokenizer: Artifact, nsp_dataset: Artifact):
     """The same pairs with a share of their tokens hidden, for the model to guess."""
     return workshop.make(context, tokenizer=tokenizer, nsp_dataset=nsp_dataset)
@@ -118,7 +127,7 @@ def _evaluated(kind: str, description: str) -> dg.AssetOut:
         "evaluations": {asset_key(kind) for kind in (*STAGES["evaluations"].inputs, *TASKS)},
     },
     deps=[asset_key(kind) for kind in STAGES["evaluations"].inputs if kind != "pretrained_checkpoint"],
-    check_specs=[spec for kind in (*TASKS, "evaluations") for spec in check_specs(kind)],
+    check_specs=[spec for kind in (*TASKS, "evaluations") for spec in check_specs(kind, recipes)],
     can_subset=True,
     pool="training",
 )
@@ -133,6 +142,7 @@ def evaluation(context: Context, workshop: Workshop, pretrained_checkpoint: Arti
     kinds={"mlflow", "huggingface"},
     owners=OWNERS,
     code_version=registry.CODE_VERSION,
+    check_specs=check_specs("registered_model", recipes),
     ins={name: dg.AssetIn(input_manager_key="artifacts") for name in ("pretrained_checkpoint", "evaluations")},
 )
 def registered_model(
@@ -149,6 +159,8 @@ def registered_model(
     kinds={"mlflow"},
     owners=OWNERS,
     code_version=CHAMPION_VERSION,
+    check_specs=check_specs("champion", recipes),
+    freshness_policy=LOOKED_AT_EVERY_WEEK,
 )
 def champion(context: Context, workshop: Workshop) -> dg.MaterializeResult:
     """The version that serves (alias `champion`), and whether the newest one should take its place."""

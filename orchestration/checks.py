@@ -5,6 +5,7 @@ what comes after; `registered_model` asks them all again, because Dagster blocks
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import dagster as dg
@@ -12,7 +13,7 @@ import dagster as dg
 from bert_pipeline.artifact import Artifact, Facts
 from bert_pipeline.formats import SPECIAL_TOKENS
 from bert_pipeline.recipe import Recipe
-from bert_pipeline.stages import EVALUATION
+from bert_pipeline.stages import EVALUATION, EXCLUDED_SPLITS
 
 Check = Callable[[Facts, Recipe], Iterator[str]]
 
@@ -55,6 +56,22 @@ def every_record_is_accounted_for(facts: Facts, recipe: Recipe) -> Iterator[str]
         reasons = facts[f"{name}_by_reason"]
         if sum(reasons.values()) != facts[f"{name}_documents"]:
             yield f"{name}_documents is {facts[f'{name}_documents']:,}, but their reasons make {reasons}"
+
+
+def every_task_was_searched(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """The text of each task of the recipe was looked for in the corpus."""
+    for task in recipe.evaluation.tasks:
+        if not any(split["examples"] for split in facts["tasks"].get(task.name, {}).values()):
+            yield f"no example of {task.name} was looked for"
+
+
+def excluded_text_is_not_in_the_corpus(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Of the tasks that the corpus leaves out (corpus.exclude_tasks), no document holds a dev or test example."""
+    chosen = recipe.corpus.exclude_tasks
+    for task in [each.name for each in recipe.evaluation.tasks] if chosen == "evaluation" else chosen:
+        for split in EXCLUDED_SPLITS:
+            if held := facts["tasks"].get(task, {}).get(split, {}).get("examples_held"):
+                yield f"the corpus holds {held:,} {split} examples of {task}, which corpus.exclude_tasks leaves out"
 
 
 def special_tokens_come_first(facts: Facts, recipe: Recipe) -> Iterator[str]:
@@ -162,13 +179,21 @@ def every_task_was_scored(facts: Facts, recipe: Recipe) -> Iterator[str]:
             yield f"{task.name} has no scores"
 
 
+def files_are_there(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """The registry has the files of the version, so that it can be loaded."""
+    yield from facts["faults"]
+
+
 CHECKS: dict[str, tuple[Check, ...]] = {
     "raw_corpus": (corpus_is_not_empty, few_records_rejected, every_record_is_accounted_for),
+    "contamination": (every_task_was_searched, excluded_text_is_not_in_the_corpus),
     "tokenizer": (special_tokens_come_first, vocabulary_is_as_large_as_asked, few_unknown_pieces),
     "nsp_dataset": (labels_are_balanced,),
     "masked_dataset": (masks_are_as_asked, masks_are_80_10_10),
     "pretrained_checkpoint": (losses_are_finite, loss_fell, export_is_exact),
     "evaluations": (losses_are_losses, every_task_was_scored),
+    "registered_model": (files_are_there,),
+    "champion": (files_are_there,),
 }
 
 
@@ -185,21 +210,34 @@ class GateClosed(RuntimeError):
     """An artifact that may not go into a registered model."""
 
 
-def check_specs(kind: str) -> list[dg.AssetCheckSpec]:
-    return [
-        dg.AssetCheckSpec(check.__name__, asset=asset_key(kind), description=check.__doc__, blocking=True)
-        for check in checks_of(kind)
-    ]
+def check_specs(kind: str, recipes: dg.PartitionsDefinition) -> list[dg.AssetCheckSpec]:
+    """The gates of an asset, for each recipe by itself: another recipe's artifact opens none, and closes none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Specifying a partitions_def on an AssetCheckSpec", dg.PreviewWarning)
+        return [
+            dg.AssetCheckSpec(
+                check.__name__,
+                asset=asset_key(kind),
+                description=check.__doc__,
+                blocking=True,
+                partitions_def=recipes,
+            )
+            for check in checks_of(kind)
+        ]
 
 
 def check_results(made: Artifact, recipe: Recipe) -> list[dg.AssetCheckResult]:
+    return results_of(made.kind, made.facts, recipe)
+
+
+def results_of(kind: str, facts: Facts, recipe: Recipe) -> list[dg.AssetCheckResult]:
     results = []
-    for check in checks_of(made.kind):
-        faults = list(check(made.facts, recipe))
+    for check in checks_of(kind):
+        faults = list(check(facts, recipe))
         told = "; ".join(faults) or None
         results.append(
             dg.AssetCheckResult(
-                asset_key=asset_key(made.kind), check_name=check.__name__, passed=not faults, description=told
+                asset_key=asset_key(kind), check_name=check.__name__, passed=not faults, description=told
             )
         )
     return results

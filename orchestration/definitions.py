@@ -4,8 +4,10 @@ import dagster as dg
 
 from bert_pipeline.stages import home
 from orchestration.assets import ASSETS
-from orchestration.automation import corpus_folder, weekly_retraining, whole_graph
+from orchestration.automation import SCHEDULES, SENSORS
 from orchestration.logs import console
+from orchestration.pubmed_updates import pubmed_updates
+from orchestration.retraining import new_text, whole_graph
 from orchestration.watchers import failure_webhook, mlflow_is_told
 from orchestration.workshop import resources
 
@@ -14,9 +16,9 @@ from orchestration.workshop import resources
 def defs() -> dg.Definitions:
     return dg.Definitions(
         assets=ASSETS,
-        jobs=[whole_graph],
-        schedules=[weekly_retraining],
-        sensors=[corpus_folder, mlflow_is_told, failure_webhook],
+        jobs=[whole_graph, new_text, pubmed_updates],
+        schedules=SCHEDULES,
+        sensors=[*SENSORS, mlflow_is_told, failure_webhook],
         resources=resources(home()),
         loggers={"console": console},
         executor=dg.in_process_executor,  # training runs in processes of its own; a step needs none

@@ -7,7 +7,7 @@ of each names those that it was made from, and every one is opened and verified 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,8 @@ from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError
 from bert_pipeline.reproduction import PROOF, SOURCES, ReproductionError, recorded_recipe, write_reproduction
 from bert_pipeline.score_table import mean_and_sd
-from bert_pipeline.stages import EVALUATION, STAGES, check_files
+from bert_pipeline.stages import EVALUATION, STAGES, check_files, sources_in_store
+from orchestration.registry import faults_of_files, faults_of_run
 from orchestration.tracking import Mlflow
 from orchestration.workshop import UNTRACKED, Workshop
 
@@ -68,7 +69,7 @@ def trace(uri: str, workshop: Workshop) -> Chain:
         chain = Chain(find_version(client, uri))
         _follow(chain, Path(workshop.store))
         _find_runs(chain, mlflow)
-        chain.faults += _of_the_registered_model(client, chain.version)
+        chain.faults += [*faults_of_run(client, chain.version), *faults_of_files(client, chain.version)]
     except MlflowException as error:
         reason = str(error).partition("\n")[0]
         raise LineageError(
@@ -107,9 +108,7 @@ def _follow(chain: Chain, store: Path) -> None:
         except ArtifactError as error:
             chain.faults.append(str(error))
             continue
-        for name, needed in made.record["origin"]["inputs"].items():
-            if not _is_kind(name):
-                continue
+        for name, needed in sources_in_store(made).items():
             if name not in named:
                 named[name] = needed, f"{kind} {key}"
                 waiting.append(name)
@@ -179,26 +178,6 @@ def _find_runs(chain: Chain, mlflow: Mlflow) -> None:
                 f"{kind} {made.fingerprint}: MLflow has no finished run of it, or it was deleted; remedy: `mlflow runs "
                 f"restore --run-id ID`, or materialize {kind} of {chain.recipe} again: MLflow is told from the record"
             )
-
-
-def _of_the_registered_model(client: "MlflowClient", version: "ModelVersion") -> Iterator[str]:
-    """Whether the run and the files that the version points to are still there."""
-    from mlflow.exceptions import MlflowException
-
-    here, run_id, source = f"version {version.version}", version.run_id or "", version.source or ""
-    try:
-        if client.get_run(run_id).info.lifecycle_stage == "deleted":
-            yield f"{here}: its run {run_id} was deleted in MLflow; remedy: mlflow runs restore --run-id {run_id}"
-    except MlflowException as error:
-        yield f"{here}: its run {run_id} is gone from MLflow: {error}; remedy: delete the version and register it anew"
-    try:
-        model = client.get_logged_model(source.removeprefix("models:/"))  # not if it was deleted
-        files = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
-    except (MlflowException, OSError) as error:
-        yield f"{here}: {source} cannot be read: {error}; remedy: delete the version and register it anew"
-        return
-    if "MLmodel" not in files:
-        yield f"{here}: the files of {source} are gone; remedy: delete the version and register it anew"
 
 
 def describe(uri: str, workshop: Workshop) -> dict[str, Any]:

@@ -7,7 +7,7 @@ The version is a fill-mask model (logged_models.py). Its evaluations, its lineag
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -123,3 +123,30 @@ def _attach_scores(
     for name, value in scores.items():
         client.log_metric(evaluation.info.run_id, name, value, model_id=model.model_id)
     return scores
+
+
+def faults_of_run(client: "MlflowClient", version: "ModelVersion") -> Iterator[str]:
+    """Whether the run that a version points to is still there."""
+    from mlflow.exceptions import MlflowException
+
+    here, run_id = f"version {version.version}", version.run_id or ""
+    try:
+        if client.get_run(run_id).info.lifecycle_stage == "deleted":
+            yield f"{here}: its run {run_id} was deleted in MLflow; remedy: mlflow runs restore --run-id {run_id}"
+    except MlflowException as error:
+        yield f"{here}: its run {run_id} is gone from MLflow: {error}; remedy: delete the version and register it anew"
+
+
+def faults_of_files(client: "MlflowClient", version: "ModelVersion") -> Iterator[str]:
+    """Whether the files that a version points to are still there."""
+    from mlflow.exceptions import MlflowException
+
+    here, source = f"version {version.version}", version.source or ""
+    try:
+        model = client.get_logged_model(source.removeprefix("models:/"))  # not if it was deleted
+        files = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
+    except (MlflowException, OSError) as error:
+        yield f"{here}: {source} cannot be read: {error}; remedy: delete the version and register it anew"
+        return
+    if "MLmodel" not in files:
+        yield f"{here}: the files of {source} are gone; remedy: delete the version and register it anew"

@@ -10,7 +10,7 @@ import dagster as dg
 from bert_pipeline import artifact, remote
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
 from bert_pipeline.data import card
-from bert_pipeline.recipe import Recipe, RecipeError, load_recipe, recipe_files
+from bert_pipeline.recipe import Recipe, RecipeError, find_recipe
 from bert_pipeline.stages import (
     EVALUATION,
     check_files,
@@ -18,10 +18,11 @@ from bert_pipeline.stages import (
     inputs_of,
     kinds_of,
     settled,
+    sources_in_store,
     stage_origin,
 )
 from orchestration import checks, metadata, registry
-from orchestration.champion import challenge, judge, table
+from orchestration.champion import challenge, judge, table, version_or_none
 from orchestration.logs import library_log_in
 from orchestration.outstanding import settle
 from orchestration.pointers import ArtifactIOManager
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 UNTRACKED = ("raw_corpus", "contamination", "tokenizer", "nsp_dataset", "masked_dataset")
 """Stages that neither train nor measure a model, and so have no run in MLflow."""
+
+BUILT = "bert-pipeline/built"
+"""Tag of a run that came to the registry: the kinds that it built, or `nothing`."""
 
 
 class Workshop(dg.ConfigurableResource):
@@ -124,8 +128,11 @@ class Workshop(dg.ConfigurableResource):
         checks.assert_all_pass(artifacts, recipe)
         with library_log_in(context.log):
             version = registry.register(self.mlflow, recipe, artifacts, self._tags(context, "registered_model"))
+            faults = list(registry.faults_of_files(self.mlflow.client(), version))
         return dg.MaterializeResult(
+            check_results=checks.results_of("registered_model", {"faults": faults}, recipe),
             metadata={
+                "built": _tell_what_was_built(context, artifacts),
                 "name": version.name,
                 "version": int(version.version),
                 "alias": registry.ALIAS,
@@ -151,6 +158,10 @@ class Workshop(dg.ConfigurableResource):
         with library_log_in(context.log):
             verdict = (challenge if by_rule else judge)(client, store, name, version)
         now = find_champion(client, name)
+        serving = version_or_none(client, name, now) if now else None
+        faults = list(registry.faults_of_files(client, serving)) if serving else []
+        if now and serving is None:
+            faults = [f"the alias champion points to version {now}, which is deleted; remedy: bert-pipeline promote"]
         shown: dict[str, Any] = {
             "name": name,
             "candidate": version,
@@ -163,7 +174,11 @@ class Workshop(dg.ConfigurableResource):
             shown["comparison"] = dg.MetadataValue.md(table(verdict.compared))
         if now:
             shown["mlflow_model"] = dg.MetadataValue.url(self.mlflow.model_url(name, now))
-        return dg.MaterializeResult(metadata=shown, data_version=dg.DataVersion(now or "none"))
+        return dg.MaterializeResult(
+            metadata=shown,
+            check_results=checks.results_of("champion", {"faults": faults}, recipe),
+            data_version=dg.DataVersion(now or "none"),
+        )
 
     def _lineage(self, recipe: Recipe, *artifacts: Artifact) -> dict[str, Artifact]:
         """The artifacts and all that they were made from, by kind.
@@ -184,7 +199,8 @@ class Workshop(dg.ConfigurableResource):
                     f"{made.path} was made before recipe {recipe.name} was changed; "
                     f"remedy: materialize {made.kind} and what follows it"
                 )
-            sources = {kind: key for kind, key in origin["inputs"].items() if kind in inputs_of(made.kind, recipe)}
+            asked_for = inputs_of(made.kind, recipe)
+            sources = {kind: key for kind, key in sources_in_store(made).items() if kind in asked_for}
             waiting += [remote.load(Path(self.store), kind, key) for kind, key in sources.items()]
         return {kind: found[kind] for kind in kinds_of(recipe) if kind in found}
 
@@ -238,8 +254,18 @@ class Workshop(dg.ConfigurableResource):
         return f"{self.dagster_ui}/assets/{kind}?view=partitions&partition={partition}"
 
 
+def _tell_what_was_built(context: dg.AssetExecutionContext, artifacts: Mapping[str, Artifact]) -> str:
+    """For people who look at the run: a retraining whose text, recipe and code are what they were builds nothing."""
+    run_id = context.run.run_id
+    built = [kind for kind, made in artifacts.items() if made.record["made"].get("dagster_run") == run_id]
+    told = ", ".join(built) or "nothing: text, recipe and code are what they were"
+    context.log.info(f"built by this run: {told}")
+    context.instance.add_run_tags(run_id, {BUILT: ", ".join(built) or "nothing"})
+    return told
+
+
 def _recipe(context: dg.AssetExecutionContext) -> Recipe:
-    return settled(load_recipe(recipe_files()[context.partition_key]))
+    return settled(find_recipe(context.partition_key))
 
 
 def resources(home: Path) -> dict[str, Any]:

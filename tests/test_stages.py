@@ -6,10 +6,19 @@ import pytest
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact, ArtifactError
+from bert_pipeline.data.corpus_sources import describe_sources, source_files, write_sources
 from bert_pipeline.documents import iterate_documents
 from bert_pipeline.evaluation.tasks import TaskError
-from bert_pipeline.recipe import EvaluationRecipe, TaskRecipe
-from bert_pipeline.stages import kinds_of, make_stage, stage_origin
+from bert_pipeline.recipe import (
+    CorpusRecipe,
+    EvaluationRecipe,
+    RecipeError,
+    RegistryRecipe,
+    RetrainingRecipe,
+    TaskRecipe,
+    find_recipe,
+)
+from bert_pipeline.stages import initial_directory, kinds_of, make_stage, stage_origin
 
 
 def fingerprints(recipe):
@@ -40,6 +49,36 @@ def test_a_change_rebuilds_its_stage_and_what_follows_and_nothing_before(tiny_re
     kinds = kinds_of(tiny_recipe)
     for kind in kinds:
         assert (before[kind] != after[kind]) == (kinds.index(kind) >= kinds.index(first)), kind
+
+
+def test_when_a_model_is_retrained_or_promoted_changes_nothing_of_it(tiny_recipe):
+    retraining = RetrainingRecipe(hours_per_month=10.0, tokenizer="keep")
+    update = {"retraining": retraining, "registry": RegistryRecipe(promote="if_better")}
+    assert fingerprints(tiny_recipe.model_copy(update=update)) == fingerprints(tiny_recipe)
+
+
+def test_a_retraining_that_goes_on_from_a_pinned_model_finds_it_when_text_arrives(tmp_path, monkeypatch):
+    for variable, folder in (("RECIPES", "recipes"), ("HOME", "home"), ("DATA", ".")):
+        monkeypatch.setenv(f"BERT_PIPELINE_{variable}", str(tmp_path / folder))
+    texts, recipes = tmp_path / "texts", tmp_path / "recipes"
+    texts.mkdir(), recipes.mkdir()
+    (texts / "first.txt").write_text("The first text.")
+    corpus = CorpusRecipe(path="texts")
+    write_sources(tmp_path / "pinned.jsonl", describe_sources(corpus, source_files(corpus)))
+    (recipes / "base.toml").write_text('[corpus]\npath = "texts"\nsources_file = "pinned.jsonl"\n')
+    (recipes / "further.toml").write_text('[corpus]\npath = "texts"\n[pretrain]\ninit_from = "base"\n')
+    further = find_recipe("further")
+    made = (
+        tmp_path / "home/artifacts/pretrained_checkpoint" / fingerprints(find_recipe("base"))["pretrained_checkpoint"]
+    )
+    made.mkdir(parents=True)
+    before = stage_origin("raw_corpus", further, {})
+    (texts / "second.txt").write_text("The second text.")
+    assert stage_origin("raw_corpus", further, {}) != before
+    assert initial_directory(further) == made
+    (recipes / "base.toml").write_text('[corpus]\npath = "texts"\n')
+    with pytest.raises(RecipeError, match=r"begins with the model of recipe base, .* where its text grows, pin it"):
+        initial_directory(further)
 
 
 def test_a_new_sequence_length_rebuilds_the_pairs(tiny_recipe):

@@ -21,7 +21,7 @@ from misbehaving_server import Answer, misbehaving_server
 from bert_pipeline.cli import main
 from bert_pipeline.connections import DownloadError, Patience
 from bert_pipeline.data.sources.pubmed_listing import FOLDERS, parse_md5
-from bert_pipeline.data.sources.pubmed_mirror import download_pubmed
+from bert_pipeline.data.sources.pubmed_mirror import download_pubmed, update_pubmed
 from bert_pipeline.downloads import DiskError
 
 HASTY = Patience(first_pause=0.001)
@@ -125,6 +125,14 @@ def test_a_mirror_is_made_and_grows(site, tmp_path):
     assert site.paths() == [*LISTINGS, f"/{added}.md5", f"/{added}"]
     assert facts["files_fetched"] == 1 and facts["numbers_left_out"] == 1
     assert [row["name"] for row in rows(out)] == [name(n) for n in (1, 2, 3, 4, 5, 7)]
+
+
+def test_a_mirror_is_updated_from_where_it_came_and_none_is_begun(site, tmp_path):
+    with pytest.raises(DownloadError, match="is no mirror of PubMed; remedy: bert-pipeline download-pubmed --out"):
+        update_pubmed(tmp_path / "none")
+    mirror(site, tmp_path)
+    publish(site, updates=(4, 5, 6))
+    assert update_pubmed(tmp_path)["files_fetched"] == 1 and rows(tmp_path)[5]["url"].startswith(site.url("/"))
 
 
 def test_never_more_connections_than_allowed(site, tmp_path):

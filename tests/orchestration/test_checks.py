@@ -8,7 +8,8 @@ from bert_pipeline.recipe import Recipe
 from orchestration import checks
 
 RECIPE = Recipe.model_validate_json(
-    """{"name": "r", "corpus": {"source": "sample", "max_rejected_fraction": 0.1}, "tokenizer": {"vocab_size": 3000},
+    """{"name": "r", "corpus": {"source": "sample", "max_rejected_fraction": 0.1, "exclude_tasks": "evaluation"},
+        "tokenizer": {"vocab_size": 3000},
         "evaluation": {"tasks": [{"name": "sample-chem"}]}}"""
 )
 HELDOUT = {"mlm_loss": 8.0, "mlm_accuracy": 0.01, "nsp_loss": 0.69, "nsp_accuracy": 0.5}
@@ -32,6 +33,7 @@ GOOD = {
         "dropped_documents": 3,
         "dropped_by_reason": {"duplicate text": 2, "retracted": 1},
     },
+    "contamination": {"tasks": {"sample-chem": {"dev": {"examples": 9, "examples_held": 0}}}},
     "tokenizer": {
         "vocab_size": 3000,
         "special_token_ids": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4},
@@ -56,6 +58,8 @@ GOOD = {
     },
     "evaluation/sample-chem": TASK,
     "evaluations": {"heldout": HELDOUT, "tasks": {"sample-chem": TASK}},
+    "registered_model": {"faults": []},
+    "champion": {"faults": []},
 }
 BAD = [
     ("raw_corpus", "heldout_documents", 0, "corpus_is_not_empty"),
@@ -64,6 +68,9 @@ BAD = [
     ("raw_corpus", "dropped_documents", 2, "every_record_is_accounted_for"),
     ("raw_corpus", "dropped_by_reason/retracted", 2, "every_record_is_accounted_for"),
     ("raw_corpus", "rejected_by_reason", {}, "every_record_is_accounted_for"),
+    ("contamination", "tasks", {}, "every_task_was_searched"),
+    ("contamination", "tasks/sample-chem/dev/examples", 0, "every_task_was_searched"),
+    ("contamination", "tasks/sample-chem/dev/examples_held", 2, "excluded_text_is_not_in_the_corpus"),
     ("tokenizer", "special_token_ids", {"[PAD]": 1}, "special_tokens_come_first"),
     ("tokenizer", "vocab_size", 2999, "vocabulary_is_as_large_as_asked"),
     ("tokenizer", "heldout_unk_fraction", 0.02, "few_unknown_pieces"),
@@ -83,6 +90,7 @@ BAD = [
     ("evaluation/sample-chem", "random_init/strict_f1_mean", 1.5, "scores_are_scores"),
     ("evaluation/sample-chem", "gold_size", 0, "scores_are_scores"),
     ("evaluations", "tasks", {}, "every_task_was_scored"),
+    ("champion", "faults", ["version 1: its files are gone"], "files_are_there"),
 ]
 
 
@@ -103,7 +111,7 @@ def changed(facts: dict, path: str, value) -> dict:
 @pytest.mark.parametrize("kind", GOOD)
 def test_good_facts_pass(kind, tmp_path):
     results = checks.check_results(artifact_of(kind, GOOD[kind], tmp_path), RECIPE)
-    assert [result.check_name for result in results] == [spec.name for spec in checks.check_specs(kind)]
+    assert [result.check_name for result in results] == [check.__name__ for check in checks.checks_of(kind)]
     assert all(result.passed for result in results), results
 
 

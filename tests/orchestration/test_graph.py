@@ -14,13 +14,13 @@ import dagster as dg
 import pytest
 from mlflow.exceptions import MlflowException
 
-from bert_pipeline import artifact
+from bert_pipeline import artifact, reproduction
 from bert_pipeline.recipe import load_recipe
-from orchestration import registry
+from orchestration import lineage, registry
 from orchestration.assets import ASSETS
 from orchestration.promotion import promote
 from orchestration.report import report
-from orchestration.workshop import resources
+from orchestration.workshop import BUILT, resources
 
 TRACKED = ("pretrained_checkpoint", "evaluation/sample-chem", "evaluations")
 """What has a run in MLflow."""
@@ -104,6 +104,7 @@ def test_every_gate_was_asked(first):
     evaluations = first.get_asset_check_evaluations()
     assert len(evaluations) >= 12
     assert all(evaluation.passed and evaluation.blocking for evaluation in evaluations)
+    assert {evaluation.partition for evaluation in evaluations} == {"tiny"}, "a gate of one recipe"
 
 
 def test_data_versions_are_fingerprints(first, home, instance):
@@ -228,7 +229,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_again_builds_nothing(first, home, instance, mlflow):
+def test_again_builds_nothing_and_says_so(first, home, instance, mlflow):
     before, runs = state(home), runs_of(mlflow)
     again = materialize(home, instance)
     assert again.success
@@ -238,6 +239,9 @@ def test_again_builds_nothing(first, home, instance, mlflow):
     for kind in TRACKED:
         assert metadata_of(again, kind)["mlflow_run_id"] == metadata_of(first, kind)["mlflow_run_id"]
     assert metadata_of(again, "registered_model")["version"] == 1
+    assert metadata_of(again, "registered_model")["built"] == "nothing: text, recipe and code are what they were"
+    built = [instance.get_run_by_id(run.run_id).tags[BUILT] for run in (first, again)]
+    assert built[0].startswith("raw_corpus, contamination, tokenizer, ") and built[1] == "nothing"
     assert len(mlflow.client().search_model_versions("name = 'bert-tiny'")) == 1
 
 
@@ -365,3 +369,36 @@ def test_a_challenger_stands_beside_the_champion(first, home, instance, mlflow, 
         and score.value
         == artifact.load(home / "artifacts" / "evaluation" / "sample-chem" / scores[0]).facts["snapshots"]["10"]
     )
+
+
+def test_a_vocabulary_serves_text_that_has_grown(first, home, instance, mlflow, monkeypatch, tmp_path):
+    """As a retraining has it that keeps the tokenizer; and what was made so can be made again."""
+    change_the_recipe(monkeypatch, tmp_path, "sample_documents = 200", "sample_documents = 220")
+    kept = [key for each in ASSETS for key in each.keys if key != dg.AssetKey("tokenizer")]
+    grown = materialize(home, instance, selection=kept)
+    assert grown.success
+    tokenizer = metadata_of(first, "tokenizer")
+    pairs = metadata_of(grown, "nsp_dataset")["inputs"]
+    assert pairs == {
+        "raw_corpus": metadata_of(grown, "raw_corpus")["fingerprint"],
+        "tokenizer": tokenizer["fingerprint"],
+    }
+    assert tokenizer["inputs"]["raw_corpus"] != pairs["raw_corpus"]
+    version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
+    assert {kind: version.tags[kind] for kind in pairs} == pairs
+    uri, workshop = f"models:/bert-tiny/{version.version}", resources(home)["workshop"]
+    assert lineage.describe(uri, workshop)["faults"] == []
+    lineage.reproduce(uri, workshop, tmp_path / "out")
+    data = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")
+    monkeypatch.setattr(reproduction, "kinds_of", lambda recipe: data)
+    again = reproduction.rebuild(tmp_path / "out", tmp_path / "store")
+    assert {kind: again[kind].fingerprint for kind in data} == {kind: version.tags[kind] for kind in data}
+
+
+def test_a_run_of_a_recipe_that_was_deleted_names_it(first, home, instance, monkeypatch, tmp_path):
+    monkeypatch.setenv("BERT_PIPELINE_RECIPES", str(tmp_path))
+    before = state(home)
+    result = materialize(home, instance, selection=["raw_corpus"], raise_on_error=False)
+    error = str(result.failure_data_for_node("raw_corpus").error)
+    assert "no recipe is named tiny: its file was removed or renamed; remedy: bring tiny.toml back" in error
+    assert state(home) == before

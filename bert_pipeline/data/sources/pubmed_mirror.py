@@ -104,6 +104,18 @@ def download_pubmed(
     }
 
 
+def update_pubmed(out: Path) -> Facts:
+    """Bring a mirror up to date from where its files came from; see `download_pubmed`.
+
+    Raises DownloadError where there is no mirror yet: to fetch tens of gigabytes is for a person to begin.
+    """
+    recorded = read_record(out)
+    if not recorded:
+        raise DownloadError(f"{out} is no mirror of PubMed; remedy: bert-pipeline download-pubmed --out {out}")
+    path, newest = max(recorded.items(), key=lambda item: (item[1].released, item[0]))
+    return download_pubmed(out, newest.url.removesuffix(path))
+
+
 def _fetch_file(
     out: Path, base_url: str, each: Listed, patience: Patience, on_bytes: Callable[[int], None]
 ) -> MirroredFile:
