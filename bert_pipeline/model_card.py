@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bert_pipeline.artifact import Facts
+from bert_pipeline.printable import plain
 from bert_pipeline.score_table import scores_markdown
 
 HEADER = """\
@@ -46,13 +47,12 @@ def model_card(name: str, recipe_sections: Mapping[str, Any], facts_by_stage: Ma
     """Markdown. `recipe_sections` maps section names to their values, `facts_by_stage` artifact kinds to facts."""
     generated = recipe_sections.get("corpus", {}).get("source") == "sample"
     begun_from = recipe_sections.get("pretrain", {}).get("init_from")
-    how, origin = (
-        ("continual-pretraining", f"begun with the weights and the vocabulary of `{begun_from}` and trained further")
-        if begun_from
-        else ("trained-from-scratch", "trained from scratch")
-    )
+    how, origin = "trained-from-scratch", "trained from scratch"
+    if begun_from:
+        how = "continual-pretraining"
+        origin = f"begun with the weights and the vocabulary of {plain(begun_from)} and trained further"
     parts = [
-        HEADER.format(name=name, how=how, origin=origin),
+        HEADER.format(name=plain(name), how=how, origin=origin),
         _facts_table("Data", "raw_corpus", facts_by_stage) + _data(facts_by_stage.get("raw_corpus", {})),
         _facts_table("Tokenizer", "tokenizer", facts_by_stage),
         _facts_table("Training", "pretrained_checkpoint", facts_by_stage),
@@ -63,6 +63,11 @@ def model_card(name: str, recipe_sections: Mapping[str, Any], facts_by_stage: Ma
         + (GENERATED_TEXT if generated else ""),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def text_of(card: str) -> str:
+    """The card without the fields at its head, which the Hugging Face Hub reads and other pages show as text."""
+    return card.partition("\n---\n")[2].lstrip()
 
 
 def _facts_table(title: str, stage: str, facts_by_stage: Mapping[str, Facts]) -> str:
