@@ -9,11 +9,14 @@ import sys
 import unicodedata
 
 
+def shows(char: str) -> bool:
+    """False for what commands a terminal, ends a line or is invisible; spaces of any width are harmless."""
+    return char.isprintable() or unicodedata.category(char) == "Zs"
+
+
 def printable(text: str) -> str:
-    """On one line; control characters and others that show nothing stand as their escapes."""
-    return "".join(
-        char if char.isprintable() or unicodedata.category(char) == "Zs" else ascii(char)[1:-1] for char in text
-    )
+    """On one line; what does not show stands as its escape."""
+    return "".join(char if shows(char) else ascii(char)[1:-1] for char in text)
 
 
 def one_record(text: str) -> str:
