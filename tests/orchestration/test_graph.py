@@ -127,6 +127,11 @@ def test_mlflow_has_one_run_for_each_training(first, mlflow):
         datasets = {used.dataset.name: used.dataset.digest for used in run.inputs.dataset_inputs}
         assert datasets and datasets.items() <= shown["inputs"].items()
     training = runs["pretrained_checkpoint"].info.run_id
+    for kind, run in runs.items():
+        assert run.info.run_name == f"tiny {kind}"
+        assert run.data.tags.get("mlflow.parentRunId") == (None if run.info.run_id == training else training)
+        assert f"/runs/{first.run_id})" in run.data.tags["mlflow.note.content"]
+        assert not [name for name in run.data.metrics if "contamination" in name], "they stand in an asset of their own"
     logged = {file.path for file in mlflow.client().list_artifacts(training)}
     assert logged >= {"data_card.html", "DATA_CARD.md", "MODEL_CARD.md", "loss_curve.png"}
     history = mlflow.client().get_metric_history(training, "curves/loss")
@@ -139,7 +144,12 @@ def test_the_model_loads_and_predicts(first, mlflow):
     mlflow_module.set_tracking_uri(mlflow.tracking_uri)
     version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
     assert version.tags["pretrained_checkpoint"] == metadata_of(first, "pretrained_checkpoint")["fingerprint"]
+    made_by = "The smallest graph that goes through every stage, for tests\n\nMade by asset [registered_model]("
+    assert version.description.startswith(made_by)
+        "The smallest graph that goes through every stage, for tests\n\nMade by asset ["
+    )
     assert "## Limits" in version.description and "sample-chem" in version.description
+    assert "library_name" not in version.description, "fields for the Hub"
     uri = f"models:/bert-tiny@{registry.ALIAS}"
     assert Path(mlflow_module.artifacts.download_artifacts(uri), "data_card.html").is_file()
     fill_mask = mlflow_module.transformers.load_model(uri)
