@@ -146,8 +146,6 @@ def test_the_model_loads_and_predicts(first, mlflow):
     assert version.tags["pretrained_checkpoint"] == metadata_of(first, "pretrained_checkpoint")["fingerprint"]
     made_by = "The smallest graph that goes through every stage, for tests\n\nMade by asset [registered_model]("
     assert version.description.startswith(made_by)
-        "The smallest graph that goes through every stage, for tests\n\nMade by asset ["
-    )
     assert "## Limits" in version.description and "sample-chem" in version.description
     assert "library_name" not in version.description, "fields for the Hub"
     uri = f"models:/bert-tiny@{registry.ALIAS}"
