@@ -209,8 +209,9 @@ class Workshop(dg.ConfigurableResource):
         kind, fingerprint = origin["kind"], artifact.fingerprint(origin)
         cards = [lineage["raw_corpus"].path / name for name in card.FILES] if kind == "pretrained_checkpoint" else []
         outside = {f"input.{name}": key for name, key in origin["inputs"].items() if name not in inputs}
+        measured = kind.removeprefix(EVALUATION)  # first, because MLflow's lists cut names after 18 characters
         return About(
-            name=f"{recipe.name} {kind}",
+            name=f"{measured} of {recipe.name}" if "pretrained_checkpoint" in inputs else f"{recipe.name} {kind}",
             kind=kind,
             fingerprint=fingerprint,
             destination=Path(self.store, kind, fingerprint),

@@ -154,7 +154,7 @@ def test_from_an_asset_to_its_run_in_mlflow_and_back(browser, pages, run):
 
 def test_evaluations_stand_below_their_training(browser, pages, run):
     browser.open(f"{pages['mlflow']}/#/experiments/1/runs?workflowType=machine_learning")
-    training, below = f"{RECIPE} pretrained_checkpoint", f"{RECIPE} evaluation/sample-chem"
+    training, below = f"{RECIPE} pretrained_checkpoint", f"sample-chem of {RECIPE}"
     browser.look(says(training))
     assert not browser.shown(says(below))
     browser.click(f"//*[@role='gridcell'][.{says(training)}]//button")

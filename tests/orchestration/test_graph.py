@@ -128,7 +128,8 @@ def test_mlflow_has_one_run_for_each_training(first, mlflow):
         assert datasets and datasets.items() <= shown["inputs"].items()
     training = runs["pretrained_checkpoint"].info.run_id
     for kind, run in runs.items():
-        assert run.info.run_name == f"tiny {kind}"
+        named = {"pretrained_checkpoint": "tiny pretrained_checkpoint", "evaluations": "evaluations of tiny"}
+        assert run.info.run_name == named.get(kind, "sample-chem of tiny")
         assert run.data.tags.get("mlflow.parentRunId") == (None if run.info.run_id == training else training)
         assert f"/runs/{first.run_id})" in run.data.tags["mlflow.note.content"]
         assert not [name for name in run.data.metrics if "contamination" in name], "they stand in an asset of their own"
