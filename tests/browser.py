@@ -71,12 +71,16 @@ class Browser:
         time.sleep(1)
         for opened in set(self.driver.window_handles) - before:
             self._left.append(self.driver.current_window_handle)
-            self.driver.switch_to.window(opened)
+            self._show_tab(opened)
 
     def close_tab(self) -> None:
         """Back to the page whose link was followed to this one."""
         self.driver.close()
-        self.driver.switch_to.window(self._left.pop())
+        self._show_tab(self._left.pop())
+
+    def _show_tab(self, handle: str) -> None:
+        self.driver.switch_to.window(handle)
+        self.driver.execute_cdp_cmd("Page.bringToFront", {})  # a page behind another is not drawn to its end
 
     def arrives(self, part: str) -> None:
         """Wait until the address holds this part."""
