@@ -187,13 +187,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.data and len(options.task) > 1:
         raise ValueError("--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all")
     from bert_pipeline.evaluation.evaluate import evaluate_task
+    from bert_pipeline.evaluation.readers import read_task
     from bert_pipeline.evaluation.table import show_scores
-    from bert_pipeline.evaluation.tasks import find_task, load_task, require_files, task_files, task_folder
+    from bert_pipeline.evaluation.tasks import find_task, load_task, task_files, task_folder
 
     for name in options.task:  # before hours go into the first of them
         task = find_task(name)
         if not task.generated:
-            require_files(task, task_folder(task, options.data, options.out))
+            read_task(task, task_folder(task, options.data, options.out), options.other_data)
     asked = {name: getattr(options, name) for name in ASKED_OF_TASKS}
     asked["seeds"] = None if options.seeds is None else [*range(1, options.seeds + 1)]
     tasks = [{"name": name} | asked for name in options.task]

@@ -63,6 +63,8 @@ def evaluate_task(
     out.mkdir(parents=True, exist_ok=True)
     folder = task_folder(task, data, out / "data")
     examples = read_task(task, folder, settings.other_data)
+    for remark in examples.remarks:
+        log.warning("%s: %s", task.name, remark)
     job = Job(
         model_dir=model_dir.absolute(),
         task=task,

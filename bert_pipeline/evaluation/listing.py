@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bert_pipeline.artifact import file_digest
-from bert_pipeline.evaluation.tasks import SPLITS, UNITS, Group, Task, load_task, split_files, task_files, task_folder
+from bert_pipeline.evaluation.tasks import (
+    INPUTS,
+    SPLITS,
+    UNITS,
+    Group,
+    Task,
+    load_task,
+    split_files,
+    task_files,
+    task_folder,
+)
 
 REFERENCE = "PubMedBERT"
 """The published model that a domain's own BERT is measured against first."""
@@ -23,10 +33,13 @@ def list_tasks() -> list[dict[str, Any]]:
             "title": task.title,
             "kind": task.kind,
             "group": task.group,
+            "input": INPUTS[task.kind],
+            "max_seq_length": task.max_seq_length,
             "metric": task.metric,
             "unscored_labels": list(task.unscored_labels),
             "unit": UNITS[task.kind],
             "sizes": {split: getattr(task.splits, split).size for split in SPLITS},
+            "printed_sizes": {split: getattr(task.splits, split).printed for split in SPLITS},
             "published_scores": task.published_scores,
             "published_source": task.published_source,
             "version": task.version,
@@ -64,8 +77,12 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 
 def _sizes(row: dict[str, Any]) -> str:
-    sizes = [row["sizes"][split] for split in SPLITS]
-    return " / ".join(f"{size:,}" if size else "?" for size in sizes) + f" {row['unit']}" if any(sizes) else row["unit"]
+    sizes = [_size(row["sizes"][split], row["printed_sizes"][split]) for split in SPLITS]
+    return " / ".join(size or "?" for size in sizes) + f" {row['unit']}" if any(sizes) else row["unit"]
+
+
+def _size(counted: int | None, printed: int | None) -> str:
+    return f"{counted:,}" if counted else f"~{printed:,}" if printed else ""
 
 
 def _published(row: dict[str, Any]) -> str:

@@ -17,10 +17,9 @@ joined by spaces, and bears the classes that any of them bears.
 """
 
 import json
-import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,6 @@ NOTHING: dict[Kind, str] = {
     "qa": "no question",
 }
 """What is said of a split that has nothing to learn or to score."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,9 @@ class TaskData:
     files: Mapping[str, Mapping[str, str | int]]
     """Of each split: `sha256` of its file, `size` in the task's unit, `examples`, and of dev and test `also_in_train`:
     how many examples have the very text of one in train (BLURB's sets do, and are scored with them)."""
+    remarks: Sequence[str] = ()
+    """What whoever looks at the scores should know: examples that stand in train as well, files that are others than
+    the task's."""
 
 
 def read_task(task: Task, folder: Path, other_data: bool = False) -> TaskData:
@@ -88,17 +88,18 @@ def read_task(task: Task, folder: Path, other_data: bool = False) -> TaskData:
     splits = {split: read_split(task, path) for split, path in paths.items()}
     _assert_classes_differ(task, paths["train"], splits["train"])
     files: dict[str, dict[str, str | int]] = {}
+    remarks: list[str] = []
     in_train = {_content(example) for example in splits["train"]}
     for split, examples in splits.items():
         facts: dict[str, str | int] = {"sha256": file_digest(paths[split]), "size": size(task, examples)}
-        _compare(task, split, paths[split], facts, other_data)
+        remarks += _differences(task, split, paths[split], facts, other_data)
         files[split] = facts | {"examples": len(examples)}
         if split != "train":
             leaked = sum(_content(example) in in_train for example in examples)
             files[split]["also_in_train"] = leaked
             if leaked:
-                log.info("%s: %d of %d examples of %s stand in train as well", task.name, leaked, len(examples), split)
-    return TaskData(splits, files)
+                remarks.append(f"{leaked} of {len(examples)} examples of {split} stand in train as well")
+    return TaskData(splits, files, remarks)
 
 
 def read_split(task: Task, path: Path) -> list[Example]:
@@ -148,8 +149,8 @@ def _assert_classes_differ(task: Task, path: Path, examples: list[Example]) -> N
         )
 
 
-def _compare(task: Task, split: str, path: Path, facts: Mapping[str, str | int], other_data: bool) -> None:
-    """Refuse, or with `other_data` tell, what differs from the task's own file."""
+def _differences(task: Task, split: str, path: Path, facts: Mapping[str, str | int], other_data: bool) -> Iterator[str]:
+    """What differs from the task's own file. Raises TaskError, unless `other_data` takes it."""
     stated = getattr(task.splits, split)
     differences = []
     if stated.size is not None and facts["size"] != stated.size:
@@ -160,10 +161,10 @@ def _compare(task: Task, split: str, path: Path, facts: Mapping[str, str | int],
     if differences and not other_data:
         raise TaskError(
             f"{path}: {'; '.join(differences)}: its scores could not be compared with any other; "
-            "remedy: take the benchmark's file, or allow other data (other_data = true)"
+            "remedy: take the benchmark's file, or allow other data (--other-data, in a recipe other_data = true)"
         )
     for difference in differences:
-        log.warning("%s: %s: its scores compare with no published ones", path, difference)
+        yield f"{path}: {difference}: its scores compare with no published ones"
 
 
 def _content(example: Example) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ kind (evaluation/readers.py):
 import difflib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -61,6 +61,16 @@ METRICS: dict[Kind, str] = {
     "qa": "accuracy",
 }
 
+INPUTS: dict[Kind, str] = {
+    "ner": "[CLS] sentence [SEP], tags on the first pieces of words",
+    "pico": "[CLS] sentence [SEP], tags on the first pieces of words",
+    "relation": "[CLS] sentence with dummies for its entities [SEP]",
+    "similarity": "[CLS] first text [SEP] second text [SEP]",
+    "documents": "[CLS] text [SEP]",
+    "qa": "[CLS] question [SEP] text [SEP]",
+}
+"""What the model reads of an example (inputs.py)."""
+
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "relation": ("id", "text", "class"),
     "similarity": ("id", "first text", "second text", "score"),
@@ -79,6 +89,8 @@ class Split(Section):
     """Under the task's folder."""
     size: int | None = Field(None, ge=1)
     """In the kind's unit (UNITS); files of another size are refused."""
+    printed: int | None = Field(None, ge=1)
+    """The paper's count, where it is known or likely to be of another draw: told, and no file is refused for it."""
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """Of the file that `size` was counted in; others are refused. Empty where no such file was at hand."""
 
@@ -266,9 +278,9 @@ def split_files(task: Task, folder: Path) -> dict[str, Path]:
     return {split: folder / getattr(task.splits, split).file for split in SPLITS}
 
 
-def require_files(task: Task, folder: Path) -> dict[str, Path]:
-    """The file of each split. Raises TaskError, naming all that are missing."""
-    files = split_files(task, folder)
+def require_files(task: Task, folder: Path, splits: Sequence[str] = SPLITS) -> dict[str, Path]:
+    """The file of each of `splits`. Raises TaskError, naming all that are missing."""
+    files = {split: path for split, path in split_files(task, folder).items() if split in splits}
     if missing := [path.name for path in files.values() if not path.is_file()]:
         under = f", or set BERT_PIPELINE_DATA to the folder of {task.folder}" if task.folder else ""
         raise TaskError(

@@ -8,14 +8,16 @@ from pathlib import Path
 from bert_pipeline import artifact
 from bert_pipeline.data.overlap import EvaluationText
 from bert_pipeline.evaluation.readers import Example, Sentence, read_split
-from bert_pipeline.evaluation.tasks import SPLITS, Task, find_task, require_files, task_folder
+from bert_pipeline.evaluation.tasks import SPLITS, Task, find_task, require_files, split_files, task_folder
 
 
 def evaluation_texts(names: Iterable[str], splits: tuple[str, ...] = SPLITS) -> Iterator[EvaluationText]:
-    """The examples of tasks, whatever version their files have. Raises TaskError where a file is missing or broken."""
-    for task, files in _files(names):
-        for split in splits:
-            for example in read_split(task, files[split]):
+    """The examples of tasks, whatever version their files have. Raises TaskError where a file is missing or broken,
+    but for a train file that is missing: no corpus is kept clean of it, and whoever evaluates misses it elsewhere.
+    """
+    for task, files in _files(names, splits):
+        for split, path in files.items():
+            for example in read_split(task, path):
                 pmid = re.match(r"\d+", example.id) if task.pmids else None
                 yield EvaluationText(task.name, split, example.id, _parts(example), pmid[0] if pmid else "")
 
@@ -25,17 +27,19 @@ def text_inputs(names: Iterable[str], splits: tuple[str, ...] = SPLITS) -> dict[
     return {
         f"text of {task.name}": artifact.fingerprint(
             task.model_dump(mode="json", include={"kind", "header", "pmids"})
-            | {"files": artifact.files_fingerprint({split: files[split] for split in splits})}
+            | {"files": artifact.files_fingerprint(files)}
         )
-        for task, files in _files(names)
+        for task, files in _files(names, splits)
     }
 
 
-def _files(names: Iterable[str]) -> Iterator[tuple[Task, dict[str, Path]]]:
+def _files(names: Iterable[str], splits: tuple[str, ...]) -> Iterator[tuple[Task, dict[str, Path]]]:
     for name in names:
         task = find_task(name)
         with tempfile.TemporaryDirectory() as generated:
-            yield task, require_files(task, task_folder(task, None, Path(generated)))
+            folder = task_folder(task, None, Path(generated))
+            train = split_files(task, folder)["train"].is_file()
+            yield task, require_files(task, folder, [split for split in splits if train or split != "train"])
 
 
 def _parts(example: Example) -> tuple[str, ...]:

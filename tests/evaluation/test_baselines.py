@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from bert_pipeline.evaluation.scores import scores, statistics
 from bert_pipeline.evaluation.tasks import Task
 
 CHEMPROT = ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9", "false")
+ENTITIES = {"BC5CDR-chem": 5385, "BC5CDR-disease": 4424, "NCBI-disease": 960, "BC2GM": 6325, "JNLPBA": 8662}
 DDI = ("DDI-advise", "DDI-effect", "DDI-int", "DDI-mechanism", "DDI-false")
 
 
@@ -24,6 +26,12 @@ def blurb() -> Path:
     if not (folder := Path(os.environ.get("BERT_PIPELINE_DATA", "")) / "blurb").is_dir():
         pytest.skip("BERT_PIPELINE_DATA names no folder with blurb/ in it")
     return folder
+
+
+def at_hand(path: Path) -> Path:
+    if not path.is_file():
+        pytest.skip(f"{path} is not at hand")
+    return path
 
 
 def last_column(path: Path) -> list[str]:
@@ -49,6 +57,10 @@ def test_bioasq_all_yes():
     assert round(100 * scores(task("qa", ("yes", "no")), gold, ["yes"] * 140)["score"], 2) == 67.14
 
 
+def test_the_test_set_of_bioasq_holds_those_answers(blurb):
+    assert Counter(last_column(at_hand(blurb / "BioASQ" / "test.tsv"))) == {"yes": 94, "no": 46}
+
+
 def test_gad_all_positive(blurb):
     gold = last_column(blurb / "GAD" / "test.tsv")[1:]
     found = scores(task("relation", ("0", "1"), ("0",)), gold, ["1"] * len(gold))
@@ -63,9 +75,9 @@ def test_relations_all_false(blurb, path, labels):
     assert scores(relation, gold, gold)["score"] == 1.0
 
 
-@pytest.mark.parametrize(("name", "entities"), [("BC5CDR-chem", 5385), ("BC5CDR-disease", 4424), ("BC2GM", 6325)])
+@pytest.mark.parametrize(("name", "entities"), ENTITIES.items())
 def test_gold_tags_hold_the_published_number_of_entities(blurb, name, entities):
-    gold = sentences(blurb / name / "test.tsv")
+    gold = sentences(at_hand(blurb / name / "test.tsv"))
     ner = task("ner")
     assert statistics(ner, gold, gold).sum(0).tolist() == [entities] * 3
     found = scores(ner, gold, gold)

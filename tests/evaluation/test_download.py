@@ -13,7 +13,7 @@ from bert_pipeline.cli import main
 from bert_pipeline.connections import DownloadError
 from bert_pipeline.evaluation import download
 from bert_pipeline.evaluation.download import Source, download_blurb, load_sources
-from bert_pipeline.evaluation.tasks import TaskError
+from bert_pipeline.evaluation.tasks import TaskError, find_task
 
 CONTENT = random.Random(3).randbytes(300_000)
 TYPED = b"Aspirin\tB-Chemical\nhelps\tO\n\nB-12\tB-Chemical\nacid\tI-Chemical\n\n"
@@ -110,6 +110,13 @@ def test_the_manifest_is_pinned_and_complete():
         made = [file for pinned in each.downloads for file in pinned.becomes]
         splits = ["train_set.json", "dev_set.json", "test_set.json"] if name == "PubMedQA" else None
         assert not made or made == (splits or ["train.tsv", "dev.tsv", "test.tsv"])
+
+
+def test_what_is_fetched_is_what_the_tasks_ask_for():
+    for name, each in load_sources().items():
+        made = {file: known for pinned in each.downloads for file, known in pinned.becomes.items()}
+        stated = find_task(name).splits
+        assert not made or made == {split.file: split.sha256 for split in (stated.train, stated.dev, stated.test)}
 
 
 def test_the_command(tmp_path, capsys):

@@ -169,6 +169,27 @@ def test_what_cannot_be_run_is_refused_in_plain_words(small_tasks, tmp_path, mon
     assert not (tmp_path / "o").exists()
 
 
+def test_a_fault_in_the_last_tasks_data_is_told_before_the_first_is_run(
+    model_dir, small_tasks, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("BERT_PIPELINE_DATA", str(shutil.copytree(small_tasks, tmp_path / "data")))
+    faulty = tmp_path / "data" / "small-qa" / "test.tsv"
+    faulty.write_text(faulty.read_text() + "one more\twhy\tnobody knows\tperhaps\n")
+    tasks = ["--task", "small-ner", "--task", "small-qa"]
+    assert main(["evaluate", "--model", str(model_dir), "--out", str(tmp_path / "out"), *tasks]) == 1
+    assert f"{faulty}:41: label 'perhaps' is unknown to small-qa; remedy" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_its_data_says_of_a_score_is_told_once(model_dir, small_tasks, tmp_path, caplog):
+    folder = shutil.copytree(small_tasks / "small-relation", tmp_path / "data")
+    shutil.copy(folder / "train.tsv", folder / "test.tsv")
+    settings = TaskRecipe(name="small-relation", num_epochs=1, max_seq_length=16, seeds=(1, 2))
+    evaluate_task(settings, model_dir, folder, tmp_path / "out", lambda row: None, baseline=False)
+    told = [record.getMessage() for record in caplog.records]
+    assert told.count("small-relation: 160 of 160 examples of test stand in train as well") == 1
+
+
 def test_longer_inputs_than_the_model_reads_are_refused(model_dir, small_tasks, tmp_path):
     settings = TaskRecipe(name="small-qa", max_seq_length=65)
     with pytest.raises(TaskError, match=r"max_seq_length is 65, and the model reads 64"):

@@ -1,0 +1,121 @@
+"""Saved predictions are enough: code that knows nothing of this project gets the reported scores from them, for each
+kind of task, through the front door."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+from seqeval.metrics import f1_score as entity_f1
+from sklearn.metrics import accuracy_score, f1_score
+
+from bert_pipeline.cli import main
+
+KINDS = ("ner", "pico", "relation", "similarity", "documents", "qa")
+SEEDS = (1, 2)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def evaluated(request, model_dir, small_tasks, tmp_path_factory, evaluation_in_this_process) -> tuple[str, Path]:
+    """The kind and its results: two seeds, trained a little, with words cut off: partly right, partly wrong."""
+    out = tmp_path_factory.mktemp("evaluated")
+    length = "14" if request.param in ("ner", "pico") else "24"
+    epochs = "8" if request.param == "relation" else "5"
+    settings = ["--learning-rate", "3e-3", "--batch-size", "16", "--num-epochs", epochs, "--max-seq-length", length]
+    task = ["--task", f"small-{request.param}", "--seeds", "2"]
+    assert main(["evaluate", "--model", str(model_dir), "--out", str(out), *task, *settings]) == 0
+    return request.param, out / f"small-{request.param}"
+
+
+def columns(path: Path) -> list[list[list[str]]]:
+    """The columns of a file with tabs: one block for each sentence, or one in all."""
+    blocks: list[list[list[str]]] = [[]]
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            blocks[-1].append(row) if row else blocks.append([])
+    return [[list(column) for column in zip(*block, strict=True)] for block in blocks if block]
+
+
+def typed(tags: list[str]) -> list[str]:
+    return [tag if tag == "O" else f"{tag}-X" for tag in tags]  # seqeval wants a type in each tag
+
+
+def of_sentences(path: Path) -> tuple[list[list[str]], list[list[str]]]:
+    sentences = columns(path)
+    return [gold for _, gold, _ in sentences], [predicted for _, _, predicted in sentences]
+
+
+def of_rows(path: Path) -> tuple[list[str], list[str]]:
+    [(ids, gold, predicted)] = columns(path)
+    assert (ids[0], gold[0], predicted[0]) == ("id", "gold", "predicted")
+    return gold[1:], predicted[1:]
+
+
+def ner(path: Path) -> float:
+    gold, predicted = of_sentences(path)
+    return entity_f1([typed(tags) for tags in gold], [typed(tags) for tags in predicted])
+
+
+def pico(path: Path) -> float:
+    gold, predicted = (np.concatenate([*map(np.array, side)]) for side in of_sentences(path))
+    return f1_score(gold, predicted, labels=["I-PAR", "I-INT", "I-OUT"], average="macro", zero_division=0)
+
+
+def relation(path: Path) -> float:
+    return f1_score(*of_rows(path), labels=["inhibitor", "activator"], average="micro", zero_division=0)
+
+
+def similarity(path: Path) -> float:
+    return pearsonr(*(np.array(side, dtype=float) for side in of_rows(path))).statistic
+
+
+def documents(path: Path) -> float:
+    classes = ("proliferation", "invasion", "angiogenesis")
+    gold, predicted = ([[name in cell.split(",") for name in classes] for cell in side] for side in of_rows(path))
+    return f1_score(gold, predicted, average="micro", zero_division=0)
+
+
+def qa(path: Path) -> float:
+    return accuracy_score(*of_rows(path))
+
+
+SCORES = {"ner": ner, "pico": pico, "relation": relation, "similarity": similarity, "documents": documents, "qa": qa}
+
+
+def test_other_code_gets_the_reported_scores_from_the_files(evaluated):
+    kind, folder = evaluated
+    reported = json.loads((folder / "scores.json").read_text())
+    assert [run["seed"] for run in reported["runs"]] == [*SEEDS]
+    found = {}
+    for run in reported["runs"]:
+        for split in ("dev", "test"):
+            score = SCORES[kind](folder / "predictions" / f"pretrained-seed{run['seed']}-{split}.tsv")
+            assert run[split]["score"] == pytest.approx(score, abs=1e-12)
+            found[split, run["seed"]] = score
+    assert len(set(found.values())) > 1 and max(found.values()) > 0 and min(found.values()) < 1, "else it shows nothing"
+    of_test = [found["test", seed] for seed in SEEDS]
+    assert reported["pretrained"]["score_mean"] == pytest.approx(statistics.mean(of_test), abs=1e-12)
+    assert reported["pretrained"]["score_sd"] == pytest.approx(statistics.stdev(of_test), abs=1e-12)
+
+
+def test_the_gold_in_them_is_that_of_the_whole_file_in_its_order(evaluated, small_tasks):
+    """Words that the input cut off as well: they stand there as O."""
+    kind, folder = evaluated
+    path = folder / "predictions" / "pretrained-seed1-test.tsv"
+    [*data] = columns(small_tasks / f"small-{kind}" / "test.tsv")
+    if kind in ("ner", "pico"):
+        assert [[tokens, gold] for tokens, gold, _ in columns(path)] == data
+        lost = json.loads((folder / "scores.json").read_text())["words_out_of_input"]["test"]
+        assert lost > 0, "none was cut off, so nothing is shown"
+    else:
+        [(ids, gold, _)], [rows] = columns(path), data
+        assert ids[1:] == rows[0]
+        if kind == "similarity":
+            assert [float(score) for score in gold[1:]] == [float(score) for score in rows[-1]]
+        elif kind == "documents":
+            assert [set(cell.split(",")) for cell in gold[1:]] == [set(cell.split(",")) for cell in rows[-1]]
+        else:
+            assert gold[1:] == rows[-1]
