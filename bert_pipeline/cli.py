@@ -7,13 +7,13 @@ each is a function that is given the sub-parsers, and imports what is heavy only
 
 import argparse
 import json
-import logging
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from bert_pipeline import artifact, remote_commands
+from bert_pipeline.printable import log_to_stderr, one_record
 from bert_pipeline.recipe import EvaluationRecipe, Recipe, load_recipe, recipe_files
 from bert_pipeline.stages import STAGES, home, make_stage
 
@@ -35,15 +35,15 @@ ASKED_OF_TASKS = ("profile", "learning_rate", "batch_size", "num_epochs", "max_s
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 an error that is told in one line."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     try:
         options.run(options)
     except ModuleNotFoundError as missing:
         remedy = "install it; 'bert-pipeline[orchestration]' brings dagster and mlflow"
-        print(f"bert-pipeline {options.command}: {missing}; remedy: {remedy}", file=sys.stderr)
+        print(one_record(f"bert-pipeline {options.command}: {missing}; remedy: {remedy}"), file=sys.stderr)
         return 1
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"bert-pipeline {options.command}: {error}", file=sys.stderr)
+        print(one_record(f"bert-pipeline {options.command}: {error}"), file=sys.stderr)
         return 1
     return 0
 

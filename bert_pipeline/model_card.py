@@ -3,11 +3,12 @@
 Whatever a stage did not report is left out, so the same function serves a bare checkpoint and a registered model.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bert_pipeline.artifact import Facts
+from bert_pipeline.printable import plain
+from bert_pipeline.recipe_toml import to_toml
 from bert_pipeline.score_table import scores_markdown
 
 HEADER = """\
@@ -46,23 +47,27 @@ def model_card(name: str, recipe_sections: Mapping[str, Any], facts_by_stage: Ma
     """Markdown. `recipe_sections` maps section names to their values, `facts_by_stage` artifact kinds to facts."""
     generated = recipe_sections.get("corpus", {}).get("source") == "sample"
     begun_from = recipe_sections.get("pretrain", {}).get("init_from")
-    how, origin = (
-        ("continual-pretraining", f"begun with the weights and the vocabulary of `{begun_from}` and trained further")
-        if begun_from
-        else ("trained-from-scratch", "trained from scratch")
-    )
+    how, origin = "trained-from-scratch", "trained from scratch"
+    if begun_from:
+        how = "continual-pretraining"
+        origin = f"begun with the weights and the vocabulary of {plain(begun_from)} and trained further"
     parts = [
-        HEADER.format(name=name, how=how, origin=origin),
+        HEADER.format(name=plain(name), how=how, origin=origin),
+        _tasks(facts_by_stage.get("evaluations", {})),
+        _heldout(facts_by_stage),
         _facts_table("Data", "raw_corpus", facts_by_stage) + _data(facts_by_stage.get("raw_corpus", {})),
         _facts_table("Tokenizer", "tokenizer", facts_by_stage),
         _facts_table("Training", "pretrained_checkpoint", facts_by_stage),
-        _heldout(facts_by_stage),
-        _tasks(facts_by_stage.get("evaluations", {})),
-        "## Recipe\n\n```toml\n" + _toml(recipe_sections) + "```\n",
+        "## Recipe\n\n```toml\n" + to_toml(recipe_sections) + "```\n",
         LIMITS.format(and_more=", and what the model before it had read" if begun_from else " and nothing else")
         + (GENERATED_TEXT if generated else ""),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def text_of(card: str) -> str:
+    """The card without the fields at its head, which the Hugging Face Hub reads and other pages show as text."""
+    return card.partition("\n---\n")[2].lstrip()
 
 
 def _facts_table(title: str, stage: str, facts_by_stage: Mapping[str, Facts]) -> str:
@@ -104,17 +109,3 @@ def _number(value: float) -> str:
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _toml(table: Mapping[str, Any], path: str = "") -> str:
-    """TOML of what a recipe holds: scalars, arrays, tables and arrays of tables."""
-    lines, tables = "", ""
-    for key, value in table.items():
-        inner = f"{path}{key}"
-        if isinstance(value, Mapping):
-            tables += f"\n[{inner}]\n{_toml(value, inner + '.')}"
-        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
-            tables += "".join(f"\n[[{inner}]]\n{_toml(row, inner + '.')}" for row in value)
-        elif value is not None:  # what a recipe leaves to be derived
-            lines += f"{key} = {json.dumps(value, ensure_ascii=False)}\n"  # JSON's scalars and arrays are TOML's
-    return lines + tables

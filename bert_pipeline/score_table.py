@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_pipeline.artifact import Facts
+from bert_pipeline.printable import plain
 
 
 def scores_markdown(facts: Facts) -> str:
@@ -17,11 +18,12 @@ def scores_markdown(facts: Facts) -> str:
         ours, published = measured["pretrained"], measured["published"]
         best = max(published, key=published.__getitem__, default=None)
         cells = (
-            *(name, measured["metric"], mean_and_sd(ours), f"{100 * ours['low']:.2f} to {100 * ours['high']:.2f}"),
+            *(plain(name), measured["metric"], mean_and_sd(ours)),
+            f"{100 * ours['low']:.2f} to {100 * ours['high']:.2f}",
             *(str(len(measured["seeds"])), mean_and_sd(measured["random_init"])),
-            "; ".join(f"{100 * score:.2f} ({model})" for model, score in measured["measured"].items()),
+            "; ".join(f"{100 * score:.2f} ({plain(model)})" for model, score in measured["measured"].items()),
             f"{100 * published['PubMedBERT']:.2f}" if "PubMedBERT" in published else "",
-            f"{100 * published[best]:.2f} ({best})" if best else "",
+            f"{100 * published[best]:.2f} ({plain(best)})" if best else "",
             f"{100 * facts['contamination']['tasks'][name]['test']['share_held']:.2f} %",
         )
         lines.append(f"| {' | '.join(cells)} |")

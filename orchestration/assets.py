@@ -98,12 +98,12 @@ TASKS = {EVALUATION + name: find_task(name) for name in sorted(task_files())}
 """What can be evaluated, by the kind of its artifact."""
 
 
-def _evaluated(kind: str, description: str) -> dg.AssetOut:
+def _evaluated(kind: str, group: str, description: str) -> dg.AssetOut:
     return dg.AssetOut(
         key=asset_key(kind),
         description=description,
         is_required=False,  # a recipe asks for some tasks, not for all
-        group_name="evaluation",
+        group_name=group,
         kinds={"pytorch", "mlflow"},
         owners=OWNERS,
         code_version=find_stage(kind).code_version,
@@ -116,11 +116,13 @@ def _evaluated(kind: str, description: str) -> dg.AssetOut:
     outs={
         **{
             output_name(kind): _evaluated(
-                kind, f"{task.title}: {task.metric} after fine-tuning, beside random weights."
+                kind, "evaluation_tasks", f"{task.title}: {task.metric} after fine-tuning, beside random weights."
             )
             for kind, task in TASKS.items()
         },
-        "evaluations": _evaluated("evaluations", "All tasks of the recipe, held-out losses, and the BLURB score."),
+        "evaluations": _evaluated(
+            "evaluations", "evaluation", "All tasks of the recipe, held-out losses, and the BLURB score."
+        ),
     },
     internal_asset_deps={
         **{output_name(kind): {asset_key("pretrained_checkpoint")} for kind in TASKS},

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from bert_pipeline.printable import one_record
+
 LIBRARY = logging.getLogger("bert_pipeline")
 
 
@@ -16,7 +18,7 @@ class _Forward(logging.Handler):
         self.target = target
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.target.log(record.levelno, record.getMessage())
+        self.target.log(record.levelno, one_record(record.getMessage()))
 
 
 @contextmanager
@@ -42,7 +44,7 @@ class _Readable(logging.Formatter):
             while error.cause:
                 error = error.cause
             message += f"\n{error.to_string()}"
-        return f"{self.formatTime(record, '%H:%M:%S')}  {told['step_key'] or '':<21}  {message}"
+        return one_record(f"{self.formatTime(record, '%H:%M:%S')}  {told['step_key'] or '':<21}  {message}")
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:

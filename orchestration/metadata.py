@@ -13,6 +13,7 @@ from bert_pipeline.artifact import Artifact
 from bert_pipeline.data import card
 from bert_pipeline.documents import CORPUS_SCHEMA
 from bert_pipeline.planning import table
+from bert_pipeline.printable import fenced
 from bert_pipeline.score_table import scores_markdown
 
 ON_THE_CARD = (
@@ -20,6 +21,9 @@ ON_THE_CARD = (
     *("sentences_per_document_histogram", "words_per_document_histogram"),
 )
 """Facts of raw_corpus that are shown as a picture or a table of the data card alone."""
+
+SIGNIFICANT_DIGITS = 6
+"""Of what is shown; the record has them all."""
 
 NOT_IN_METRICS = re.compile(r"[^\w\-. /:]")
 
@@ -41,12 +45,15 @@ def numbers(facts: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found if isinstance(value, int | float)}
 
 
+def measured(facts: Mapping[str, Any]) -> dict[str, float]:
+    """For MLflow: without what `evaluations` repeats of the asset `contamination`, 28 numbers a task."""
+    return numbers({name: value for name, value in facts.items() if name != "contamination"})
+
+
 def of_artifact(made: Artifact) -> dict[str, Any]:
-    """Metadata of a materialization."""
-    facts = {name: value for name, value in made.facts.items() if name not in ON_THE_CARD}
-    shown: dict[str, Any] = {name: _shown(name, value) for name, value in flatten(facts)}
-    for picture in sorted(made.path.glob("*.png")):
-        shown[picture.stem] = _embedded(picture.read_bytes())
+    """Metadata of a materialization, what people look at first; then the facts, one by one."""
+    drawn = sorted(made.path.glob("*.png"))
+    shown: dict[str, Any] = {picture.stem: _embedded(picture.read_bytes()) for picture in drawn}
     if made.kind in ("raw_corpus", "nsp_dataset", "masked_dataset"):
         shown["dagster/column_schema"] = _columns(_schema(made))
     if made.kind == "raw_corpus":
@@ -55,6 +62,8 @@ def of_artifact(made: Artifact) -> dict[str, Any]:
         shown["data_card_page"] = dg.MetadataValue.path(str(made.path / card.PAGE))
     if made.kind == "evaluations":
         shown["scores"] = dg.MetadataValue.md(scores_markdown(made.facts))
+    facts = {name: value for name, value in made.facts.items() if name not in ON_THE_CARD}
+    shown |= {name: _shown(name, value) for name, value in flatten(facts)}
     return shown | {
         "path": dg.MetadataValue.path(str(made.path)),
         "fingerprint": made.fingerprint,
@@ -66,7 +75,7 @@ def of_artifact(made: Artifact) -> dict[str, Any]:
 
 def of_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     """What the recipe was expected to take, beside what it then took."""
-    return {"plan": dg.MetadataValue.md(f"```text\n{table.show(plan)}\n```")} | {
+    return {"plan": dg.MetadataValue.md(fenced(table.show(plan)))} | {
         f"plan/{name}": value for name, value in numbers({part: plan[part] for part in ("text", "disk")}).items()
     }
 
@@ -76,8 +85,8 @@ def _shown(name: str, value: Any) -> Any:
         unit = name.rsplit("/", 1)[-1].removesuffix("_histogram").replace("_", " ")
         return _embedded(pictures.histogram(value["edges"], value["counts"], xlabel=unit, ylabel="count"))
     if isinstance(value, str) and len(value) > 40:
-        return dg.MetadataValue.md(f"```text\n{value}\n```")
-    return value
+        return dg.MetadataValue.md(fenced(value))
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
 
 
 def _is_histogram(value: Mapping[str, Any]) -> bool:

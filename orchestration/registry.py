@@ -15,13 +15,13 @@ from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact
 from bert_pipeline.data.card import PAGE
 from bert_pipeline.metrics import read_rows
-from bert_pipeline.model_card import model_card
+from bert_pipeline.model_card import model_card, text_of
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.stages import EVALUATION
 from orchestration.champion import compare_with, section, standing_champion
 from orchestration.logged_models import Pages, log_model
-from orchestration.metadata import numbers
-from orchestration.tracking import Mlflow
+from orchestration.metadata import measured
+from orchestration.tracking import DESCRIPTION, Mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,7 +81,8 @@ def _log_and_register(
     differences = {
         f"champion/{task}/{name}": value for task, found in compared.items() for name, value in asdict(found).items()
     }
-    scores = _attach_scores(mlflow, client, model, evaluations, differences)
+    _attach_scores(mlflow, client, model, evaluations, differences)
+    tasks = {task: scores["pretrained"]["score_mean"] for task, scores in evaluations.facts["tasks"].items()}
 
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=recipe.description)
@@ -89,8 +90,8 @@ def _log_and_register(
         name,
         source=f"models:/{model.model_id}",
         run_id=training.info.run_id,
-        tags={**tags, "scores": json.dumps(scores)},
-        description=card,
+        tags={**tags, "scores": json.dumps(tasks | evaluations.facts["heldout"])},
+        description=f"{tags[DESCRIPTION]}\n\n{text_of(card)}",
         model_id=model.model_id,
     )
 
@@ -116,13 +117,12 @@ def _log_snapshots(mlflow: Mlflow, training: "Run", name: str, artifacts: Mappin
 
 def _attach_scores(
     mlflow: Mlflow, client: "MlflowClient", model: "LoggedModel", evaluations: Artifact, differences: dict[str, float]
-) -> dict[str, float]:
+) -> None:
     """Each score of the evaluations, and each difference from the champion, as a metric of the model and their run."""
     [evaluation, *_] = mlflow.runs(evaluations.fingerprint, "FINISHED")
-    scores = {f"{evaluations.kind}/{name}": value for name, value in numbers(evaluations.facts).items()} | differences
+    scores = {f"{evaluations.kind}/{name}": value for name, value in measured(evaluations.facts).items()} | differences
     for name, value in scores.items():
         client.log_metric(evaluation.info.run_id, name, value, model_id=model.model_id)
-    return scores
 
 
 def faults_of_run(client: "MlflowClient", version: "ModelVersion") -> Iterator[str]:

@@ -22,13 +22,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import dagster as dg
 
 from bert_pipeline.artifact import Artifact, Facts
-from orchestration.metadata import flatten, numbers
+from orchestration.metadata import flatten, measured, numbers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
 
 EXPERIMENT = "bert-pipeline"
+DESCRIPTION = "mlflow.note.content"
+SHOWN_AS = {
+    "mlflow.experimentKind": "custom_model_development",
+    DESCRIPTION: "Pretrainings, each with its evaluations below it. How a model was made stands in Dagster: "
+    "every run and every version of a model has the link.",
+}
+"""Tags of the experiment."""
+PAGES_OF_TRAINING = "?workflowType=machine_learning"
+"""MLflow's pages have two faces, and show that of agents and prompts unless they are asked for this one."""
+CURVES = "curves"
+"""Before the names of metrics that have no words: MLflow charts sections by their names, and these come first."""
 SECONDS_BETWEEN_BATCHES = 5.0
 SECONDS_AFTER_A_FAILURE = 60.0
 SECONDS_TO_END = 90.0
@@ -90,7 +101,7 @@ class Mlflow(dg.ConfigurableResource):
         if experiment := client.get_experiment_by_name(EXPERIMENT):
             return experiment.experiment_id
         served = self.tracking_uri.startswith(("http://", "https://"))
-        return client.create_experiment(EXPERIMENT, None if served else Path(self.artifacts).as_uri())
+        return client.create_experiment(EXPERIMENT, None if served else Path(self.artifacts).as_uri(), SHOWN_AS)
 
     def runs(self, fingerprint: str, status: str | None = None) -> list["Run"]:
         """The runs that made, or tried to make, an artifact; the newest first."""
@@ -98,10 +109,10 @@ class Mlflow(dg.ConfigurableResource):
         return self.client().search_runs([self.experiment_id()], asked, order_by=["attributes.start_time DESC"])
 
     def run_url(self, run: "Run") -> str:
-        return f"{self.ui}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        return f"{self.ui}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{PAGES_OF_TRAINING}"
 
     def model_url(self, name: str, version: str) -> str:
-        return f"{self.ui}/#/models/{name}/versions/{version}"
+        return f"{self.ui}/#/models/{name}/versions/{version}{PAGES_OF_TRAINING}"
 
     @contextmanager
     def track(self, about: About) -> Iterator["Tracked"]:
@@ -145,11 +156,11 @@ class Tracked:
         words = [str(value) for value in row.values() if isinstance(value, str)]
         words += [f"seed-{row['seed']}"] if "seed" in row else []
         points = {name: value for name, value in numbers(row).items() if name not in ("step", "seed")}
-        self._add("/".join([*words, ""]), points, row["step"])
+        self._add("/".join([*(words or [CURVES]), ""]), points, row["step"])
 
     def report(self, facts: Facts, directory: Path) -> None:
         """What came out: facts as final values, and the pictures and texts of the directory."""
-        self._add(f"{self.about.kind}/", numbers(facts), step=0)
+        self._add(f"{self.about.kind}/", measured(facts), step=0)
         self._files += [*sorted(directory.glob("*.png")), *sorted(directory.glob("*.md"))]
 
     def end(self, status: str) -> None:
@@ -242,7 +253,7 @@ class Tracked:
         from mlflow.entities import Param, RunTag
 
         about, found = self.about, self.mlflow.runs(self.about.fingerprint)  # we hold the artifact's lock
-        tags = {**about.tags, "fingerprint": about.fingerprint}
+        tags = {**about.tags, "fingerprint": about.fingerprint, **self._parent()}
         params = dict(flatten(about.params, separator="."))
         if found and found[0].info.status != "FINISHED":
             run = found.pop(0)
@@ -260,6 +271,12 @@ class Tracked:
             client.log_batch(run.info.run_id, params=given[begin : begin + PARAMS_PER_BATCH])
         client.log_inputs(run.info.run_id, [_dataset(made) for made in about.inputs.values()])
         return run.info.run_id
+
+    def _parent(self) -> dict[str, str]:
+        """What is measured on a checkpoint stands below its training."""
+        checkpoint = self.about.inputs.get("pretrained_checkpoint")
+        trainings = self.mlflow.runs(checkpoint.fingerprint, "FINISHED") if checkpoint else []
+        return {"mlflow.parentRunId": trainings[0].info.run_id} if trainings else {}
 
 
 def _told(client: "MlflowClient", run: "Run") -> set[tuple[str, int]]:

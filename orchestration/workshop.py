@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import dagster as dg
 
 from bert_pipeline import artifact, remote
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
 from bert_pipeline.data import card
+from bert_pipeline.printable import plain
 from bert_pipeline.recipe import Recipe, RecipeError, find_recipe
 from bert_pipeline.stages import (
     EVALUATION,
@@ -27,7 +29,7 @@ from orchestration.logs import library_log_in
 from orchestration.outstanding import settle
 from orchestration.pointers import ArtifactIOManager
 from orchestration.promotion_ledger import find_champion, find_version
-from orchestration.tracking import About, Mlflow, not_stopped_by
+from orchestration.tracking import DESCRIPTION, About, Mlflow, not_stopped_by
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -87,7 +89,7 @@ class Workshop(dg.ConfigurableResource):
         lineage = self._lineage(recipe, *inputs.values())
         with library_log_in(context.log):
             stage, origin = find_stage(kind), stage_origin(kind, recipe, inputs)
-            shown: dict[str, Any] = {}
+            plan: dict[str, Any] = {}
             about = self._about(context, recipe, origin, inputs, lineage)
 
             def build(out: Path) -> Facts:
@@ -95,7 +97,7 @@ class Workshop(dg.ConfigurableResource):
                 if not inputs:
                     from bert_pipeline.planning.plan import plan_before  # it brings numba, the graph does without
 
-                    shown.update(metadata.of_plan(plan_before(recipe, Path(self.store))))
+                    plan.update(metadata.of_plan(plan_before(recipe, Path(self.store))))
                 if kind in UNTRACKED:
                     return stage.build(recipe, paths, out, lambda row: None)
                 with self.mlflow.track(about) as tracked:
@@ -106,7 +108,7 @@ class Workshop(dg.ConfigurableResource):
             how: dict[str, Any] = {"resumable": stage.resumable, "tier": remote.from_environment()}
             made = artifact.make(about.destination, origin, build, **how, asked_by={"dagster_run": context.run.run_id})
             check_files(kind, made.path)
-            shown |= {} if kind in UNTRACKED else self._links(about, made)
+            links = {} if kind in UNTRACKED else self._links(about, made)
         gates = checks.check_results(made, recipe)
         for gate in gates:
             if not gate.passed:
@@ -114,7 +116,7 @@ class Workshop(dg.ConfigurableResource):
         return dg.MaterializeResult(
             asset_key=checks.asset_key(kind),
             value=made,
-            metadata=metadata.of_artifact(made) | shown,
+            metadata=links | metadata.of_artifact(made) | plan,
             check_results=gates,
             data_version=dg.DataVersion(made.fingerprint),
         )
@@ -127,7 +129,7 @@ class Workshop(dg.ConfigurableResource):
         artifacts = self._lineage(recipe, pretrained_checkpoint, evaluations)
         checks.assert_all_pass(artifacts, recipe)
         with library_log_in(context.log):
-            version = registry.register(self.mlflow, recipe, artifacts, self._tags(context, "registered_model"))
+            version = registry.register(self.mlflow, recipe, artifacts, self._tags(context, recipe, "registered_model"))
             faults = list(registry.faults_of_files(self.mlflow.client(), version))
         return dg.MaterializeResult(
             check_results=checks.results_of("registered_model", {"faults": faults}, recipe),
@@ -223,18 +225,19 @@ class Workshop(dg.ConfigurableResource):
         kind, fingerprint = origin["kind"], artifact.fingerprint(origin)
         cards = [lineage["raw_corpus"].path / name for name in card.FILES] if kind == "pretrained_checkpoint" else []
         outside = {f"input.{name}": key for name, key in origin["inputs"].items() if name not in inputs}
+        measured = kind.removeprefix(EVALUATION)  # first, because MLflow's lists cut names after 18 characters
         return About(
-            name=f"{recipe.name} {kind} {fingerprint}",
+            name=f"{measured} of {recipe.name}" if "pretrained_checkpoint" in inputs else f"{recipe.name} {kind}",
             kind=kind,
             fingerprint=fingerprint,
             destination=Path(self.store, kind, fingerprint),
             inputs=inputs,
             params=recipe.model_dump(mode="json", exclude={"name", "description"}),
-            tags=self._tags(context, kind) | outside,
+            tags=self._tags(context, recipe, kind) | outside,
             files=[path for path in cards if path.is_file()],  # an older corpus has none
         )
 
-    def _tags(self, context: dg.AssetExecutionContext, kind: str) -> dict[str, str]:
+    def _tags(self, context: dg.AssetExecutionContext, recipe: Recipe, kind: str) -> dict[str, str]:
         """What leads from MLflow back to Dagster."""
         run_id = context.run.run_id
         page, asset = self.run_page(run_id), self.asset_page(kind, context.partition_key)
@@ -244,14 +247,15 @@ class Workshop(dg.ConfigurableResource):
             "dagster.partition": context.partition_key,
             "dagster.url": page,
             "dagster.asset_url": asset,
-            "mlflow.note.content": f"Dagster run [{run_id}]({page}) of asset [{kind}]({asset})",
+            DESCRIPTION: f"{plain(recipe.description)}\n\n"
+            f"Made by asset [{kind}]({asset}) of recipe {plain(recipe.name)} in Dagster run [{run_id}]({page}).",
         }
 
     def run_page(self, run_id: str) -> str:
         return f"{self.dagster_ui}/runs/{run_id}"
 
     def asset_page(self, kind: str, partition: str) -> str:
-        return f"{self.dagster_ui}/assets/{kind}?view=partitions&partition={partition}"
+        return f"{self.dagster_ui}/assets/{quote(kind)}?view=partitions&partition={quote(partition)}"
 
 
 def _tell_what_was_built(context: dg.AssetExecutionContext, artifacts: Mapping[str, Artifact]) -> str:

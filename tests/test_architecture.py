@@ -25,7 +25,7 @@ BASE = {
     "randomness",
     "vocabulary",
 }
-BASE |= {"pictures", "model_card", "score_table", "connections", "downloads"}
+BASE |= {"pictures", "printable", "recipe_toml", "model_card", "score_table", "connections", "downloads"}
 BELOW = {"data": set(), "training": {"data"}, "evaluation": {"training", "data"}}
 BELOW |= {"planning": {"data", "training", "evaluation", "stages"}}
 """The rooms of the library, and which other rooms each may look into."""

@@ -4,10 +4,11 @@ Everything that is shown may be a stranger's text, hence escaped: HTML in a docu
 """
 
 import base64
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+
+from bert_pipeline.printable import fenced, plain
 
 Samples = Sequence[tuple[str, list[str]]]
 """Ids of documents and their sentences."""
@@ -112,10 +113,10 @@ def markdown(title: str, sections: Sequence[Section], samples: Samples = (), emb
 def _markdown_lines(title: str, sections: Sequence[Section], samples: Samples, embed: bool) -> Iterator[str]:
     yield f"# {title}\n"
     for section in sections:
-        yield f"## {section.title}\n\n{_plain(section.text)}\n"
+        yield f"## {section.title}\n\n{plain(section.text)}\n"
         if section.rows:
             for row in (section.head, ["---"] * len(section.head), *section.rows):
-                yield f"| {' | '.join(cell if cell == '---' else _plain(_shown(cell)) for cell in row)} |"
+                yield f"| {' | '.join(cell if cell == '---' else plain(_shown(cell)) for cell in row)} |"
             yield ""
         for what, png in section.pictures.items() if embed else ():
             yield f"![{what}]({_embedded(png)})\n"
@@ -123,19 +124,13 @@ def _markdown_lines(title: str, sections: Sequence[Section], samples: Samples, e
         yield "## Samples\n\nDocuments as they stand in the corpus, a line for each sentence.\n"
     for name, sentences in samples:
         text = "\n".join(sentences)
-        fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])  # a text may hold a fence itself
-        yield f"### {_plain(name)}\n\n{fence}text\n{text}\n{fence}\n"
+        yield f"### {plain(name)}\n\n{fenced(text)}\n"
 
 
 def _shown(cell: str | int | float) -> str:
     if isinstance(cell, float):
         return "< 0.01%" if 0 < cell < 1e-4 else f"{cell:.2%}"
     return cell if isinstance(cell, str) else f"{cell:,}"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown takes for nothing but text, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~!])", r"\\\1", " ".join(text.split()))
 
 
 def _embedded(png: bytes) -> str:

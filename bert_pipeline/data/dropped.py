@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from bert_pipeline import artifact
 from bert_pipeline.artifact import ArtifactError
+from bert_pipeline.printable import printable
 
 BATCH_ROWS = 65_536
 SHOWN_CHARACTERS = 300
@@ -111,23 +112,18 @@ def _lines(found: dict[str, Any], whole: bool) -> Iterator[str]:
         yield "No dropped and no rejected record matches."
     for what in ("dropped", "rejected"):
         for reason, count in found[what].items():
-            yield f"{count:>15,}  {what}: {_printable(reason)}"
+            yield f"{count:>15,}  {what}: {printable(reason)}"
     if rows := found["rows"]:
         yield ""
         names = ("document_id", "reason", "detail", "source")
-        cells = [names, *([_printable(row[name]) for name in names] for row in rows)]
+        cells = [names, *([printable(row[name]) for name in names] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         texts = ["", *(row["text"] or "" for row in rows)]
         for line, text in zip(cells, texts, strict=True):
             yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             if text and not whole and len(text) > SHOWN_CHARACTERS:
                 text = f"{text[:SHOWN_CHARACTERS]} …"
-            yield from (f"    {_printable(sentence)}" for sentence in text.split("\n") if sentence)
+            yield from (f"    {printable(sentence)}" for sentence in text.split("\n") if sentence)
     for each in found["rejections"]:
         told = f"{each['file']}, {each['record']}: {each['reason']}: {each['excerpt']}"
-        yield f"\n{_printable(told)}"
-
-
-def _printable(text: str) -> str:
-    """Control characters as escapes: a record shall not command the terminal that it is shown on."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+        yield f"\n{printable(told)}"

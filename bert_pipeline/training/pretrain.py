@@ -27,6 +27,7 @@ from transformers import BertForPreTraining
 from bert_pipeline.artifact import flush_to_disk
 from bert_pipeline.flops import training_flops
 from bert_pipeline.metrics import append_row
+from bert_pipeline.printable import log_to_stderr
 from bert_pipeline.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
 from bert_pipeline.training.batches import PairDataset
@@ -303,7 +304,7 @@ def failure_noted(work: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     with (
         failure_noted(Path(job.out) / "work"),

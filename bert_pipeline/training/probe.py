@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from torch import nn
 
+from bert_pipeline.printable import log_to_stderr
 from bert_pipeline.recipe import ModelRecipe, PhaseRecipe, PretrainRecipe
 from bert_pipeline.training.batches import PairDataset, Rows
 from bert_pipeline.training.budget import Pace
@@ -230,6 +231,6 @@ def _highest_on_cpu() -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     found = Probe(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))).pace()
     Path(sys.argv[2]).write_text(json.dumps(asdict(found)), encoding="utf-8")

@@ -128,9 +128,15 @@ def test_mlflow_has_one_run_for_each_training(first, mlflow):
         datasets = {used.dataset.name: used.dataset.digest for used in run.inputs.dataset_inputs}
         assert datasets and datasets.items() <= shown["inputs"].items()
     training = runs["pretrained_checkpoint"].info.run_id
+    for kind, run in runs.items():
+        named = {"pretrained_checkpoint": "tiny pretrained_checkpoint", "evaluations": "evaluations of tiny"}
+        assert run.info.run_name == named.get(kind, "sample-chem of tiny")
+        assert run.data.tags.get("mlflow.parentRunId") == (None if run.info.run_id == training else training)
+        assert f"/runs/{first.run_id})" in run.data.tags["mlflow.note.content"]
+        assert not [name for name in run.data.metrics if "contamination" in name], "they stand in an asset of their own"
     logged = {file.path for file in mlflow.client().list_artifacts(training)}
     assert logged >= {"data_card.html", "DATA_CARD.md", "MODEL_CARD.md", "loss_curve.png"}
-    history = mlflow.client().get_metric_history(training, "loss")
+    history = mlflow.client().get_metric_history(training, "curves/loss")
     assert [point.step for point in history] == [1, 5, 10, 15, 20]
 
 
@@ -140,7 +146,10 @@ def test_the_model_loads_and_predicts(first, mlflow):
     mlflow_module.set_tracking_uri(mlflow.tracking_uri)
     version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
     assert version.tags["pretrained_checkpoint"] == metadata_of(first, "pretrained_checkpoint")["fingerprint"]
+    made_by = "The smallest graph that goes through every stage, for tests\n\nMade by asset [registered_model]("
+    assert version.description.startswith(made_by)
     assert "## Limits" in version.description and "sample-chem" in version.description
+    assert "library_name" not in version.description, "fields for the Hub"
     uri = f"models:/bert-tiny@{registry.ALIAS}"
     assert Path(mlflow_module.artifacts.download_artifacts(uri), "data_card.html").is_file()
     fill_mask = mlflow_module.transformers.load_model(uri)
@@ -273,7 +282,7 @@ def test_what_mlflow_was_never_told_it_is_told_from_the_records(first, home, ins
     assert again.success and state(home) == before
     new = resources(home)["workshop"].mlflow
     [run] = new.runs(metadata_of(first, "pretrained_checkpoint")["fingerprint"], "FINISHED")
-    assert [p.step for p in new.client().get_metric_history(run.info.run_id, "loss")] == [1, 5, 10, 15, 20]
+    assert [p.step for p in new.client().get_metric_history(run.info.run_id, "curves/loss")] == [1, 5, 10, 15, 20]
     assert metadata_of(again, "registered_model")["version"] == 1
 
 
@@ -322,7 +331,7 @@ def test_a_recipe_that_begins_with_another_waits_for_it_and_names_it(
     assert all(check.passed for check in further.get_asset_check_evaluations())
     begun, before = (metadata_of(run, "pretrained_checkpoint") for run in (further, first))
     assert begun["inputs"]["initial_model"] == before["fingerprint"]
-    assert begun["heldout_before/mlm_loss"] == pytest.approx(before["heldout_after/mlm_loss"], rel=1e-6)
+    assert begun["heldout_before/mlm_loss"] == pytest.approx(before["heldout_after/mlm_loss"], rel=1e-5)
     assert metadata_of(further, "raw_corpus")["fingerprint"] == metadata_of(first, "raw_corpus")["fingerprint"]
     [run] = mlflow.runs(begun["fingerprint"], "FINISHED")
     assert run.data.tags["input.initial_model"] == before["fingerprint"]

@@ -55,7 +55,7 @@ def assert_told_once(server: int, fingerprint: str, steps: int) -> None:
     mlflow = Mlflow(tracking_uri=f"http://127.0.0.1:{server}", artifacts="", ui="")
     [run] = mlflow.runs(fingerprint)
     assert run.info.status == "FINISHED" and run.data.params == {"model.hidden_size": "32"}
-    for name in ("loss", "learning_rate"):
+    for name in ("curves/loss", "curves/learning_rate"):
         points = [(point.step, point.value) for point in mlflow.client().get_metric_history(run.info.run_id, name)]
         assert sorted(points) == [(step, step / 2) for step in range(steps)]
 
@@ -104,6 +104,8 @@ def test_a_server_that_is_away_until_the_process_has_ended(server, tmp_path, mod
     assert settle_all(mlflow, tmp_path) == [told.name]
     assert settle_all(mlflow, tmp_path) == []
     [run] = mlflow.runs(told.fingerprint)
-    assert run.info.status == "KILLED" and len(mlflow.client().get_metric_history(run.info.run_id, "loss")) == 100
+    assert (
+        run.info.status == "KILLED" and len(mlflow.client().get_metric_history(run.info.run_id, "curves/loss")) == 100
+    )
     outage.stop()
     print(f"{mode}: begun and 100 rows after {worked:.2f} s, ended after {ended:.1f} s")

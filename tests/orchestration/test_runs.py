@@ -124,7 +124,7 @@ def assert_one_whole_run(stack, mlflow, recipe: str) -> None:
     made = stack.home / "artifacts" / "pretrained_checkpoint" / run.data.tags["fingerprint"]
     for name in ("loss", "heldout_mlm_loss"):
         expected = [row["step"] for row in read_rows(made / "metrics.jsonl") if name in row]
-        found = [point.step for point in mlflow.client().get_metric_history(run.info.run_id, name)]
+        found = [point.step for point in mlflow.client().get_metric_history(run.info.run_id, f"curves/{name}")]
         assert expected and sorted(found) == expected, Counter(found) - Counter(expected)
 
 
@@ -189,7 +189,7 @@ def test_of_a_killed_run_that_nobody_tries_again_mlflow_is_told(stack, mlflow):
     [told] = mlflow_runs(mlflow, "abandoned")
     took = eventually(lambda: mlflow_runs(mlflow, "abandoned")[0].info.status == "KILLED")
     expected = [row["step"] for row in read_rows(partial(stack)) if "loss" in row]
-    found = [point.step for point in mlflow.client().get_metric_history(told.info.run_id, "loss")]
+    found = [point.step for point in mlflow.client().get_metric_history(told.info.run_id, "curves/loss")]
     assert sorted(found) == expected
     print(f"abandoned: MLflow's status was true {took:.1f} s after the last process had ended")
 

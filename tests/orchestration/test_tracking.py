@@ -57,12 +57,12 @@ def test_a_run_tells_everything(mlflow, tmp_path):
     assert run.data.params == {"model.hidden_size": "32", "pretrain.phases.0.num_steps": "20"}
     assert run.data.tags["dagster.run_id"] == "r"
     assert run.data.metrics == {
-        "loss": 3.0,
+        "curves/loss": 3.0,
         "chem/pretrained/seed-7/f1": 0.5,
         "pretrained_checkpoint/num_steps": 2.0,
         "pretrained_checkpoint/heldout_after/mlm_loss": 3.0,
     }
-    history = mlflow.client().get_metric_history(run.info.run_id, "loss")
+    history = mlflow.client().get_metric_history(run.info.run_id, "curves/loss")
     assert [(point.step, point.value) for point in history] == [(1, 4.0), (2, 3.0)]
     [dataset] = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("tokenizer", "aaaa")
@@ -86,10 +86,10 @@ def test_the_status_is_true(mlflow, tmp_path, error, status):
         raise error
     run = the_run(mlflow, fingerprint, status)
     assert run.info.end_time is not None
-    assert run.data.metrics["loss"] == 4.0, "what was measured before the end is kept"
+    assert run.data.metrics["curves/loss"] == 4.0, "what was measured before the end is kept"
 
 
-def curve(mlflow: Mlflow, run, name: str = "loss") -> list[tuple[int, float]]:
+def curve(mlflow: Mlflow, run, name: str = "curves/loss") -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in mlflow.client().get_metric_history(run.info.run_id, name)]
 
 

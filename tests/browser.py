@@ -1,0 +1,130 @@
+"""A real browser: Debian's Chromium, driven by selenium, with a profile that is thrown away."""
+
+import io
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote
+
+from PIL import Image
+from selenium import webdriver
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    StaleElementReferenceException,
+)
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+OPTIONS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--lang=en"),
+)
+NOT_YET = (ElementClickInterceptedException, ElementNotInteractableException, StaleElementReferenceException)
+PATIENCE_SECONDS = 90.0
+COLOURS = 128
+
+
+class Browser:
+    """What a person does: open, look, click, go back. What is looked for is waited for."""
+
+    def __init__(self, chromium: str, chromedriver: str, profile: Path, pictures: str | None) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        for option in (*OPTIONS, f"--user-data-dir={profile}"):
+            options.add_argument(option)
+        self.driver = webdriver.Chrome(options=options, service=Service(chromedriver))
+        self._left: list[str] = []
+        self._pictures = pictures
+
+    def open(self, url: str) -> None:
+        self.driver.get(url)
+
+    def look(self, xpath: str, seconds: float = PATIENCE_SECONDS) -> WebElement:
+        """The first element of these that is shown."""
+        return self._wait(lambda: next(iter(self.shown(xpath)), None), xpath, seconds)
+
+    def shown(self, xpath: str) -> list[WebElement]:
+        return [each for each in self.driver.find_elements(By.XPATH, xpath) if each.is_displayed()]
+
+    def read(self, text: str, seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait until the page tells this."""
+        self._wait(lambda: text in self.text, f"the text {text!r}", seconds)
+
+    @property
+    def text(self) -> str:
+        return self.driver.find_element(By.TAG_NAME, "body").text
+
+    def click(self, xpath: str) -> None:
+        def clicked() -> bool:
+            self.look(xpath).click()
+            return True
+
+        self._wait(clicked, f"a click at {xpath}")
+
+    def follow(self, xpath: str) -> None:
+        """Click a link, and go where it leads: to another tab, where it opens one."""
+        before = set(self.driver.window_handles)
+        self.click(xpath)
+        time.sleep(1)
+        for opened in set(self.driver.window_handles) - before:
+            self._left.append(self.driver.current_window_handle)
+            self._show_tab(opened)
+
+    def close_tab(self) -> None:
+        """Back to the page whose link was followed to this one."""
+        self.driver.close()
+        self._show_tab(self._left.pop())
+
+    def _show_tab(self, handle: str) -> None:
+        self.driver.switch_to.window(handle)
+        self.driver.execute_cdp_cmd("Page.bringToFront", {})  # a page behind another is not drawn to its end
+
+    def arrives(self, part: str) -> None:
+        """Wait until the address holds this part."""
+        self._wait(lambda: part in unquote(self.driver.current_url), f"an address with {part}")
+
+    def keep(self, name: str, width: int, height: int) -> None:
+        """A picture of the page, where pictures are asked for."""
+        if self._pictures is None:
+            return
+        self.resize(width, height)
+        time.sleep(3)  # charts are drawn anew, and what moves comes to rest
+        drawn = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
+        Path(self._pictures).mkdir(parents=True, exist_ok=True)
+        path = Path(self._pictures, f"{name}.png")
+        drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+
+    def resize(self, width: int, height: int) -> None:
+        """The page itself, without the frame of the window."""
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+
+    def stop(self) -> None:
+        self.driver.quit()
+
+    def _wait(self, found: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS):
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if value := found():
+                    return value
+            except NOT_YET:
+                pass
+            if time.monotonic() > deadline:
+                self._failed(what)
+            time.sleep(0.2)
+
+    def _failed(self, what: str) -> None:
+        if folder := os.environ.get("BERT_PIPELINE_FAILED_PAGES"):
+            self.driver.save_screenshot(str(Path(folder, "failed.png")))
+        raise AssertionError(f"{what} never came at {self.driver.current_url}; the page tells:\n{self.text[:3000]}")
+
+
+def says(text: str, tag: str = "*") -> str:
+    """XPath of the innermost elements with this text."""
+    return f"//{tag}[normalize-space(text())='{text}']"
