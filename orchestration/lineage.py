@@ -18,6 +18,7 @@ from bert_pipeline.artifact import Artifact, ArtifactError
 from bert_pipeline.reproduction import PROOF, SOURCES, ReproductionError, recorded_recipe, write_reproduction
 from bert_pipeline.score_table import mean_and_sd
 from bert_pipeline.stages import EVALUATION, STAGES, check_files
+from orchestration.logged_models import changed_files
 from orchestration.tracking import Mlflow
 from orchestration.workshop import UNTRACKED, Workshop
 
@@ -182,7 +183,7 @@ def _find_runs(chain: Chain, mlflow: Mlflow) -> None:
 
 
 def _of_the_registered_model(client: "MlflowClient", version: "ModelVersion") -> Iterator[str]:
-    """Whether the run and the files that the version points to are still there."""
+    """Whether the run that the version points to is still there, and its files are what was registered."""
     from mlflow.exceptions import MlflowException
 
     here, run_id, source = f"version {version.version}", version.run_id or "", version.source or ""
@@ -192,13 +193,16 @@ def _of_the_registered_model(client: "MlflowClient", version: "ModelVersion") ->
     except MlflowException as error:
         yield f"{here}: its run {run_id} is gone from MLflow: {error}; remedy: delete the version and register it anew"
     try:
-        model = client.get_logged_model(source.removeprefix("models:/"))  # not if it was deleted
-        files = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
+        client.get_logged_model(source.removeprefix("models:/"))  # not if it was deleted
+        changed = changed_files(client, version)
     except (MlflowException, OSError) as error:
         yield f"{here}: {source} cannot be read: {error}; remedy: delete the version and register it anew"
         return
-    if "MLmodel" not in files:
-        yield f"{here}: the files of {source} are gone; remedy: delete the version and register it anew"
+    if changed:
+        yield (
+            f"{here}: {', '.join(changed)} of {source} is not what was registered; remedy: see who can write there, "
+            "delete the version and register it anew"
+        )
 
 
 def describe(uri: str, workshop: Workshop) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from bert_pipeline.model_card import model_card
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.stages import EVALUATION
 from orchestration.champion import compare_with, section, standing_champion
-from orchestration.logged_models import Pages, log_model
+from orchestration.logged_models import SEAL, Pages, log_model
 from orchestration.metadata import numbers
 from orchestration.tracking import Mlflow
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "candidate"
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 
 log = logging.getLogger("bert_pipeline.registry")  # under the library's name, so that Dagster shows it
 
@@ -89,7 +89,7 @@ def _log_and_register(
         name,
         source=f"models:/{model.model_id}",
         run_id=training.info.run_id,
-        tags={**tags, "scores": json.dumps(scores)},
+        tags={**tags, "scores": json.dumps(scores), SEAL: model.tags[SEAL]},
         description=card,
         model_id=model.model_id,
     )
