@@ -192,6 +192,19 @@ def test_a_pod_may_do_no_more_than_it_must(name):
     assert pod["metadata"]["labels"]["role"] in roles
 
 
+def test_what_is_applied_is_all_there_is():
+    told = yaml.safe_load((INFRA / "k8s" / "kustomization.yaml").read_text())
+    trainings = {"training-job.yaml", "trainjob.yaml"}  # one at a time, by hand
+    assert {*told["resources"]} | trainings | {"kustomization.yaml"} == {
+        path.name for path in (INFRA / "k8s").iterdir()
+    }
+    [generated] = told["configMapGenerator"]
+    assert all((INFRA / "k8s" / name).is_file() for name in generated["files"])
+    volumes = [volume for pod in pods().values() for volume in pod["spec"]["volumes"]]
+    named = {volume["configMap"]["name"] for volume in volumes if "configMap" in volume}
+    assert named == {generated["name"]}
+
+
 def test_all_pods_are_looked_at():
     assert pods().keys() == {"mlflow", "proxy", "dask-scheduler", "dask-worker", "bert-pretrain", "trainjob"}
     labels = documents("namespace.yaml")[0]["metadata"]["labels"]
