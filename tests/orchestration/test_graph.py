@@ -13,10 +13,12 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from bert_pipeline import artifact
 from bert_pipeline.recipe import load_recipe
+from bert_pipeline.stages import kinds_of
 from orchestration import registry
 from orchestration.assets import ASSETS
 from orchestration.lineage import describe
@@ -224,6 +226,44 @@ def test_what_was_changed_in_the_store_does_not_become_champion(first, home, mlf
         shutil.rmtree(path)
         shutil.copytree(tmp_path / "kept", path)
     assert find_champion(client, "bert-tiny") is None
+
+
+WRITES = (
+    *("create_logged_model", "log_model_artifacts", "set_logged_model_tags", "log_outputs", "finalize_logged_model"),
+    *("log_metric", "create_model_version", "set_registered_model_alias"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_registration_killed_at_any_write_leaves_the_alias_on_a_whole_version(
+    first, home, mlflow, monkeypatch, write, moment
+):
+    class Killed(BaseException):
+        pass
+
+    def die(*arguments, **options):
+        if moment == "after":
+            original(*arguments, **options)
+        raise Killed
+
+    client, recipe = mlflow.client(), load_recipe(TINY)
+    tags = client.get_model_version("bert-tiny", "1").tags
+    artifacts = {kind: artifact.load(home / "artifacts" / kind / tags[kind], kind) for kind in kinds_of(recipe)}
+    recipe = recipe.model_copy(update={"name": f"killed-{moment}-{write}"})
+    before = registry.register(mlflow, recipe, artifacts, {})
+    monkeypatch.setattr(registry, "CODE_VERSION", "another")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        original = getattr(MlflowClient, write)
+        patch.setattr(MlflowClient, write, die)
+        registry.register(mlflow, recipe, artifacts, {})
+    found = client.get_model_version_by_alias(before.name, registry.ALIAS)
+    assert found.version == ("2" if (write, moment) == ("set_registered_model_alias", "after") else "1")
+    assert changed_files(client, found) == []
+    again = registry.register(mlflow, recipe, artifacts, {})
+    assert (again.version, changed_files(client, again)) == ("2", [])
+    assert client.get_model_version_by_alias(before.name, registry.ALIAS).version == "2"
 
 
 def test_the_champion_answers_over_http(first, mlflow):
