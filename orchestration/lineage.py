@@ -131,7 +131,8 @@ def _missing(chain: Chain, kind: str, path: Path) -> str:
     others = f" (others of the chain were made on {', '.join(hosts)})" if hosts else ""
     return (
         f"{path} is not there: removed by hand, or made on another machine{others}; remedy: BERT_PIPELINE_HOME of the "
-        f"store that has it, or make the same again: dg launch --assets 'key:\"{kind}\"' --partition {chain.recipe}"
+        f"store that has it; bert-pipeline pull {kind} {path.name}, if a remote has it; or make the same again: "
+        f"dg launch --assets 'key:\"{kind}\"' --partition {chain.recipe}"
     )
 
 
@@ -193,7 +194,6 @@ def _of_the_registered_model(client: "MlflowClient", version: "ModelVersion") ->
     except MlflowException as error:
         yield f"{here}: its run {run_id} is gone from MLflow: {error}; remedy: delete the version and register it anew"
     try:
-        client.get_logged_model(source.removeprefix("models:/"))  # not if it was deleted
         changed = changed_files(client, version)
     except (MlflowException, OSError) as error:
         yield f"{here}: {source} cannot be read: {error}; remedy: delete the version and register it anew"

@@ -62,8 +62,9 @@ def changed_files(client: "MlflowClient", version: "ModelVersion") -> list[str]:
     """
     from mlflow.artifacts import download_artifacts
 
+    place = client.get_logged_model((version.source or "").removeprefix("models:/")).artifact_location
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(download_artifacts(version.source, dst_path=folder, tracking_uri=client.tracking_uri))
+        path = Path(download_artifacts(place, dst_path=folder, tracking_uri=client.tracking_uri))
         if not (path / SEAL).is_file() or file_digest(path / SEAL) != version.tags.get(SEAL):
             return [SEAL]  # so nothing that it says counts
         sealed = (path / SEAL).read_text(encoding="utf-8")

@@ -166,7 +166,8 @@ def test_what_was_removed_by_hand_is_named_and_the_rest_is_told(copy, capsys, mo
     shutil.rmtree(place(copy, "evaluation/sample-chem"))
     code, chain, err = told(capsys, monkeypatch, copy)
     assert code == 1 and "3 link(s) of the chain are broken" in err
-    for words in ("nsp_dataset", "evaluation/sample-chem", "removed by hand, or made on another machine", "dg launch"):
+    hints = ("removed by hand, or made on another machine", "dg launch", "bert-pipeline pull nsp_dataset ")
+    for words in ("nsp_dataset", "evaluation/sample-chem", *hints):
         assert words in "\n".join(chain["faults"])
     _, text, _ = run(capsys, monkeypatch, copy, "lineage", "models:/bert-tiny/1")
     assert "└─ 3 BROKEN LINK(S)" in text and all(fault in text for fault in chain["faults"])

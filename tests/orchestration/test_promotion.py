@@ -73,13 +73,6 @@ def assert_one_winner_a_round(client, rounds):
     assert all(entry.followed for entry in held)
 
 
-def test_of_many_at_once_one_wins(tmp_path):
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    with_versions(client, NAME, 17)
-    promote(client, NAME, "17", "the first", None)
-    assert_one_winner_a_round(client, 2)
-
-
 @pytest.mark.slow
 def test_of_many_at_once_one_wins_on_sqlite_30_times(tmp_path):
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
