@@ -28,6 +28,9 @@ Its own SHA-256 is the tag of this name, of the logged model and of its versions
 can change files of the store alone cannot change both.
 """
 
+NO_FILES_OF_IT = (SEAL, "registered_model_meta")
+"""MLflow writes the second where it has fetched a model to; in a local store that is the model's own place."""
+
 
 @dataclass(frozen=True)
 class Pages:
@@ -124,9 +127,9 @@ def _seal(path: Path) -> None:
 
 
 def _digests(path: Path) -> list[str]:
-    """Of every file but the seal, as sha256sum tells it."""
+    """Of every file of the model, as sha256sum tells it."""
     files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    return [f"{file_digest(path / name)}  {name}" for name in files if name != SEAL]
+    return [f"{file_digest(path / name)}  {name}" for name in files if name not in NO_FILES_OF_IT]
 
 
 def _released(package: str) -> str:

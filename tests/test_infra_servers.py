@@ -360,6 +360,34 @@ def test_the_whole_graph_runs_on_postgresql_and_s3(graph, store, mlflow, secrets
         assert describe(artifact.load(there)).files == describe(artifact.load(here)).files
 
 
+def test_the_champion_is_told_link_by_link_and_built_again_bit_for_bit(graph, mlflow, secrets, folder):
+    environment = os.environ | {
+        "BERT_PIPELINE_HOME": str(folder / "work"),
+        "BERT_PIPELINE_DATA": str(folder),
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
+        "MLFLOW_TRACKING_USERNAME": "pipeline",
+        "MLFLOW_TRACKING_PASSWORD": (secrets / "mlflow_pipeline").read_text().strip(),
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def run(*command: str, **more: str) -> str:
+        whole = [sys.executable, "-m", "bert_pipeline.cli", *command]
+        done = subprocess.run(whole, env=environment | more, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    name = f"models:/bert-{RECIPE}"
+    promoted = run("promote", f"{name}@candidate", "--reason", "the first")
+    assert promoted.startswith(f"champion of bert-{RECIPE} is version 1, after nobody")
+    told = json.loads(run("lineage", f"{name}@champion", "--json"))
+    assert told["faults"] == [] and all(each["dagster_run"] for each in told["artifacts"])
+    run("reproduce", f"{name}@champion", "--out", str(folder / "reproduction"))
+    rebuilt = run("rebuild", str(folder / "reproduction"), BERT_PIPELINE_HOME=str(folder / "rebuilt"))
+    assert rebuilt.endswith("bit for bit what it was\n")
+    weights = [*folder.glob("*/artifacts/pretrained_checkpoint/*/model.safetensors")]
+    assert len(weights) == 2 and weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_no_secret_is_written_anywhere(graph, database, store, mlflow, secrets, folder):
     """Into a log, a database (Dagster's events, MLflow's parameters and tags), an artifact, an object of the store."""
     import boto3
