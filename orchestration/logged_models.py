@@ -28,9 +28,6 @@ Its own SHA-256 is the tag of this name, of the logged model and of its versions
 can change files of the store alone cannot change both.
 """
 
-NO_FILES_OF_IT = (SEAL, "registered_model_meta")
-"""MLflow writes the second where it has fetched a model to; in a local store that is the model's own place."""
-
 
 @dataclass(frozen=True)
 class Pages:
@@ -68,6 +65,9 @@ def changed_files(client: "MlflowClient", version: "ModelVersion") -> list[str]:
     place = client.get_logged_model((version.source or "").removeprefix("models:/")).artifact_location
     with tempfile.TemporaryDirectory() as folder:
         path = Path(download_artifacts(place, dst_path=folder, tracking_uri=client.tracking_uri))
+        if place.startswith("file:"):  # a model is loaded from there as it lies, and these are written beside it
+            shutil.rmtree(path / "__pycache__", ignore_errors=True)
+            (path / "registered_model_meta").unlink(missing_ok=True)
         if not (path / SEAL).is_file() or file_digest(path / SEAL) != version.tags.get(SEAL):
             return [SEAL]  # so nothing that it says counts
         sealed = (path / SEAL).read_text(encoding="utf-8")
@@ -127,9 +127,9 @@ def _seal(path: Path) -> None:
 
 
 def _digests(path: Path) -> list[str]:
-    """Of every file of the model, as sha256sum tells it."""
+    """Of every file but the seal, as sha256sum tells it."""
     files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    return [f"{file_digest(path / name)}  {name}" for name in files if name not in NO_FILES_OF_IT]
+    return [f"{file_digest(path / name)}  {name}" for name in files if name != SEAL]
 
 
 def _released(package: str) -> str:
