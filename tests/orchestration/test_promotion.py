@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from promoters import NAME, race
-from servers import BIN, Database, Servers, answers, free_port, make_secrets
+from servers import BIN, INFRA, Database, Servers, answers, ask, basic, changed, free_port, make_secrets
 
 from bert_pipeline import artifact
 from bert_pipeline.evaluation.significance import Comparison
@@ -113,6 +113,35 @@ def test_of_many_at_once_one_wins_through_a_server_30_times(postgres, tmp_path):
         client = MlflowClient(f"http://127.0.0.1:{port}")
         with_versions(client, NAME, 16)
         assert_one_winner_a_round(client, 30)
+    finally:
+        servers.stop()
+
+
+@pytest.mark.slow
+def test_the_user_that_the_pipeline_is_may_promote(tmp_path, monkeypatch):
+    """As in production: MLflow knows who asks, and who registered a model may change it."""
+    pytest.importorskip("flask_wtf")
+    port, servers = free_port(), Servers(tmp_path)
+    users = {"postgresql+psycopg2:///mlflow_auth": f"sqlite:///{tmp_path}/users.db"}
+    (tmp_path / "auth.ini").write_text(changed((INFRA / "mlflow" / "basic_auth.ini").read_text(), **users))
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--host", "127.0.0.1", "--port", str(port)]
+    settings = {"MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"), "MLFLOW_AUTH_ADMIN_PASSWORD": "of-the-admin"}
+    settings |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "a-key", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    try:
+        servers.start("mlflow", command, PATH=f"{BIN}:{os.environ['PATH']}", **settings)
+        servers.wait("mlflow", answers(port, "/health"), 180)
+        account = json.dumps({"username": "pipeline", "password": "of-the-pipeline"}).encode()
+        admin = {"Authorization": basic("admin", "of-the-admin"), "Content_Type": "application/json"}
+        assert ask(port, "POST", "/api/2.0/mlflow/users/create", account, **admin)[0] == 200
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "pipeline")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of-the-pipeline")
+        client = MlflowClient(f"http://127.0.0.1:{port}")
+        with_versions(client, NAME, 2)
+        promote(client, NAME, "1", "the first", None)
+        promote(client, NAME, "2", "the second", "1")
+        assert [entry.who for entry in history(client, NAME)] == ["pipeline", "pipeline"]
+        assert undo(client, NAME).version == find_champion(client, NAME) == "1"
     finally:
         servers.stop()
 
