@@ -129,7 +129,8 @@ def _missing(chain: Chain, kind: str, path: Path) -> str:
     others = f" (others of the chain were made on {', '.join(hosts)})" if hosts else ""
     return (
         f"{path} is not there: removed by hand, or made on another machine{others}; remedy: BERT_PIPELINE_HOME of the "
-        f"store that has it, or make the same again: dg launch --assets 'key:\"{kind}\"' --partition {chain.recipe}"
+        f"store that has it; bert-pipeline pull {kind} {path.name}, if a remote has it; or make the same again: "
+        f"dg launch --assets 'key:\"{kind}\"' --partition {chain.recipe}"
     )
 
 

@@ -16,11 +16,17 @@ from bert_pipeline.downloads import file_digest
 from orchestration.tracking import Mlflow
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
 
 SERVICE = Path(__file__).with_name("fill_mask.py")
 SEAL = "SHA256SUMS"
-"""Beside the weights: the SHA-256 of every file. fill_mask.py, which must import nothing from here, reads it."""
+"""Beside the weights: the SHA-256 of every file. fill_mask.py, which must import nothing from here, reads it.
+
+Its own SHA-256 is the tag of this name, of the logged model and of its versions: it lies in MLflow's database, and who
+can change files of the store alone cannot change both.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,28 @@ def log_model(
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder, "model"), model, path, pages)
         client.log_model_artifacts(model.model_id, str(Path(folder, "model")))
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        client.set_logged_model_tags(model.model_id, {SEAL: file_digest(Path(folder, "model", SEAL))})
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
-    return model
+    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def changed_files(client: "MlflowClient", version: "ModelVersion") -> list[str]:
+    """The files of a version that are not what was registered: changed, gone or added. All of them are fetched.
+
+    Raises MlflowException or OSError where they cannot be fetched.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    place = client.get_logged_model((version.source or "").removeprefix("models:/")).artifact_location
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(download_artifacts(place, dst_path=folder, tracking_uri=client.tracking_uri))
+        if place.startswith("file:"):  # a model is loaded from there as it lies, and these are written beside it
+            shutil.rmtree(path / "__pycache__", ignore_errors=True)
+            (path / "registered_model_meta").unlink(missing_ok=True)
+        if not (path / SEAL).is_file() or file_digest(path / SEAL) != version.tags.get(SEAL):
+            return [SEAL]  # so nothing that it says counts
+        sealed = (path / SEAL).read_text(encoding="utf-8")
+        return sorted({line.partition("  ")[2] for line in {*sealed.splitlines()} ^ {*_digests(path)}})
 
 
 def _save(path: Path, model: "LoggedModel", checkpoint: Path, pages: Pages) -> None:
@@ -97,10 +122,14 @@ def _save(path: Path, model: "LoggedModel", checkpoint: Path, pages: Pages) -> N
 
 
 def _seal(path: Path) -> None:
-    """Write the digests that the service compares with before it loads anything (sha256sum's format)."""
+    """Write the digests that the service compares with before it loads anything."""
+    (path / SEAL).write_text("".join(f"{line}\n" for line in _digests(path)), encoding="utf-8")
+
+
+def _digests(path: Path) -> list[str]:
+    """Of every file but the seal, as sha256sum tells it."""
     files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    lines = [f"{file_digest(path / name)}  {name}\n" for name in files]
-    (path / SEAL).write_text("".join(lines), encoding="utf-8")
+    return [f"{file_digest(path / name)}  {name}" for name in files if name != SEAL]
 
 
 def _released(package: str) -> str:

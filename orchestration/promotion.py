@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestration.logged_models import SEAL, changed_files
 from orchestration.promotion_ledger import (
     Promotion,
     PromotionError,
@@ -38,14 +39,14 @@ def promote(
     """Make a version the champion in place of `expected_champion` (None: there is none).
 
     Where it is champion already, what made it so is returned. Raises PromotionConflict where another is champion than
-    expected, PromotionError where the version is not there or not ready. Of any number at once with one expectation,
-    exactly one returns.
+    expected, PromotionError where the version is not there, not ready, or not what was registered. Of any number at
+    once with one expectation, exactly one returns.
     """
     if len(reason) > MAX_REASON:
         raise PromotionError(f"a reason of {len(reason)} characters; remedy: at most {MAX_REASON}")
     entries = settled(client, name)
     held, champion = holding(entries), find_champion(client, name)
-    _require_ready(client, name, version)
+    _require_whole(client, name, version)
     if held and held[-1].version == version == champion:
         return held[-1]
     entry = _entry(version, expected_champion, reason, how, comparison or {})
@@ -73,7 +74,7 @@ def undo(client: "MlflowClient", name: str) -> Promotion:
             f"to version {champion} since; remedy: bert-pipeline promote models:/{name}/{last.version_before}"
         )
     if last.version_before is not None:
-        _require_ready(client, name, last.version_before)
+        _require_whole(client, name, last.version_before)
     reason = f"promotion {last.number} is taken back"
     entry = replace(_entry(last.version_before, champion, reason, "undo", {}), undoes=last.number)
     return record(client, name, entry, entries)
@@ -100,7 +101,7 @@ def _who() -> str:
         return str(os.getuid())
 
 
-def _require_ready(client: "MlflowClient", name: str, version: str) -> None:
+def _require_whole(client: "MlflowClient", name: str, version: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -115,4 +116,9 @@ def _require_ready(client: "MlflowClient", name: str, version: str) -> None:
     if found.status != "READY":
         raise PromotionError(
             f"version {version} of {name} is {found.status}, not READY; remedy: register it again, or wait until it is"
+        )
+    if SEAL in found.tags and (changed := changed_files(client, found)):  # what others registered has no seal
+        raise PromotionError(
+            f"version {version} of {name} is not what was registered: {', '.join(changed)}; remedy: see who can write "
+            f"to {found.source}, delete the version and register it anew"
         )

@@ -150,6 +150,8 @@ def _append(client: "MlflowClient", name: str, entry: Promotion) -> list[Promoti
     for pause in (*PAUSES, None):
         failure = None
         try:
+            if not entry.seen:  # not when MLflow says that it is missing: who may not know hears "permission denied"
+                _open_ledger(client, name)
             client.create_model_version(
                 ledger(name),
                 source=f"models:/{name}/{entry.version or entry.version_before}",
@@ -158,8 +160,6 @@ def _append(client: "MlflowClient", name: str, entry: Promotion) -> list[Promoti
             )
         except MlflowException as error:  # it may have been written nevertheless: the look tells
             failure = error
-            if _is_missing(error):
-                _open_ledger(client, name)
         held = holding(_entries(client, name))
         if not failure or (held and held[-1].number > entry.seen):
             return held

@@ -19,7 +19,7 @@ from bert_pipeline.model_card import model_card, text_of
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.stages import EVALUATION
 from orchestration.champion import compare_with, section, standing_champion
-from orchestration.logged_models import Pages, log_model
+from orchestration.logged_models import SEAL, Pages, changed_files, log_model
 from orchestration.metadata import measured
 from orchestration.tracking import DESCRIPTION, Mlflow
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "candidate"
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 
 log = logging.getLogger("bert_pipeline.registry")  # under the library's name, so that Dagster shows it
 
@@ -90,7 +90,7 @@ def _log_and_register(
         name,
         source=f"models:/{model.model_id}",
         run_id=training.info.run_id,
-        tags={**tags, "scores": json.dumps(tasks | evaluations.facts["heldout"])},
+        tags={**tags, "scores": json.dumps(tasks | evaluations.facts["heldout"]), SEAL: model.tags[SEAL]},
         description=f"{tags[DESCRIPTION]}\n\n{text_of(card)}",
         model_id=model.model_id,
     )
@@ -138,15 +138,17 @@ def faults_of_run(client: "MlflowClient", version: "ModelVersion") -> Iterator[s
 
 
 def faults_of_files(client: "MlflowClient", version: "ModelVersion") -> Iterator[str]:
-    """Whether the files that a version points to are still there."""
+    """Whether the files that a version points to are what was registered. All of them are fetched."""
     from mlflow.exceptions import MlflowException
 
     here, source = f"version {version.version}", version.source or ""
     try:
-        model = client.get_logged_model(source.removeprefix("models:/"))  # not if it was deleted
-        files = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
+        changed = changed_files(client, version)
     except (MlflowException, OSError) as error:
         yield f"{here}: {source} cannot be read: {error}; remedy: delete the version and register it anew"
         return
-    if "MLmodel" not in files:
-        yield f"{here}: the files of {source} are gone; remedy: delete the version and register it anew"
+    if changed:
+        yield (
+            f"{here}: {', '.join(changed)} of {source} is not what was registered; remedy: see who can write there, "
+            "delete the version and register it anew"
+        )

@@ -1,8 +1,9 @@
-"""Real servers for tests, on loopback: processes that end with the test, PostgreSQL, and one request to any of them."""
+"""Real servers for tests, on loopback: processes that end with the test, PostgreSQL, nginx, one request to any."""
 
 import base64
 import contextlib
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -25,10 +26,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def program(name: str) -> str:
+def installed(name: str) -> str | None:
     places = [str(BIN), "/usr/sbin", os.environ["PATH"], *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin")))]
-    found = shutil.which(name, path=os.pathsep.join(places))
-    return found or pytest.skip(f"{name} is not installed here")
+    return shutil.which(name, path=os.pathsep.join(places))
+
+
+def program(name: str) -> str:
+    return installed(name) or pytest.skip(f"{name} is not installed here")
 
 
 def changed(text: str, **replaced: str) -> str:
@@ -37,6 +41,14 @@ def changed(text: str, **replaced: str) -> str:
         assert old in text, old
         text = text.replace(old, new)
     return text
+
+
+def make_secrets(folder: Path) -> Path:
+    """What make-secrets.sh makes, in a copy of the files of compose."""
+    program("openssl")
+    shutil.copytree(INFRA / "compose", folder / "compose", ignore=shutil.ignore_patterns("secrets", ".env"))
+    subprocess.run([folder / "compose" / "make-secrets.sh"], check=True, capture_output=True)
+    return folder / "compose" / "secrets"
 
 
 class Servers:
@@ -144,3 +156,35 @@ class Database:
     def _as_postgres(self, command: list) -> None:
         user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
         subprocess.run([*user, *map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd=self.data)
+
+
+class Door:
+    """nginx, as it is shipped, at two `ports` before the ports of Dagster and MLflow."""
+
+    def __init__(self, servers: Servers, secrets: Path, dagster: int, mlflow: int, ports: tuple[int, int]) -> None:
+        folder = servers.folder
+        self.dagster, self.mlflow = ports
+        self.password = basic("dagster", (secrets / "dagster_ui").read_text().strip())
+        (folder / "nginx").mkdir()
+        configuration = folder / "nginx.conf"
+        configuration.write_text(
+            changed(
+                (INFRA / "proxy" / "nginx.conf").read_text(),
+                **{
+                    " /tmp/": f" {folder}/nginx/",  # before a name of ours has it
+                    "server webserver:3000": f"server 127.0.0.1:{dagster}",
+                    "server mlflow:5000": f"server 127.0.0.1:{mlflow}",
+                    "listen 3000": f"listen 127.0.0.1:{self.dagster}",
+                    "listen 5000": f"listen 127.0.0.1:{self.mlflow}",
+                    "/run/secrets/proxy_users": str(secrets / "proxy_users"),
+                },
+            )
+        )
+        user = " user root;" if os.geteuid() == 0 else ""
+        servers.start("nginx", [program("nginx"), "-c", str(configuration), "-g", f"daemon off;{user}"])
+        servers.wait("nginx", answers(self.dagster, "/healthz", 204))
+
+    def graphql(self, query: str, variables: dict | None = None, **headers: str) -> tuple[int, bytes]:
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        headers = {"Authorization": self.password, "Content_Type": "application/json"} | headers
+        return ask(self.dagster, "POST", "/graphql", body, **headers)

@@ -192,6 +192,19 @@ def test_a_pod_may_do_no_more_than_it_must(name):
     assert pod["metadata"]["labels"]["role"] in roles
 
 
+def test_what_is_applied_is_all_there_is():
+    told = yaml.safe_load((INFRA / "k8s" / "kustomization.yaml").read_text())
+    trainings = {"training-job.yaml", "trainjob.yaml"}  # one at a time, by hand
+    assert {*told["resources"]} | trainings | {"kustomization.yaml"} == {
+        path.name for path in (INFRA / "k8s").iterdir()
+    }
+    [generated] = told["configMapGenerator"]
+    assert all((INFRA / "k8s" / name).is_file() for name in generated["files"])
+    volumes = [volume for pod in pods().values() for volume in pod["spec"]["volumes"]]
+    named = {volume["configMap"]["name"] for volume in volumes if "configMap" in volume}
+    assert named == {generated["name"]}
+
+
 def test_all_pods_are_looked_at():
     assert pods().keys() == {"mlflow", "proxy", "dask-scheduler", "dask-worker", "bert-pretrain", "trainjob"}
     labels = documents("namespace.yaml")[0]["metadata"]["labels"]
@@ -236,6 +249,29 @@ def test_images_are_pinned():
             assert_pinned(image)
         assert re.findall(r"^USER (.*)", text, re.M) == ["10001:10001"]
         assert not re.search(r"(?i)password|secret_key=|token", text)
+
+
+def pinned(text: str) -> dict[str, str]:
+    """Version by package, of a constraints or lock file."""
+    found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M)
+    return {re.sub("[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+def test_images_install_what_is_tested_by_its_checksum():
+    tested = pinned((ROOT / "constraints.txt").read_text())
+    locks = {path.name: path.read_text() for path in (INFRA / "docker").glob("*.lock")}
+    assert locks.keys() == {"mlflow.lock", "pipeline.lock", "torch.lock"}
+    for name, text in locks.items():
+        for requirement in re.split(r"\n(?=\S)", text.partition("lock.sh\n")[2].strip()):
+            assert re.match(r"[\w.-]+==\S+( ;.*)? \\\n    --hash=sha256:[0-9a-f]{64}", requirement), (name, requirement)
+        assert {package: tested.get(package, version) for package, version in pinned(text).items()} == pinned(text)
+    installed = pinned(locks["pipeline.lock"]).keys() | pinned(locks["mlflow.lock"]).keys()
+    assert installed - tested.keys() <= {"setuptools"}, "remedy: infra/docker/lock.sh"
+    assert "torch" not in pinned(locks["pipeline.lock"]), "the CPU's is another file than CUDA's"
+    for path in (INFRA / "docker").glob("*.Dockerfile"):
+        for command in re.findall(r"pip install .*", path.read_text()):
+            told = "--require-hashes" in command or "--no-deps --no-build-isolation ." in command
+            assert told or "download.pytorch.org/whl/cpu" in command, command
 
 
 @pytest.mark.parametrize("name", services())

@@ -3,29 +3,19 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from servers import BIN, INFRA, ROOT, free_port
 from training.runs import job_for, trace
 
 from bert_pipeline.training.pretrain import EXIT_RESUME
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-INFRA = ROOT / "infra"
-BIN = Path(sys.executable).parent
 WOULD_COME_AGAIN = 78
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def nodes(job: Path, port: int, **environment: str) -> list[subprocess.Popen]:

@@ -166,7 +166,7 @@ def test_the_next_make_sends_what_the_last_one_could_not(tier, shared, tmp_path)
     pull(tmp_path / "there", tier)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.lists(st.booleans(), max_size=60))
 def test_whatever_fails_a_manifest_promises_only_what_is_there(tmp_path_factory, failures):
     root = tmp_path_factory.mktemp("faults")
@@ -409,7 +409,7 @@ def _race(root: Path, out: Path, files: dict[str, bytes], barrier, told) -> None
         told.put((out.name, str(error)))
 
 
-@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("alike", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_two_processes_that_push_at_once_agree_or_one_is_refused(tier, shared, tmp_path, alike):
     context = multiprocessing.get_context("spawn")
     barrier, told = context.Barrier(2), context.Queue()

@@ -7,8 +7,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
-COPY constraints.txt ./
-RUN pip install -c constraints.txt "mlflow[auth]" psycopg2-binary boto3 "sqlalchemy<2.1" && pip check
+COPY infra/docker/mlflow.lock ./
+RUN pip install --no-deps --require-hashes --only-binary :all: -r mlflow.lock && pip check
 
 FROM ${PYTHON}
 RUN groupadd --gid 10001 bert \

@@ -10,23 +10,25 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
-COPY constraints.txt ./
+COPY constraints.txt infra/docker/*.lock ./
 
-# The wheel of PyTorch's own index for CPUs is a tenth of the one with CUDA, which is what plain pip takes.
+# The wheel of PyTorch's own index for CPUs is a tenth of the one with CUDA, which is what plain pip takes. It is another
+# file, so torch.lock does not know it.
 FROM build AS build-cpu
 RUN TORCH=$(sed -n 's/^torch==//p' constraints.txt) \
     && pip install -c constraints.txt --index-url https://download.pytorch.org/whl/cpu "torch==$TORCH"
 
 FROM build AS build-cuda
-RUN pip install -c constraints.txt torch
+RUN pip install --no-deps --require-hashes --only-binary :all: -r torch.lock
 
 # hadolint ignore=DL3006
 FROM build-${VARIANT} AS installed
 WORKDIR /src
+RUN pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: -r pipeline.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY bert_pipeline bert_pipeline
 COPY orchestration orchestration
-RUN pip install --no-cache-dir -c constraints.txt ".[orchestration,dask,production]" && pip check
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . && pip check
 
 FROM ${PYTHON} AS runtime-cpu
 

@@ -18,3 +18,11 @@ def no_server():
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_address_of_another_module():
+    """MLflow keeps the address of a registration for the whole process, and for those that it starts."""
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,13 +13,18 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from bert_pipeline import artifact, reproduction
 from bert_pipeline.recipe import load_recipe
+from bert_pipeline.stages import kinds_of
 from orchestration import lineage, registry
 from orchestration.assets import ASSETS
+from orchestration.lineage import describe
+from orchestration.logged_models import changed_files
 from orchestration.promotion import promote
+from orchestration.promotion_ledger import PromotionError, find_champion
 from orchestration.report import report
 from orchestration.workshop import BUILT, resources
 
@@ -199,6 +205,75 @@ def test_a_registered_model_that_was_changed_is_refused(first, mlflow, tmp_path,
     harm(Path(kept, name))
     with pytest.raises(MlflowException, match=f"{name} is not what was registered; remedy: register the model again"):
         mlflow_module.pyfunc.load_model(kept)
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (lambda path: flip(path / "model" / "model.safetensors"), "model/model.safetensors"),
+        (lambda path: (path / "fill_mask.py").write_text("import os"), "fill_mask.py"),
+        (lambda path: (path / "fill_mask.py").rename(path / "code.py"), "code.py, fill_mask.py"),
+        (lambda path: (path / "requirements.txt").unlink(), "requirements.txt"),
+        (lambda path: (path / "SHA256SUMS").unlink(), "SHA256SUMS"),
+        (lambda path: (path / "SHA256SUMS").write_text(""), "SHA256SUMS"),
+    ],
+)
+def test_what_was_changed_in_the_store_does_not_become_champion(first, home, mlflow, tmp_path, harm, named):
+    """The code that is run when the model is loaded, too; and the seal is no help to who changes it as well."""
+    client = mlflow.client()
+    version = client.get_model_version_by_alias("bert-tiny", registry.ALIAS)
+    [path] = (home / "mlartifacts").rglob(f"*{version.source.removeprefix('models:/')}/artifacts")
+    shutil.copytree(path, tmp_path / "kept")
+    assert changed_files(client, version) == []
+    try:
+        harm(path)
+        assert changed_files(client, version) == named.split(", ")
+        with pytest.raises(PromotionError, match=f"is not what was registered: {named}; remedy"):
+            promote(client, "bert-tiny", version.version, "a look was enough", None)
+        faults = describe(f"models:/bert-tiny@{registry.ALIAS}", resources(home)["workshop"])["faults"]
+        assert any(f"{named} of {version.source} is not what was registered" in fault for fault in faults)
+    finally:
+        shutil.rmtree(path)
+        shutil.copytree(tmp_path / "kept", path)
+    assert find_champion(client, "bert-tiny") is None
+
+
+WRITES = (
+    *("create_logged_model", "log_model_artifacts", "set_logged_model_tags", "log_outputs", "finalize_logged_model"),
+    *("log_metric", "create_model_version", "set_registered_model_alias"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("write", WRITES)
+def test_a_registration_killed_at_any_write_leaves_the_alias_on_a_whole_version(
+    first, home, mlflow, monkeypatch, write, moment
+):
+    class Killed(BaseException):
+        pass
+
+    def die(*arguments, **options):
+        if moment == "after":
+            original(*arguments, **options)
+        raise Killed
+
+    client, recipe = mlflow.client(), load_recipe(TINY)
+    tags = client.get_model_version("bert-tiny", "1").tags
+    artifacts = {kind: artifact.load(home / "artifacts" / kind / tags[kind], kind) for kind in kinds_of(recipe)}
+    recipe = recipe.model_copy(update={"name": f"killed-{moment}-{write}"})
+    before = registry.register(mlflow, recipe, artifacts, {})
+    monkeypatch.setattr(registry, "CODE_VERSION", "another")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        original = getattr(MlflowClient, write)
+        patch.setattr(MlflowClient, write, die)
+        registry.register(mlflow, recipe, artifacts, {})
+    found = client.get_model_version_by_alias(before.name, registry.ALIAS)
+    assert int(found.version) == (2 if (write, moment) == ("set_registered_model_alias", "after") else 1)
+    assert changed_files(client, found) == []
+    again = registry.register(mlflow, recipe, artifacts, {})
+    assert (int(again.version), changed_files(client, again)) == (2, [])
+    assert int(client.get_model_version_by_alias(before.name, registry.ALIAS).version) == 2
 
 
 def test_the_champion_answers_over_http(first, mlflow):

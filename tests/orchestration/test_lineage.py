@@ -1,5 +1,6 @@
 """What a version was made from, told from records; what is broken is named; and a model is made again, bit for bit."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from bert_pipeline.stages import find_stage, kinds_of, stage_origin
 from orchestration import lineage_commands
 from orchestration.assets import ASSETS
 from orchestration.lineage import describe, reproduce
+from orchestration.logged_models import SEAL
 from orchestration.workshop import resources
 
 RUN = {"dagster_run": "a-run"}
@@ -74,10 +76,13 @@ def register(home: Path, made: dict[str, artifact.Artifact]) -> None:
     model = client.create_logged_model(experiment, "bert-tiny", runs["pretrained_checkpoint"])
     (home / "files").mkdir()
     (home / "files" / "MLmodel").write_text("flavors: {}")
+    seal = f"{artifact.file_digest(home / 'files' / 'MLmodel')}  MLmodel\n"
+    (home / "files" / SEAL).write_text(seal)
     client.log_model_artifacts(model.model_id, str(home / "files"))
     client.finalize_logged_model(model.model_id, "READY")
     client.create_registered_model("bert-tiny", description=load_recipe(TINY).description)
     tags = {kind: each.fingerprint for kind, each in made.items()} | {"recipe": "tiny", "dagster.url": "http://run"}
+    tags[SEAL] = hashlib.sha256(seal.encode()).hexdigest()
     source = f"models:/{model.model_id}"
     with pytest.MonkeyPatch.context() as patch:  # MLflow's SQL registry looks the model up at the global address
         patch.setenv("MLFLOW_TRACKING_URI", mlflow.tracking_uri)
@@ -161,7 +166,8 @@ def test_what_was_removed_by_hand_is_named_and_the_rest_is_told(copy, capsys, mo
     shutil.rmtree(place(copy, "evaluation/sample-chem"))
     code, chain, err = told(capsys, monkeypatch, copy)
     assert code == 1 and "3 link(s) of the chain are broken" in err
-    for words in ("nsp_dataset", "evaluation/sample-chem", "removed by hand, or made on another machine", "dg launch"):
+    hints = ("removed by hand, or made on another machine", "dg launch", "bert-pipeline pull nsp_dataset ")
+    for words in ("nsp_dataset", "evaluation/sample-chem", *hints):
         assert words in "\n".join(chain["faults"])
     _, text, _ = run(capsys, monkeypatch, copy, "lineage", "models:/bert-tiny/1")
     assert "└─ 3 BROKEN LINK(S)" in text and all(fault in text for fault in chain["faults"])

@@ -5,19 +5,16 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import sqlite3
-import subprocess
 import sys
 import tempfile
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from promoters import NAME, race
+from servers import BIN, INFRA, Database, Servers, answers, ask, basic, changed, free_port, make_secrets
 
 from bert_pipeline import artifact
 from bert_pipeline.evaluation.significance import Comparison
@@ -76,13 +73,6 @@ def assert_one_winner_a_round(client, rounds):
     assert all(entry.followed for entry in held)
 
 
-def test_of_many_at_once_one_wins(tmp_path):
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    with_versions(client, NAME, 17)
-    promote(client, NAME, "17", "the first", None)
-    assert_one_winner_a_round(client, 2)
-
-
 @pytest.mark.slow
 def test_of_many_at_once_one_wins_on_sqlite_30_times(tmp_path):
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -92,57 +82,21 @@ def test_of_many_at_once_one_wins_on_sqlite_30_times(tmp_path):
 
 @pytest.fixture(scope="module")
 def postgres():
-    """A cluster of our own; the address of an empty database."""
-    pytest.importorskip("psycopg2", reason="pip install psycopg2-binary")
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not installed:
-        pytest.skip("no PostgreSQL; apt-get install postgresql")
-    as_owner, port = [], free_port()
-    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:  # pytest's folders are closed to other users
-        if os.getuid() == 0:  # PostgreSQL refuses to run as root
-            as_owner = ["runuser", "-u", "postgres", "--"]
-            shutil.chown(folder, "postgres")
-
-        def run(program, *arguments):
-            subprocess.run([*as_owner, installed[-1] / program, *arguments], cwd="/", check=True, capture_output=True)
-
-        run("initdb", "-D", f"{folder}/data", "-A", "trust", "-U", "mlflow", "--no-sync")
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
-        run("pg_ctl", "-D", f"{folder}/data", "-l", f"{folder}/log", "-o", options, "-w", "start")
+    """PostgreSQL, and the address of an empty database by its name."""
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        Path(folder).chmod(0o755)  # PostgreSQL does not run as root
+        secrets = make_secrets(Path(folder))
+        running = Database(Path(folder), secrets)
+        password = (secrets / "postgres_mlflow").read_text().strip()
         try:
-            yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+            yield lambda name: f"postgresql+psycopg2://mlflow:{password}@127.0.0.1:{running.port}/{name}"
         finally:
-            run("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "stop")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-@contextmanager
-def served(command, port, environment, log):
-    """An MLflow server of any kind, once it answers. Its whole session is ended with it."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | environment
-    with log.open("w") as stream:
-        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
-    try:
-        for _ in range(900):
-            with socket.socket() as one:
-                if one.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
+            running.stop()
 
 
 @pytest.mark.slow
 def test_of_many_at_once_one_wins_on_postgres_30_times(postgres):
-    client = MlflowClient(postgres)
+    client = MlflowClient(postgres("mlflow"))
     with_versions(client, NAME, 16)
     assert_one_winner_a_round(client, 30)
 
@@ -150,19 +104,46 @@ def test_of_many_at_once_one_wins_on_postgres_30_times(postgres):
 @pytest.mark.slow
 def test_of_many_at_once_one_wins_through_a_server_30_times(postgres, tmp_path):
     """As in production: the clients know an address alone. Four workers, so that requests do run at once."""
-    import psycopg2
-
-    connection = psycopg2.connect(postgres.replace("+psycopg2", ""))
-    connection.autocommit = True
-    connection.cursor().execute("create database served")
-    connection.close()
-    port, uri = free_port(), postgres.replace("/postgres", "/served")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "4", "--artifacts-destination", str(tmp_path / "artifacts")]
-    with served(command, port, {}, tmp_path / "log") as address:
-        client = MlflowClient(address)
+    port, servers = free_port(), Servers(tmp_path)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", postgres("mlflow_auth")]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "4", "--artifacts-destination", str(tmp_path)]
+    try:
+        servers.start("mlflow", command, PATH=f"{BIN}:{os.environ['PATH']}")
+        servers.wait("mlflow", answers(port, "/health"), 180)
+        client = MlflowClient(f"http://127.0.0.1:{port}")
         with_versions(client, NAME, 16)
         assert_one_winner_a_round(client, 30)
+    finally:
+        servers.stop()
+
+
+@pytest.mark.slow
+def test_the_user_that_the_pipeline_is_may_promote(tmp_path, monkeypatch):
+    """As in production: MLflow knows who asks, and who registered a model may change it."""
+    pytest.importorskip("flask_wtf")
+    port, servers = free_port(), Servers(tmp_path)
+    users = {"postgresql+psycopg2:///mlflow_auth": f"sqlite:///{tmp_path}/users.db"}
+    (tmp_path / "auth.ini").write_text(changed((INFRA / "mlflow" / "basic_auth.ini").read_text(), **users))
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--host", "127.0.0.1", "--port", str(port)]
+    settings = {"MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"), "MLFLOW_AUTH_ADMIN_PASSWORD": "of-the-admin"}
+    settings |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "a-key", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    try:
+        servers.start("mlflow", command, PATH=f"{BIN}:{os.environ['PATH']}", **settings)
+        servers.wait("mlflow", answers(port, "/health"), 180)
+        account = json.dumps({"username": "pipeline", "password": "of-the-pipeline"}).encode()
+        admin = {"Authorization": basic("admin", "of-the-admin"), "Content_Type": "application/json"}
+        assert ask(port, "POST", "/api/2.0/mlflow/users/create", account, **admin)[0] == 200
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "pipeline")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of-the-pipeline")
+        client = MlflowClient(f"http://127.0.0.1:{port}")
+        with_versions(client, NAME, 2)
+        promote(client, NAME, "1", "the first", None)
+        promote(client, NAME, "2", "the second", "1")
+        assert [entry.who for entry in history(client, NAME)] == ["pipeline", "pipeline"]
+        assert undo(client, NAME).version == find_champion(client, NAME) == "1"
+    finally:
+        servers.stop()
 
 
 def test_two_who_saw_the_same_ledger_cannot_both_win(client, name, monkeypatch):
@@ -374,8 +355,8 @@ def store(tmp_path):
 
 
 def evaluate_version(client, store, name, version, **right):
-    for task, answers in right.items():
-        settings = answers if isinstance(answers, dict) else {"right": answers}
+    for task, given in right.items():
+        settings = given if isinstance(given, dict) else {"right": given}
         client.set_model_version_tag(name, version, f"evaluation/{task}", evaluated(store, task, **settings))
 
 

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Write the *.lock files, from which the images install: every package by version (constraints.txt) and by SHA-256.
+# Run again after a change of pyproject.toml or constraints.txt; needs uv (pip install uv) and the package index.
+set -eu
+cd "$(dirname "$0")/../.."
+
+lock() { # file, what uv shall compile
+  file=infra/docker/$1.lock
+  shift
+  uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: \
+    --constraints constraints.txt --generate-hashes --no-annotate --custom-compile-command infra/docker/lock.sh \
+    --output-file "$file" "$@"
+}
+
+given=$(mktemp -d)
+trap 'rm -rf "$given"' EXIT
+echo torch >"$given/torch.in"
+echo "torch; sys_platform == 'none'" >"$given/without-torch.txt" # it comes from torch.lock, or from the index for CPUs
+printf '%s\n' 'mlflow[auth]' psycopg2-binary boto3 'sqlalchemy<2.1' >"$given/mlflow.in"
+
+lock torch "$given/torch.in"
+lock pipeline pyproject.toml --extra orchestration --extra dask --extra production --overrides "$given/without-torch.txt"
+lock mlflow "$given/mlflow.in"
