@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,23 @@ def _tables(model: type[BaseModel], path: str = "") -> Iterator[str]:
         yield from _tables(found, where[0])
 
 
+def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A section and those within it."""
+    yield model
+    for field in model.model_fields.values():
+        if found := _section(field.annotation):
+            yield from sections(found)
+
+
 def meanings(model: type[BaseModel]) -> dict[str, str]:
     """What the docstrings below its fields say."""
-    documented = griffe.load(model.__module__, search_paths=[ROOT])[model.__name__]
+    documented = _module(model.__module__)[model.__name__]
     return {name: doc.value if (doc := documented[name].docstring) else "" for name in model.model_fields}
+
+
+@cache
+def _module(name: str) -> griffe.Object | griffe.Alias:
+    return griffe.load(name, search_paths=[ROOT])
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
