@@ -153,6 +153,7 @@ class Task(Section):
     header: tuple[str, ...] = ()
     """The names of the columns that stand in the first line of each file; empty where there is no such line."""
     max_seq_length: int = Field(512, ge=8)
+    """Longer inputs are cut; what is cut off counts as missed."""
     quick: Quick = Quick()
     published: Published = Published()
     published_scores: dict[str, Annotated[float, Field(ge=-1, le=1)]] = Field(default_factory=dict)
