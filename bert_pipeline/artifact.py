@@ -99,15 +99,15 @@ def make(
     left work beside it that can be gone on with.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(destination.name + ".partial")
+    begun = partial(destination)
     with FileLock(f"{destination}.lock"):  # whoever waits here finds the work done
         if destination.exists():
             log.info("%s: %s stands already, nothing to build", origin["kind"], destination)
         elif tier and tier.try_pull(origin["kind"], fingerprint(origin), destination):
-            if fingerprint(read_origin(partial) or {}) == fingerprint(origin):
-                shutil.rmtree(partial)  # nobody will go on with it
+            if fingerprint(read_origin(begun) or {}) == fingerprint(origin):
+                shutil.rmtree(begun)  # nobody will go on with it
         else:
-            _build(destination, partial, origin, build, resumable, asked_by or {})
+            _build(destination, begun, origin, build, resumable, asked_by or {})
     made = load(destination)
     if made.fingerprint != fingerprint(origin):
         raise ArtifactError(
@@ -117,6 +117,11 @@ def make(
     if tier:
         tier.try_push(made)
     return made
+
+
+def partial(destination: Path) -> Path:
+    """Where the artifact lies as long as it is not whole."""
+    return destination.with_name(destination.name + ".partial")
 
 
 def _build(

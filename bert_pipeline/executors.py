@@ -85,7 +85,7 @@ def _worker_processes(number: int) -> Iterator[Executor]:
         pool = _idle.pop(kind, None)
     # Spawned, not forked: the parent (Dagster, a test) has threads.
     context = multiprocessing.get_context("spawn")
-    pool = pool or ProcessPoolExecutor(number, mp_context=context, initializer=_one_thread_each)
+    pool = pool or ProcessPoolExecutor(number, mp_context=context, initializer=_begin_worker)
     try:
         yield pool
     except BaseException:
@@ -108,9 +108,19 @@ def end_idle_workers(only: Executor | None = None) -> None:
         pool.shutdown()
 
 
-def _one_thread_each() -> None:
-    """A worker is one of many: its libraries shall not start a thread for every core."""
+def _begin_worker() -> None:
+    """A worker is one of many: its libraries shall not start a thread for every core. It ends with its parent: where
+    that was killed, Python's workers would wait for work for ever.
+    """
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 def _submit(pool: Executor, task: "Task[Result]") -> "Future[Result]":

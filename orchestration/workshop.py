@@ -10,7 +10,6 @@ import dagster as dg
 from bert_pipeline import artifact, remote
 from bert_pipeline.artifact import Artifact, ArtifactError, Facts
 from bert_pipeline.data import card
-from bert_pipeline.metrics import read_rows
 from bert_pipeline.recipe import Recipe, RecipeError, load_recipe, recipe_files
 from bert_pipeline.stages import (
     EVALUATION,
@@ -24,6 +23,7 @@ from bert_pipeline.stages import (
 from orchestration import checks, metadata, registry
 from orchestration.champion import challenge, judge, table
 from orchestration.logs import library_log_in
+from orchestration.outstanding import settle
 from orchestration.pointers import ArtifactIOManager
 from orchestration.promotion_ledger import find_champion, find_version
 from orchestration.tracking import About, Mlflow, not_stopped_by
@@ -99,10 +99,9 @@ class Workshop(dg.ConfigurableResource):
                     tracked.report(facts, out)
                 return facts
 
-            destination = Path(self.store, kind, about.fingerprint)
             how: dict[str, Any] = {"resumable": stage.resumable, "tier": remote.from_environment()}
-            made = artifact.make(destination, origin, build, **how, asked_by={"dagster_run": context.run.run_id})
-            check_files(kind, destination)
+            made = artifact.make(about.destination, origin, build, **how, asked_by={"dagster_run": context.run.run_id})
+            check_files(kind, made.path)
             shown |= {} if kind in UNTRACKED else self._links(about, made)
         gates = checks.check_results(made, recipe)
         for gate in gates:
@@ -192,11 +191,7 @@ class Workshop(dg.ConfigurableResource):
     def _links(self, about: About, made: Artifact) -> dict[str, Any]:
         """Where MLflow tells how the artifact was made. What it was never told, it is told from the records."""
         with not_stopped_by(self.mlflow):
-            if not self.mlflow.runs(made.fingerprint, "FINISHED"):
-                with self.mlflow.track(about) as tracked:
-                    for row in read_rows(made.path / "metrics.jsonl"):
-                        tracked.on_row(row)
-                    tracked.report(made.facts, made.path)
+            settle(self.mlflow, about, wait=True)
             run = self.mlflow.runs(made.fingerprint, "FINISHED")[0]
             return {"mlflow_run": dg.MetadataValue.url(self.mlflow.run_url(run)), "mlflow_run_id": run.info.run_id}
         return {}
@@ -216,6 +211,7 @@ class Workshop(dg.ConfigurableResource):
             name=f"{recipe.name} {kind} {fingerprint}",
             kind=kind,
             fingerprint=fingerprint,
+            destination=Path(self.store, kind, fingerprint),
             inputs=inputs,
             params=recipe.model_dump(mode="json", exclude={"name", "description"}),
             tags=self._tags(context, kind) | outside,

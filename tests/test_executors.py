@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import commands
 
 from bert_pipeline.executors import ShardError, end_idle_workers, map_shards
 
@@ -64,6 +67,29 @@ def test_a_worker_that_is_killed_costs_only_what_it_held(tmp_path, caplog):
     assert "a worker process was killed; building again" in caplog.text
     again = len(list(tmp_path.iterdir())) - 12
     assert 1 <= again <= 4, "two workers hold at most two shards each"
+
+
+WAIT_WITH_WORKERS = """
+import os, time
+from bert_pipeline.executors import executor
+if __name__ == "__main__":
+    with executor() as (pool, width):
+        print(*{pool.submit(os.getpid).result() for _ in range(width)}, flush=True)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_with_the_process_that_was_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(WAIT_WITH_WORKERS)
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True)
+    workers = {int(number) for number in parent.stdout.readline().split()}
+    assert workers and workers <= commands().keys()
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 60
+    while workers & commands().keys():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def always_die(number: int) -> None:

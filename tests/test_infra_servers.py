@@ -6,13 +6,10 @@ here (PostgreSQL 15 or later, nginx, the packages of the extra `production`) ski
 
 import base64
 import contextlib
-import http.client
 import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,97 +17,11 @@ import time
 from pathlib import Path
 
 import pytest
+from servers import BIN, INFRA, ROOT, Database, Servers, answers, ask, basic, changed, free_port, program
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-INFRA = ROOT / "infra"
-BIN = Path(sys.executable).parent
 RECIPE = "infra-tiny"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def program(name: str) -> str:
-    places = [str(BIN), "/usr/sbin", os.environ["PATH"], *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin")))]
-    found = shutil.which(name, path=os.pathsep.join(places))
-    return found or pytest.skip(f"{name} is not installed here")
-
-
-def changed(text: str, **replaced: str) -> str:
-    """The text with its addresses replaced; each must occur."""
-    for old, new in replaced.items():
-        assert old in text, old
-        text = text.replace(old, new)
-    return text
-
-
-class Servers:
-    """Processes in sessions of their own, which end with the test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._running: list[tuple[str, subprocess.Popen]] = []
-
-    def start(self, name: str, command: list[str], **environment: str) -> subprocess.Popen:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command, env=os.environ | environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
-            )
-        self._running.append((name, process))
-        return process
-
-    def wait(self, name: str, ready, seconds: float = 90) -> None:
-        deadline = time.monotonic() + seconds
-        while not ready():
-            ended = [n for n, process in self._running if n == name and process.poll() is not None]
-            if ended or time.monotonic() > deadline:
-                raise AssertionError(f"{name} is not ready:\n{(self.folder / f'{name}.log').read_text()[-4000:]}")
-            time.sleep(0.3)
-
-    def stop(self) -> None:
-        for _, process in reversed(self._running):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + 15
-        for _, process in self._running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, deadline - time.monotonic()))
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-    """One request, with these headers and no others of a client's own; `_` stands for `-`. Host is localhost."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-    for name, value in {"Host": f"localhost:{port}", "Content_Length": str(len(body or b""))}.items():
-        headers.setdefault(name, value)
-    for name, value in headers.items():
-        connection.putheader(name.replace("_", "-"), value)
-    connection.endheaders(body)
-    answer = connection.getresponse()
-    content = b"" if answer.status == 101 else answer.read()
-    connection.close()
-    return answer.status, content
-
-
-def answers(port: int, path: str = "/", *statuses: int):
-    def ready() -> bool:
-        try:
-            return ask(port, "GET", path)[0] in (statuses or (200,))
-        except OSError:
-            return False
-
-    return ready
-
-
-def basic(user: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 @pytest.fixture(scope="module")
@@ -142,49 +53,6 @@ def secrets(folder) -> Path:
 def environment(secrets) -> dict[str, str]:
     """For what runs through with-secrets.sh."""
     return {"SECRETS": str(secrets), "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": f"{BIN}:{os.environ['PATH']}"}
-
-
-class Database:
-    """PostgreSQL with the databases of databases.sql."""
-
-    def __init__(self, folder: Path, secrets: Path) -> None:
-        pytest.importorskip("psycopg2")
-        self.port, self.data, self.secrets = free_port(), folder / "postgres", secrets
-        self.pg_ctl, self._initdb, self._psql = program("pg_ctl"), program("initdb"), program("psql")
-        self.data.mkdir()
-        if os.geteuid() == 0:
-            shutil.chown(self.data, "postgres", "postgres")
-        self._as_postgres([self._initdb, "-D", self.data, "-U", "postgres", "--auth-host=scram-sha-256"])
-        self.start()
-        sql = INFRA / "compose" / "databases.sql"
-        subprocess.run(
-            [self._psql, "-h", self.data, "-p", str(self.port), "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-f", sql],
-            check=True,
-            env=os.environ | {"SECRETS": str(secrets)},
-            capture_output=True,
-        )
-
-    def start(self) -> None:
-        options = f"-p {self.port} -k {self.data} -c listen_addresses=127.0.0.1"
-        self._as_postgres([self.pg_ctl, "-w", "-D", self.data, "-l", self.data / "log", "-o", options, "start"])
-
-    def stop(self) -> None:
-        self._as_postgres([self.pg_ctl, "-w", "-m", "immediate", "-D", self.data, "stop"])
-
-    def connect(self, user: str, database: str, password: str | None = None):
-        import psycopg2
-
-        password = (self.secrets / f"postgres_{user}").read_text().strip() if password is None else password
-        return psycopg2.connect(host="127.0.0.1", port=self.port, user=user, password=password, dbname=database)
-
-    def rows(self, user: str, database: str, query: str) -> list[tuple]:
-        with contextlib.closing(self.connect(user, database)) as connection, connection.cursor() as cursor:
-            cursor.execute(query)
-            return cursor.fetchall()
-
-    def _as_postgres(self, command: list) -> None:
-        user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.geteuid() == 0 else []
-        subprocess.run([*user, *map(str, command)], check=True, stdout=subprocess.DEVNULL, cwd=self.data)
 
 
 @pytest.fixture(scope="module")

@@ -76,14 +76,16 @@ def evaluate_task(
         },
     )
     made: dict[Run, Artifact] = {}
+    place: dict[Run, int] = {}  # in the plan: the same where runs end in another order, or after an interruption
 
     def keep(run: Run, artifact: Artifact) -> None:
         if run not in made:  # the grid's best is one of the runs with every seed
             made[run] = artifact
-            on_row({"step": len(made), "task": task.name} | _row(run, artifact.facts))
+            on_row({"step": place[run], "task": task.name} | _row(run, artifact.facts))
             log.info("%s: %s: dev %.4f", task.name, run.name, artifact.facts["dev"]["score"])
 
     def make(runs: Sequence[Run]) -> list[Run]:
+        place.update({run: number for number, run in enumerate(dict.fromkeys([*place, *runs]), 1)})
         make_runs(job, runs, len(examples.splits["train"]), keep)
         return list(runs)
 

@@ -8,8 +8,9 @@ alone, and what runs there should be what is tested on CPUs.
 import ctypes
 import logging
 import os
+import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -133,20 +134,42 @@ def loss_of_a_process_explained() -> Iterator[None]:
 
 
 class StopSignal:
-    """Remembers SIGTERM; the processes agree on the step after which they stop."""
+    """Remembers SIGTERM, and notices when the launcher was killed; the processes agree on the step after which they
+    stop.
+    """
 
     def __init__(self) -> None:
         self._seen = False
         signal.signal(signal.SIGTERM, self._remember)
+        self._launcher_ended = _launcher_ended()
 
     def _remember(self, *_: Any) -> None:
         self._seen = True
 
     def asked(self, accelerator: Accelerator) -> bool:
+        if not self._seen and self._launcher_ended():
+            log.warning("the launcher was killed: nobody follows this training any more")
+            self._seen = True
+            if "LOCAL_RANK" in os.environ:
+                os.kill(os.getppid(), signal.SIGTERM)  # torchrun would start the group again
         seen = torch.tensor(float(self._seen), device=accelerator.device)
         if accelerator.num_processes > 1:
             distributed.all_reduce(seen)
         return bool(seen)
+
+
+def _launcher_ended() -> Callable[[], bool]:
+    """Whether the process that launched the training here is gone. One process a machine looks; by hand nobody does."""
+    number = os.environ.get("BERT_PIPELINE_LAUNCHER")
+    if number is None or os.environ.get("LOCAL_RANK", "0") != "0":
+        return lambda: False
+    try:
+        launcher = os.pidfd_open(int(number))  # a number may be given to another process, this stays
+    except ProcessLookupError:
+        return lambda: True
+    ends = select.poll()
+    ends.register(launcher, select.POLLIN)
+    return lambda: bool(ends.poll(0))
 
 
 def distribute(loss: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -172,6 +172,7 @@ def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str
         options += ("--max_restarts", str(RESTARTS))
     environment = {
         "BERT_PIPELINE_WORLD_SIZE": str(num_processes),  # the processes make sure that they are as many
+        "BERT_PIPELINE_LAUNCHER": str(os.getpid()),  # they stop where it is killed, and nobody follows them any more
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(round(STOP_SECONDS)),  # torchrun's default is 30
     }
     if config.get("use_cpu"):

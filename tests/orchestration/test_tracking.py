@@ -1,13 +1,22 @@
 import logging
+import socket
+import threading
 import time
+from contextlib import suppress
+from dataclasses import replace
 
 import dagster as dg
 import pytest
+from filelock import FileLock
 from mlflow.utils.validation import _validate_metric_name
 
+from bert_pipeline import artifact
 from bert_pipeline.artifact import Artifact
+from bert_pipeline.metrics import append_row, read_rows
+from orchestration import tracking
 from orchestration.metadata import numbers
-from orchestration.tracking import About, Mlflow
+from orchestration.outstanding import settle_all
+from orchestration.tracking import About, Mlflow, Tracked
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +31,7 @@ def about(tmp_path, fingerprint: str) -> About:
         name="a run",
         kind="pretrained_checkpoint",
         fingerprint=fingerprint,
+        destination=tmp_path / "pretrained_checkpoint" / fingerprint,
         inputs={"tokenizer": Artifact(tmp_path, record)},
         files=sorted(tmp_path.glob("data_card.html")),
         params={"model": {"hidden_size": 32}, "pretrain": {"phases": [{"num_steps": 20}]}},
@@ -79,17 +89,92 @@ def test_the_status_is_true(mlflow, tmp_path, error, status):
     assert run.data.metrics["loss"] == 4.0, "what was measured before the end is kept"
 
 
-def test_a_run_that_a_crash_left_open_is_closed_by_the_next(mlflow, tmp_path):
-    crashed = mlflow.client().create_run(mlflow.experiment_id(), tags={"fingerprint": "crash"})
-    with mlflow.track(about(tmp_path, "crash")):
-        pass
-    assert the_run(mlflow, "crash", "KILLED").info.run_id == crashed.info.run_id
-    assert the_run(mlflow, "crash", "FINISHED")
+def curve(mlflow: Mlflow, run, name: str = "loss") -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in mlflow.client().get_metric_history(run.info.run_id, name)]
+
+
+def statuses(mlflow: Mlflow, fingerprint: str) -> list[str]:
+    return [run.info.status for run in mlflow.runs(fingerprint)]
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED"])
+def test_a_training_that_was_cut_off_stays_one_run_and_no_point_is_doubled(mlflow, tmp_path, status):
+    """The second attempt begins at a checkpoint before the cut, and its recipe has other settings of later stages."""
+    told = about(tmp_path, f"cut-{status}")
+    first = Tracked(mlflow, told)
+    for step in (1, 2, 3):
+        first.on_row({"step": step, "loss": 5.0 - step})
+    first.close(status)
+    with mlflow.track(replace(told, params={**told.params, "evaluation": {"seeds": 3}})) as again:
+        for step in (2, 3, 4):
+            again.on_row({"step": step, "loss": 5.0 - step})
+    run = the_run(mlflow, told.fingerprint, "FINISHED")
+    assert statuses(mlflow, told.fingerprint) == ["FINISHED"]
+    assert curve(mlflow, run) == [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0)]
+    assert run.data.params["evaluation.seeds"] == "3" and run.data.params["model.hidden_size"] == "32"
+
+
+def test_another_training_of_the_same_is_another_run(mlflow, tmp_path):
+    for _ in range(2):
+        with mlflow.track(about(tmp_path, "twice")) as tracked:
+            tracked.on_row({"step": 1, "loss": 4.0})
+    assert statuses(mlflow, "twice") == ["FINISHED", "FINISHED"]
+
+
+def test_rows_that_a_restarted_group_writes_again_are_told_once(mlflow, tmp_path):
+    with mlflow.track(about(tmp_path, "restarted")) as tracked:
+        for step in (1, 2, 3, 2, 3, 4):
+            tracked.on_row({"step": step, "loss": float(step)})
+    run = the_run(mlflow, "restarted", "FINISHED")
+    assert [step for step, _ in curve(mlflow, run)] == [1, 2, 3, 4]
+
+
+def test_a_killed_process_leaves_a_note_and_mlflow_is_told_the_truth(mlflow, tmp_path):
+    """kill -9 after two of three rows were sent: the third stands in metrics.jsonl."""
+    told = about(tmp_path / "store", "killed")
+    killed = Tracked(mlflow, told)
+    killed._leave_note(None)
+    partial = artifact.partial(told.destination)
+    partial.mkdir()
+    for step in (1, 2, 3):
+        append_row(partial / "metrics.jsonl", {"step": step, "loss": float(step)})
+    for row in read_rows(partial / "metrics.jsonl")[:2]:
+        killed.on_row(row)
+    killed._send()
+    assert statuses(mlflow, "killed") == ["RUNNING"]
+    with FileLock(f"{told.destination}.lock"):  # as if another process went on with it
+        assert settle_all(mlflow, tmp_path / "store") == []
+    assert statuses(mlflow, "killed") == ["RUNNING"]
+    assert settle_all(mlflow, tmp_path / "store") == ["a run"]
+    assert curve(mlflow, the_run(mlflow, "killed", "KILLED")) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert settle_all(mlflow, tmp_path / "store") == [] and not told.note.exists()
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (RuntimeError("x"), "FAILED")])
+def test_what_could_not_be_told_before_the_process_ended_is_told_later(tmp_path, monkeypatch, error, status):
+    """Points of an evaluation stand in no file; the note keeps them."""
+    later = Mlflow(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts"), ui="")
+    told, nowhere = about(tmp_path / "store", "later"), Mlflow(tracking_uri="http://127.0.0.1:9", artifacts="", ui="")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with suppress(RuntimeError), nowhere.track(told) as tracked:
+        tracked.on_row({"step": 1, "loss": 4.0})
+        if error:
+            raise error
+    if not error:
+        origin = artifact.origin("pretrained_checkpoint", {}, {}, "1")
+        told.note.rename(tmp_path / "note")
+        artifact.make(told.destination, origin, lambda out: {"num_steps": 1})
+        (tmp_path / "note").rename(told.note)
+    for _ in range(2):
+        settle_all(later, tmp_path / "store")
+    run = the_run(later, "later", status)
+    assert statuses(later, "later") == [status] and curve(later, run) == [(1, 4.0)]
+    assert run.data.metrics.get("pretrained_checkpoint/num_steps") == (None if error else 1.0)
 
 
 def test_system_metrics_are_logged(mlflow, tmp_path):
     with mlflow.track(about(tmp_path, "system")):
-        while "system/cpu_utilization_percentage" not in the_run(mlflow, "system", "RUNNING").data.metrics:
+        while not any("system/cpu_utilization_percentage" in run.data.metrics for run in mlflow.runs("system")):
             time.sleep(0.1)
     assert the_run(mlflow, "system", "FINISHED")
 
@@ -105,21 +190,45 @@ def test_a_server_that_is_down_stops_nothing(tmp_path, caplog, monkeypatch):
     assert "127.0.0.1:9" in caplog.text
 
 
-def test_what_waited_is_sent_when_the_server_is_back(mlflow, tmp_path, monkeypatch):
-    tried = []
+def test_what_waited_is_sent_when_the_server_is_back(mlflow, tmp_path, monkeypatch, caplog):
+    tried = threading.Event()
+    monkeypatch.setattr(tracking, "SECONDS_AFTER_A_FAILURE", 0.05)
 
     def down(*arguments, **options):
-        tried.append(1)
+        tried.set()
         raise OSError("connection refused")
 
-    with mlflow.track(about(tmp_path, "back")) as tracked, monkeypatch.context() as outage:
-        outage.setattr(type(mlflow), "client", down)
-        for step in range(3):
-            tracked._next_batch = 0.0  # as if the pause after a failure were over
-            tracked.on_row({"step": step, "loss": float(step)})
-    assert tried
+    with caplog.at_level(logging.INFO), mlflow.track(about(tmp_path, "back")) as tracked:
+        with monkeypatch.context() as outage:
+            outage.setattr(type(mlflow), "client", down)
+            for step in range(3):
+                tracked.on_row({"step": step, "loss": float(step)})
+            assert tried.wait(60)
+        while not the_run_is_known(mlflow, "back"):
+            time.sleep(0.05)
     run = the_run(mlflow, "back", "FINISHED")
-    assert len(mlflow.client().get_metric_history(run.info.run_id, "loss")) == 3
+    assert curve(mlflow, run) == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    said = [record.getMessage() for record in caplog.records if record.name == "bert_pipeline.tracking"]
+    assert len(said) == 2 and "refused; what it is to be told waits" in said[0] and "answers again" in said[1]
+
+
+def the_run_is_known(mlflow: Mlflow, fingerprint: str) -> bool:
+    return bool(mlflow.runs(fingerprint))
+
+
+def test_a_server_that_does_not_answer_holds_nothing_up(tmp_path):
+    """It takes the connection, and says nothing: at the start, at each row, and at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        hanging = Mlflow(tracking_uri=f"http://127.0.0.1:{silent.getsockname()[1]}", artifacts="", ui="")
+        begun = time.monotonic()
+        with hanging.track(about(tmp_path, "hanging")) as tracked:
+            for step in range(100):
+                tracked.on_row({"step": step, "loss": 1.0})
+            held_up = time.monotonic() - begun
+        assert held_up < 1.5, "less than one call takes"
+        assert about(tmp_path, "hanging").note.exists()
 
 
 def test_any_name_of_a_label_or_a_model_becomes_one_of_a_metric():

@@ -1,11 +1,12 @@
 """Several processes: the numbers of one, and nothing lost when one of them is killed, hangs, or is asked to stop."""
 
 import json
+import subprocess
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.runs import SABOTAGED, STILL, assert_identical, exit_code, fork_ranks, torchrun, trace, train
+from training.runs import NOTHING, SABOTAGED, STILL, assert_identical, exit_code, fork_ranks, torchrun, trace, train
 
 from bert_pipeline.metrics import read_rows
 from bert_pipeline.training.pretrain import EXIT_RESUME
@@ -125,6 +126,16 @@ def test_asked_to_stop_all_save_the_same_step_and_go_on(new_job, undisturbed_two
     asked_at, saved = int(sabotage.split()[2]), newest_step(tmp_path)
     assert said.count(f"stopped after step {saved} of 12; run again to go on") == 2, said
     assert saved <= asked_at + 2, "each finishes the step under way, of which one may be a step ahead"
+    train(job, 2)
+    assert_identical(tmp_path, undisturbed_two)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_no_group_again_that_lost_its_launcher(new_job, undisturbed_two, tmp_path):
+    job, gone = new_job(tmp_path), subprocess.Popen(["true"])
+    gone.wait()
+    said = torchrun(job, NOTHING, restarts=3, expected=1, BERT_PIPELINE_LAUNCHER=str(gone.pid))
+    assert said.count("the launcher was killed") == 1 and said.count("run again to go on") == 2, said
     train(job, 2)
     assert_identical(tmp_path, undisturbed_two)
 

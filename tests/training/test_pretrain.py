@@ -3,8 +3,11 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -53,6 +56,24 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path,
     expected, found = (load_file(out / "model.safetensors") for out in (undisturbed, tmp_path))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_run_whose_launcher_was_killed_saves_and_stops(tiny, tiny_recipe, tmp_path):
+    """While it trains; and one that finds its launcher gone already stops after a step."""
+    job = job_for(tiny, tiny_recipe, tmp_path)
+    launcher = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    [process] = fork_ranks(SABOTAGED, [job], 1, tmp_path / "said", BERT_PIPELINE_LAUNCHER=str(launcher.pid))
+    while not list(tmp_path.glob("work/checkpoints/step-????????")):
+        assert process.is_alive(), (tmp_path / "said").read_text()
+        time.sleep(0.001)
+    launcher.kill()
+    assert exit_code(process) == EXIT_RESUME, "before anybody has waited for it"
+    launcher.communicate()
+    [again] = fork_ranks(SABOTAGED, [job], 1, tmp_path / "said", BERT_PIPELINE_LAUNCHER=str(launcher.pid))
+    assert exit_code(again) == EXIT_RESUME
+    said = (tmp_path / "said").read_text()
+    stops = [int(step) for step in re.findall(r"stopped after step (\d+) of 12; run again to go on", said)]
+    assert stops[0] >= 3 and stops[1] == stops[0] + 1 and said.count("the launcher was killed") == 2
 
 
 def test_one_process_and_two_give_the_same_numbers(tiny, tiny_recipe, tmp_path):

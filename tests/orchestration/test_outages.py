@@ -1,0 +1,109 @@
+"""MLflow fails while something is told to it: a real server, behind a proxy that refuses, hangs and answers 503."""
+
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from outage import Outage
+from servers import Servers, answers, free_port
+
+from orchestration import tracking
+from orchestration.outstanding import settle_all
+from orchestration.tracking import About, Mlflow
+
+pytestmark = pytest.mark.slow
+
+ROWS = 400
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """MLflow's port."""
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    running = Servers(folder)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
+    running.start("mlflow", command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    running.wait("mlflow", answers(port, "/health"))
+    yield port
+    running.stop()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The same periods, shorter."""
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_BATCHES", 0.2)
+    monkeypatch.setattr(tracking, "SECONDS_AFTER_A_FAILURE", 0.5)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+
+
+def about(folder: Path, fingerprint: str) -> About:
+    return About(
+        name=fingerprint,
+        kind="pretrained_checkpoint",
+        fingerprint=fingerprint,
+        destination=folder / "pretrained_checkpoint" / fingerprint,
+        inputs={},
+        params={"model": {"hidden_size": 32}},
+        tags={"dagster.run_id": "r"},
+    )
+
+
+def assert_told_once(server: int, fingerprint: str, steps: int) -> None:
+    mlflow = Mlflow(tracking_uri=f"http://127.0.0.1:{server}", artifacts="", ui="")
+    [run] = mlflow.runs(fingerprint)
+    assert run.info.status == "FINISHED" and run.data.params == {"model.hidden_size": "32"}
+    for name in ("loss", "learning_rate"):
+        points = [(point.step, point.value) for point in mlflow.client().get_metric_history(run.info.run_id, name)]
+        assert sorted(points) == [(step, step / 2) for step in range(steps)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_point_is_lost_or_doubled_whatever_the_server_does(server, impatient, tmp_path, seed):
+    """The worst that can happen to one: taken, and the answer lost."""
+    chance, slowest, modes = random.Random(seed), 0.0, []
+    outage = Outage(server, "refuse")
+    mlflow = Mlflow(tracking_uri=outage.uri, artifacts="", ui="")
+    told = about(tmp_path, f"schedule-{seed}-{time.time_ns()}")
+    with mlflow.track(told) as tracked:
+        for step in range(ROWS):
+            if step % 40 == 39:
+                modes.append(chance.choice(("pass", "pass", "hang", "503", "refuse")))
+                outage.become(modes[-1])
+            begun = time.perf_counter()
+            tracked.on_row({"step": step, "loss": step / 2, "learning_rate": step / 2})
+            slowest = max(slowest, time.perf_counter() - begun)
+            time.sleep(0.05)
+        outage.become("pass")
+    deadline = time.monotonic() + 120
+    while told.note.exists():
+        settle_all(mlflow, tmp_path)
+        assert time.monotonic() < deadline
+    outage.stop()
+    assert_told_once(server, told.fingerprint, ROWS)
+    print(f"seed {seed}: {' '.join(modes)}; slowest row {1000 * slowest:.1f} ms")
+
+
+@pytest.mark.parametrize("mode", ["refuse", "hang", "503"])
+def test_a_server_that_is_away_until_the_process_has_ended(server, tmp_path, mode):
+    """With the periods of production: the work begins at once and is not held up, and the rest is told by others."""
+    outage = Outage(server, mode)
+    mlflow = Mlflow(tracking_uri=outage.uri, artifacts="", ui="")
+    told = about(tmp_path, f"away-{mode}-{time.time_ns()}")
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), mlflow.track(told) as tracked:
+        for step in range(100):
+            tracked.on_row({"step": step, "loss": step / 2, "learning_rate": step / 2})
+        worked = time.monotonic() - begun
+        raise KeyboardInterrupt
+    ended = time.monotonic() - begun
+    assert worked < 5 and told.note.exists()
+    outage.become("pass")
+    assert settle_all(mlflow, tmp_path) == [told.name]
+    assert settle_all(mlflow, tmp_path) == []
+    [run] = mlflow.runs(told.fingerprint)
+    assert run.info.status == "KILLED" and len(mlflow.client().get_metric_history(run.info.run_id, "loss")) == 100
+    outage.stop()
+    print(f"{mode}: begun and 100 rows after {worked:.2f} s, ended after {ended:.1f} s")

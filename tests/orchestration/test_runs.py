@@ -1,0 +1,261 @@
+"""Runs that are cancelled, killed or left alone by MLflow, on the shipped instance of a working copy: SQLite, a daemon,
+a code server, a web server and MLflow's, each a process of its own.
+"""
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from outage import Outage
+from servers import BIN, INFRA, ROOT, Servers, answers, free_port
+from stack import Stack, eventually
+
+from bert_pipeline.metrics import read_rows
+from orchestration.tracking import Mlflow
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset", "pretrained_checkpoint")
+RECIPES = ("cancelled", "killed", "waiting", "abandoned", "restarted", "by-hand", "outage", "twice")
+TINY = (ROOT / "tests" / "orchestration" / "recipes" / "tiny.toml").read_text()
+SECRET = "the-token-of-the-webhook"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def servers(folder):
+    running = Servers(folder)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def outage(servers, folder):
+    """MLflow's server behind a proxy."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
+    servers.start("mlflow", command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    servers.wait("mlflow", answers(port, "/health"))
+    proxy = Outage(port)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture(scope="module")
+def mlflow(outage):
+    return Mlflow(tracking_uri=outage.uri, artifacts="", ui="")
+
+
+@pytest.fixture(scope="module")
+def posts():
+    """What the webhook is told: path and body."""
+    received = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(500)  # which shall harm nothing
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1], received
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def stack(servers, folder, outage, posts):
+    recipes = folder / "recipes"
+    recipes.mkdir()
+    for seed, name in enumerate(RECIPES):
+        text = TINY.replace("[pretrain]", f"[pretrain]\nseed = {seed}\ncheckpoint_every = 25")
+        text = text.replace("num_steps = 20", "num_steps = 400").replace("eval_every = 20", "eval_every = 400")
+        text = text.replace("sample_documents = 200", "sample_documents = 210") if name == "twice" else text
+        (recipes / f"{name}.toml").write_text(text)
+    return Stack(
+        *(servers, folder, (INFRA / "dagster" / "dagster.yaml").read_text(), recipes),
+        MLFLOW_TRACKING_URI=outage.uri,
+        BERT_PIPELINE_FAILURE_WEBHOOK=f"http://127.0.0.1:{posts[0]}/{SECRET}",
+    )
+
+
+def partial(stack) -> Path | None:
+    """Where the training under way writes; the pool lets through one at a time."""
+    found = (stack.home / "artifacts" / "pretrained_checkpoint").glob("*.partial/metrics.jsonl")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def progress(stack) -> int:
+    path = partial(stack)
+    return max((row["step"] for row in read_rows(path)), default=0) if path and stack.training() else 0
+
+
+def train_until(stack, run_id: str, step: int) -> None:
+    eventually(lambda: stack.status(run_id) in ("STARTED", "FAILURE"))
+    eventually(lambda: progress(stack) >= step or stack.status(run_id) == "FAILURE")
+    assert stack.status(run_id) == "STARTED", stack.said("code")[-3000:]
+
+
+def mlflow_runs(mlflow, recipe: str) -> list:
+    return mlflow.client().search_runs([mlflow.experiment_id()], f"tags.`dagster.partition` = '{recipe}'")
+
+
+def assert_one_whole_run(stack, mlflow, recipe: str) -> None:
+    """One run, finished, with each point of the record once."""
+    [run] = mlflow_runs(mlflow, recipe)
+    assert run.info.status == "FINISHED"
+    made = stack.home / "artifacts" / "pretrained_checkpoint" / run.data.tags["fingerprint"]
+    for name in ("loss", "heldout_mlm_loss"):
+        expected = [row["step"] for row in read_rows(made / "metrics.jsonl") if name in row]
+        found = [point.step for point in mlflow.client().get_metric_history(run.info.run_id, name)]
+        assert expected and sorted(found) == expected, Counter(found) - Counter(expected)
+
+
+def test_cancelled_from_the_page_a_training_saves_ends_and_goes_on(stack, mlflow):
+    run = stack.launch("cancelled", *STAGES)
+    train_until(stack, run, 30)
+    stack.terminate(run)
+    took = eventually(lambda: stack.status(run) == "CANCELED")
+    assert not stack.training()
+    reached = max(row["step"] for row in read_rows(partial(stack)))
+    saved = sorted(path.name for path in partial(stack).parent.glob("work/checkpoints/step-????????"))
+    assert reached < 400 and int(saved[-1][-8:]) >= 30
+    assert [each.info.status for each in mlflow_runs(mlflow, "cancelled")] == ["KILLED"]
+    again = stack.launch("cancelled", "pretrained_checkpoint")
+    assert stack.wait_for_end(again) == "SUCCESS"
+    assert_one_whole_run(stack, mlflow, "cancelled")
+    assert not stack.training()
+    print(f"cancelled: {took:.1f} s until CANCELED, checkpoint {saved[-1]}, no process left, gone on with")
+
+
+def test_a_killed_run_is_tried_again_goes_on_and_blocks_nobody(stack, mlflow, posts):
+    """Twice, with another run waiting for the pool."""
+    run = stack.launch("killed", *STAGES)
+    train_until(stack, run, 30)
+    other = stack.launch("waiting", *STAGES)
+    killed, reached = [], [0]
+    for _ in range(2):
+        train_until(stack, run, reached[-1] + 30)
+        assert stack.status(other) in ("QUEUED", "SUCCESS"), "one training at a time"
+        reached.append(progress(stack))
+        orphans = stack.training()
+        os.kill(stack.run_worker(), signal.SIGKILL)
+        detected = eventually(lambda run=run: stack.status(run) == "FAILURE")
+        ended = detected + eventually(lambda orphans=orphans: not orphans.keys() & stack.training().keys())
+        killed.append(run)
+        eventually(lambda: stack.retry_of(killed[-1]))
+        run = stack.retry_of(killed[-1])
+        print(f"killed at step {reached[-1]}: detected after {detected:.1f} s, its training ended after {ended:.1f} s")
+    assert stack.wait_for_end(run) == "SUCCESS"
+    assert stack.wait_for_end(other) == "SUCCESS", "the pool is free again"
+    for recipe in ("killed", "waiting"):
+        assert_one_whole_run(stack, mlflow, recipe)
+    _, received = posts
+    eventually(lambda: len(received) >= 2)
+    told = [json.loads(body) for _, body in received]
+    assert {each["run_id"] for each in told} >= set(killed)
+    first = next(each for each in told if each["run_id"] == killed[0])
+    assert first["recipe"] == "killed" and first["will_retry"] and first["failed"] == []
+    assert "was lost: its process ended; it is tried again" in first["text"] and killed[0] in first["page"]
+    for _, body in received:
+        assert len(body) < 1000 and SECRET.encode() not in body
+    assert SECRET not in stack.said("code") + stack.said("daemon")
+
+
+def test_of_a_killed_run_that_nobody_tries_again_mlflow_is_told(stack, mlflow):
+    run = stack.launch("abandoned", *STAGES, dagster_max_retries="0")
+    train_until(stack, run, 30)
+    eventually(lambda: mlflow_runs(mlflow, "abandoned"))
+    os.kill(stack.run_worker(), signal.SIGKILL)
+    assert stack.wait_for_end(run) == "FAILURE"
+    eventually(lambda: not stack.training())
+    [told] = mlflow_runs(mlflow, "abandoned")
+    took = eventually(lambda: mlflow_runs(mlflow, "abandoned")[0].info.status == "KILLED")
+    expected = [row["step"] for row in read_rows(partial(stack)) if "loss" in row]
+    found = [point.step for point in mlflow.client().get_metric_history(told.info.run_id, "loss")]
+    assert sorted(found) == expected
+    print(f"abandoned: MLflow's status was true {took:.1f} s after the last process had ended")
+
+
+def test_the_code_server_dies_with_its_runs_and_is_started_again(stack, mlflow):
+    run = stack.launch("restarted", *STAGES)
+    train_until(stack, run, 30)
+    stack.kill("code")
+    eventually(lambda: not stack.training())
+    stack.start("code")
+    took = eventually(lambda: stack.status(run) == "FAILURE")
+    eventually(lambda: stack.retry_of(run))
+    assert stack.wait_for_end(stack.retry_of(run)) == "SUCCESS"
+    assert_one_whole_run(stack, mlflow, "restarted")
+    print(f"code server killed: its run detected {took:.1f} s after it was there again, retried, gone on with")
+
+
+def test_a_killed_dg_launch_blocks_nobody(stack, mlflow):
+    """`make run`, while the pages are open."""
+    assets = ",".join(f"key:{name}" for name in STAGES).replace(",", " or ")
+    command = [BIN / "dg", "launch", "--assets", assets, "--partition", "by-hand"]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | stack.environment, start_new_session=True)
+    try:
+        eventually(lambda: progress(stack) >= 30)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    [run] = [each["runId"] for each in stack.runs() if each["status"] == "STARTED"]
+    took = eventually(lambda: stack.status(run) == "FAILURE")
+    eventually(lambda: not stack.training())
+    again = stack.launch("by-hand", *STAGES)
+    assert stack.wait_for_end(again) == "SUCCESS"
+    assert_one_whole_run(stack, mlflow, "by-hand")
+    print(f"dg launch killed: noticed after {took:.1f} s, the pool is free, gone on with")
+
+
+def test_mlflow_is_away_from_the_start_to_the_end(stack, mlflow, outage):
+    outage.become("hang")
+    run = stack.launch("outage", *STAGES)
+    train_until(stack, run, 10)
+    note = next((stack.home / "artifacts" / "pretrained_checkpoint").glob("*.mlflow.json"))
+    launched = min(psutil.Process(number).create_time() for number in stack.training())
+    held_up = launched - note.stat().st_mtime
+    assert held_up < 15
+    outage.become("refuse")
+    assert stack.wait_for_end(run) == "SUCCESS"
+    assert note.exists()
+    outage.become("pass")
+    took = eventually(lambda: not note.exists())
+    assert_one_whole_run(stack, mlflow, "outage")
+    print(f"outage: training launched {held_up:.2f} s after it was to be told; all was told {took:.0f} s after its end")
+
+
+def test_two_runs_that_want_the_same_build_it_once(stack):
+    """At the same time, through stages that no pool holds apart; of a training, the second waits for the pool."""
+    runs = [stack.launch("twice", *STAGES) for _ in range(2)]
+    data = [stack.launch("twice", *STAGES[:4]) for _ in range(2)]
+    assert [stack.wait_for_end(run) for run in runs + data] == ["SUCCESS"] * 4
+    records = [json.loads(path.read_text()) for path in stack.home.glob("artifacts/*/*/record.json")]
+    built = [record["origin"]["kind"] for record in records if record["made"]["dagster_run"] in runs + data]
+    assert sorted(built) == sorted(STAGES) and not list(stack.home.glob("artifacts/*/*.partial"))
+
+
+def test_nothing_is_left_running(stack):
+    time.sleep(1)
+    assert not stack.training()
+    counted = Counter(run["status"] for run in stack.runs())
+    print(f"runs: {dict(counted)}")
+    assert set(counted) <= {"SUCCESS", "FAILURE", "CANCELED"}

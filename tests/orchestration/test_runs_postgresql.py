@@ -1,0 +1,153 @@
+"""Backfills on the instance of production while its parts die: daemon, web server, code server, PostgreSQL."""
+
+import contextlib
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from servers import INFRA, Database, Servers, changed, program
+from stack import ENDED, Stack, eventually
+
+pytestmark = pytest.mark.slow
+
+RECIPES = [f"part-{number}" for number in range(8)]
+RECIPE = """
+[corpus]
+source = "sample"
+sample_documents = {documents}
+heldout_fraction = 0.1
+documents_per_shard = 20
+"""
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """Not pytest's own, which is its user's alone: PostgreSQL does not run as root."""
+    path = Path(tempfile.mkdtemp(prefix="bert-pipeline-runs-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def servers(folder):
+    running = Servers(folder)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def database(folder):
+    program("openssl")
+    shutil.copytree(INFRA / "compose", folder / "compose", ignore=shutil.ignore_patterns("secrets", ".env"))
+    subprocess.run([folder / "compose" / "make-secrets.sh"], check=True, capture_output=True)
+    running = Database(folder, folder / "compose" / "secrets")
+    yield running
+    with contextlib.suppress(subprocess.CalledProcessError):
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def stack(servers, folder, database):
+    pytest.importorskip("dagster_postgres")
+    recipes = folder / "recipes"
+    recipes.mkdir()
+    for number, name in enumerate(RECIPES):
+        (recipes / f"{name}.toml").write_text(RECIPE.format(documents=100 + number))
+    (folder / "logs").mkdir()
+    instance = (INFRA / "dagster" / "production" / "dagster.yaml").read_text()
+    return Stack(
+        *(servers, folder, changed(instance, **{"port: 5432": f"port: {database.port}"}), recipes),
+        DAGSTER_LOGS=str(folder / "logs"),
+        DAGSTER_PG_HOST="127.0.0.1",
+        DAGSTER_PG_USERNAME="dagster",
+        DAGSTER_PG_DB="dagster",
+        DAGSTER_PG_PASSWORD=(database.secrets / "postgres_dagster").read_text().strip(),
+    )
+
+
+BACKFILL = """
+mutation ($partitions: [String!]!, $assets: [AssetKeyInput!]!) {
+  launchPartitionBackfill(backfillParams: {partitionNames: $partitions, assetSelection: $assets}) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}
+"""
+PROGRESS = """
+query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }
+"""
+EVENTS = """
+query ($asset: AssetKeyInput!) { assetOrError(assetKey: $asset) { ... on Asset {
+  assetMaterializations(limit: 1000) { partition runId }
+} } }
+"""
+
+
+def backfill(stack: Stack, asset: str) -> str:
+    started = stack.graphql(BACKFILL, partitions=RECIPES, assets=[{"path": [asset]}])["launchPartitionBackfill"]
+    assert started["__typename"] == "LaunchBackfillSuccess", started
+    return started["backfillId"]
+
+
+def state(stack: Stack, backfill_id: str) -> str:
+    with contextlib.suppress(OSError, AssertionError):  # the web server, or its database, is down
+        return stack.graphql(PROGRESS, id=backfill_id)["partitionBackfillOrError"]["status"]
+    return "UNKNOWN"
+
+
+def assert_each_partition_was_made_once(stack: Stack, backfill_id: str, asset: str) -> str:
+    """Returns what happened. Runs that were lost with their code server, or with the database, were tried again."""
+    assert state(stack, backfill_id) in ("COMPLETED_SUCCESS", "COMPLETED_FAILED")
+    eventually(lambda: all(run["status"] in ENDED for run in stack.runs()))
+    tags = {run["runId"]: {tag["key"]: tag["value"] for tag in run["tags"]} for run in stack.runs()}
+    mine = [run for run in stack.runs() if tags[run["runId"]].get("dagster/backfill") == backfill_id]
+    counted = Counter((run["status"], run["parentRunId"] is not None) for run in mine)
+    first = Counter(tags[run["runId"]]["dagster/partition"] for run in mine if not run["parentRunId"])
+    assert first == Counter(RECIPES), "no run is launched twice"
+    succeeded = Counter(tags[run["runId"]]["dagster/partition"] for run in mine if run["status"] == "SUCCESS")
+    assert succeeded == Counter(RECIPES), counted
+    events = stack.graphql(EVENTS, asset={"path": [asset]})["assetOrError"]["assetMaterializations"]
+    made = Counter(event["partition"] for event in events if event["runId"] in tags)
+    assert set(made) == set(RECIPES) and not list(stack.home.glob("artifacts/*/*.partial"))
+    retried = sum(number for (_, again), number in counted.items() if again)
+    return f"{asset}: 8 partitions, {len(mine)} runs ({retried} of them second tries), {sum(made.values())} events"
+
+
+def test_daemon_web_server_and_code_server_are_killed_during_backfills(stack):
+    """Kills at random, until there were enough; what was killed is started again after a moment."""
+    chance, kills, told = random.Random(7), Counter(), []
+    for asset in ("raw_corpus", "tokenizer"):
+        running = backfill(stack, asset)
+        while state(stack, running) not in ("COMPLETED_SUCCESS", "COMPLETED_FAILED"):
+            time.sleep(chance.uniform(0, 4))
+            if kills.total() < KILLS:
+                name = chance.choice(("daemon", "web", "code"))
+                stack.kill(name)
+                kills[name] += 1
+                time.sleep(chance.uniform(0, 2))
+                stack.start(name)
+        told.append(assert_each_partition_was_made_once(stack, running, asset))
+    print(f"kills {dict(kills)}; {'; '.join(told)}")
+    assert kills.total() >= 5
+
+
+@pytest.mark.parametrize("seconds", [10, 60])
+def test_postgresql_stops_during_a_backfill(stack, database, seconds):
+    asset = {10: "raw_corpus", 60: "tokenizer"}[seconds]
+    shutil.rmtree(stack.home / "artifacts" / asset, ignore_errors=True)  # so that there is something to do
+    running = backfill(stack, asset)
+    eventually(lambda: any(run["status"] in ("STARTED", "SUCCESS") for run in stack.runs()[:8]))
+    database.stop()
+    time.sleep(seconds)
+    database.start()
+    took = eventually(lambda: state(stack, running).startswith("COMPLETED"), 400)
+    told = assert_each_partition_was_made_once(stack, running, asset)
+    print(f"PostgreSQL away for {seconds} s: {told}; over {took:.0f} s after it was back")

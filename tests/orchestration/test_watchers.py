@@ -1,0 +1,148 @@
+"""What looks after runs: the webhook, MLflow's status, and whether a run's process still lives."""
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+import pytest
+from dagster._core.events import EngineEventData
+from dagster._core.launcher.base import WorkerStatus
+
+from orchestration import watchers
+from orchestration.tracking import About, Mlflow, Tracked
+from orchestration.watchers import WEBHOOK, failure_webhook, mlflow_is_told
+from orchestration.workshop import resources
+
+TOKEN = "the-token-of-the-webhook"
+
+
+@pytest.fixture
+def instance(tmp_path):
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        yield instance
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return resources(tmp_path)["workshop"]
+
+
+@pytest.fixture
+def webhook():
+    """Port, and the bodies that were posted."""
+    posted = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            posted.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204 if "ok" in self.path else 500)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield server.server_address[1], posted
+    server.shutdown()
+    server.server_close()
+
+
+@contextmanager
+def failed_run(instance: dg.DagsterInstance, workshop, **tags: str) -> Iterator[dg.RunFailureSensorContext]:
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["tiny"]))
+    def pretrained_checkpoint() -> None:
+        raise RuntimeError(f"no access with the key {TOKEN}")
+
+    ended = dg.materialize(
+        [pretrained_checkpoint], instance=instance, partition_key="tiny", tags=tags, raise_on_error=False
+    )
+    [event] = [each for each in ended.all_events if each.event_type_value == "PIPELINE_FAILURE"]
+    run = instance.get_run_by_id(ended.run_id)
+    given = {"resources": {"workshop": workshop}, "partition_key": "tiny"}
+    with dg.build_run_status_sensor_context("failure_webhook", event, instance, run, **given) as context:
+        yield context.for_run_failure()
+
+
+def test_the_webhook_is_told_what_failed_and_no_more(instance, workshop, webhook, monkeypatch):
+    port, posted = webhook
+    monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{port}/ok/{TOKEN}")
+    with failed_run(instance, workshop, note=TOKEN) as context:
+        failure_webhook(context)
+    [body] = posted
+    told, run_id = json.loads(body), context.dagster_run.run_id
+    assert told.pop("text").startswith(f"bert-pipeline: run {run_id[:8]} of recipe tiny failed in ")
+    assert told == {
+        "run_id": run_id,
+        "job": "__ephemeral_asset_job__",
+        "recipe": "tiny",
+        "failed": ["pretrained_checkpoint"],
+        "will_retry": False,
+        "page": f"http://127.0.0.1:3000/runs/{run_id}",
+    }
+    assert len(body) < 1000 and TOKEN.encode() not in body
+
+
+def test_a_webhook_that_fails_hurts_nothing_and_is_not_named(instance, workshop, webhook, monkeypatch, capfd):
+    monkeypatch.setattr(watchers, "SECONDS", 0.2)
+    port, _ = webhook
+    with socket.create_server(("127.0.0.1", 0)) as silent, failed_run(instance, workshop) as context:
+        for url, told in {
+            f"http://127.0.0.1:{port}/{TOKEN}": "it answered 500",
+            f"http://127.0.0.1:{silent.getsockname()[1]}/{TOKEN}": "TimeoutError",
+            f"http://127.0.0.1:9/{TOKEN}": "URLError",
+            f"http://127.0.0.1:x/{TOKEN}": "InvalidURL",
+            f"file:///etc/{TOKEN}": "its value is no address",
+        }.items():
+            monkeypatch.setenv(WEBHOOK, url)
+            failure_webhook(context)
+            said = capfd.readouterr().err
+            assert f"was not told of run {context.dagster_run.run_id}: {told}" in said and TOKEN not in said, url
+        monkeypatch.delenv(WEBHOOK)
+        assert "is not set" in failure_webhook(context).skip_message
+
+
+def test_the_sensor_tells_mlflow_what_it_does_not_know(workshop, tmp_path):
+    destination = tmp_path / "artifacts" / "pretrained_checkpoint" / "aaaa"
+    told = About("a training", "pretrained_checkpoint", "aaaa", destination, {}, {}, {})
+    killed = Tracked(workshop.mlflow, told)
+    killed._leave_note(None)
+    killed._send()
+    nowhere = workshop.model_copy(update={"mlflow": Mlflow(tracking_uri="http://127.0.0.1:9", artifacts="", ui="")})
+    said = []
+    for each in (nowhere, workshop, workshop):
+        with dg.build_sensor_context(resources={"workshop": each}) as context:
+            said.append(mlflow_is_told(context).skip_message)
+    assert "http://127.0.0.1:9 cannot be told" in said[0]
+    assert said[1:] == ["MLflow was told of a training", "MLflow knows everything"]
+    assert [run.info.status for run in workshop.mlflow.runs("aaaa")] == ["KILLED"]
+
+
+def test_the_launcher_knows_whether_a_runs_process_lives(tmp_path):
+    """Runs of this machine: `dg launch`, and those of `dg dev`."""
+    launcher = {"module": "orchestration.launcher", "class": "WatchedRunLauncher"}
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides={"run_launcher": launcher}) as instance:
+
+        @dg.asset
+        def lives(context: dg.AssetExecutionContext) -> None:
+            assert instance.run_launcher.check_run_worker_health(context.run).status == WorkerStatus.RUNNING
+
+        ended = dg.materialize([lives], instance=instance)
+        run = instance.get_run_by_id(ended.run_id)
+        assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING, "this one"
+        with subprocess.Popen(["sleep", "600"]) as process:
+            told = EngineEventData(metadata={"pid": dg.MetadataValue.text(str(process.pid))})
+            instance.report_engine_event("Executing steps in process", run, told)
+            assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+            process.kill()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            found = instance.run_launcher.check_run_worker_health(run)
+            assert found.status == WorkerStatus.FAILED and f"{process.pid}, is gone" in found.msg, "a zombie"
+        assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
