@@ -30,7 +30,8 @@ SAYS = {
     "operate/lineage.md": ["raw_corpus", "to be built again"],
     "operate/remote-store.md": ["artifacts are in file://", "[MASK]"],
     "operate/back-up.md": [],
-    "operate/retraining.md": ["Started sensor corpus_folder", "Stopped sensor corpus_folder"],
+    "operate/retraining.md": ["Started sensor corpus_folder", "Started schedule weekly_retraining", "RUN_SUCCESS"],
+    "operate/upgrade.md": [],
 }
 """By page that has commands, beside the tutorial: what they must print."""
 
