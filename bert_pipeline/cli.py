@@ -34,7 +34,7 @@ ASKED_OF_TASKS = ("profile", "learning_rate", "batch_size", "num_epochs", "max_s
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 an error that is told in one line."""
-    options = command_line().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         options.run(options)
@@ -48,8 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def command_line() -> argparse.ArgumentParser:
-    """The parser of all commands, those of other packages among them."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bert-pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, kind in COMMANDS.items():

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
-from bert_pipeline.cli import command_line
+from bert_pipeline.cli import _parser
 from bert_pipeline.evaluation.tasks import Task
 from bert_pipeline.recipe import Recipe
 
@@ -38,6 +39,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put sections of infra/README.md where a page has `<!-- infra: HEADING -->`."""
+    return re.sub(r"^<!-- infra: (.+) -->$", lambda found: infra(found[1]), markdown, flags=re.MULTILINE)
+
+
+def infra(heading: str) -> str:
+    """The text below a heading of infra/README.md. Raises ValueError where there is none."""
+    parts = re.split(r"^## (.+)\n", (ROOT / "infra" / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = dict(zip(parts[1::2], parts[2::2], strict=True))
+    if heading not in named:
+        raise ValueError(f"infra/README.md has no section {heading!r}; remedy: one of {', '.join(named)}")
+    return named[heading].strip()
+
+
 def pages() -> dict[str, str]:
     """Markdown by path under docs/."""
     rooms = {f"reference/api/{page}.md": room(*folder) for page, folder in ROOMS.items()}
@@ -53,7 +68,7 @@ def room(folder: str, title: str) -> str:
 
 def cli() -> str:
     """Every command with its help."""
-    commands = subcommands(command_line())
+    commands = subcommands()
     parts = [
         "# Command line",
         "`bert-pipeline COMMAND --help` says the same. Exit codes: 0 done, 1 an error, told in one line, 2 an option "
@@ -64,9 +79,9 @@ def cli() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parsers of a parser's commands, by name."""
-    [found] = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of bert-pipeline's commands, by name."""
+    [found] = [action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
     return found
 
 

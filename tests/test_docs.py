@@ -12,7 +12,6 @@ from commands import MAKE, ROOT, blocks, check_out, environment_of, run, smaller
 from links import faults
 from reference import pages, sections, subcommands
 
-from bert_pipeline.cli import command_line
 from bert_pipeline.evaluation.tasks import Task
 from bert_pipeline.recipe import Recipe
 
@@ -21,7 +20,7 @@ WRITTEN = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") f
 GUIDES = WRITTEN | {"../infra/README.md": (ROOT / "infra" / "README.md").read_text(encoding="utf-8")}
 TUTORIAL = blocks(WRITTEN["tutorial.md"])
 NOT_RUN = "Not run by the tests: "
-COMMANDS = subcommands(command_line())
+COMMANDS = subcommands()
 TOP = "bert_pipeline|orchestration|infra|tests|benchmarks|docs"
 
 SAYS = {
