@@ -1,6 +1,7 @@
 # make demo              the whole graph on the embedded sample, from an empty machine to a registered model
 # make run RECIPE=name   the same for another recipe
 # make test, make lint   tests; style and types
+# make docs              the documentation, into site/index.html, each of its links checked
 # make ui                Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000; Ctrl-C stops both
 
 RECIPE ?= demo
@@ -25,7 +26,7 @@ MLFLOW_STORE := sqlite:///$(BERT_PIPELINE_HOME)/mlflow.db
 INSTALLED := .venv/installed
 READY := $(INSTALLED) $(DAGSTER_HOME)/dagster.yaml
 
-.PHONY: demo run test lint ui
+.PHONY: demo run test lint docs ui
 
 demo: RECIPE = demo
 demo: run
@@ -41,6 +42,10 @@ lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy bert_pipeline orchestration
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	python docs/links.py site
 
 ui: $(READY)
 	@mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri $(MLFLOW_STORE) & \

@@ -89,11 +89,13 @@ class CorpusRecipe(Section):
     near_duplicate_threshold: Fraction = 0.0
     """A document whose words in fives are so alike (Jaccard) with those of one before it is left out; 0: none is."""
     unicode_normalization: Literal["NFC", "NFKC", "none"] = "NFC"
+    """Of the text, before anything else reads it."""
     sentence_splitter: Literal["segtok", "lines"] = "segtok"
     """`lines`: the text is split already, a sentence a line, as google-research/bert takes it."""
     heldout_fraction: Fraction = 0.01
     """Share of the documents kept out of training, chosen by a hash of the document id."""
     documents_per_shard: int = Field(10_000, ge=2)
+    """What one worker takes at a time; new source files cost their own shards alone."""
     max_rejected_fraction: Fraction = 0.001
     """Broken records are set aside; more than this share of them stops the stage."""
     exclude_tasks: Literal["evaluation"] | tuple[str, ...] = ()
@@ -122,53 +124,78 @@ class CorpusRecipe(Section):
 
 class TokenizerRecipe(Section):
     vocab_size: int = Field(30_522, ge=100, le=2**31)
+    """Pieces, with the five special tokens; the text must have so many."""
     lowercase: bool = True
     """Uncased, accents stripped, as in BERT-base uncased."""
     min_frequency: int = Field(2, ge=1)
+    """Two pieces are merged only where they stand side by side so often."""
     limit_alphabet: int = Field(1_000, ge=1)
     """Characters kept in the vocabulary; the rarest beyond this number become [UNK]."""
     max_documents: int = Field(0, ge=0)
     """Learn from about so many training documents, drawn by a hash of their ids under the seed; 0: from all."""
     seed: Seed = 12345
+    """Draws the documents where max_documents is set."""
 
 
 class NspRecipe(Section):
     objective: Literal["nsp", "sop", "none"] = "nsp"
+    """`nsp`: does B follow A (Devlin et al. 2019)? `sop`: were A and B swapped (Lan et al. 2020)? `none`: one segment,
+    no such loss."""
     dupe_factor: int = Field(10, ge=1, lt=2**16)
     """Passes over the corpus; each pass pairs it anew."""
     short_seq_prob: Fraction = 0.1
+    """Share of pairs that aim at a length drawn at random instead of max_seq_length."""
     target_draw: Literal["document", "example"] = "document"
+    """Whether that length is drawn once for a document and pass (google-research/bert) or for each pair."""
     nsp_prob: Fraction = 0.5
+    """Probability that B is drawn from another document; chunks of one sentence always take such a B."""
     balance: bool = False
     """Turn some freely drawn random pairs into real ones until both labels are equally frequent."""
     truncation: Literal["random_segment", "longest_first"] = "random_segment"
+    """Of pairs too long: `random_segment` cuts A or B, drawn each time, at its end; `longest_first`
+    (google-research/bert) cuts the longer one, at either end."""
     truncate_at_word_starts: bool = False
+    """No segment begins in the middle of a word."""
     seed: Seed = 12345
+    """Of all draws of this stage."""
 
 
 class MaskingRecipe(Section):
     masked_lm_prob: Fraction = 0.15
+    """Share of the tokens that are asked for."""
     max_predictions_per_seq: int = Field(0, ge=0)
     """Upper bound per row; 0 derives ceil(masked_lm_prob * max_seq_length): 20 at 128, 77 at 512."""
     do_whole_word_mask: bool = False
+    """All pieces of a word are hidden together."""
     replacement: Literal["piece", "word"] = "piece"
     """Whether the 80/10/10 draw is made for each piece (google-research/bert) or once for a word."""
     seed: Seed = 12345
+    """Of all draws of this stage."""
 
 
 class ModelRecipe(Section):
     """The fields of transformers.BertConfig that an experiment may change."""
 
     hidden_size: int = Field(768, ge=2)
+    """Width of the layers."""
     num_hidden_layers: int = Field(12, ge=1)
+    """Layers of the encoder."""
     num_attention_heads: int = Field(12, ge=1)
+    """Of each layer; they share out hidden_size evenly."""
     intermediate_size: int = Field(3072, ge=1)
+    """Width of the feed-forward network, 4 * hidden_size in BERT."""
     hidden_act: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
+    """Activation of the feed-forward network."""
     hidden_dropout_prob: Fraction = 0.1
+    """Dropout of embeddings and layers."""
     attention_probs_dropout_prob: Fraction = 0.1
+    """Dropout of the attention weights."""
     max_position_embeddings: int = Field(512, ge=8)
+    """Longest input in tokens; at least that of every phase and task."""
     initializer_range: float = Field(0.02, gt=0)
+    """Standard deviation of fresh weights."""
     layer_norm_eps: float = Field(1e-12, gt=0)
+    """Added to the variance in LayerNorm."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -183,6 +210,7 @@ class PhaseRecipe(Section):
     """A stretch of training at one sequence length."""
 
     max_seq_length: int = Field(ge=8)
+    """Tokens of a pair at most, [CLS] and both [SEP] among them."""
     num_steps: int = Field(0, ge=0)
     """Optimizer steps; with pretrain.budget_minutes they follow from `budget_fraction`."""
     budget_fraction: Fraction | None = None
@@ -211,15 +239,20 @@ class PretrainRecipe(Section):
         ),
         min_length=1,
     )
+    """One after the other; BERT-base: 900,000 steps of 128 tokens, then 100,000 of 512."""
     budget_minutes: float | None = Field(None, gt=0)
     """Minutes of training instead of numbers of steps: steps, held-out measurements and checkpoints; what starts before
     the first step and the export come on top. The speed is measured once, before the first step."""
     adam_beta1: Fraction = 0.9
+    """Decay of AdamW's mean of gradients."""
     adam_beta2: Fraction = 0.999
+    """Decay of AdamW's mean of squares."""
     adam_epsilon: float = Field(1e-6, gt=0)
+    """Added to AdamW's denominator."""
     weight_decay: float = Field(0.01, ge=0)
     """Not applied to biases and LayerNorm."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients of a larger norm are scaled down to it."""
     max_skipped_steps: int = Field(10, ge=0)
     """Steps in a row that are skipped because their loss or gradient is not finite; one more stops the run."""
     log_every: int = Field(50, ge=1)
@@ -229,10 +262,13 @@ class PretrainRecipe(Section):
     heldout_pairs: int = Field(2_000, ge=1)
     """Pairs measured (the first of the held-out rows; all of them where there are fewer)."""
     checkpoint_every: int = Field(1_000, ge=1)
+    """Steps between checkpoints: what a killed run may have to do again."""
     checkpoints_kept: int = Field(2, ge=1)
+    """The newest so many; all are removed when the model is done."""
     snapshot_every: int = Field(0, ge=0)
     """Steps between models that stay in the artifact, to be evaluated beside the last; 0: none."""
     seed: Seed = 12345
+    """Of fresh weights, dropout and the order of pairs."""
 
     @model_validator(mode="after")
     def _every_schedule_is_complete(self) -> Self:
@@ -274,24 +310,31 @@ class TaskRecipe(Section):
     """One fine-tuning evaluation; what is left out is the task's own (its file in bert_pipeline/tasks/)."""
 
     name: str
+    """One that `bert-pipeline evaluate --list` lists."""
     profile: Literal["quick", "published"] = "quick"
     """`quick`: one setting, one seed. `published`: the grid on dev and the seeds of BLURB's authors."""
     learning_rate: Positive | tuple[Positive, ...] | None = None
+    """The peak."""
     batch_size: Count | tuple[Count, ...] | None = None
+    """Examples a step."""
     num_epochs: Count | tuple[Count, ...] | None = None
     """Several values of one of these three make a grid: every combination is run with the first seed, and the setting
     that is best on dev is run with all seeds."""
     max_seq_length: int | None = Field(None, ge=8)
     """Longer inputs are cut, and the entities cut off count as missed. Left out: the task's, or the model's if less."""
     warmup_fraction: Fraction = 0.1
+    """Share of the steps in which the learning rate rises; then it falls to 0."""
     weight_decay: float = Field(0.01, ge=0)
+    """Not applied to biases and LayerNorm."""
     seeds: tuple[Seed, ...] | None = Field(None, min_length=1)
+    """One run each."""
     other_data: bool = False
     """Take files whose sha256 or size is not the task's."""
 
 
 class EvaluationRecipe(Section):
     tasks: tuple[TaskRecipe, ...] = ()
+    """Each is an asset of its own, `evaluation/NAME`."""
 
     @model_validator(mode="after")
     def _each_task_once(self) -> Self:
@@ -322,6 +365,7 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """The stem of the recipe's file: the experiment, and its Dagster partition."""
     description: str = ""
+    """For people; MLflow shows it with the registered model."""
     corpus: CorpusRecipe
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     nsp: NspRecipe = NspRecipe()

@@ -4,39 +4,20 @@ import contextlib
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
+from commands import MAKE, ROOT, blocks, check_out, environment_of, run, smaller
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+BLOCKS = blocks(README)
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-
-# The recipe `demo` in a size for tests: the commands stay as they are.
-SMALLER = {
-    "sample_documents": "300",
-    "vocab_size": "800",
-    "hidden_size": "64",
-    "num_hidden_layers": "1",
-    "heldout_pairs": "50",
-    "num_steps": "20",
-    "warmup_steps": "1",
-    "num_epochs": "1",
-    "seeds": "[1]",
-}
-
-MAKE = "make -o .venv/installed"
-"""What is installed is taken as it is."""
 
 
 def block(start: str) -> str:
@@ -44,58 +25,10 @@ def block(start: str) -> str:
     return found
 
 
-def run(script: str, folder: Path, **environment: str) -> str:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    process = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        env=os.environ | {"PATH": path} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what a failure left behind
-    assert process.returncode == 0, out + err
-    return out
-
-
-def smaller(recipe: str) -> str:
-    for key, value in SMALLER.items():
-        recipe = re.sub(rf"\b{key} = ([\d_]+|\[.*?\])", f"{key} = {value}", recipe)
-    return recipe
-
-
 @pytest.fixture(scope="module")
 def working_copy(tmp_path_factory):
-    """A checkout beside the real one: the same code, with what is compiled of it, a smaller `demo`, its own workspace.
-
-    One for all commands, as a user has.
-    """
-    copy = tmp_path_factory.mktemp("checkout") / "copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "workspace", "out", "*.egg-info"))
-    demo = copy / "bert_pipeline" / "recipes" / "demo.toml"
-    demo.write_text(smaller(demo.read_text(encoding="utf-8")), encoding="utf-8")
-    (copy / ".venv").symlink_to(Path(sys.executable).parents[1])
-    return copy
-
-
-def environment_of(copy: Path) -> dict[str, str]:
-    home = copy / "workspace"
-    (home / "dagster").mkdir(parents=True, exist_ok=True)
-    config = (copy / "infra" / "dagster" / "dagster.yaml").read_bytes()
-    (home / "dagster" / "dagster.yaml").write_bytes(config)
-    return {
-        "PYTHONPATH": str(copy),
-        "BERT_PIPELINE_HOME": str(home),
-        "DAGSTER_HOME": str(home / "dagster"),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "BERT_PIPELINE_WORKERS": "1",  # a second one takes as long to start as all its work would take the first
-    }
+    """A checkout beside the real one. One for all commands, as a user has."""
+    return check_out(tmp_path_factory.mktemp("checkout"))
 
 
 def test_every_block_is_run_by_a_test_here_or_by_ci():
@@ -126,10 +59,6 @@ def test_dagsters_own_commands(working_copy):
 
 def test_bring_your_own_text(working_copy):
     script = block("mkdir -p my-recipes")
-    (working_copy / "my-text").mkdir()
-    sentences = "Aspirin relieved pain in group {}. It was well tolerated by {} patients. Atenolol lowered the rate."
-    documents = "\n\n".join(sentences.format(n, n % 9) for n in range(200))
-    (working_copy / "my-text" / "all.txt").write_text(documents)
     script = smaller(script).replace("vocab_size = 800", "vocab_size = 100")
     script = script.replace("make run", f"{MAKE} run")
     assert "bert-mine" in run(script, working_copy, **environment_of(working_copy)), "in the report at its end"

@@ -97,16 +97,22 @@ class Split(Section):
 
 class Splits(Section):
     train: Split = Split(file="train.tsv")
+    """What the model is fine-tuned on."""
     dev: Split = Split(file="dev.tsv")
+    """What a setting is chosen by, where there are several."""
     test: Split = Split(file="test.tsv")
+    """What is reported."""
 
 
 class Quick(Section):
     """One setting for every day."""
 
     learning_rate: Positive = 5e-5
+    """The peak."""
     batch_size: Count = 32
+    """Examples a step."""
     num_epochs: Count = 10
+    """Passes over train."""
 
 
 class Published(Section):
@@ -116,16 +122,22 @@ class Published(Section):
     """
 
     learning_rate: tuple[Positive, ...] = Field((1e-5, 3e-5, 5e-5), min_length=1)
+    """Peaks that are tried."""
     batch_size: tuple[Count, ...] = Field((16, 32), min_length=1)
+    """Examples a step, tried."""
     num_epochs: tuple[Count, ...] = Field((10, 20), min_length=1)
+    """Passes over train, tried."""
     num_seeds: Count = 5
+    """Runs of the best setting."""
 
 
 class Task(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """The stem of its file; a name of files and of Dagster's assets as well."""
     title: str
+    """For people."""
     kind: Kind
+    """What is asked, which decides on the files' format and the metric."""
     group: Group | None = None
     """Of BLURB; a task without one is no part of BLURB's score."""
     version: str
@@ -153,6 +165,7 @@ class Task(Section):
     header: tuple[str, ...] = ()
     """The names of the columns that stand in the first line of each file; empty where there is no such line."""
     max_seq_length: int = Field(512, ge=8)
+    """Longer inputs are cut; what is cut off counts as missed."""
     quick: Quick = Quick()
     published: Published = Published()
     published_scores: dict[str, Annotated[float, Field(ge=-1, le=1)]] = Field(default_factory=dict)

@@ -1,0 +1,89 @@
+"""Commands of README.md and docs/, run in a checkout beside the real one: as they stand, but on less, for less long."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# The recipes of the pages in a size for tests: the commands stay as they are.
+SMALLER = {
+    "sample_documents": "300",
+    "vocab_size": "800",
+    "hidden_size": "64",
+    "num_hidden_layers": "1",
+    "heldout_pairs": "50",
+    "num_steps": "20",
+    "warmup_steps": "1",
+    "num_epochs": "1",
+    "seeds": "[1]",
+}
+
+MAKE = "make -o .venv/installed"
+"""What is installed is taken as it is."""
+
+
+def blocks(markdown: str) -> list[str]:
+    """The commands of a page, a block each. Those whose title says that they are not run are not among them."""
+    return re.findall(r"^```bash\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)
+
+
+def run(script: str, folder: Path, **environment: str) -> str:
+    """What the commands print; none of them may fail."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env=os.environ | {"PATH": path} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what a failure left behind
+    assert process.returncode == 0, out + err
+    return out
+
+
+def smaller(recipe: str) -> str:
+    for key, value in SMALLER.items():
+        recipe = re.sub(rf"\b{key} = ([\d_]+|\[.*?\])", f"{key} = {value}", recipe)
+    return recipe
+
+
+def check_out(folder: Path) -> Path:
+    """The same code, with what is compiled of it, a smaller `demo`, a workspace of its own, and text."""
+    copy = folder / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "workspace", "out", "site", "*.egg-info"))
+    demo = copy / "bert_pipeline" / "recipes" / "demo.toml"
+    demo.write_text(smaller(demo.read_text(encoding="utf-8")), encoding="utf-8")
+    (copy / ".venv").symlink_to(Path(sys.executable).parents[1])
+    (copy / "my-text").mkdir()
+    sentences = "Aspirin relieved pain in group {}. It was well tolerated by {} patients. Atenolol lowered the rate."
+    documents = "\n\n".join(sentences.format(n, n % 9) for n in range(200))
+    (copy / "my-text" / "all.txt").write_text(documents)
+    return copy
+
+
+def environment_of(copy: Path) -> dict[str, str]:
+    home = copy / "workspace"
+    (home / "dagster").mkdir(parents=True, exist_ok=True)
+    config = (copy / "infra" / "dagster" / "dagster.yaml").read_bytes()
+    (home / "dagster" / "dagster.yaml").write_bytes(config)
+    return {
+        "PYTHONPATH": str(copy),
+        "BERT_PIPELINE_HOME": str(home),
+        "BERT_PIPELINE_DATA": str(copy),
+        "DAGSTER_HOME": str(home / "dagster"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "BERT_PIPELINE_WORKERS": "1",  # a second one takes as long to start as all its work would take the first
+    }

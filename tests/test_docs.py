@@ -1,0 +1,212 @@
+"""The documentation says what is: its commands run, what is not run exists, and every key and variable is explained."""
+
+import json
+import re
+import shlex
+import socket
+import subprocess
+import tomllib
+
+import pytest
+from commands import MAKE, ROOT, blocks, check_out, environment_of, run, smaller
+from links import faults
+from reference import pages, sections, subcommands
+
+from bert_pipeline.evaluation.tasks import Task
+from bert_pipeline.recipe import Recipe
+
+DOCS = ROOT / "docs"
+WRITTEN = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+GUIDES = WRITTEN | {"../infra/README.md": (ROOT / "infra" / "README.md").read_text(encoding="utf-8")}
+TUTORIAL = blocks(WRITTEN["tutorial.md"])
+NOT_RUN = "Not run by the tests: "
+COMMANDS = subcommands()
+TOP = "bert_pipeline|orchestration|infra|tests|benchmarks|docs"
+
+SAYS = {
+    "operate/scale-out.md": ["H100-SXM"],
+    "operate/serve.md": ["champion of bert-mine is version 1", "the first one"],
+    "operate/lineage.md": ["raw_corpus", "to be built again"],
+    "operate/remote-store.md": ["artifacts are in file://", "[MASK]"],
+    "operate/back-up.md": [],
+    "operate/retraining.md": ["Started sensor corpus_folder", "Started schedule weekly_retraining"],
+    "operate/upgrade.md": [],
+}
+"""By page that has commands, beside the tutorial: what they must print."""
+
+
+@pytest.fixture(scope="module")
+def working_copy(tmp_path_factory):
+    """A checkout for all pages, as a user has."""
+    return check_out(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="module")
+def report(working_copy):
+    """What is printed by the tutorial's first half, from bringing text to the run; without the plan, which stands in
+    the second."""
+    first, _ = halves()
+    script = smaller("".join(first)).replace("vocab_size = 800", "vocab_size = 100").replace("make run", f"{MAKE} run")
+    return run(script, working_copy, **environment_of(working_copy))
+
+
+@pytest.fixture(scope="module")
+def rest(working_copy, report):
+    """What is printed by the tutorial's second half, which the other pages go on from."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    begin, (_, second) = TUTORIAL[0], halves()
+    script = "".join([begin, *second]).replace("8080", port)
+    return run(script, working_copy, **environment_of(working_copy))
+
+
+def halves():
+    after = 1 + next(number for number, block in enumerate(TUTORIAL) if block.startswith("make run"))
+    plan = [block for block in TUTORIAL if block.startswith("bert-pipeline plan")]
+    return [block for block in TUTORIAL[:after] if block not in plan], plan + TUTORIAL[after:]
+
+
+def test_the_tutorial_brings_text_and_runs(report):
+    assert re.search(r"^my-relations, micro F1 +\d", report, re.MULTILINE)
+    assert re.search(r"^bert-mine +1 +candidate ", report, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_tutorial_goes_on_to_a_model_in_use_and_the_same_again(rest):
+    for words in (
+        *(
+            "This machine",
+            "data_card.html",
+            "champion of bert-mine is version 1",
+            "first one",
+            '"embedding"',
+            "token_str",
+        ),
+        *("Started schedule weekly_retraining", "Stopped schedule weekly_retraining", "bit for bit what it was"),
+    ):
+        assert words in rest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SAYS)
+def test_the_commands_of_a_page_run(page, working_copy, rest):
+    script = "".join([TUTORIAL[0], *blocks(WRITTEN[page])])
+    said = run(script, working_copy, **environment_of(working_copy))
+    assert [words for words in SAYS[page] if words not in said] == []
+
+
+@pytest.fixture(scope="module")
+def generated():
+    return pages()
+
+
+def test_every_page_with_commands_is_run():
+    assert {name for name, page in WRITTEN.items() if blocks(page)} == {"tutorial.md", *SAYS}
+
+
+def commands_of(page):
+    """Those in blocks of any title, and those within sentences that begin with a program of ours."""
+    in_blocks = re.findall(r"^```bash.*?\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    lines = "\n".join(in_blocks).replace("\\\n", " ").splitlines()
+    return lines + re.findall(r"(?<!`)`((?:bert-pipeline|make) [^`\n]+)`(?!`)", page)
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_what_a_page_names_exists(name):
+    page = GUIDES[name]
+    titles = re.findall(r"^```bash (.*)$", page, re.MULTILINE)
+    assert all(title.startswith(f'title="{NOT_RUN}') for title in titles), titles
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for line in commands_of(page):
+        words = shlex.split(line, comments=True) if line.count("'") % 2 == 0 and line.count('"') % 2 == 0 else []
+        while words and "=" in words[0]:  # settings before a command
+            words.pop(0)
+        if words[:1] == ["make"]:
+            assert words[1] in targets, line
+        if words[:1] == ["bert-pipeline"] and words[1] != "COMMAND":
+            known = COMMANDS[words[1]].format_help()
+            assert all(word in known for word in words[2:] if word.startswith("--")), line
+    for path in re.findall(rf"[`\s]((?:{TOP})/[\w./-]+)", page):
+        assert (ROOT / path.rstrip("./")).exists(), path
+
+
+def test_options_of_what_is_not_run_exist():
+    """Of Python programs; those of Docker and Kubernetes stand in infra/, which tests/test_infra.py checks."""
+    for page in WRITTEN.values():
+        for line in "\n".join(
+            re.findall(rf'^```bash title="{NOT_RUN}.*?\n(.*?)^```', page, re.DOTALL | re.M)
+        ).splitlines():
+            program, *words = shlex.split(line)
+            if program in ("mlflow", "dagster", "dg"):
+                options = [word for word in words if word.startswith("--")]
+                command = [program, *words[: words.index(options[0])]]
+                known = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+                assert all(re.search(rf"{option}\b", known) for option in options), line
+
+
+def test_every_recipe_in_the_pages_is_one():
+    recipes = re.findall(r"^```toml\n(.*?)^```", "\n".join(WRITTEN.values()), re.DOTALL | re.MULTILINE)
+    assert recipes
+    for recipe in recipes:
+        Recipe.model_validate_json(json.dumps({"name": "page"} | tomllib.loads(recipe)))
+
+
+def test_every_key_has_a_meaning_in_the_reference(generated):
+    for page, model in (("reference/recipe.md", Recipe), ("reference/task.md", Task)):
+        rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", generated[page], re.MULTILINE)
+        assert {name for name, meaning in rows if not meaning} == set()
+        keys = {name for section in sections(model) for name in section.model_fields}
+        headed = {name for name in model.model_fields if re.search(rf"^## .*\[{name}\]", generated[page], re.MULTILINE)}
+        assert keys - {name for name, _ in rows} <= headed | {"name"}  # the name of the whole is its file's
+
+
+def test_every_command_is_in_the_reference(generated):
+    page = generated["reference/cli.md"]
+    assert all(f"## bert-pipeline {name} {{ #{name} }}" in page for name in COMMANDS)
+
+
+def test_every_module_of_the_library_is_in_the_reference(generated):
+    told = "".join(generated.values())
+    modules = [path for path in (ROOT / "bert_pipeline").rglob("*.py") if path.name != "__init__.py"]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules}
+    assert len(names) > 100 and names == set(re.findall(r"^::: (.*)$", told, re.MULTILINE))
+
+
+def test_every_variable_is_explained_and_none_that_is_not_there():
+    used: set[str] = set()
+    for path in (path for top in ("bert_pipeline", "orchestration", "infra") for path in (ROOT / top).rglob("*")):
+        if path.is_file() and path.suffix not in (".md", ".pyc"):
+            used |= set(re.findall(r"\bBERT_PIPELINE_[A-Z_]+", path.read_text(encoding="utf-8")))
+    explained = set(re.findall(r"\bBERT_PIPELINE_[A-Z_]+", WRITTEN["reference/environment.md"]))
+    assert explained == used
+    assert {name for page in GUIDES.values() for name in re.findall(r"\bBERT_PIPELINE_[A-Z_]+", page)} <= used
+
+
+def test_broken_links_of_a_site_are_named(tmp_path):
+    (tmp_path / "more").mkdir()
+    links = [
+        "more/",
+        "more/index.html#here",
+        "#top",
+        "none.html",
+        "more/index.html#there",
+        "/more/",
+        "https://",
+        "https://a.org/b#c",
+    ]
+    (tmp_path / "index.html").write_text("<p id=top>" + "".join(f'<a href="{link}">x</a>' for link in links))
+    (tmp_path / "more" / "index.html").write_text(
+        '<h1 id="here"></h1><a href="../index.html#top">up</a><img src="none.png">'
+    )
+    assert sorted(fault.split(": ")[1] for fault in faults(tmp_path)) == [
+        "/more/", "https://", "more/index.html#there", "none.html", "none.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "infra/README.md"])
+def test_links_between_files_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith(("http://", "https://", "#")):
+            assert ((ROOT / page).parent / link.partition("#")[0]).exists(), link
