@@ -40,6 +40,9 @@ class Browser:
         self._pictures = pictures
 
     def open(self, url: str) -> None:
+        """In the first tab, alone: MLflow draws its tables to their end in no other."""
+        while self._left:
+            self.close_tab()
         self.driver.get(url)
 
     def look(self, xpath: str, seconds: float = PATIENCE_SECONDS) -> WebElement:
@@ -80,7 +83,7 @@ class Browser:
 
     def _show_tab(self, handle: str) -> None:
         self.driver.switch_to.window(handle)
-        self.driver.execute_cdp_cmd("Page.bringToFront", {})  # a page behind another is not drawn to its end
+        self.driver.execute_cdp_cmd("Page.bringToFront", {})
 
     def arrives(self, part: str) -> None:
         """Wait until the address holds this part."""
