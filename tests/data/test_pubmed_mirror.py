@@ -472,4 +472,4 @@ def test_the_command(site, tmp_path, capsys, caplog):
     (tmp_path / ALL[1]).unlink()
     assert main(arguments) == 1
     told = capsys.readouterr().err
-    assert "failed files: 1 (4 stand in" in told and f"\n  {ALL[1]}: " in told
+    assert "failed files: 1 (4 stand in" in told and f"\n    {ALL[1]}: " in told
