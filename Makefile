@@ -14,6 +14,8 @@ export DAGSTER_HOME := $(BERT_PIPELINE_HOME)/dagster
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
+# A backfill that is looked at while the code server is down is looked at again.
+export DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR := 1
 # Eight processes of the server for jobs that nothing here gives it; they take as long to start as all the rest.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 # For training on the CPU; see CPU_SETTINGS in bert_pipeline/training/launch.py.
