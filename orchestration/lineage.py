@@ -18,7 +18,7 @@ from bert_pipeline.artifact import Artifact, ArtifactError
 from bert_pipeline.reproduction import PROOF, SOURCES, ReproductionError, recorded_recipe, write_reproduction
 from bert_pipeline.score_table import mean_and_sd
 from bert_pipeline.stages import EVALUATION, STAGES, check_files, sources_in_store
-from orchestration.registry import faults_of_files, faults_of_run
+from orchestration.registry import RECIPE_DESCRIPTION, faults_of_files, faults_of_run
 from orchestration.tracking import Mlflow
 from orchestration.workshop import UNTRACKED, Workshop
 
@@ -246,7 +246,7 @@ def reproduce(uri: str, workshop: Workshop, out: Path) -> None:
     Raises LineageError, or ReproductionError where an artifact is missing whose record is needed.
     """
     chain = trace(uri, workshop)
-    description = workshop.mlflow.client().get_registered_model(chain.version.name).description or ""
+    description = workshop.mlflow.client().get_registered_model(chain.version.name).tags.get(RECIPE_DESCRIPTION, "")
     values = recorded_recipe(chain.recipe, chain.artifacts, description)
     model = f"models:/{chain.version.name}/{chain.version.version}"
     write_reproduction(model, chain.recipe, values, chain.artifacts, out)

@@ -16,6 +16,7 @@ from bert_pipeline.artifact import Artifact
 from bert_pipeline.data.card import PAGE
 from bert_pipeline.metrics import read_rows
 from bert_pipeline.model_card import model_card, text_of
+from bert_pipeline.printable import plain
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.stages import EVALUATION
 from orchestration.champion import compare_with, section, standing_champion
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ALIAS = "candidate"
+RECIPE_DESCRIPTION = "recipe.description"
+"""Tag of a registered model: the recipe's words as they are; MLflow shows its description as Markdown."""
 CODE_VERSION = "4"
 
 log = logging.getLogger("bert_pipeline.registry")  # under the library's name, so that Dagster shows it
@@ -85,7 +88,8 @@ def _log_and_register(
     tasks = {task: scores["pretrained"]["score_mean"] for task, scores in evaluations.facts["tasks"].items()}
 
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description=recipe.description)
+        told = {RECIPE_DESCRIPTION: recipe.description}
+        client.create_registered_model(name, told, plain(recipe.description))
     return client.create_model_version(
         name,
         source=f"models:/{model.model_id}",

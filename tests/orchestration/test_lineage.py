@@ -23,6 +23,7 @@ from orchestration import lineage_commands
 from orchestration.assets import ASSETS
 from orchestration.lineage import describe, reproduce
 from orchestration.logged_models import SEAL
+from orchestration.registry import RECIPE_DESCRIPTION
 from orchestration.workshop import resources
 
 RUN = {"dagster_run": "a-run"}
@@ -80,7 +81,7 @@ def register(home: Path, made: dict[str, artifact.Artifact]) -> None:
     (home / "files" / SEAL).write_text(seal)
     client.log_model_artifacts(model.model_id, str(home / "files"))
     client.finalize_logged_model(model.model_id, "READY")
-    client.create_registered_model("bert-tiny", description=load_recipe(TINY).description)
+    client.create_registered_model("bert-tiny", {RECIPE_DESCRIPTION: load_recipe(TINY).description})
     tags = {kind: each.fingerprint for kind, each in made.items()} | {"recipe": "tiny", "dagster.url": "http://run"}
     tags[SEAL] = hashlib.sha256(seal.encode()).hexdigest()
     source = f"models:/{model.model_id}"
