@@ -378,7 +378,7 @@ def kill_when_stuck(shared: Path, out: Path) -> None:
     deadline = time.monotonic() + 60
     while not (shared / "stuck").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    while len(list((shared / "blobs").glob("*"))) < 2:
+    while len(list((shared / "blobs").glob("[!.]*"))) < 2:  # drafts begin with a dot
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join(60)
