@@ -79,7 +79,10 @@ class Stack:
 
     def graphql(self, query: str, **variables: object) -> dict:
         body = json.dumps({"query": query, "variables": variables}).encode()
-        status, content = ask(self._web, "POST", "/graphql", body, Content_Type="application/json")
+        for _ in range(5):  # after PostgreSQL was away, each connection that the web server kept fails once
+            status, content = ask(self._web, "POST", "/graphql", body, Content_Type="application/json")
+            if status == 200:
+                break
         assert status == 200, content
         answer = json.loads(content)
         assert "errors" not in answer, answer
