@@ -40,9 +40,11 @@ CPU_SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(2**28),
     "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "3000",
 }
 """For the CPU: glibc gives large tensors back to the kernel after each step, and page faults then take up to two
-thirds of the time; threads that spin while they wait starve their neighbours on a few cores."""
+thirds of the time. Threads that spin while they wait starve their neighbours on a few cores; those that sleep at once
+are late for each of the many small operations of a step. They spin for some 0.1 ms, then sleep."""
 
 RESTARTS = 3
 """How many times torchrun starts a group again of which a process was lost. It does so after any error; one that would
