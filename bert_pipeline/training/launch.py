@@ -44,7 +44,7 @@ CPU_SETTINGS = {
 }
 """For the CPU: glibc gives large tensors back to the kernel after each step, and page faults then take up to two
 thirds of the time. Threads that spin while they wait starve their neighbours on a few cores; those that sleep at once
-are late for each of the many small operations of a step. They spin for some 0.1 ms, then sleep."""
+are late for each of the many small operations of a step. They spin for a moment, then sleep (recipes/LOG.md)."""
 
 RESTARTS = 3
 """How many times torchrun starts a group again of which a process was lost. It does so after any error; one that would
