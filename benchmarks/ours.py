@@ -131,7 +131,7 @@ def train_bytes(dataset: Path) -> int:
 def loader(folder: str, max_seq_length: int, batch_size: int) -> Answer:
     """Batches as tensors, from epochs whose masks are drawn as they are read."""
     from bert_pipeline.training.batches import PairDataset
-    from bert_pipeline.training.packing import micro_batches, pack
+    from bert_pipeline.training.packing import fill_up, micro_batches, pack
 
     here = Path(folder)
     dataset = PairDataset(
@@ -141,8 +141,9 @@ def loader(folder: str, max_seq_length: int, batch_size: int) -> Answer:
 
     def batch(number: int) -> int:
         rows = dataset.samples(rows_on_disk + number * batch_size, batch_size, seed=1)
-        parts = [pack(part) for part in micro_batches(rows, batch_size * max_seq_length)]
-        return sum(part["input_ids"].numel() for part in parts)
+        for part in micro_batches(rows, batch_size * max_seq_length):
+            fill_up(pack(part))
+        return rows.num_tokens
 
     batch(0)
     tokens, number, seconds, started = 0, 0, 0.0, time.perf_counter()

@@ -242,7 +242,7 @@ STAGES = {
     ),
     "pretrained_checkpoint": Stage(
         ("tokenizer", "nsp_dataset", "masked_dataset"),
-        "4",
+        "5",
         lambda r: r.pretrain.model_dump() | {"model": r.model.model_dump()},
         _pretrained_checkpoint,
         outside=_initial_model,

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
-from bert_pipeline.training.buckets import buckets
+from bert_pipeline.training.buckets import STEP, buckets
 
 PACKED = "packed"
 """The name of this attention, for `set_attn_implementation`."""
@@ -96,7 +96,7 @@ def attention_on_cpu(
     out = torch.empty_like(q)
     for some in places.chunks:
         weights = _weights(some.queries(q), some.keys(k), some.padding, scale)
-        some.queries(out).copy_(torch.bmm(weights, some.keys(v)))
+        torch.bmm(weights, some.keys(v), out=some.queries(out))
     return places.queries.scatter(out)
 
 
@@ -121,20 +121,22 @@ def attention_on_cpu_backward(
         weights = _weights(some.queries(q), some.keys(k), some.padding, scale)
         of_weights = torch.bmm(some.queries(grad), some.keys(v).transpose(1, 2))
         of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        some.queries(of_q).copy_(_scaled_product(of_scores, some.keys(k), scale))
-        some.keys(of_k).copy_(_scaled_product(of_scores.transpose(1, 2), some.queries(q), scale))
-        some.keys(of_v).copy_(torch.bmm(weights.transpose(1, 2), some.queries(grad)))
+        _scaled_product(of_scores, some.keys(k), scale, out=some.queries(of_q))
+        _scaled_product(of_scores.transpose(1, 2), some.queries(q), scale, out=some.keys(of_k))
+        torch.bmm(weights.transpose(1, 2), some.queries(grad), out=some.keys(of_v))
     return places.queries.scatter(of_q), places.keys.scatter(of_k), places.keys.scatter(of_v)
 
 
 def _weights(query: Tensor, key: Tensor, padding: Tensor | None, scale: float) -> Tensor:
     scores = _scaled_product(query, key.transpose(1, 2), scale)
-    return (scores if padding is None else scores.masked_fill_(padding, -torch.inf)).softmax(-1)
+    if padding is not None:
+        scores[..., -STEP:].masked_fill_(padding, -torch.inf)
+    return scores.softmax(-1)
 
 
-def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+def _scaled_product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
     nothing = left.new_empty(1, 1, 1)  # beta 0: it is not read
-    return torch.baddbmm(nothing, left, right, beta=0, alpha=scale)
+    return torch.baddbmm(nothing, left, right, beta=0, alpha=scale, out=out)
 
 
 @attention_on_cpu.register_fake

@@ -47,7 +47,7 @@ class Chunk:
     batch: int  # pairs * heads
     query_rows: slice
     key_rows: slice
-    padding: Tensor | None  # (batch, 1, keys) bool, where there is any
+    padding: Tensor | None  # (batch, 1, STEP) bool: which of the last keys are, where any is
 
     def queries(self, padded: Tensor) -> Tensor:
         """(padded, width) to (batch, queries, width), a view."""
@@ -78,7 +78,8 @@ def _buckets(query_offsets: bytes, offsets: bytes, heads: int) -> Buckets:
     for pairs in _chunks(queries.padded, keys.padded, heads):
         batch, here = heads * len(pairs), slice(pairs.start, pairs.stop)
         width = int(keys.padded[pairs.start])
-        absent = np.repeat(np.arange(width) >= keys.lengths[here, None], heads, axis=0)[:, None]
+        last = np.arange(width - STEP, width)
+        absent = np.repeat(last >= keys.lengths[here, None], heads, axis=0)[:, None]
         query_end, key_end = query_row + batch * int(queries.padded[pairs.start]), key_row + batch * width
         padding = torch.from_numpy(absent) if absent.any() else None
         chunks.append(Chunk(batch, slice(query_row, query_end), slice(key_row, key_end), padding))

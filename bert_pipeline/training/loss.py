@@ -36,6 +36,9 @@ class PretrainingLoss(nn.Module):
         super().__init__()
         model.set_attn_implementation(PACKED)
         model.bert.encoder.layer[-1].__class__ = LastLayer
+        embeddings = model.bert.embeddings
+        for each in (embeddings.word_embeddings, embeddings.token_type_embeddings, embeddings.position_embeddings):
+            each.__class__ = Embedding
         self.model = model
 
     def forward(
@@ -47,7 +50,7 @@ class PretrainingLoss(nn.Module):
         asked: Tensor,  # (pairs + masked,) int64: places among the tokens, of each pair [CLS] and then the masked ones
         asked_offsets: Tensor,  # (pairs + 1,) int32: those of pair n are asked_offsets[n] to asked_offsets[n + 1]
         masked: Tensor,  # (masked,) int64: places of the masked tokens in `asked`
-        masked_labels: Tensor,  # (masked,) int64
+        masked_labels: Tensor,  # (masked,) int64; IGNORE_INDEX where none is asked for
         next_sentence_label: Tensor,  # (pairs,) int64; IGNORE_INDEX where not asked
     ) -> LossSums:
         bert, heads = self.model.bert, self.model.cls
@@ -60,31 +63,70 @@ class PretrainingLoss(nn.Module):
         mlm_logits = heads.predictions(hidden.index_select(0, masked))
         first = hidden.index_select(0, asked_offsets[:-1])  # the [CLS] of each pair
         nsp_logits = heads.seq_relationship(bert.pooler(first[:, None])).float()
-        mlm_loss, mlm_correct = _SumOfCrossEntropy.apply(mlm_logits, masked_labels)
+        mlm_loss, mlm_correct = sum_of_cross_entropy(mlm_logits, masked_labels)
         nsp_loss = cross_entropy(nsp_logits, next_sentence_label, ignore_index=IGNORE_INDEX, reduction="sum")
         nsp_correct = (nsp_logits.argmax(-1) == next_sentence_label).sum()
         return LossSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
 
 
+class Embedding(nn.Embedding):
+    """A stock embedding; on CPUs its gradient is summed in the order of the tokens.
+
+    torch.compile would have the threads add to one another's rows, element by element: that takes its time, and no two
+    runs are equal.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _Lookup.apply(self.weight, input) if self.weight.is_cpu else super().forward(input)
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.num_rows = len(weight)
+        return weight[places]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        [places] = ctx.saved_tensors
+        return sum_by_row(gradient.flatten(0, -2), places.flatten(), ctx.num_rows), None
+
+
+@torch.library.custom_op("bert_pipeline::sum_by_row", mutates_args=())
+def sum_by_row(values: Tensor, places: Tensor, num_rows: int) -> Tensor:
+    """(num_rows, width): at each place the sum of those (width,) values that belong there."""
+    return values.new_zeros(num_rows, values.shape[-1]).index_add_(0, places, values)
+
+
+@sum_by_row.register_fake
+def _(values, places, num_rows):
+    return values.new_empty(num_rows, values.shape[-1])
+
+
 class _SumOfCrossEntropy(torch.autograd.Function):
     """cross_entropy(logits.float(), labels, reduction="sum") and how many labels have the highest logit.
 
-    Over a vocabulary the logits are the largest tensor of a step, so nothing is kept but the gradient, in their dtype.
+    Over a vocabulary the logits are the largest tensor of a step: nothing else of their size is kept.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        wide = logits.float()
-        highest, found = wide.max(-1, keepdim=True)
-        probabilities = (wide - highest).exp_()
-        total = probabilities.sum(-1, keepdim=True)
-        loss = (total.log() + highest - wide.gather(-1, labels[:, None])).sum()
-        gradient = probabilities.div_(total).scatter_add_(-1, labels[:, None], -torch.ones_like(total))
-        ctx.save_for_backward(gradient.to(logits.dtype))
-        correct = (found[:, 0] == labels).sum()
+        asked = labels != IGNORE_INDEX
+        total = logits.float().logsumexp(-1)
+        found = logits.gather(-1, labels.clamp_min(0)[:, None])[:, 0].float()
+        ctx.save_for_backward(logits, labels, total)
+        correct = (logits.argmax(-1) == labels).sum()
         ctx.mark_non_differentiable(correct)
-        return loss, correct
+        return ((total - found) * asked).sum(), correct
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0] * gradient, None
+        logits, labels, total = ctx.saved_tensors
+        target = torch.arange(logits.shape[-1], device=logits.device) == labels[:, None]
+        probabilities = (logits.float() - total[:, None]).exp_()
+        asked = gradient * (labels != IGNORE_INDEX)[:, None]
+        return probabilities.sub_(target.float()).mul_(asked).to(logits.dtype), None
+
+
+sum_of_cross_entropy = _SumOfCrossEntropy.apply

@@ -1,4 +1,4 @@
-"""Pairs packed into rows of tokens: no place of a batch is padding.
+"""Pairs packed into rows of tokens: but for a few at the end of a row, no place is padding.
 
 A micro-batch is one row that holds its pairs one after the other. Each pair attends to itself alone and its positions
 restart at 0, so the numbers are those of a batch with a row for each pair (Krell et al. 2021, arXiv 2107.02027,
@@ -8,9 +8,14 @@ section 3.3), and everything but attention is computed on tokens, whatever pair 
 import numpy as np
 import torch
 from numba import njit
+from torch.nn.functional import pad as constant_pad
 
 from bert_pipeline.formats import IGNORE_INDEX, PAD_ID
 from bert_pipeline.training.batches import Rows
+
+TOKEN_STEP, ASKED_STEP = 64, 32
+"""Rows are filled up to multiples of so many tokens, and of so many places that the heads ask for. For each number
+that it has not seen of late oneDNN compiles its kernels, some 35 a step; larger multiples cost more than that."""
 
 
 def micro_batches(rows: Rows, tokens: int) -> list[Rows]:
@@ -58,6 +63,26 @@ def pack(rows: Rows) -> dict[str, torch.Tensor]:
         "masked_labels": labels,
         "next_sentence_label": torch.from_numpy(rows.next_sentence_label.astype(np.int64)),
     }
+
+
+def fill_up(packed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same in one of few shapes: a pair of padding at the end, of which nothing has a label, fills the row."""
+    tokens, asked, masked = packed["input_ids"].shape[1], len(packed["asked"]), len(packed["masked"])
+    padding = TOKEN_STEP - tokens % TOKEN_STEP
+    asking = ASKED_STEP - asked % ASKED_STEP  # at least the padding's first token: each pair asks for its own
+    masking = -masked % ASKED_STEP
+    more = {
+        "input_ids": (padding, PAD_ID),
+        "token_type_ids": (padding, 0),
+        "position_ids": (padding, 0),
+        "offsets": (1, tokens + padding),
+        "asked": (asking, tokens),
+        "asked_offsets": (1, asked + asking),
+        "masked": (masking, asked),
+        "masked_labels": (masking, IGNORE_INDEX),
+        "next_sentence_label": (1, IGNORE_INDEX),
+    }
+    return {name: constant_pad(packed[name], (0, count), value=value) for name, (count, value) in more.items()}
 
 
 def pad(rows: Rows) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ from bert_pipeline.training.loss import PretrainingLoss
 from bert_pipeline.training.memory import TooLittleMemory, free_on_cpu
 from bert_pipeline.training.model import build_model
 from bert_pipeline.training.optim import build_optimizer
-from bert_pipeline.training.packing import micro_batches, pack
+from bert_pipeline.training.packing import fill_up, micro_batches, pack
 from bert_pipeline.vocabulary import read_tokenizer
 
 SMALLEST, LARGEST = {"cpu": 2_048, "cuda": 4_096}, {"cpu": 16_384, "cuda": 2**30}
@@ -180,7 +180,7 @@ class Probe:
         self.objective.train()
 
     def _tensors(self, rows: Rows) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(self.device) for name, tensor in pack(rows).items()}
+        return {name: tensor.to(self.device) for name, tensor in fill_up(pack(rows)).items()}
 
     def _update(self) -> None:
         nn.utils.clip_grad_norm_(self.loss.parameters(), self.section.max_grad_norm)

@@ -14,7 +14,7 @@ import torch
 from bert_pipeline.flops import Load
 from bert_pipeline.recipe import PretrainRecipe
 from bert_pipeline.training.batches import PairDataset
-from bert_pipeline.training.packing import micro_batches, pack
+from bert_pipeline.training.packing import fill_up, micro_batches, pack
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class StepReader:
         by_length = np.argsort(rows.lengths, kind="stable")
         mine = rows.take(by_length[self.rank :: self.world_size])
         return Step(
-            [pack(part) for part in micro_batches(mine, self.per_device_tokens)],
+            [fill_up(pack(part)) for part in micro_batches(mine, self.per_device_tokens)],
             load=rows.load,
             num_labelled=rows.num_labelled,
         )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import BertForPreTraining
 
 from bert_pipeline import formats
@@ -13,9 +13,9 @@ from bert_pipeline.formats import IGNORE_INDEX
 from bert_pipeline.training import attention
 from bert_pipeline.training.attention import packed_attention
 from bert_pipeline.training.batches import PairDataset, Rows
-from bert_pipeline.training.loss import PretrainingLoss
+from bert_pipeline.training.loss import Embedding, PretrainingLoss, sum_by_row, sum_of_cross_entropy
 from bert_pipeline.training.model import build_model
-from bert_pipeline.training.packing import micro_batches, pack, pad
+from bert_pipeline.training.packing import ASKED_STEP, TOKEN_STEP, fill_up, micro_batches, pack, pad
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,24 @@ def test_a_packed_row_is_that_of_the_oracle(samples):
     assert (rows.load.tokens, rows.load.pairs) == (sum(len(each[0]) for each in samples), len(samples))
     assert rows.load.squared_lengths == sum(len(each[0]) ** 2 for each in samples)
     torch.testing.assert_close(pack(rows), slow_pack(samples), atol=0, rtol=0)  # names, shapes, types and values
+
+
+@given(made_samples())
+@settings(max_examples=30)
+def test_a_row_is_filled_up_by_a_pair_without_labels(samples):
+    packed = pack(rows_of(samples))
+    filled = fill_up(packed)
+    for name, tensor in packed.items():
+        assert torch.equal(filled[name][..., : tensor.shape[-1]], tensor) and filled[name].dtype == tensor.dtype
+    tokens, asked = packed["input_ids"].shape[1], len(packed["asked"])
+    assert filled["offsets"].tolist() == [*packed["offsets"].tolist(), filled["input_ids"].shape[1]]
+    assert filled["asked_offsets"].tolist() == [*packed["asked_offsets"].tolist(), len(filled["asked"])]
+    assert filled["input_ids"].shape[1] % TOKEN_STEP == 0 < filled["input_ids"].shape[1] - tokens <= TOKEN_STEP
+    assert len(filled["asked"]) % ASKED_STEP == len(filled["masked"]) % ASKED_STEP == 0
+    assert set(filled["asked"][asked:].tolist()) == {tokens}, "the pair's own first token"
+    assert set(filled["masked"][len(packed["masked"]) :].tolist()) <= {asked}
+    for name in ("masked_labels", "next_sentence_label"):
+        assert set(filled[name][len(packed[name]) :].tolist()) <= {IGNORE_INDEX}
 
 
 @given(made_samples())
@@ -237,6 +255,17 @@ def test_packed_is_padded(model, dataset):
     assert_same_step(step(PretrainingLoss(model), [pack(rows)], rows), expected)
 
 
+def test_filled_up_is_packed(model, dataset):
+    """Sums, counts and gradients; the embedding of padding gets none."""
+    objective, rows = PretrainingLoss(model), dataset.rows(0, np.arange(16))
+    packed, filled = pack(rows), fill_up(pack(rows))
+    assert filled["input_ids"].shape != packed["input_ids"].shape
+    torch.testing.assert_close(objective(**filled), objective(**packed), atol=1e-4, rtol=1e-6)
+    found = step(objective, [filled], rows)
+    assert_same_step(found, step(objective, [packed], rows))
+    assert not found[1]["model.bert.embeddings.position_embeddings.weight"][64:].any()
+
+
 @pytest.mark.parametrize("tokens", [1, 200, 600])
 def test_the_numbers_do_not_depend_on_the_micro_batches(model, dataset, tokens):
     rows = dataset.rows(0, np.arange(32))
@@ -269,6 +298,33 @@ def test_compiled_is_eager(model, dataset, backend):
         with torch.compiler.set_stance(stance):
             total, gradients = step(compiled, [pack(rows)], rows)
         assert_same_step((total, {n.removeprefix("_orig_mod."): each for n, each in gradients.items()}), expected)
+
+
+def test_gradients_of_embeddings_are_those_of_torch():
+    """Of one that is asked for often, once, and never."""
+    places = torch.tensor([[3, 0, 3, 3, 1]])
+    generator = torch.Generator().manual_seed(1)
+    stock, ours = torch.nn.Embedding(5, 4), Embedding(5, 4)
+    ours.load_state_dict(stock.state_dict())
+    toward = torch.randn((1, 5, 4), generator=generator)
+    for each in (stock, ours):
+        each(places).backward(toward)
+    assert torch.equal(ours(places), stock(places))
+    torch.testing.assert_close(ours.weight.grad, stock.weight.grad, atol=1e-6, rtol=1e-6)
+    torch.library.opcheck(sum_by_row, (toward[0], places[0], 5))
+
+
+def test_the_loss_is_that_of_torch():
+    """Sum and gradient where some labels are not asked for."""
+    generator = torch.Generator().manual_seed(1)
+    logits = (3 * torch.randn(7, 11, generator=generator)).requires_grad_()
+    labels = torch.tensor([4, IGNORE_INDEX, 0, 10, IGNORE_INDEX, 2, 2])
+    expected = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    found, correct = sum_of_cross_entropy(logits, labels)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(*(torch.autograd.grad(3 * each, logits) for each in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
+    assert correct == (logits.argmax(-1) == labels).sum()
 
 
 def test_static_masks_give_the_loss_of_dynamic_ones(model, tiny, dataset):

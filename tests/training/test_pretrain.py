@@ -58,6 +58,23 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path,
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.slow
+def test_a_compiled_run_in_bfloat16_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path):
+    """On two threads; each start compiles anew, for the batch that it happens to begin with."""
+    settings = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}
+    settings |= {"ACCELERATE_DYNAMO_USE_DYNAMIC": "true", "OMP_NUM_THREADS": "2"}
+    outs = [tmp_path / name for name in ("once", "again", "killed")]
+    jobs = [job_for(tiny, tiny_recipe, out, log_every=1) for out in outs]
+    for job in jobs[:2]:
+        train(job, 1, **settings)
+    train(jobs[2], 1, expected=-signal.SIGKILL, sabotage="0 forward 7 KILL", **settings)
+    assert "going on after step" in train(jobs[2], 1, **settings)
+    weights = [load_file(out / "model.safetensors") for out in outs]
+    for out, found in zip(outs[1:], weights[1:], strict=True):
+        assert trace(out) == trace(outs[0])
+        assert all(torch.equal(found[name], expected) for name, expected in weights[0].items())
+
+
 def test_a_run_whose_launcher_was_killed_saves_and_stops(tiny, tiny_recipe, tmp_path):
     """While it trains; and one that finds its launcher gone already stops after a step."""
     job = job_for(tiny, tiny_recipe, tmp_path)
