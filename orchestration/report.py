@@ -21,7 +21,8 @@ def report(recipe: str, home: Path) -> str:
     used = resources(home)
     kinds = kinds_of(load_recipe(recipe_files()[recipe]))
     made = {kind: used["artifacts"].artifact(kind, recipe) for kind in kinds}
-    parts = [_artifacts(made), _pretraining(made["pretrained_checkpoint"]), _tasks(made["evaluations"])]
+    parts = [_artifacts(made), _pretraining(made["pretrained_checkpoint"])]
+    parts += [_tasks(made["evaluations"])] if made["evaluations"].facts["tasks"] else []
     return "\n".join([*parts, _model(used["workshop"].mlflow, recipe), _further(made, recipe)])
 
 

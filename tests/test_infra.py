@@ -160,6 +160,9 @@ def assert_restricted(pod: dict, container: dict) -> None:
     assert container["capabilities"] == {"drop": ["ALL"]}
 
 
+PODS = ["dask-scheduler", "dask-worker", "download-pubmed", "mlflow", "proxy", "bert-pretrain", "trainjob"]
+
+
 def pods() -> dict[str, dict]:
     """Every pod template of k8s/, by the name of its manifest."""
     found = {}
@@ -167,12 +170,14 @@ def pods() -> dict[str, dict]:
         spec = each.get("spec", {})
         if each["kind"] in ("Deployment", "Job"):
             found[each["metadata"]["name"]] = spec["template"]
+        if each["kind"] == "CronJob":
+            found[each["metadata"]["name"]] = spec["jobTemplate"]["spec"]["template"]
         if each["kind"] == "TrainingRuntime":
             found["trainjob"] = spec["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
     return found
 
 
-@pytest.mark.parametrize("name", ["mlflow", "proxy", "dask-scheduler", "dask-worker", "bert-pretrain", "trainjob"])
+@pytest.mark.parametrize("name", PODS)
 def test_a_pod_may_do_no_more_than_it_must(name):
     pod = pods()[name]
     spec = pod["spec"]
@@ -192,6 +197,20 @@ def test_a_pod_may_do_no_more_than_it_must(name):
     assert pod["metadata"]["labels"]["role"] in roles
 
 
+def test_pubmed_is_fetched_by_who_sees_nothing_else():
+    """On Kubernetes as by compose; neither can be meant by the schedule of Dagster, whose runs reach no internet."""
+    [cron] = documents("download-pubmed.yaml")
+    assert cron["spec"]["suspend"] is True
+    [container] = pods()["download-pubmed"]["spec"]["containers"]
+    service = services()["download-pubmed"]
+    assert container["args"] == service["command"]
+    assert [mount for mount in container["volumeMounts"] if mount["name"] != "tmp"] == [
+        {"name": "data", "mountPath": "/data"}
+    ]
+    outside = [each["metadata"]["name"] for each in documents("network.yaml") if "ipBlock" in json.dumps(each)]
+    assert outside == ["download"] and service["networks"] == ["edge"]
+
+
 def test_what_is_applied_is_all_there_is():
     told = yaml.safe_load((INFRA / "k8s" / "kustomization.yaml").read_text())
     trainings = {"training-job.yaml", "trainjob.yaml"}  # one at a time, by hand
@@ -206,7 +225,7 @@ def test_what_is_applied_is_all_there_is():
 
 
 def test_all_pods_are_looked_at():
-    assert pods().keys() == {"mlflow", "proxy", "dask-scheduler", "dask-worker", "bert-pretrain", "trainjob"}
+    assert [*pods()] == PODS
     labels = documents("namespace.yaml")[0]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
