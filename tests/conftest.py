@@ -1,17 +1,21 @@
 """What all tests share: a tiny recipe, and the datasets that it makes from a generated corpus."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from servers import Database, Servers, make_secrets
 
 from bert_pipeline.artifact import Artifact
 from bert_pipeline.evaluation.readers import read_task
@@ -197,6 +201,35 @@ def dask_cluster(tmp_path_factory: pytest.TempPathFactory):
     cluster = DaskCluster(tmp_path_factory.mktemp("dask"))
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Not pytest's own, which is its user's alone: PostgreSQL does not run as root."""
+    path = Path(tempfile.mkdtemp(prefix="bert-pipeline-servers-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def servers(folder: Path) -> Iterator[Servers]:
+    running = Servers(folder)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def secrets(folder: Path) -> Path:
+    return make_secrets(folder)
+
+
+@pytest.fixture(scope="module")
+def database(folder: Path, secrets: Path) -> Iterator[Database]:
+    running = Database(folder, secrets)
+    yield running
+    with contextlib.suppress(subprocess.CalledProcessError):  # a test may have stopped it
+        running.stop()
 
 
 @pytest.fixture

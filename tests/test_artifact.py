@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -171,6 +172,45 @@ def test_two_processes_that_want_the_same_thing_build_it_once(tmp_path):
         process.join()
         assert process.exitcode == 0
     assert (tmp_path / "builds.log").read_text() == "built\n"
+
+
+PARTS = [f"part-{number}" for number in range(5)]
+
+
+def _race(root: Path, barrier) -> None:
+    """A hundred artifacts, each begun at the moment at which the other process begins it."""
+
+    def build_slowly(path: Path) -> dict:
+        for name in PARTS:
+            (path / name).write_text(f"{os.getpid()}")
+            time.sleep(random.random() / 500)
+        return {"by": os.getpid()}
+
+    for number in range(100):
+        barrier.wait(60)
+        made = artifact.make(root / str(number), ORIGIN, build_slowly)
+        assert {(made.path / name).read_text() for name in PARTS} == {str(made.facts["by"])}
+
+
+def test_of_two_processes_that_race_a_hundred_times_one_builds_and_nobody_reads_a_part(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    racers = [context.Process(target=_race, args=(tmp_path, barrier)) for _ in range(2)]
+    for racer in racers:
+        racer.start()
+    reads = 0
+    while any(racer.is_alive() for racer in racers):
+        for path in tmp_path.iterdir():
+            if path.name.isdecimal():
+                read = artifact.load(path)
+                assert {(path / name).read_text() for name in PARTS} == {str(read.facts["by"])}
+                reads += 1
+    for racer in racers:
+        racer.join()
+        assert racer.exitcode == 0
+    builders = {artifact.load(tmp_path / str(number)).facts["by"] for number in range(100)}
+    assert builders <= {racer.pid for racer in racers} and reads > 100
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".partial"]
 
 
 def test_a_builder_that_is_killed_leaves_nothing_and_blocks_nobody(tmp_path):

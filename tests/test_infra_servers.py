@@ -6,32 +6,26 @@ moto's S3 server is in its place, and what SeaweedFS alone can show is skipped.
 """
 
 import base64
-import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
 from servers import (
     BIN,
     INFRA,
     ROOT,
-    Database,
     Door,
-    Servers,
     answers,
     ask,
     basic,
     changed,
     free_port,
     installed,
-    make_secrets,
     program,
 )
 
@@ -47,38 +41,9 @@ RECIPE = "demo"
 
 
 @pytest.fixture(scope="module")
-def folder():
-    """Not pytest's own, which is its user's alone: PostgreSQL does not run as root."""
-    path = Path(tempfile.mkdtemp(prefix="bert-pipeline-infra-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture(scope="module")
-def servers(folder):
-    running = Servers(folder)
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def secrets(folder) -> Path:
-    return make_secrets(folder)
-
-
-@pytest.fixture(scope="module")
 def environment(secrets) -> dict[str, str]:
     """For what runs through with-secrets.sh."""
     return {"SECRETS": str(secrets), "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": f"{BIN}:{os.environ['PATH']}"}
-
-
-@pytest.fixture(scope="module")
-def database(folder, secrets):
-    running = Database(folder, secrets)
-    yield running
-    with contextlib.suppress(subprocess.CalledProcessError):  # a test may have stopped it
-        running.stop()
 
 
 @pytest.fixture(scope="module")

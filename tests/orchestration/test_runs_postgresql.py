@@ -3,14 +3,11 @@
 import contextlib
 import random
 import shutil
-import subprocess
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
-from servers import INFRA, Database, Servers, changed, program
+from servers import INFRA, changed
 from stack import ENDED, Stack, eventually
 
 pytestmark = pytest.mark.slow
@@ -25,33 +22,6 @@ documents_per_shard = 20
 """
 KILLS = 20
 OVER = ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED")
-
-
-@pytest.fixture(scope="module")
-def folder():
-    """Not pytest's own, which is its user's alone: PostgreSQL does not run as root."""
-    path = Path(tempfile.mkdtemp(prefix="bert-pipeline-runs-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture(scope="module")
-def servers(folder):
-    running = Servers(folder)
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def database(folder):
-    program("openssl")
-    shutil.copytree(INFRA / "compose", folder / "compose", ignore=shutil.ignore_patterns("secrets", ".env"))
-    subprocess.run([folder / "compose" / "make-secrets.sh"], check=True, capture_output=True)
-    running = Database(folder, folder / "compose" / "secrets")
-    yield running
-    with contextlib.suppress(subprocess.CalledProcessError):
-        running.stop()
 
 
 @pytest.fixture(scope="module")
