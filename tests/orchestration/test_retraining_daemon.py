@@ -15,6 +15,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from mlflow import MlflowClient
+from servers import changed
 
 from bert_pipeline.data.sources.sample import sample_documents
 from orchestration.promotion_ledger import find_champion
@@ -71,6 +72,7 @@ class Plant:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.texts, self.recipe = folder, folder / "data/texts", folder / "recipes/watched.toml"
+        self.code = ROOT
         for each in (self.texts, self.recipe.parent, folder / "dagster"):
             each.mkdir(parents=True)
         self.recipe.write_text(RECIPE)
@@ -85,12 +87,45 @@ class Plant:
         self.instance = dg.DagsterInstance.from_config(str(folder / "dagster"))
         self.registry = MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
+    def start(self) -> None:
+        """The daemon."""
+        with (self.folder / "daemon.log").open("a") as log:
+            self.daemon = subprocess.Popen(
+                self.command("dagster-daemon", "run"),
+                cwd=self.code,
+                env=self.environment | {"PYTHONPATH": str(self.code)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        os.killpg(self.daemon.pid, signal.SIGTERM)
+        try:
+            self.daemon.wait(60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.daemon.pid, signal.SIGKILL)
+
+    def hasten(self) -> None:
+        """The daemon, started again with a schedule that comes every minute instead of every week."""
+        self.stop()
+        self.code = self.folder / "code"
+        shutil.copytree(ROOT / "orchestration", self.code / "orchestration")
+        module = self.code / "orchestration/retraining.py"
+        module.write_text(changed(module.read_text(), **{'"0 3 * * 0"': '"* * * * *"'}))
+        self.start()
+
     def command(self, program: str, *arguments: str) -> list[str]:
         return [str(Path(sys.executable).with_name(program)), *arguments, "-m", "orchestration.definitions"]
 
     def call(self, *arguments: str) -> None:
         done = subprocess.run(
-            self.command("dagster", *arguments), cwd=ROOT, env=self.environment, capture_output=True, text=True
+            self.command("dagster", *arguments),
+            cwd=self.code,
+            env=self.environment | {"PYTHONPATH": str(self.code)},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -145,24 +180,11 @@ class Plant:
 @pytest.fixture
 def plant(tmp_path):
     plant = Plant(tmp_path)
-    with (tmp_path / "daemon.log").open("w") as log:
-        daemon = subprocess.Popen(
-            plant.command("dagster-daemon", "run"),
-            cwd=ROOT,
-            env=plant.environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    plant.start()
     try:
         yield plant
     finally:
-        os.killpg(daemon.pid, signal.SIGTERM)
-        try:
-            daemon.wait(60)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(daemon.pid, signal.SIGKILL)
+        plant.stop()
         plant.instance.dispose()
 
 
@@ -253,6 +275,29 @@ def test_a_closed_gate_holds_back_what_follows_until_it_opens(plant):
     plant.call("asset", "materialize", "--select", "tokenizer", "--partition", "watched")
     plant.wait("the masks", lambda: "masked_dataset" in followers(plant) and plant.at_rest())
     assert plant.runs()[-1].status == dg.DagsterRunStatus.SUCCESS, plant.story()
+
+
+@pytest.mark.slow
+def test_the_schedule_trains_again_what_was_registered_once(plant):
+    """By its cron, together with the sensor. New text makes a version; where nothing is new nothing is built."""
+    plant.recipe.write_text(f"{RECIPE}\n[retraining]\nhours_per_month = 1.0\n")
+    plant.write("first.jsonl", noise(60, 1))
+    plant.call("job", "launch", "-j", "whole_graph", "--tags", json.dumps({PARTITION: "watched"}))
+    plant.wait_for_run(1)
+    plant.hasten()
+    plant.call("sensor", "start", "corpus_folder")
+    plant.looks(1, "corpus_folder")
+    plant.write("better.jsonl", sample_documents(300, 5))
+    plant.call("schedule", "start", "weekly_retraining")
+    plant.looks(3, "weekly_retraining")
+    plant.call("schedule", "stop", "weekly_retraining")
+    plant.wait("the end", plant.at_rest)
+    _, *runs = plant.runs("whole_graph")
+    assert all(run.status == dg.DagsterRunStatus.SUCCESS for run in runs), plant.story()
+    assert [run.tags[BUILT] == "nothing" for run in runs] == [False, *[True] * (len(runs) - 1)], plant.story()
+    assert runs[-1].tags[STARTED_BY] == "schedule" and len(runs) >= 2
+    assert find_champion(plant.registry, NAME) == "2"
+    assert len(plant.registry.search_model_versions(f"name = '{NAME}'")) == 2
 
 
 def followers(plant: Plant) -> list[str]:
