@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
 from bert_pipeline.training.buckets import STEP, buckets
+from bert_pipeline.training.packing import TOKEN_STEP
 
 PACKED = "packed"
 """The name of this attention, for `set_attn_implementation`."""
@@ -41,7 +42,8 @@ def packed_attention(
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     query_offsets = offsets if query_offsets is None else query_offsets
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        longest = module.config.max_position_embeddings  # blocks of tokens beyond a pair's end cost nothing
+        # Blocks of tokens beyond a pair's end cost nothing; the padding of a row may be longer than any pair.
+        longest = max(module.config.max_position_embeddings, TOKEN_STEP)
         found = aten._flash_attention_forward(
             *(query, key, value, query_offsets, offsets, longest, longest, dropout, False, False), scale=scaling
         )[0]
