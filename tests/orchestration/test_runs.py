@@ -25,12 +25,12 @@ from orchestration.tracking import Mlflow
 pytestmark = pytest.mark.slow
 
 STAGES = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset", "pretrained_checkpoint")
-RECIPES = ("cancelled", "killed", "waiting", "abandoned", "restarted", "by-hand", "outage", "twice")
+RECIPES = ("cancelled", "killed", "waiting", "abandoned", "restarted", "by-hand", "outage", "twice", "limited")
 TINY = (ROOT / "tests" / "orchestration" / "recipes" / "tiny.toml").read_text()
 SECRET = "the-token-of-the-webhook"
 CANCELS, KILLS = 20, 10
-LONG = {"cancelled": 12_000, "killed": 8_000}
-"""Steps of what is interrupted so often; of the others 400."""
+LONG = {"cancelled": 12_000, "killed": 8_000, "limited": 100_000}
+"""Steps of what is interrupted; of the others 400."""
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +237,20 @@ def test_mlflow_is_away_from_the_start_to_the_end(stack, mlflow, outage):
     took = eventually(lambda: not note.exists())
     assert_one_whole_run(stack, mlflow, "outage")
     print(f"outage: training launched {held_up:.2f} s after it was to be told; all was told {took:.0f} s after its end")
+
+
+def test_a_run_whose_time_is_over_saves_and_ends(stack, mlflow):
+    """What limits retrainings that new text starts (retraining.hours_per_month)."""
+    run = stack.launch("limited", *STAGES, dagster_max_runtime="40", dagster_max_retries="0")
+    train_until(stack, run, 30)
+    assert stack.wait_for_end(run) == "FAILURE"
+    eventually(lambda: not stack.training(), 30)
+    reached = max(row["step"] for row in read_rows(partial(stack)))
+    [*_, newest] = sorted(path.name for path in partial(stack).parent.glob("work/checkpoints/step-????????"))
+    assert reached <= int(newest[-8:]) < LONG["limited"], "saved as it was stopped, not some time before"
+    eventually(lambda: [each.info.status for each in mlflow_runs(mlflow, "limited")] == ["KILLED"])
+    lasted = stack.run(run)["endTime"] - stack.run(run)["startTime"]
+    print(f"limited to 40 s: ended after {lasted:.0f} s at step {reached}, checkpoint {newest}")
 
 
 def test_two_runs_that_want_the_same_build_it_once(stack):
