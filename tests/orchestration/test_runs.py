@@ -29,7 +29,7 @@ RECIPES = ("cancelled", "killed", "waiting", "abandoned", "restarted", "by-hand"
 TINY = (ROOT / "tests" / "orchestration" / "recipes" / "tiny.toml").read_text()
 SECRET = "the-token-of-the-webhook"
 CANCELS, KILLS = 20, 10
-LONG = {"cancelled": 12_000, "killed": 8_000, "limited": 100_000}
+LONG = {"cancelled": 8_000, "killed": 4_000, "limited": 100_000}
 """Steps of what is interrupted; of the others 400."""
 
 
@@ -134,7 +134,7 @@ def test_cancelled_from_the_page_a_training_saves_ends_and_goes_on(stack, mlflow
         assert last < reached < LONG["cancelled"] and last + 30 <= int(saved[-1][-8:])
         assert [each.info.status for each in mlflow_runs(mlflow, "cancelled")] == ["KILLED"]
         run = stack.launch("cancelled", "pretrained_checkpoint")
-    assert stack.wait_for_end(run) == "SUCCESS"
+    assert stack.wait_for_end(run, 900) == "SUCCESS"
     assert_one_whole_run(stack, mlflow, "cancelled")
     assert not stack.training()
     took = f"{min(seconds):.1f} to {max(seconds):.1f} s until CANCELED"
@@ -159,7 +159,7 @@ def test_a_killed_run_is_tried_again_goes_on_and_blocks_nobody(stack, mlflow, po
         eventually(lambda: stack.retry_of(killed[-1]))
         run = stack.retry_of(killed[-1])
         print(f"killed at step {reached[-1]}: detected after {detected:.1f} s, its training ended after {ended:.1f} s")
-    assert stack.wait_for_end(run) == "SUCCESS"
+    assert stack.wait_for_end(run, 900) == "SUCCESS"
     assert stack.wait_for_end(other) == "SUCCESS", "the pool is free again"
     for recipe in ("killed", "waiting"):
         assert_one_whole_run(stack, mlflow, recipe)
