@@ -29,7 +29,7 @@ RECIPES = ("cancelled", "killed", "waiting", "abandoned", "restarted", "by-hand"
 TINY = (ROOT / "tests" / "orchestration" / "recipes" / "tiny.toml").read_text()
 SECRET = "the-token-of-the-webhook"
 CANCELS, KILLS = 20, 10
-LONG = {"cancelled": 8_000, "killed": 4_000, "limited": 100_000}
+LONG = {"cancelled": 2_000, "killed": 1_000, "limited": 100_000}
 """Steps of what is interrupted; of the others 400."""
 
 
