@@ -97,7 +97,7 @@ def attention_on_cpu(
     q, k, v = places.queries.gather(query), places.keys.gather(key), places.keys.gather(value)
     out = torch.empty_like(q)
     for some in places.chunks:
-        weights = _weights(some.queries(q), some.keys(k), some.padding, scale)
+        weights = _weights(some.queries(q), _centred(some.keys(k)), some.padding, scale)
         torch.bmm(weights, some.keys(v), out=some.queries(out))
     return places.queries.scatter(out)
 
@@ -120,13 +120,21 @@ def attention_on_cpu_backward(
     grad = places.queries.gather(gradient, padding=0.0)
     of_q, of_k, of_v = (torch.empty_like(each) for each in (q, k, v))
     for some in places.chunks:
-        weights = _weights(some.queries(q), some.keys(k), some.padding, scale)
-        of_weights = torch.bmm(some.queries(grad), some.keys(v).transpose(1, 2))
+        key = _centred(some.keys(k))
+        weights = _weights(some.queries(q), key, some.padding, scale)
+        of_weights = torch.bmm(some.queries(grad), _centred(some.keys(v)).transpose(1, 2))
         of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        _scaled_product(of_scores, some.keys(k), scale, out=some.queries(of_q))
+        _scaled_product(of_scores, key, scale, out=some.queries(of_q))
         _scaled_product(of_scores.transpose(1, 2), some.queries(q), scale, out=some.keys(of_k))
         torch.bmm(weights.transpose(1, 2), some.queries(grad), out=some.keys(of_v))
     return places.queries.scatter(of_q), places.keys.scatter(of_k), places.keys.scatter(of_v)
+
+
+def _centred(states: Tensor) -> Tensor:
+    """(pairs and heads, keys, width), less their mean over the keys. Softmax and its gradient are the same with any
+    vector taken from all keys; what bfloat16 rounds off their products is then of what distinguishes the keys.
+    """
+    return states - states.mean(1, keepdim=True)
 
 
 def _weights(query: Tensor, key: Tensor, padding: Tensor | None, scale: float) -> Tensor:
