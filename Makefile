@@ -18,7 +18,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR := 1
 # Eight processes of the server for jobs that nothing here gives it; they take as long to start as all the rest.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
-# For training on the CPU; see CPU_SETTINGS in bert_pipeline/training/launch.py.
+# For training on the CPU; see CPU_SETTINGS in bert_pipeline/training/launch/build.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 3000
 export MALLOC_MMAP_MAX_ ?= 0

@@ -45,9 +45,9 @@ SAMPLE_SECONDS = 0.2
 def build(mirror: str, out: str, workers: int) -> Answer:
     """The stage in this process; its memory and that of its workers in MiB, sampled."""
     os.environ["BERT_PIPELINE_WORKERS"] = str(workers)
-    from bert_pipeline.data.corpus import build_raw_corpus
-    from bert_pipeline.executors import end_idle_workers
+    from bert_pipeline.data.corpus.build import build_raw_corpus
     from bert_pipeline.recipe import CorpusRecipe
+    from bert_pipeline.store.executors import end_idle_workers
 
     section = CorpusRecipe.model_validate(SECTION | {"path": mirror})
     watch = Watch()

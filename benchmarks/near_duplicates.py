@@ -31,7 +31,7 @@ from benchmarks.machine import machine
 from benchmarks.peers.environments import PACKAGES, environment
 from benchmarks.rows import Row, row, take_turns, tell
 from benchmarks.text import choose_fields, documents
-from bert_pipeline.data.near_duplicates import (
+from bert_pipeline.data.corpus.near_duplicates import (
     NGRAM_WORDS,
     SIGNATURE_SIZE,
     bands,

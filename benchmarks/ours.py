@@ -14,7 +14,7 @@ from benchmarks.text import recipe
 
 
 def sentences_by_shard(raw_corpus: Path) -> list[Any]:
-    from bert_pipeline.documents import corpus_shards
+    from bert_pipeline.formats.corpus import corpus_shards
 
     tables = [shard.read("sentences") for shard in corpus_shards(raw_corpus, "train")]
     return [table["sentences"].combine_chunks().flatten() for table in tables]
@@ -25,8 +25,8 @@ def encode(folder: str, out: str) -> Answer:
     import numpy as np
     import pyarrow as pa
 
-    from bert_pipeline.encoding import Encoder
-    from bert_pipeline.vocabulary import read_tokenizer
+    from bert_pipeline.data.tokenizer.encoding import Encoder
+    from bert_pipeline.formats.tokenizer import read_tokenizer
 
     encoder = Encoder(read_tokenizer(Path(folder, "tokenizer")))
     shards = sentences_by_shard(Path(folder, "raw_corpus"))
@@ -49,9 +49,9 @@ def pairs_and_masks(folder: str, max_seq_length: int) -> Answer:
     from bert_pipeline.data.masking import Masker
     from bert_pipeline.data.nsp import tokenize_shard
     from bert_pipeline.data.pairs import plan_pairs, write_rows
-    from bert_pipeline.documents import corpus_shards
-    from bert_pipeline.encoding import Encoder
-    from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
+    from bert_pipeline.data.tokenizer.encoding import Encoder
+    from bert_pipeline.formats.corpus import corpus_shards
+    from bert_pipeline.formats.tokenizer import continuation_pieces, read_tokenizer
 
     chosen = recipe(Path(folder), max_seq_length)
     tokenizer = read_tokenizer(Path(folder, "tokenizer"))
@@ -90,7 +90,7 @@ def whole_way(folder: str, max_seq_length: int, out: str, raw: bool) -> Answer:
     `raw`: from text.jsonl, cleaned and split into sentences; else from its sentences, one a line, as the peers.
     Memory in MiB, by the system's account.
     """
-    from bert_pipeline.executors import end_idle_workers
+    from bert_pipeline.store.executors import end_idle_workers
 
     shutil.rmtree(out, ignore_errors=True)
     tokenizer, here = Path(folder, "tokenizer"), Path(folder)
@@ -113,8 +113,8 @@ def whole_way(folder: str, max_seq_length: int, out: str, raw: bool) -> Answer:
 
 
 def _make(chosen: Any, tokenizer: Path, out: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    from bert_pipeline import artifact
     from bert_pipeline.stages import make_stage
+    from bert_pipeline.store import artifact
 
     made, seconds = {"tokenizer": artifact.load(tokenizer)}, {}
     for kind in ("raw_corpus", "nsp_dataset", "masked_dataset"):
@@ -130,8 +130,8 @@ def train_bytes(dataset: Path) -> int:
 
 def loader(folder: str, max_seq_length: int, batch_size: int) -> Answer:
     """Batches as tensors, from epochs whose masks are drawn as they are read."""
-    from bert_pipeline.training.batches import PairDataset
-    from bert_pipeline.training.packing import fill_up, micro_batches, pack
+    from bert_pipeline.training.batches.dataset import PairDataset
+    from bert_pipeline.training.batches.packing import fill_up, micro_batches, pack
 
     here = Path(folder)
     dataset = PairDataset(

@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks.children import Answer, answer
 from benchmarks.text import corpus_and_tokenizer
-from bert_pipeline import artifact
 from bert_pipeline.recipe import PhaseRecipe, Recipe
+from bert_pipeline.store import artifact
 
 LEAST_STEPS = 4
 WARM_UP_FRACTION = 0.25
@@ -74,7 +74,8 @@ def prepare(folder: str, recipe: dict[str, Any], flops: float) -> Answer:
 
 def stretch(folder: Path, recipe: Recipe, phase: PhaseRecipe, vocab_size: int, flops: float) -> Answer:
     """How many steps are taken, how many of them are no more than warm-up, and what the others compute on."""
-    from bert_pipeline.flops import Load, training_flops
+    from bert_pipeline.training.batches.dataset import Load
+    from bert_pipeline.training.model.flops import training_flops
 
     dataset, batch = train_dataset(folder, phase.max_seq_length), phase.global_batch_size
 
@@ -100,7 +101,7 @@ def stretch(folder: Path, recipe: Recipe, phase: PhaseRecipe, vocab_size: int, f
 
 
 def train_dataset(folder: Path, max_seq_length: int) -> Any:
-    from bert_pipeline.training.batches import PairDataset
+    from bert_pipeline.training.batches.dataset import PairDataset
 
     return PairDataset(
         folder / "nsp_dataset", folder / "masked_dataset", folder / "tokenizer", max_seq_length, split="train"

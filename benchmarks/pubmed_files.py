@@ -26,7 +26,7 @@ from random import Random
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from bert_pipeline.data.sources.sample import sample_documents
+from bert_pipeline.data.sources.sample.documents import sample_documents
 
 HEAD = """<?xml version="1.0" encoding="utf-8"?>
 <!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle, 1st January 2025//EN" \

@@ -4,8 +4,8 @@
 
 Libraries that are not installed are named and passed over. Gold sentences come from
 
-- files of a sentence a line and a blank line between texts; if none is named, tests/data/gold_sentences.txt. That one
-  was written for what makes biomedical text hard (abbreviations, species, units, citations, names in small letters)
+- files of a sentence a line and a blank line between texts; if none is named, tests/data/corpus/gold_sentences.txt. That
+  one was written for what makes biomedical text hard (abbreviations, species, units, citations, names in small letters)
   and holds little else, so F1 is far below what real text gives. No rule of ours was made by it.
 - BLURB's folder, by default that of BERT_PIPELINE_DATA:
   - BC5CDR: the sentences of the token files laid over the original abstracts (PubTator, looked for beside the
@@ -37,7 +37,7 @@ Splitter = Callable[[str], list[str]]
 GoldText = tuple[str, frozenset[int]]
 """A text and its boundaries."""
 
-GOLD = Path(__file__).parents[1] / "tests" / "data" / "gold_sentences.txt"
+GOLD = Path(__file__).parents[1] / "tests" / "data" / "corpus" / "gold_sentences.txt"
 
 BC5CDR_FILES = {"train": "Training", "dev": "Development", "test": "Test"}
 
@@ -153,7 +153,7 @@ def nupunkt() -> Splitter:
 
 
 def bert_pipeline() -> Splitter:
-    return importlib.import_module("bert_pipeline.data.sentences").split_sentences
+    return importlib.import_module("bert_pipeline.data.corpus.sentences").split_sentences
 
 
 BLURB_SETS = {"BC5CDR": bc5cdr, "JNLPBA": jnlpba, "HoC": hoc}

@@ -37,7 +37,7 @@ def choose_fields(text: str, text_fields: Fields | None) -> Fields:
 
 def documents(text: str | None, fields: Fields) -> Iterator[dict[str, str]]:
     if text is None:
-        from bert_pipeline.data.sources.sample import sample_documents
+        from bert_pipeline.data.sources.sample.documents import sample_documents
 
         for _, sample in sample_documents(10**9, seed=12345):
             yield {"text": sample}
@@ -98,7 +98,7 @@ def recipe(folder: Path, max_seq_length: int, **corpus: Any) -> Any:
 
 def corpus_and_tokenizer(chosen: Any, folder: Path) -> dict[str, Any]:
     """The first two artifacts of a recipe, with the largest vocabulary, up to its own, that the text can fill."""
-    from bert_pipeline.data.tokenizer import VocabularyError
+    from bert_pipeline.data.tokenizer.build import VocabularyError
     from bert_pipeline.stages import make_stage
 
     made = {"raw_corpus": make_stage("raw_corpus", chosen, {}, folder / "raw_corpus")}
@@ -141,7 +141,7 @@ def prepare(folder: str, fields: Fields, documents_per_shard: int, peer_megabyte
 
 def write_sentences(raw_corpus: Path, out: Path, megabytes: float) -> float:
     """The first documents of the training split; no blank line at the end, where transformers' reader trips."""
-    from bert_pipeline.documents import iterate_documents
+    from bert_pipeline.formats.corpus import iterate_documents
 
     num_bytes = 0
     with out.open("w", encoding="utf-8") as lines:

@@ -13,7 +13,7 @@ peer, but where it is taken as it comes, gets those of its settings that were th
 fails has a row that says why.
 Text is that of the recipe, where its files are found, or of --text; 8 MB of it, spread over its first 100.
 
-Model-FLOP utilisation is the operations that the real tokens need (the formula: bert_pipeline/flops.py), a
+Model-FLOP utilisation is the operations that the real tokens need (the formula: training/model/flops.py) a
 second, as a share of the best rate of a large square matrix product, measured here in the same precision.
 """
 
@@ -34,9 +34,10 @@ from benchmarks.rows import Row, Run, rate, row, take_turns, tell
 from benchmarks.text import choose_fields
 from bert_pipeline.data.sources.files import find_files
 from bert_pipeline.data.sources.records import SourceError
-from bert_pipeline.recipe import Recipe, load_recipe, recipe_files
+from bert_pipeline.recipe import Recipe
+from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.stages import home
-from bert_pipeline.training.launch import CPU_SETTINGS
+from bert_pipeline.training.launch.build import CPU_SETTINGS
 
 LENGTHS = (128, 512)
 ROUNDS = {"cpu": 2, "cuda": 1}

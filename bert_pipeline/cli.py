@@ -12,10 +12,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from bert_pipeline import artifact, remote_commands
-from bert_pipeline.printable import log_to_stderr, one_record
-from bert_pipeline.recipe import EvaluationRecipe, Recipe, load_recipe, recipe_files
+from bert_pipeline import remote_commands
+from bert_pipeline.core.printable import log_to_stderr, one_record
+from bert_pipeline.recipe import EvaluationRecipe, Recipe
+from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.stages import STAGES, home, make_stage
+from bert_pipeline.store import artifact
 
 COMMANDS = {
     "raw-corpus": "raw_corpus",
@@ -172,7 +174,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _list_tasks(as_json: bool) -> None:
-    from bert_pipeline.evaluation.listing import list_tasks, show
+    from bert_pipeline.evaluation.tasks.listing import list_tasks, show
 
     rows = list_tasks()
     print(json.dumps(rows) if as_json else show(rows))
@@ -187,9 +189,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.data and len(options.task) > 1:
         raise ValueError("--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all")
     from bert_pipeline.evaluation.evaluate import evaluate_task
-    from bert_pipeline.evaluation.readers import read_task
-    from bert_pipeline.evaluation.table import show_scores
-    from bert_pipeline.evaluation.tasks import find_task, load_task, task_files, task_folder
+    from bert_pipeline.evaluation.scoring.table import show_scores
+    from bert_pipeline.evaluation.tasks.readers import read_task
+    from bert_pipeline.evaluation.tasks.task import find_task, load_task, task_files, task_folder
 
     for name in options.task:  # before hours go into the first of them
         task = find_task(name)
@@ -213,28 +215,28 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _convert_bc5cdr(options: argparse.Namespace) -> None:
-    from bert_pipeline.evaluation.pubtator import convert_bc5cdr
+    from bert_pipeline.evaluation.tasks.pubtator import convert_bc5cdr
 
     facts = convert_bc5cdr(options.pubtator, options.out)
     print(json.dumps(facts)) if options.json else _print_facts(facts)
 
 
 def _download_blurb(options: argparse.Namespace) -> None:
-    from bert_pipeline.evaluation.download import download_blurb
+    from bert_pipeline.evaluation.tasks.download import download_blurb
 
     facts = download_blurb(options.out, options.task, options.accept_terms)
     print(json.dumps(facts)) if options.json else _print_facts(facts)
 
 
 def _download_pubmed(options: argparse.Namespace) -> None:
-    from bert_pipeline.data.sources.pubmed_mirror import BASE_URL, download_pubmed
+    from bert_pipeline.data.sources.pubmed.mirror import BASE_URL, download_pubmed
 
     facts = download_pubmed(options.out, options.base_url or BASE_URL, options.parallel)
     print(json.dumps(facts)) if options.json else _print_facts(facts)
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from bert_pipeline.inspection import inspect
+    from bert_pipeline.report.inspection import inspect
 
     found = inspect(options.directory, options.tokenizer, options.rows)
     if options.json:
@@ -248,7 +250,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _dropped(options: argparse.Namespace) -> None:
-    from bert_pipeline.data.dropped import Query, find_dropped, show
+    from bert_pipeline.data.corpus.dropped import Query, find_dropped, show
 
     found = find_dropped(options.directory, Query(options.id, options.reason), options.rows)
     print(json.dumps(found) if options.json else show(found, whole=bool(options.id)))

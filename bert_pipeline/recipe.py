@@ -7,16 +7,10 @@ The defaults are BERT-base as published (Devlin et al. 2019, arXiv 1810.04805, a
 google-research/bert); a recipe file states only what it changes.
 """
 
-import json
-import os
-import tomllib
 from datetime import date
-from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from bert_pipeline.recipe_faults import explain
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -48,9 +42,6 @@ class Section(BaseModel):
     """One table of a recipe: frozen, strictly typed, closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-Named = TypeVar("Named", bound=Section)
 
 
 def _day(text: str) -> str:
@@ -347,7 +338,7 @@ class EvaluationRecipe(Section):
 class RegistryRecipe(Section):
     promote: Literal["never", "if_better"] = "never"
     """Who makes a registered model the champion: a person (`bert-pipeline promote`), or also the graph, where the model
-    is better than the champion by the rule of orchestration/champion.py."""
+    is better than the champion by the rule of orchestration/registry/champion.py."""
 
 
 class RetrainingRecipe(Section):
@@ -407,56 +398,3 @@ class Recipe(Section):
         if faults:
             raise ValueError("; ".join(faults))
         return self
-
-
-def load_recipe(path: Path) -> Recipe:
-    """Read one TOML file; its stem is the name of the experiment.
-
-    Raises RecipeError with all faults at once, each with its dotted path, its value and the remedy.
-    """
-    return read_named(path, Recipe, "recipe", RecipeError)
-
-
-def read_named(path: Path, section: type[Named], what: str, error: type[ValueError]) -> Named:
-    """A TOML file whose stem is the name in its section. Raises `error` with all faults at once."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise error(f"{path}: no such {what}; remedy: name one of the files in {path.parent}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
-        raise error(f"{path}: not a TOML file: {broken}") from None
-    if "name" in table:
-        raise error(f"{path}: name: the file's stem ({path.stem}) is the name; remedy: remove the key")
-    try:
-        # Through JSON, because TOML's arrays are Python lists, which strict validation refuses for tuples.
-        return section.model_validate_json(json.dumps({"name": path.stem} | table, default=str))
-    except ValidationError as invalid:
-        faults = "\n".join(f"  {explain(fault, section)}" for fault in invalid.errors())
-        raise error(f"{path}: {invalid.error_count()} fault(s)\n{faults}") from None
-
-
-def recipe_files() -> dict[str, Path]:
-    """Every recipe by name: the packaged ones, then those of the folders in BERT_PIPELINE_RECIPES.
-
-    Raises RecipeError where two files claim one name.
-    """
-    folders = [Path(__file__).parent / "recipes"]
-    folders += [Path(folder) for folder in os.environ.get("BERT_PIPELINE_RECIPES", "").split(os.pathsep) if folder]
-    found: dict[str, Path] = {}
-    for folder in folders:
-        for path in sorted(folder.glob("*.toml")):
-            if path.stem in found:
-                raise RecipeError(f"two recipes are named {path.stem}: {found[path.stem]} and {path}; rename one")
-            found[path.stem] = path
-    return found
-
-
-def find_recipe(name: str) -> Recipe:
-    """The recipe of this name. Raises RecipeError where there is none (any more), or it cannot be used."""
-    files = recipe_files()
-    if name not in files:
-        raise RecipeError(
-            f"no recipe is named {name}: its file was removed or renamed; remedy: bring {name}.toml back to a folder "
-            "of BERT_PIPELINE_RECIPES, or leave it: its artifacts, runs and models stay as they are"
-        )
-    return load_recipe(files[name])

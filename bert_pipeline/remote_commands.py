@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bert_pipeline import artifact
-from bert_pipeline.artifact import RECORD, ArtifactError
 from bert_pipeline.stages import EVALUATION, STAGES, home
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import RECORD, ArtifactError
 
 if TYPE_CHECKING:
-    from bert_pipeline.remote import Remote
+    from bert_pipeline.store.remote import Remote
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _is_artifact(kind: str, fingerprint: str) -> bool:
 
 
 def _remote() -> "Remote":
-    from bert_pipeline.remote import VARIABLE, from_environment
+    from bert_pipeline.store.remote import VARIABLE, from_environment
 
     remote = from_environment()
     if remote is None:

@@ -18,11 +18,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bert_pipeline import artifact
-from bert_pipeline.artifact import Artifact
-from bert_pipeline.recipe import Recipe, load_recipe
-from bert_pipeline.recipe_toml import to_toml
+from bert_pipeline.recipe import Recipe
+from bert_pipeline.recipe_files import load_recipe, to_toml
 from bert_pipeline.stages import EVALUATION, STAGES, kinds_of, make_stage, settled, stage_origin
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Artifact
 
 SOURCES = "sources.jsonl"
 CONSTRAINTS = "constraints.txt"
@@ -255,7 +255,7 @@ def _bring(kept: Path, destination: Path) -> Artifact:
 
 def _check_sources(folder: Path, recipe: Recipe) -> None:
     """Name the files of the corpus that came, went or changed: its fingerprint tells only that one did."""
-    from bert_pipeline.data.corpus_sources import source_files
+    from bert_pipeline.data.corpus.sources import source_files
 
     listing = folder / SOURCES
     if not listing.exists():

@@ -14,9 +14,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from bert_pipeline import artifact, initial
-from bert_pipeline.artifact import Artifact, Facts
-from bert_pipeline.recipe import Recipe, RecipeError, TaskRecipe, load_recipe, recipe_files
+from bert_pipeline.formats import initial_model
+from bert_pipeline.recipe import Recipe, RecipeError, TaskRecipe
+from bert_pipeline.recipe_files import load_recipe, recipe_files
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Artifact, Facts
 
 OnRow = Callable[[dict[str, Any]], None]
 """Is given each row of metrics as it comes."""
@@ -52,7 +54,7 @@ class Stage:
 
 def check_files(kind: str, path: Path) -> None:
     """Raise ArtifactError where a file of an artifact in shards is missing or cut short."""
-    from bert_pipeline import shards
+    from bert_pipeline.store import shards
 
     if find_stage(kind).in_shards:
         shards.check_files(path)
@@ -71,15 +73,15 @@ def _from_whole_inputs(build: Build) -> Build:
 
 
 def _raw_corpus(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
-    from bert_pipeline.data.corpus import build_raw_corpus
-    from bert_pipeline.evaluation.texts import evaluation_texts
+    from bert_pipeline.data.corpus.build import build_raw_corpus
+    from bert_pipeline.evaluation.tasks.texts import evaluation_texts
 
     return build_raw_corpus(recipe.corpus, out, list(evaluation_texts(_excluded_tasks(recipe), EXCLUDED_SPLITS)))
 
 
 def _corpus_sources(recipe: Recipe) -> dict[str, str]:
-    from bert_pipeline.data.corpus_sources import source_files
-    from bert_pipeline.evaluation.texts import text_inputs
+    from bert_pipeline.data.corpus.sources import source_files
+    from bert_pipeline.evaluation.tasks.texts import text_inputs
 
     files = source_files(recipe.corpus)
     sources = {"files": artifact.files_fingerprint(files)} if files else {}
@@ -103,21 +105,21 @@ def _searched_tasks(recipe: Recipe) -> tuple[str, ...]:
 
 @_from_whole_inputs
 def _contamination(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
-    from bert_pipeline.data.decontamination import build_contamination
-    from bert_pipeline.evaluation.texts import evaluation_texts
+    from bert_pipeline.data.contamination.build import build_contamination
+    from bert_pipeline.evaluation.tasks.texts import evaluation_texts
 
     return build_contamination(list(evaluation_texts(_searched_tasks(recipe))), inputs["raw_corpus"], out)
 
 
 def _searched_texts(recipe: Recipe) -> dict[str, str]:
-    from bert_pipeline.evaluation.texts import text_inputs
+    from bert_pipeline.evaluation.tasks.texts import text_inputs
 
     return text_inputs(_searched_tasks(recipe))
 
 
 @_from_whole_inputs
 def _tokenizer(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
-    from bert_pipeline.data.tokenizer import build_tokenizer, take_tokenizer_over
+    from bert_pipeline.data.tokenizer.build import build_tokenizer, take_tokenizer_over
 
     if init_from := initial_directory(recipe):
         return take_tokenizer_over(init_from, inputs["raw_corpus"], out)
@@ -140,7 +142,7 @@ def _masked_dataset(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_ro
 
 @_from_whole_inputs
 def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
-    from bert_pipeline.training.launch import build_pretrained_checkpoint
+    from bert_pipeline.training.launch.build import build_pretrained_checkpoint
 
     return build_pretrained_checkpoint(
         recipe.pretrain,
@@ -181,15 +183,15 @@ def _task_stage(name: str) -> Stage:
         )
 
     def section(recipe: Recipe) -> dict[str, Any]:
-        from bert_pipeline.evaluation.protocol import protocol
-        from bert_pipeline.evaluation.tasks import find_task
+        from bert_pipeline.evaluation.finetuning.protocol import protocol
+        from bert_pipeline.evaluation.tasks.task import find_task
 
         asked = settings(recipe)
         limit = recipe.model.max_position_embeddings
         return protocol(find_task(name), asked, limit).model_dump() | {"other_data": asked.other_data}
 
     def outside(recipe: Recipe) -> dict[str, str]:
-        from bert_pipeline.evaluation.tasks import task_fingerprint
+        from bert_pipeline.evaluation.tasks.task import task_fingerprint
 
         return {"task": task_fingerprint(name)}
 
@@ -203,12 +205,12 @@ def _task_stage(name: str) -> Stage:
 
 def _initial_vocabulary(recipe: Recipe) -> dict[str, str]:
     folder = initial_directory(recipe)
-    return {"initial_vocabulary": initial.vocabulary_fingerprint(folder)} if folder else {}
+    return {"initial_vocabulary": initial_model.vocabulary_fingerprint(folder)} if folder else {}
 
 
 def _initial_model(recipe: Recipe) -> dict[str, str]:
     folder = initial_directory(recipe)
-    return {"initial_model": initial.model_fingerprint(folder)} if folder else {}
+    return {"initial_model": initial_model.model_fingerprint(folder)} if folder else {}
 
 
 EXCLUDED_SPLITS = ("dev", "test")
@@ -308,7 +310,7 @@ def _other(recipe: Recipe) -> Recipe:
 def settled(recipe: Recipe) -> Recipe:
     """The recipe with the sizes and the vocabulary of the model that it begins with; itself where it begins anew."""
     folder = initial_directory(recipe)
-    return initial.begun_from(recipe, folder) if folder else recipe
+    return initial_model.begun_from(recipe, folder) if folder else recipe
 
 
 def _fingerprint(kind: str, recipe: Recipe) -> str:
@@ -365,7 +367,7 @@ def make_stage(
 
     Raises ArtifactError where a file of what stands there, or of an input, is missing or cut short.
     """
-    from bert_pipeline import remote
+    from bert_pipeline.store import remote
 
     recipe = settled(recipe)
     stage, origin = find_stage(kind), stage_origin(kind, recipe, inputs)

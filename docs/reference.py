@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
 from bert_pipeline.cli import _parser
-from bert_pipeline.evaluation.tasks import Task
+from bert_pipeline.evaluation.tasks.task import Task
 from bert_pipeline.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def task() -> str:
     about = (
         "A task is a TOML file in a folder that `BERT_PIPELINE_TASKS` names, and three files of data: the [tutorial]"
         "(../tutorial.md#a-task-of-your-own) makes one. `bert-pipeline evaluate --list` shows all tasks. The formats "
-        "of the data stand with the [readers](api/evaluation.md#bert_pipeline.evaluation.readers)."
+        "of the data stand with the [readers](api/evaluation.md#bert_pipeline.evaluation.tasks.readers)."
     )
     return "\n\n".join(["# Tasks", about, *_tables(Task)]) + "\n"
 

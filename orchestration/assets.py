@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from bert_pipeline.artifact import Artifact
-from bert_pipeline.evaluation.tasks import find_task, task_files
-from bert_pipeline.recipe import recipe_files
+from bert_pipeline.evaluation.tasks.task import find_task, task_files
+from bert_pipeline.recipe_files import recipe_files
 from bert_pipeline.stages import EVALUATION, STAGES, find_stage
-from orchestration import registry
-from orchestration.champion import CODE_VERSION as CHAMPION_VERSION
+from bert_pipeline.store.artifact import Artifact
 from orchestration.checks import asset_key, check_specs
 from orchestration.conditions import LOOKED_AT_EVERY_WEEK, ON_NEW_CONTENT
+from orchestration.registry import versions
+from orchestration.registry.champion import CODE_VERSION as CHAMPION_VERSION
 from orchestration.workshop import Workshop
 
 recipes = dg.StaticPartitionsDefinition(sorted(recipe_files()))
@@ -143,7 +143,7 @@ def evaluation(context: Context, workshop: Workshop, pretrained_checkpoint: Arti
     group_name="registry",
     kinds={"mlflow", "huggingface"},
     owners=OWNERS,
-    code_version=registry.CODE_VERSION,
+    code_version=versions.CODE_VERSION,
     check_specs=check_specs("registered_model", recipes),
     ins={name: dg.AssetIn(input_manager_key="artifacts") for name in ("pretrained_checkpoint", "evaluations")},
 )

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import dagster as dg
 
-from bert_pipeline.artifact import Artifact, Facts
-from bert_pipeline.formats import SPECIAL_TOKENS
+from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.stages import EVALUATION, EXCLUDED_SPLITS
+from bert_pipeline.store.artifact import Artifact, Facts
 
 Check = Callable[[Facts, Recipe], Iterator[str]]
 

@@ -4,11 +4,11 @@ import dagster as dg
 
 from bert_pipeline.stages import home
 from orchestration.assets import ASSETS
-from orchestration.automation import SCHEDULES, SENSORS
-from orchestration.logs import console
-from orchestration.pubmed_updates import pubmed_updates
-from orchestration.retraining import new_text, whole_graph
-from orchestration.watchers import failure_webhook, mlflow_is_told
+from orchestration.automation.pubmed_updates import pubmed_updates
+from orchestration.automation.retraining import new_text, whole_graph
+from orchestration.automation.schedules import SCHEDULES, SENSORS
+from orchestration.automation.watchers import failure_webhook, mlflow_is_told
+from orchestration.tracking.logs import console
 from orchestration.workshop import resources
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from bert_pipeline import remote
-from bert_pipeline.artifact import Artifact, ArtifactError
+from bert_pipeline.store import remote
+from bert_pipeline.store.artifact import Artifact, ArtifactError
 
 
 class ArtifactIOManager(dg.ConfigurableIOManager):

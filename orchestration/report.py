@@ -7,12 +7,12 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from bert_pipeline.artifact import Artifact
-from bert_pipeline.recipe import load_recipe, recipe_files
-from bert_pipeline.score_table import mean_and_sd
+from bert_pipeline.recipe_files import load_recipe, recipe_files
+from bert_pipeline.report.score_table import mean_and_sd
 from bert_pipeline.stages import home, kinds_of
-from orchestration import registry
-from orchestration.tracking import Mlflow
+from bert_pipeline.store.artifact import Artifact
+from orchestration.registry import versions
+from orchestration.tracking.mlflow_runs import Mlflow
 from orchestration.workshop import resources
 
 
@@ -60,8 +60,8 @@ def _tasks(evaluations: Artifact) -> str:
 
 
 def _model(mlflow: Mlflow, recipe: str) -> str:
-    version = mlflow.client().get_model_version_by_alias(registry.model_name(recipe), registry.ALIAS)
-    rows = [(version.name, str(version.version), registry.ALIAS, f"models:/{version.name}@{registry.ALIAS}")]
+    version = mlflow.client().get_model_version_by_alias(versions.model_name(recipe), versions.ALIAS)
+    rows = [(version.name, str(version.version), versions.ALIAS, f"models:/{version.name}@{versions.ALIAS}")]
     return _table(("registered model", "version", "alias", "for mlflow.pyfunc.load_model"), rows)
 
 

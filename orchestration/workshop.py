@@ -8,11 +8,10 @@ from urllib.parse import quote
 
 import dagster as dg
 
-from bert_pipeline import artifact, remote
-from bert_pipeline.artifact import Artifact, ArtifactError, Facts
-from bert_pipeline.data import card
-from bert_pipeline.printable import plain
-from bert_pipeline.recipe import Recipe, RecipeError, find_recipe
+from bert_pipeline.core.printable import plain
+from bert_pipeline.data.corpus import card
+from bert_pipeline.recipe import Recipe, RecipeError
+from bert_pipeline.recipe_files import find_recipe
 from bert_pipeline.stages import (
     EVALUATION,
     check_files,
@@ -23,13 +22,17 @@ from bert_pipeline.stages import (
     sources_in_store,
     stage_origin,
 )
-from orchestration import checks, metadata, registry
-from orchestration.champion import challenge, judge, table, version_or_none
-from orchestration.logs import library_log_in
-from orchestration.outstanding import settle
+from bert_pipeline.store import artifact, remote
+from bert_pipeline.store.artifact import Artifact, ArtifactError, Facts
+from orchestration import checks
 from orchestration.pointers import ArtifactIOManager
-from orchestration.promotion_ledger import find_champion, find_version
-from orchestration.tracking import DESCRIPTION, About, Mlflow, not_stopped_by
+from orchestration.registry import versions
+from orchestration.registry.champion import challenge, judge, table, version_or_none
+from orchestration.registry.ledger import find_champion, find_version
+from orchestration.tracking import metadata
+from orchestration.tracking.logs import library_log_in
+from orchestration.tracking.mlflow_runs import DESCRIPTION, About, Mlflow, not_stopped_by
+from orchestration.tracking.outstanding import settle
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -129,15 +132,15 @@ class Workshop(dg.ConfigurableResource):
         artifacts = self._lineage(recipe, pretrained_checkpoint, evaluations)
         checks.assert_all_pass(artifacts, recipe)
         with library_log_in(context.log):
-            version = registry.register(self.mlflow, recipe, artifacts, self._tags(context, recipe, "registered_model"))
-            faults = list(registry.faults_of_files(self.mlflow.client(), version))
+            version = versions.register(self.mlflow, recipe, artifacts, self._tags(context, recipe, "registered_model"))
+            faults = list(versions.faults_of_files(self.mlflow.client(), version))
         return dg.MaterializeResult(
             check_results=checks.results_of("registered_model", {"faults": faults}, recipe),
             metadata={
                 "built": _tell_what_was_built(context, artifacts),
                 "name": version.name,
                 "version": int(version.version),
-                "alias": registry.ALIAS,
+                "alias": versions.ALIAS,
                 "mlflow_model": dg.MetadataValue.url(self.mlflow.model_url(version.name, version.version)),
                 **self._link_to_run(version),
                 "model_card": dg.MetadataValue.md(version.description or ""),
@@ -155,13 +158,13 @@ class Workshop(dg.ConfigurableResource):
     def champion(self, context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Compare the newest version with the champion; promote it only where the recipe says so and it is better."""
         recipe, client = _recipe(context), self.mlflow.client()
-        name, store, by_rule = registry.model_name(recipe.name), Path(self.store), recipe.registry.promote != "never"
-        version = find_version(client, name, registry.ALIAS)
+        name, store, by_rule = versions.model_name(recipe.name), Path(self.store), recipe.registry.promote != "never"
+        version = find_version(client, name, versions.ALIAS)
         with library_log_in(context.log):
             verdict = (challenge if by_rule else judge)(client, store, name, version)
         now = find_champion(client, name)
         serving = version_or_none(client, name, now) if now else None
-        faults = list(registry.faults_of_files(client, serving)) if serving else []
+        faults = list(versions.faults_of_files(client, serving)) if serving else []
         if now and serving is None:
             faults = [f"the alias champion points to version {now}, which is deleted; remedy: bert-pipeline promote"]
         shown: dict[str, Any] = {

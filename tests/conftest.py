@@ -17,11 +17,12 @@ import pytest
 from hypothesis import settings
 from servers import Database, Servers, make_secrets
 
-from bert_pipeline.artifact import Artifact
-from bert_pipeline.evaluation.readers import read_task
-from bert_pipeline.evaluation.runs import Job, Run, make_run
-from bert_pipeline.recipe import Recipe, load_recipe
+from bert_pipeline.evaluation.finetuning.runs import Job, Run, make_run
+from bert_pipeline.evaluation.tasks.readers import read_task
+from bert_pipeline.recipe import Recipe
+from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import make_stage
+from bert_pipeline.store.artifact import Artifact
 
 settings.register_profile("default", deadline=None)  # the first call of a compiled function compiles it
 settings.load_profile("default")
@@ -120,23 +121,23 @@ def tiny(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict:
 @pytest.fixture(scope="module")
 def training_in_a_fork():
     """The stage pretrained_checkpoint without accelerate's launcher, which takes six seconds to import all it imports;
-    for tests of what comes before and after it. tests/training/test_launch.py tests the launcher.
+    for tests of what comes before and after it. tests/training/launch/test_launch.py tests the launcher.
     """
     from training.runs import train_in_a_fork
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bert_pipeline.training.launch._run", train_in_a_fork)
+        patch.setattr("bert_pipeline.training.launch.build._run", train_in_a_fork)
         yield
 
 
 @pytest.fixture(scope="module")
 def evaluation_in_this_process():
     """Evaluations without worker processes, of which each takes four seconds to import torch; for tests of what is made
-    of their runs. tests/evaluation/test_runs.py tests the workers.
+    of their runs. tests/evaluation/finetuning/test_runs.py tests the workers.
     """
 
     def make_runs(job: Job, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]) -> None:
-        from bert_pipeline.evaluation.inputs import encode_task
+        from bert_pipeline.evaluation.finetuning.inputs import encode_task
 
         data = read_task(job.task, job.data, job.other_data)
         inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)

@@ -6,8 +6,8 @@ from multiprocessing.synchronize import Barrier
 import mlflow.store.model_registry.sqlalchemy_store  # noqa: F401  # once for all of them, before they are forked
 from mlflow import MlflowClient
 
-from orchestration.promotion import promote
-from orchestration.promotion_ledger import PromotionConflict, find_champion
+from orchestration.registry.ledger import PromotionConflict, find_champion
+from orchestration.registry.promotion import promote
 
 NAME = "bert-raced"
 

@@ -12,7 +12,7 @@ from benchmarks import ours, pretraining, rows, text, training
 from benchmarks.children import MeasurementError, measure
 from benchmarks.peers import environments, google, tokenizers_batch, transformers_trainer
 from benchmarks.peers.environments import PeerError
-from bert_pipeline.recipe import load_recipe, recipe_files
+from bert_pipeline.recipe_files import load_recipe, recipe_files
 
 ROW_KEYS = {"name", "ours", "peer", "peer_name", "unit", "ratio"}
 
@@ -257,8 +257,8 @@ def test_the_peer_goes_on_with_its_fastest_settings(tmp_path):
 
 @pytest.mark.parametrize("width", [None, 32])
 def test_the_trainer_is_given_the_pairs_of_our_steps(tiny, width):
-    from bert_pipeline.training.batches import PairDataset
-    from bert_pipeline.training.packing import pack
+    from bert_pipeline.training.batches.dataset import PairDataset
+    from bert_pipeline.training.batches.packing import pack
 
     paths = (tiny[kind].path for kind in ("nsp_dataset", "masked_dataset", "tokenizer"))
     rows = PairDataset(*paths, 32, "train").samples(5, 16, seed=1)

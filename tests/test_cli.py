@@ -144,7 +144,7 @@ def test_other_packages_add_commands_and_a_broken_one_is_named(run_python, tmp_p
 
 def test_the_commands_of_the_registry_are_listed_without_mlflow_and_dagster(run_python):
     code = (
-        "import argparse, sys; from orchestration.lineage_commands import add; "
+        "import argparse, sys; from orchestration.commands.lineage import add; "
         "add(argparse.ArgumentParser().add_subparsers()); "
         "sys.exit(bool({'mlflow', 'dagster', 'torch'} & set(sys.modules)))"
     )

@@ -12,7 +12,7 @@ from commands import MAKE, ROOT, blocks, check_out, environment_of, run, smaller
 from links import faults
 from reference import pages, sections, subcommands
 
-from bert_pipeline.evaluation.tasks import Task
+from bert_pipeline.evaluation.tasks.task import Task
 from bert_pipeline.recipe import Recipe
 
 DOCS = ROOT / "docs"
@@ -132,7 +132,7 @@ def test_what_a_page_names_exists(name):
 
 
 def test_options_of_what_is_not_run_exist():
-    """Of Python programs; those of Docker and Kubernetes stand in infra/, which tests/test_infra.py checks."""
+    """Of Python programs; those of Docker and Kubernetes stand in infra/, which tests/infra/test_infra.py checks."""
     for page in WRITTEN.values():
         for line in "\n".join(
             re.findall(rf'^```bash title="{NOT_RUN}.*?\n(.*?)^```', page, re.DOTALL | re.M)

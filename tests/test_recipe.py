@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from bert_pipeline.recipe import ModelRecipe, PretrainRecipe, Recipe, RecipeError, load_recipe, recipe_files
+from bert_pipeline.recipe import ModelRecipe, PretrainRecipe, Recipe, RecipeError
+from bert_pipeline.recipe_files import load_recipe, recipe_files
 
 CORPUS = '[corpus]\npath = "x.txt"\n'
 

@@ -5,14 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_pipeline import artifact
-from bert_pipeline.artifact import Artifact
-from bert_pipeline.data.corpus_sources import describe_sources, source_files, write_sources
+from bert_pipeline.data.corpus.sources import describe_sources, source_files, write_sources
 from bert_pipeline.data.sources.records import SourceError
-from bert_pipeline.recipe import load_recipe, recipe_files
-from bert_pipeline.recipe_toml import to_toml
+from bert_pipeline.recipe_files import load_recipe, recipe_files, to_toml
 from bert_pipeline.reproduction import ReproductionError, rebuild, recorded_recipe
 from bert_pipeline.stages import STAGES
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Artifact
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]))
 SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | WORDS

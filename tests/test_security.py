@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bert_pipeline.evaluation.heads import build_model
-from bert_pipeline.evaluation.tasks import find_task
-from bert_pipeline.training.model import initial_model
+from bert_pipeline.evaluation.finetuning.heads import build_model
+from bert_pipeline.evaluation.tasks.task import find_task
+from bert_pipeline.training.model.model import initial_model
 
 ROOT = Path(__file__).parents[1]
 CODE = [path for part in ("bert_pipeline", "orchestration", "infra") for path in sorted((ROOT / part).rglob("*.py"))]
@@ -71,7 +71,7 @@ class Payload:
 @pytest.fixture
 def hostile(tiny, tiny_recipe, tmp_path):
     """A model without safetensors, whose other files would run, and the file that tells if they did."""
-    from bert_pipeline.training.model import build_model as fresh
+    from bert_pipeline.training.model.model import build_model as fresh
 
     tokenizer, folder, ran = tiny["tokenizer"].path, tmp_path / "hostile", tmp_path / "ran"
     shutil.copytree(tokenizer, folder)

@@ -4,11 +4,9 @@ import json
 
 import pytest
 
-from bert_pipeline import artifact
-from bert_pipeline.artifact import Artifact, ArtifactError
-from bert_pipeline.data.corpus_sources import describe_sources, source_files, write_sources
-from bert_pipeline.documents import iterate_documents
-from bert_pipeline.evaluation.tasks import TaskError
+from bert_pipeline.data.corpus.sources import describe_sources, source_files, write_sources
+from bert_pipeline.evaluation.tasks.task import TaskError
+from bert_pipeline.formats.corpus import iterate_documents
 from bert_pipeline.recipe import (
     CorpusRecipe,
     EvaluationRecipe,
@@ -16,9 +14,11 @@ from bert_pipeline.recipe import (
     RegistryRecipe,
     RetrainingRecipe,
     TaskRecipe,
-    find_recipe,
 )
+from bert_pipeline.recipe_files import find_recipe
 from bert_pipeline.stages import initial_directory, kinds_of, make_stage, stage_origin
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Artifact, ArtifactError
 
 
 def fingerprints(recipe):

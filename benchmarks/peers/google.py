@@ -17,7 +17,7 @@ import numpy as np
 from oracles.google import masked_lm, pairs_of_document, truncate_longest_first
 
 from benchmarks.children import Answer, answer
-from bert_pipeline.formats import CLS_ID, MASK_ID, SEP_ID
+from bert_pipeline.formats.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 MAX_PREDICTIONS = {128: 20, 512: 77}
 """As Google's README sets them."""

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from benchmarks.children import Answer, answer
-from bert_pipeline.data.sources.pubmed import Citation, Deletion, read_citations, read_pubmed
+from bert_pipeline.data.sources.pubmed.reader import Citation, Deletion, read_citations, read_pubmed
 
 # Their field, as we would write it. Separators are theirs; of dates they give the year.
 FIELDS = {

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from benchmarks.children import SECONDS, Answer, answer
-from bert_pipeline import formats
-from bert_pipeline.formats import CLS_ID, SEP_ID, PairShard
+from bert_pipeline.formats.pairs import PairShard, pass_directory, token_type_ids
+from bert_pipeline.formats.tables import shard_paths
+from bert_pipeline.formats.tokenizer import CLS_ID, SEP_ID
 
 MAX_ROWS = 25_600
 
@@ -30,7 +31,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         rows.append(
             {
                 "input_ids": ids,
-                "token_type_ids": formats.token_type_ids(len(ids), length_a).tolist(),
+                "token_type_ids": token_type_ids(len(ids), length_a).tolist(),
                 "attention_mask": [1] * len(ids),
                 "special_tokens_mask": [int(token in (CLS_ID, SEP_ID)) for token in ids],
                 "next_sentence_label": label,
@@ -41,7 +42,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def collator(folder: str, max_seq_length: int, batch_size: int) -> Answer:
     """Batches of the first rows, shuffled anew whenever they are through."""
-    shards = formats.shard_paths(formats.pass_directory(Path(folder, "nsp_dataset"), max_seq_length, "train"), "arrow")
+    shards = shard_paths(pass_directory(Path(folder, "nsp_dataset"), max_seq_length, "train"), "arrow")
     rows = list(islice((row for path in shards for row in rows_of(path)), MAX_ROWS))
     tokenizer = AutoTokenizer.from_pretrained(Path(folder, "tokenizer"))
     collate = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=0.15)

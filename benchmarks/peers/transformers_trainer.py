@@ -15,11 +15,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.children import Answer, answer
 from benchmarks.pretraining import read_recipe, train_dataset
-from bert_pipeline import formats
-from bert_pipeline.formats import IGNORE_INDEX, PAD_ID
-from bert_pipeline.training.batches import Rows
-from bert_pipeline.training.model import build_model
-from bert_pipeline.vocabulary import read_tokenizer
+from bert_pipeline.formats.pairs import IGNORE_INDEX, training_row
+from bert_pipeline.formats.tokenizer import PAD_ID, read_tokenizer
+from bert_pipeline.training.batches.dataset import Rows
+from bert_pipeline.training.model.model import build_model
 
 FILLED = {"input_ids": PAD_ID, "token_type_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX}
 """The columns of a batch that have a width, and what padding is in them."""
@@ -28,10 +27,10 @@ Row = dict[str, Any]
 
 
 def in_standard_view(rows: Rows) -> list[Row]:
-    """As `formats.hugging_face_dataset` gives them, but not padded, and without `datasets`."""
+    """As `hugging_face_dataset` gives them, but not padded, and without `datasets`."""
     spans = zip(rows.offsets, rows.offsets[1:], rows.mask_offsets, rows.mask_offsets[1:], strict=False)
     return [
-        formats.training_row(
+        training_row(
             rows.input_ids[begin:end],
             int(rows.segment_a_length[number]),
             int(rows.next_sentence_label[number]),

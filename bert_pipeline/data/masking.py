@@ -12,13 +12,22 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from bert_pipeline import artifact, formats
-from bert_pipeline.artifact import Facts
-from bert_pipeline.formats import CLS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_TOKENS, MaskShard, PairShard
-from bert_pipeline.randomness import HELDOUT, MASKS, below, happens, open_stream
+from bert_pipeline.core.randomness import HELDOUT, MASKS, below, happens, open_stream
+from bert_pipeline.formats.pairs import MaskShard, PairShard, first_row_shard
+from bert_pipeline.formats.tables import shard_key, write_table
+from bert_pipeline.formats.tokenizer import (
+    CLS_ID,
+    MASK_ID,
+    PAD_ID,
+    SEP_ID,
+    SPECIAL_TOKENS,
+    continuation_pieces,
+    read_tokenizer,
+)
 from bert_pipeline.recipe import MaskingRecipe
-from bert_pipeline.shards import Shard, build_shards, read_index, total
-from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Facts
+from bert_pipeline.store.shards import Shard, build_shards, read_index, total
 
 NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)  # ids below this are special
 
@@ -182,13 +191,13 @@ def build_shard(
         masks = masker.mask(
             pairs.input_ids,
             pairs.offsets,
-            np.full(len(pairs), formats.shard_key(Path(name))),
+            np.full(len(pairs), shard_key(Path(name))),
             np.arange(len(pairs)),
             pass_number=int(pass_folder.removeprefix("pass-")),
             split=split,
             max_seq_length=max_seq_length,
         )
-        formats.write_table(folder / name, masks.table(vocab_size))
+        write_table(folder / name, masks.table(vocab_size))
         if split == "train":
             counts = total([counts, {str(max_seq_length): _count(masker, pairs, masks)}])
     return counts
@@ -242,7 +251,7 @@ def _facts(counts: Facts) -> Facts:
 def _example(tokenizer: Path, nsp_dataset: Path, out: Path, max_seq_length: int) -> str:
     """The first training row as the model sees it, and what it is asked for."""
     vocabulary = read_tokenizer(tokenizer)
-    path = formats.first_row_shard(out, max_seq_length)
+    path = first_row_shard(out, max_seq_length)
     pairs, masks = PairShard.read(nsp_dataset / path.relative_to(out)), MaskShard.read(path)
     row = pairs.input_ids[: pairs.offsets[1]].tolist()
     positions = masks.positions[: masks.offsets[1]].tolist()

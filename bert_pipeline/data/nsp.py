@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bert_pipeline import artifact, formats
-from bert_pipeline.artifact import Facts
 from bert_pipeline.data.pairs import RANDOM, PairPlan, TokenizedShard, plan_pairs, write_rows
-from bert_pipeline.documents import CorpusShard, corpus_shards
-from bert_pipeline.encoding import Encoder
-from bert_pipeline.formats import PairShard
+from bert_pipeline.data.tokenizer.encoding import Encoder
+from bert_pipeline.formats.corpus import CorpusShard, corpus_shards
+from bert_pipeline.formats.pairs import PairShard, first_row_shard, pass_directory
+from bert_pipeline.formats.tables import SPLITS, shard_key, write_table
+from bert_pipeline.formats.tokenizer import continuation_pieces, read_tokenizer
 from bert_pipeline.recipe import NspRecipe
-from bert_pipeline.shards import Shard, build_shards, total
-from bert_pipeline.vocabulary import continuation_pieces, read_tokenizer
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Facts
+from bert_pipeline.store.shards import Shard, build_shards, total
 
 
 def build_nsp_dataset(
@@ -43,7 +44,7 @@ def _pools(corpus: Path) -> list[list[CorpusShard]]:
     B segment of a random pair comes from another document.
     """
     pools: list[list[CorpusShard]] = []
-    for split in formats.SPLITS:
+    for split in SPLITS:
         lonely: list[CorpusShard] = []
         for shard in corpus_shards(corpus, split):
             lonely.append(shard)
@@ -78,11 +79,11 @@ def build_shard(
         of_this_length: list[Facts] = []
         for pass_number in range(section.dupe_factor if split == "train" else 1):
             plan = plan_pairs(
-                shard, is_continuation, section, max_seq_length, split, pass_number, formats.shard_key(parts[0].path)
+                shard, is_continuation, section, max_seq_length, split, pass_number, shard_key(parts[0].path)
             )
             rows = write_rows(shard, plan)
-            path = formats.pass_directory(folder, max_seq_length, split, pass_number) / f"{name}.arrow"
-            formats.write_table(path, rows.table(vocab_size))
+            path = pass_directory(folder, max_seq_length, split, pass_number) / f"{name}.arrow"
+            write_table(path, rows.table(vocab_size))
             of_this_length.append(_count(split, plan, np.diff(rows.offsets), max_seq_length))
         counts[str(max_seq_length)] = total(of_this_length)
     return counts
@@ -146,7 +147,7 @@ def _facts(counts: dict[str, Any], max_seq_length: int) -> Facts:
 
 def _example(tokenizer: Path, out: Path, max_seq_length: int) -> str:
     """The first training row in words, with its label."""
-    first = PairShard.read(formats.first_row_shard(out, max_seq_length))
+    first = PairShard.read(first_row_shard(out, max_seq_length))
     row = first.input_ids[: first.offsets[1]].tolist()
     text = read_tokenizer(tokenizer).decode(row, skip_special_tokens=False)
     return f"{text}\nnext_sentence_label = {first.next_sentence_label[0]}"

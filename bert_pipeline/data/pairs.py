@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from bert_pipeline.formats import CLS_ID, IGNORE_INDEX, SEP_ID, PairShard
-from bert_pipeline.randomness import HELDOUT, PAIRS, below, happens, open_stream
+from bert_pipeline.core.randomness import HELDOUT, PAIRS, below, happens, open_stream
+from bert_pipeline.formats.pairs import IGNORE_INDEX, PairShard
+from bert_pipeline.formats.tokenizer import CLS_ID, SEP_ID
 from bert_pipeline.recipe import NspRecipe
 
 FOLLOWS, RANDOM = 0, 1

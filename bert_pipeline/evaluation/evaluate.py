@@ -17,15 +17,24 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bert_pipeline.artifact import Artifact, Facts
-from bert_pipeline.evaluation.predictions import read_predictions
-from bert_pipeline.evaluation.protocol import protocol
-from bert_pipeline.evaluation.readers import read_task
-from bert_pipeline.evaluation.runs import SCORED, Encoder, Job, Run, best, grid, max_positions, model_fingerprint
-from bert_pipeline.evaluation.scores import interval, statistics
-from bert_pipeline.evaluation.tasks import UNITS, find_task, task_folder
-from bert_pipeline.evaluation.workers import make_runs
+from bert_pipeline.evaluation.finetuning.protocol import protocol
+from bert_pipeline.evaluation.finetuning.runs import (
+    SCORED,
+    Encoder,
+    Job,
+    Run,
+    best,
+    grid,
+    max_positions,
+    model_fingerprint,
+)
+from bert_pipeline.evaluation.finetuning.workers import make_runs
+from bert_pipeline.evaluation.scoring.predictions import read_predictions
+from bert_pipeline.evaluation.scoring.scores import interval, statistics
+from bert_pipeline.evaluation.tasks.readers import read_task
+from bert_pipeline.evaluation.tasks.task import UNITS, find_task, task_folder
 from bert_pipeline.recipe import TaskRecipe
+from bert_pipeline.store.artifact import Artifact, Facts
 
 BOOTSTRAP_SEED = 12345
 

@@ -7,11 +7,12 @@ BLURB score, and how much of the tasks' text the corpus holds.
 from collections.abc import Mapping
 from pathlib import Path
 
-from bert_pipeline import artifact, pictures
-from bert_pipeline.artifact import Facts
-from bert_pipeline.evaluation.blurb import blurb_score
-from bert_pipeline.evaluation.tasks import find_task, task_files
-from bert_pipeline.score_table import scores_markdown
+from bert_pipeline.evaluation.scoring.blurb import blurb_score
+from bert_pipeline.evaluation.tasks.task import find_task, task_files
+from bert_pipeline.report import pictures
+from bert_pipeline.report.score_table import scores_markdown
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Facts
 
 HELDOUT_PAIRS = 10_000
 

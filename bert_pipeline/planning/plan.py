@@ -17,23 +17,32 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from bert_pipeline import artifact
-from bert_pipeline.data.corpus import group_files
-from bert_pipeline.data.corpus_shard import CHARACTERS_PER_SHARD
-from bert_pipeline.data.corpus_sources import source_files
-from bert_pipeline.evaluation.protocol import protocol
-from bert_pipeline.evaluation.readers import Example, Sentence, read_task
-from bert_pipeline.evaluation.tasks import TaskError, find_task, task_folder
-from bert_pipeline.executors import num_workers
-from bert_pipeline.flops import Load, num_parameters, training_flops
-from bert_pipeline.formats import SPLITS, padded_vocab_size
+from bert_pipeline.data.corpus.build import group_files
+from bert_pipeline.data.corpus.shard import CHARACTERS_PER_SHARD
+from bert_pipeline.data.corpus.sources import source_files
+from bert_pipeline.evaluation.finetuning.protocol import protocol
+from bert_pipeline.evaluation.tasks.readers import Example, Sentence, read_task
+from bert_pipeline.evaluation.tasks.task import TaskError, find_task, task_folder
+from bert_pipeline.formats.tables import SPLITS
+from bert_pipeline.formats.tokenizer import padded_vocab_size
 from bert_pipeline.planning.hardware import ASSUMED_UTILIZATION, HARDWARE, Hardware
 from bert_pipeline.planning.survey import Survey, read_source
 from bert_pipeline.planning.trial import Trial, run_trial
 from bert_pipeline.recipe import CorpusRecipe, Recipe
 from bert_pipeline.stages import settled
-from bert_pipeline.training.budget import BudgetError, Pace, ProbeFailed, fit_to_budget, measure_pace, training_seconds
-from bert_pipeline.training.launch import CPU_SETTINGS, per_device_tokens
+from bert_pipeline.store import artifact
+from bert_pipeline.store.executors import num_workers
+from bert_pipeline.training.batches.dataset import Load
+from bert_pipeline.training.launch.budget import (
+    BudgetError,
+    Pace,
+    ProbeFailed,
+    fit_to_budget,
+    measure_pace,
+    training_seconds,
+)
+from bert_pipeline.training.launch.build import CPU_SETTINGS, per_device_tokens
+from bert_pipeline.training.model.flops import num_parameters, training_flops
 
 STATE_BYTES = 16
 """A weight in training: itself, its gradient and AdamW's two moments, four bytes each."""

@@ -12,12 +12,12 @@ from random import Random
 
 import pyarrow.parquet as pq
 
-from bert_pipeline.data.corpus import MIN_DOCUMENTS
-from bert_pipeline.data.corpus_shard import CHARACTERS_PER_SHARD, split_of
-from bert_pipeline.data.corpus_sources import read_source_file, source_files
+from bert_pipeline.core.progress import Progress
+from bert_pipeline.data.corpus.build import MIN_DOCUMENTS
+from bert_pipeline.data.corpus.shard import CHARACTERS_PER_SHARD, split_of
+from bert_pipeline.data.corpus.sources import read_source_file, source_files
 from bert_pipeline.data.sources.records import Document, Rejection, SourceError
-from bert_pipeline.formats import SPLITS, id_hash
-from bert_pipeline.progress import Progress
+from bert_pipeline.formats.tables import SPLITS, id_hash
 from bert_pipeline.recipe import CorpusRecipe
 
 READING_SECONDS = 10.0
@@ -88,7 +88,7 @@ def read_source(section: CorpusRecipe) -> Survey:
 def _records(section: CorpusRecipe) -> Iterator[tuple[float, Document | Rejection]]:
     """Each record, and the share of the source that has been read with it."""
     if section.source == "sample":
-        from bert_pipeline.data.sources.sample import sample_documents
+        from bert_pipeline.data.sources.sample.documents import sample_documents
 
         texts = sample_documents(section.sample_documents, section.seed)
         for number, (name, text) in enumerate(texts, 1):

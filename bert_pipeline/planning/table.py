@@ -53,7 +53,9 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
             f"{phase['passes']:.2f} passes; {phase['flops']:.2e} FLOPs",
         )
     yield _row(
-        "in all", f"{training['flops']:.2e} FLOPs", f"{training['tokens']:,} tokens; formula: bert_pipeline/flops.py"
+        "in all",
+        f"{training['flops']:.2e} FLOPs",
+        f"{training['tokens']:,} tokens; formula: training/model/flops.py",
     )
     yield ""
     utilization = plan["assumed_utilization"]

@@ -18,25 +18,26 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bert_pipeline import artifact, formats
-from bert_pipeline.artifact import Facts
 from bert_pipeline.data import masking, nsp
-from bert_pipeline.data.corpus import MIN_DOCUMENTS
-from bert_pipeline.data.corpus_shard import Pile, split_of, write_shard
+from bert_pipeline.data.corpus.build import MIN_DOCUMENTS
+from bert_pipeline.data.corpus.shard import Pile, split_of, write_shard
 from bert_pipeline.data.sources.records import Document
-from bert_pipeline.data.tokenizer import VocabularyError, build_tokenizer, take_tokenizer_over
-from bert_pipeline.data.wordcounts import count_words
-from bert_pipeline.documents import CorpusShard, corpus_shards, write_live
-from bert_pipeline.encoding import Encoder
-from bert_pipeline.executors import end_idle_workers
-from bert_pipeline.flops import Load
-from bert_pipeline.formats import SPLITS, MaskShard, PairShard
+from bert_pipeline.data.tokenizer.build import VocabularyError, build_tokenizer, take_tokenizer_over
+from bert_pipeline.data.tokenizer.counts import count_words
+from bert_pipeline.data.tokenizer.encoding import Encoder
+from bert_pipeline.formats.corpus import CorpusShard, corpus_shards, write_live
+from bert_pipeline.formats.pairs import MaskShard, PairShard, pass_directory
+from bert_pipeline.formats.tables import SPLITS, shard_name
+from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.planning.measured import measured
 from bert_pipeline.planning.survey import Survey, num_characters
 from bert_pipeline.recipe import Recipe, TokenizerRecipe
-from bert_pipeline.shards import INDEX, Shard, build_shards
 from bert_pipeline.stages import initial_directory
-from bert_pipeline.vocabulary import read_tokenizer
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Facts
+from bert_pipeline.store.executors import end_idle_workers
+from bert_pipeline.store.shards import INDEX, Shard, build_shards
+from bert_pipeline.training.batches.dataset import Load
 
 FIRST = "first"
 """A worker is given a small shard first: it opens what every worker opens, and what a larger one needs shows."""
@@ -166,7 +167,7 @@ def _cut(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
         pile = Pile(recipe.corpus.documents_per_shard)
         parts += [(split, leaving) for document in documents if (leaving := pile.add(document))]
         parts.append((split, pile.documents))
-    return {f"{split}/{formats.shard_name(documents[0].document_id)}": documents for split, documents in parts}
+    return {f"{split}/{shard_name(documents[0].document_id)}": documents for split, documents in parts}
 
 
 def _build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Facts:
@@ -190,7 +191,7 @@ def _as_it_is(path: Path) -> CorpusShard:
 
 def _pairs(name: str, max_seq_length: int) -> str:
     split, shard = name.split("/")
-    return str(formats.pass_directory(Path(), max_seq_length, split) / f"{shard}.arrow")
+    return str(pass_directory(Path(), max_seq_length, split) / f"{shard}.arrow")
 
 
 def _load(folder: Path, paths: list[str]) -> Load:

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bert_pipeline.artifact import flush_to_disk
+from bert_pipeline.store.artifact import flush_to_disk
 from bert_pipeline.training.distributed import like, whole
 
 FILES = MODEL, OPTIMIZER, RECORD = "model.safetensors", "optimizer.safetensors", "checkpoint.json"

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from bert_pipeline import artifact
-from bert_pipeline.training.batches import PairDataset
-from bert_pipeline.training.loss import PretrainingLoss
-from bert_pipeline.training.packing import micro_batches, pack
+from bert_pipeline.store import artifact
+from bert_pipeline.training.batches.dataset import PairDataset
+from bert_pipeline.training.batches.packing import micro_batches, pack
+from bert_pipeline.training.model.loss import PretrainingLoss
 
 
 def heldout_scores(

@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bert_pipeline.training.batches import Rows
+from bert_pipeline.training.batches.dataset import Rows
+from bert_pipeline.training.batches.packing import pack
 from bert_pipeline.training.distributed import whole_weights
-from bert_pipeline.training.loss import PretrainingLoss
-from bert_pipeline.training.packing import pack
+from bert_pipeline.training.model.loss import PretrainingLoss
 
 SAFE_SHARE = 0.25
 """Of the tokens that would just fit by what is counted: what the message proposes."""

@@ -24,13 +24,15 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import BertForPreTraining
 
-from bert_pipeline.artifact import flush_to_disk
-from bert_pipeline.flops import training_flops
-from bert_pipeline.metrics import append_row
-from bert_pipeline.printable import log_to_stderr
-from bert_pipeline.randomness import DROPOUT, draw, new_stream
+from bert_pipeline.core.printable import log_to_stderr
+from bert_pipeline.core.randomness import DROPOUT, draw, new_stream
+from bert_pipeline.formats.metrics import append_row
+from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
-from bert_pipeline.training.batches import PairDataset
+from bert_pipeline.store.artifact import flush_to_disk
+from bert_pipeline.training.batches.dataset import PairDataset
+from bert_pipeline.training.batches.packing import pad
+from bert_pipeline.training.batches.steps import Step, StepReader
 from bert_pipeline.training.checkpoint import Checkpoints, ForeignCheckpoint
 from bert_pipeline.training.checks import TrainingError, check_batches
 from bert_pipeline.training.distributed import (
@@ -46,15 +48,13 @@ from bert_pipeline.training.distributed import (
     whole_weights,
 )
 from bert_pipeline.training.heldout import heldout_scores
-from bert_pipeline.training.loss import LossSums, PretrainingLoss
 from bert_pipeline.training.memory import TooLittleMemory, assert_a_step_fits, want_of_memory_explained
-from bert_pipeline.training.model import initial_model
-from bert_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
-from bert_pipeline.training.packing import pad
-from bert_pipeline.training.steps import Step, StepReader
+from bert_pipeline.training.model.flops import training_flops
+from bert_pipeline.training.model.loss import LossSums, PretrainingLoss
+from bert_pipeline.training.model.model import initial_model
+from bert_pipeline.training.model.optim import build_optimizer, learning_rate, set_learning_rate
 from bert_pipeline.training.utilization import matmul_peak
 from bert_pipeline.training.window import Window
-from bert_pipeline.vocabulary import read_tokenizer
 
 EXIT_RESUME = 75  # EX_TEMPFAIL: the run was asked to stop and can go on
 

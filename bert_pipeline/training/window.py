@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from bert_pipeline.training.loss import LossSums
-from bert_pipeline.training.steps import Step
+from bert_pipeline.training.batches.steps import Step
+from bert_pipeline.training.model.loss import LossSums
 
 SPIKE_DEVIATIONS = 6.0
 """A step's loss is a spike so many standard deviations above the mean of the steps before it."""

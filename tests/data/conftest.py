@@ -4,7 +4,7 @@ from contextlib import contextmanager
 import pytest
 from data.builds import build_by_command
 
-from bert_pipeline import executors
+from bert_pipeline.store import executors
 
 
 class InThisProcess(Executor):

@@ -11,12 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from bert_pipeline import formats
-from bert_pipeline.data.corpus import build_raw_corpus
-from bert_pipeline.data.corpus_shard import split_of
+from bert_pipeline.data.corpus.build import build_raw_corpus
+from bert_pipeline.data.corpus.shard import split_of
 from bert_pipeline.data.masking import build_masked_dataset
 from bert_pipeline.data.nsp import build_nsp_dataset
-from bert_pipeline.formats import CLS_ID, IGNORE_INDEX, MASK_ID, SEP_ID, SPECIAL_TOKENS, MaskShard, PairShard
+from bert_pipeline.formats.pairs import IGNORE_INDEX, MaskShard, PairShard, pass_directory, training_row
+from bert_pipeline.formats.tables import SPLITS, shard_paths
+from bert_pipeline.formats.tokenizer import CLS_ID, MASK_ID, SEP_ID, SPECIAL_TOKENS
 from bert_pipeline.recipe import CorpusRecipe, MaskingRecipe, NspRecipe
 
 PIECES = ["the", "dose", "of", "inter", "##leuk", "##in", "β", "##β", "-", ".", ",", "(", ")", "[", "]"]
@@ -34,9 +35,7 @@ def tokenizer(tmp_path_factory) -> Path:
     return folder
 
 
-NAMES = {
-    split: [name for name in (f"d{n}" for n in range(200)) if split_of(name, 0.5) == split] for split in formats.SPLITS
-}
+NAMES = {split: [name for name in (f"d{n}" for n in range(200)) if split_of(name, 0.5) == split] for split in SPLITS}
 WORDS = st.one_of(
     st.sampled_from(["the", "interleukins", "IL-2", "β-blockers", "dose", "of", "(5 mg)", "x" * 101, "[SEP]", "a"]),
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12),
@@ -99,11 +98,11 @@ def test_every_row_keeps_every_rule(
         assert nsp.objective == "sop" and "no pair of" in str(error)
         return
     build_masked_dataset(masking, tokenizer, pairs, masks)
-    for split in formats.SPLITS:
+    for split in SPLITS:
         documents = tokenized(corpus / split, tokenizer)
         for number in range(nsp.dupe_factor if split == "train" else 1):
-            folder = formats.pass_directory(pairs, max_seq_length, split, number)
-            for path in formats.shard_paths(folder, "arrow"):
+            folder = pass_directory(pairs, max_seq_length, split, number)
+            for path in shard_paths(folder, "arrow"):
                 check_shard(path, masks / path.relative_to(pairs), documents, nsp, masking, max_seq_length)
 
 
@@ -113,7 +112,7 @@ def tokenized(folder: Path, tokenizer: Path) -> list[list[int]]:
     reference.encode_special_tokens = True
     return [
         [number for sentence in sentences for number in reference.encode(sentence, add_special_tokens=False).ids]
-        for path in formats.shard_paths(folder, "parquet")
+        for path in shard_paths(folder, "parquet")
         for sentences in pq.read_table(path)["sentences"].to_pylist()
     ]
 
@@ -129,7 +128,7 @@ def check_shard(pair_path, mask_path, documents, nsp, masking, max_seq_length) -
         positions, replacements = masks.positions[span], masks.input_ids[span]
         check_masks(row, positions.tolist(), replacements.tolist(), masking, max_seq_length)
 
-        joined = formats.training_row(np.array(row), length_a, label, positions, replacements)
+        joined = training_row(np.array(row), length_a, label, positions, replacements)
         asked = joined["labels"] != IGNORE_INDEX
         assert np.flatnonzero(asked).tolist() == positions.tolist()
         assert (np.where(asked, joined["labels"], joined["input_ids"]) == row).all(), "labels are the originals"

@@ -17,13 +17,13 @@ from types import SimpleNamespace
 import pytest
 from data.builds import IN_SHARDS, KINDS, build_by_command, command, digests, run, start, write_recipe
 
-from bert_pipeline import artifact
-from bert_pipeline.artifact import ArtifactError
-from bert_pipeline.data import corpus_shard
-from bert_pipeline.executors import ShardError
-from bert_pipeline.recipe import load_recipe
-from bert_pipeline.shards import INDEX, LOG
+from bert_pipeline.data.corpus import shard as corpus_shard
+from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import STAGES, make_stage
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import ArtifactError
+from bert_pipeline.store.executors import ShardError
+from bert_pipeline.store.shards import INDEX, LOG
 
 REAL = Path(os.environ.get("BERT_PIPELINE_DATA", "")) / "corpus" / "pubmed-abstracts.jsonl.gz"
 real_abstracts = pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import pytest
 from data.builds import IN_SHARDS, KINDS, ROOT, command, write_recipe
 
-from bert_pipeline import artifact
 from bert_pipeline.data.sources.records import SourceError
-from bert_pipeline.formats import PairShard, pass_directory, shard_paths
-from bert_pipeline.recipe import load_recipe
+from bert_pipeline.formats.pairs import PairShard, pass_directory
+from bert_pipeline.formats.tables import shard_paths
+from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import make_stage
+from bert_pipeline.store import artifact
 
 # I8: too little text
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from bert_pipeline.documents import iterate_documents
-from bert_pipeline.formats import MaskShard, PairShard, pass_directory, shard_paths
-from bert_pipeline.recipe import load_recipe, recipe_files
+from bert_pipeline.formats.corpus import iterate_documents
+from bert_pipeline.formats.pairs import MaskShard, PairShard, pass_directory
+from bert_pipeline.formats.tables import shard_paths
+from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.stages import STAGES, make_stage
 
 FILE = Path(__file__).with_name("golden.json")

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from oracles import google
 
+from bert_pipeline.core.randomness import HELDOUT, MASKS
 from bert_pipeline.data.masking import Masker, _count
-from bert_pipeline.formats import CLS_ID, MASK_ID, PAD_ID, SEP_ID, UNK_ID, MaskShard, PairShard
-from bert_pipeline.randomness import HELDOUT, MASKS
+from bert_pipeline.formats.pairs import MaskShard, PairShard
+from bert_pipeline.formats.tokenizer import CLS_ID, MASK_ID, PAD_ID, SEP_ID, UNK_ID
 from bert_pipeline.recipe import MaskingRecipe
 
 VOCABULARY = 500

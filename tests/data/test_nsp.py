@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bert_pipeline import artifact
-from bert_pipeline.data import corpus
+from bert_pipeline.data.corpus import build as corpus
 from bert_pipeline.recipe import Recipe
-from bert_pipeline.shards import read_index
 from bert_pipeline.stages import make_stage
+from bert_pipeline.store import artifact
+from bert_pipeline.store.shards import read_index
 
 DATA_STAGES = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import google
 
+from bert_pipeline.core.randomness import HELDOUT, PAIRS
 from bert_pipeline.data.pairs import RANDOM, TokenizedShard, plan_pairs, write_rows
-from bert_pipeline.formats import CLS_ID, IGNORE_INDEX, SEP_ID
-from bert_pipeline.randomness import HELDOUT, PAIRS
+from bert_pipeline.formats.pairs import IGNORE_INDEX
+from bert_pipeline.formats.tokenizer import CLS_ID, SEP_ID
 from bert_pipeline.recipe import NspRecipe
 
 VOCABULARY = 2000

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bert_pipeline.core.randomness import DROPOUT, HELDOUT, MASKS, ORDER, PAIRS, below, draw, new_stream
 from bert_pipeline.data.masking import Masker
 from bert_pipeline.data.pairs import FOLLOWS, RANDOM, TokenizedShard, plan_pairs
-from bert_pipeline.formats import CLS_ID, MASK_ID, SEP_ID
-from bert_pipeline.randomness import DROPOUT, HELDOUT, MASKS, ORDER, PAIRS, below, draw, new_stream
+from bert_pipeline.formats.tokenizer import CLS_ID, MASK_ID, SEP_ID
 from bert_pipeline.recipe import MaskingRecipe, NspRecipe
 
 VOCABULARY = 1005

@@ -8,8 +8,8 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
-from bert_pipeline.evaluation.readers import TaskData, read_task
-from bert_pipeline.evaluation.tasks import Task, find_task
+from bert_pipeline.evaluation.tasks.readers import TaskData, read_task
+from bert_pipeline.evaluation.tasks.task import Task, find_task
 
 DRUG_BEGINNINGS = ("meto", "ate", "biso", "carve")
 DRUG_ENDINGS = ("prolol", "nolol", "dilol")

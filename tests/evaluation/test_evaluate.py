@@ -11,13 +11,14 @@ import pytest
 from seqeval.metrics import f1_score
 
 from bert_pipeline.cli import main
-from bert_pipeline.evaluation import evaluate, workers
+from bert_pipeline.evaluation import evaluate
 from bert_pipeline.evaluation.evaluate import evaluate_checkpoint, evaluate_task
-from bert_pipeline.evaluation.readers import read_task
-from bert_pipeline.evaluation.scores import interval
-from bert_pipeline.evaluation.scores import statistics as sums_of
-from bert_pipeline.evaluation.table import show_scores
-from bert_pipeline.evaluation.tasks import TaskError, find_task, load_task, task_files
+from bert_pipeline.evaluation.finetuning import workers
+from bert_pipeline.evaluation.scoring.scores import interval
+from bert_pipeline.evaluation.scoring.scores import statistics as sums_of
+from bert_pipeline.evaluation.scoring.table import show_scores
+from bert_pipeline.evaluation.tasks.readers import read_task
+from bert_pipeline.evaluation.tasks.task import TaskError, find_task, load_task, task_files
 from bert_pipeline.recipe import TaskRecipe
 
 SETTINGS = TaskRecipe(

@@ -5,7 +5,7 @@ The random generator is passed in. `Draws` answers Python's `random.Random` call
 that the compiled builders read, in the order in which the algorithm asks.
 """
 
-from bert_pipeline.randomness import below, happens, new_stream
+from bert_pipeline.core.randomness import below, happens, new_stream
 
 
 class Draws:

@@ -8,7 +8,7 @@ from collections import Counter
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from bert_pipeline.formats import SPECIAL_TOKENS
+from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS
 
 
 def learn_vocabulary(sentences, *, vocab_size, lowercase=True, min_frequency=2, limit_alphabet=1000):

@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from orchestration.assets import recipes
-from orchestration.automation import new_content
+from orchestration.automation.schedules import new_content
 from orchestration.checks import check_specs, checks_of
 from orchestration.definitions import defs
 

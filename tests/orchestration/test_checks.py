@@ -3,8 +3,8 @@ import math
 
 import pytest
 
-from bert_pipeline.artifact import Artifact
 from bert_pipeline.recipe import Recipe
+from bert_pipeline.store.artifact import Artifact
 from orchestration import checks
 
 RECIPE = Recipe.model_validate_json(

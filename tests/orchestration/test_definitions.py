@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from bert_pipeline.evaluation.tasks import task_files
+from bert_pipeline.evaluation.tasks.task import task_files
 from bert_pipeline.stages import EVALUATION, STAGES
 from orchestration.checks import asset_key, checks_of
 from orchestration.definitions import defs

@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from bert_pipeline import artifact
+from bert_pipeline.store import artifact
 from orchestration.assets import ASSETS
 from orchestration.workshop import resources
 

@@ -16,15 +16,17 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from bert_pipeline import artifact, reproduction
-from bert_pipeline.recipe import load_recipe
+from bert_pipeline import reproduction
+from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import kinds_of
-from orchestration import lineage, registry
+from bert_pipeline.store import artifact
 from orchestration.assets import ASSETS
-from orchestration.lineage import describe
-from orchestration.logged_models import changed_files
-from orchestration.promotion import promote
-from orchestration.promotion_ledger import PromotionError, find_champion
+from orchestration.lineage import chain as lineage
+from orchestration.lineage.chain import describe
+from orchestration.registry import versions as registry
+from orchestration.registry.ledger import PromotionError, find_champion
+from orchestration.registry.logged_models import changed_files
+from orchestration.registry.promotion import promote
 from orchestration.report import report
 from orchestration.workshop import BUILT, resources
 

@@ -12,18 +12,18 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from bert_pipeline import artifact
 from bert_pipeline.cli import main
-from bert_pipeline.data.corpus_sources import SourceFile, write_sources
-from bert_pipeline.recipe import load_recipe
+from bert_pipeline.data.corpus.sources import SourceFile, write_sources
+from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.reproduction import rebuild
-from bert_pipeline.shards import Entry, ShardStore
 from bert_pipeline.stages import find_stage, kinds_of, stage_origin
-from orchestration import lineage_commands
+from bert_pipeline.store import artifact
+from bert_pipeline.store.shards import Entry, ShardStore
 from orchestration.assets import ASSETS
-from orchestration.lineage import describe, reproduce
-from orchestration.logged_models import SEAL
-from orchestration.registry import RECIPE_DESCRIPTION
+from orchestration.commands import lineage as lineage_commands
+from orchestration.lineage.chain import describe, reproduce
+from orchestration.registry.logged_models import SEAL
+from orchestration.registry.versions import RECIPE_DESCRIPTION
 from orchestration.workshop import resources
 
 RUN = {"dagster_run": "a-run"}

@@ -9,9 +9,9 @@ import pytest
 from outage import Outage
 from servers import Servers, answers, free_port
 
-from orchestration import tracking
-from orchestration.outstanding import settle_all
-from orchestration.tracking import About, Mlflow
+from orchestration.tracking import mlflow_runs as tracking
+from orchestration.tracking.mlflow_runs import About, Mlflow
+from orchestration.tracking.outstanding import settle_all
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,7 @@ import json
 import dagster as dg
 import pytest
 
-from bert_pipeline import artifact
+from bert_pipeline.store import artifact
 from orchestration.pointers import ArtifactIOManager
 
 

@@ -16,12 +16,14 @@ from mlflow.exceptions import MlflowException
 from promoters import NAME, race
 from servers import BIN, INFRA, Database, Servers, answers, ask, basic, changed, free_port, make_secrets
 
-from bert_pipeline import artifact
-from bert_pipeline.evaluation.significance import Comparison
-from orchestration import champion, promotion_commands, promotion_ledger
-from orchestration.champion import challenge, judge
-from orchestration.promotion import promote, undo
-from orchestration.promotion_ledger import PromotionConflict, PromotionError, find_champion, history
+from bert_pipeline.evaluation.scoring.significance import Comparison
+from bert_pipeline.store import artifact
+from orchestration.commands import promotion as promotion_commands
+from orchestration.registry import champion
+from orchestration.registry import ledger as promotion_ledger
+from orchestration.registry.champion import challenge, judge
+from orchestration.registry.ledger import PromotionConflict, PromotionError, find_champion, history
+from orchestration.registry.promotion import promote, undo
 
 ROOT = Path(__file__).parents[2]
 ANSWERS = {"GAD": "01", "BioASQ": ("no", "yes"), "ChemProt": "01"}

@@ -2,12 +2,12 @@
 
 import dagster as dg
 import pytest
-from data.test_pubmed_mirror import HASTY, name, publish
+from data.sources.test_pubmed_mirror import HASTY, name, publish
 from misbehaving_server import misbehaving_server
 
-from bert_pipeline.data.sources.pubmed_mirror import download_pubmed
+from bert_pipeline.data.sources.pubmed.mirror import download_pubmed
+from orchestration.automation.retraining import corpus_folder
 from orchestration.definitions import defs
-from orchestration.retraining import corpus_folder
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from orchestration import retraining
+from orchestration.automation import retraining
+from orchestration.automation.retraining import STARTED_BY, corpus_folder, weekly_retraining
 from orchestration.definitions import defs
-from orchestration.retraining import STARTED_BY, corpus_folder, weekly_retraining
 
 RECIPES = Path(__file__).parent / "recipes"
 

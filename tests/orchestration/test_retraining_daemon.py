@@ -17,9 +17,9 @@ import pytest
 from mlflow import MlflowClient
 from servers import changed
 
-from bert_pipeline.data.sources.sample import sample_documents
-from orchestration.promotion_ledger import find_champion
-from orchestration.retraining import PARTITION, STARTED_BY, UNFINISHED
+from bert_pipeline.data.sources.sample.documents import sample_documents
+from orchestration.automation.retraining import PARTITION, STARTED_BY, UNFINISHED
+from orchestration.registry.ledger import find_champion
 from orchestration.workshop import BUILT
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ class Plant:
         self.stop()
         self.code = self.folder / "code"
         shutil.copytree(ROOT / "orchestration", self.code / "orchestration")
-        module = self.code / "orchestration/retraining.py"
+        module = self.code / "orchestration/automation/retraining.py"
         module.write_text(changed(module.read_text(), **{'"0 3 * * 0"': '"* * * * *"'}))
         self.start()
 

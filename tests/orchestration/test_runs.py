@@ -19,8 +19,8 @@ from outage import Outage
 from servers import BIN, INFRA, ROOT, answers, free_port
 from stack import Stack, eventually
 
-from bert_pipeline.metrics import read_rows
-from orchestration.tracking import Mlflow
+from bert_pipeline.formats.metrics import read_rows
+from orchestration.tracking.mlflow_runs import Mlflow
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ import pytest
 from filelock import FileLock
 from mlflow.utils.validation import _validate_metric_name
 
-from bert_pipeline import artifact
-from bert_pipeline.artifact import Artifact
-from bert_pipeline.metrics import append_row, read_rows
-from orchestration import tracking
-from orchestration.metadata import numbers
-from orchestration.outstanding import settle_all
-from orchestration.tracking import About, Mlflow, Tracked
+from bert_pipeline.formats.metrics import append_row, read_rows
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Artifact
+from orchestration.tracking import mlflow_runs as tracking
+from orchestration.tracking.metadata import numbers
+from orchestration.tracking.mlflow_runs import About, Mlflow, Tracked
+from orchestration.tracking.outstanding import settle_all
 
 
 @pytest.fixture(scope="module")

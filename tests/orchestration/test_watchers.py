@@ -15,9 +15,9 @@ import pytest
 from dagster._core.events import EngineEventData
 from dagster._core.launcher.base import WorkerStatus
 
-from orchestration import watchers
-from orchestration.tracking import About, Mlflow, Tracked
-from orchestration.watchers import WEBHOOK, failure_webhook, mlflow_is_told
+from orchestration.automation import watchers
+from orchestration.automation.watchers import WEBHOOK, failure_webhook, mlflow_is_told
+from orchestration.tracking.mlflow_runs import About, Mlflow, Tracked
 from orchestration.workshop import resources
 
 TOKEN = "the-token-of-the-webhook"

@@ -6,7 +6,7 @@ import pytest
 from training.runs import STILL, job_for, train
 from training.saving import save
 
-from bert_pipeline.metrics import Row
+from bert_pipeline.formats.metrics import Row
 from bert_pipeline.stages import make_stage
 
 

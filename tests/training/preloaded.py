@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 from transformers import AutoTokenizer, BertForPreTraining
 
-from bert_pipeline.randomness import DROPOUT, draw, new_stream
+from bert_pipeline.core.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.training import pretrain
 
 __all__ = ["AutoTokenizer", "BertForPreTraining", "pd", "pretrain", "torch"]

@@ -27,9 +27,9 @@ import torch
 from processes import commands
 from safetensors.torch import load_file
 
-from bert_pipeline.metrics import Row, read_rows
-from bert_pipeline.training.budget import Pace
-from bert_pipeline.training.launch import TrainingFailed
+from bert_pipeline.formats.metrics import Row, read_rows
+from bert_pipeline.training.launch.budget import Pace
+from bert_pipeline.training.launch.build import TrainingFailed
 from bert_pipeline.training.pretrain import Job
 
 ROOT = Path(__file__).parents[2]
@@ -228,7 +228,7 @@ def measure_pace_in_a_fork(job: Mapping[str, Any], folder: Path, environment: Ma
 
 
 def _probe(job_file: Path, pace_file: Path, environment: dict[str, str]) -> None:
-    from bert_pipeline.training import probe
+    from bert_pipeline.training.launch import probe
 
     os.environ |= environment
     probe.TIMED_SECONDS = 0.1

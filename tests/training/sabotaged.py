@@ -15,8 +15,8 @@ import time
 from accelerate import Accelerator
 
 from bert_pipeline.training import heldout, utilization
-from bert_pipeline.training.loss import PretrainingLoss
-from bert_pipeline.training.steps import StepReader
+from bert_pipeline.training.batches.steps import StepReader
+from bert_pipeline.training.model.loss import PretrainingLoss
 
 RANK, PHASE, STEP, DEED = os.environ.get("SABOTAGE", "none none 0 none").split()
 TURN = RANK in ("all", os.environ.get("RANK", "0")) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"

@@ -34,7 +34,7 @@ def run_bare(packages: Path, *arguments: str) -> str:
 TRAIN_AND_LOAD_EVALUATION = """
 import runpy
 runpy.run_module("bert_pipeline.training.pretrain", run_name="__main__")
-import bert_pipeline.evaluation.finetune, bert_pipeline.evaluation.evaluate
+import bert_pipeline.evaluation.finetuning.finetune, bert_pipeline.evaluation.evaluate
 """
 
 

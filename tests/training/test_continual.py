@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, BertTokenizer
 
-from bert_pipeline import artifact
-from bert_pipeline.data.tokenizer import take_tokenizer_over
-from bert_pipeline.initial import InitialModelError
-from bert_pipeline.recipe import ModelRecipe, load_recipe
+from bert_pipeline.data.tokenizer.build import take_tokenizer_over
+from bert_pipeline.formats.initial_model import InitialModelError
+from bert_pipeline.formats.tokenizer import read_tokenizer
+from bert_pipeline.recipe import ModelRecipe
+from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import make_stage, stage_origin
-from bert_pipeline.training.model import build_model, initial_model
-from bert_pipeline.vocabulary import read_tokenizer
+from bert_pipeline.store import artifact
+from bert_pipeline.training.model.model import build_model, initial_model
 
 SIZES = {
     "hidden_size": 32,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from training.runs import NOTHING, SABOTAGED, STILL, assert_identical, exit_code, fork_ranks, torchrun, trace, train
 
-from bert_pipeline.metrics import read_rows
+from bert_pipeline.formats.metrics import read_rows
 from bert_pipeline.training.pretrain import EXIT_RESUME
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from training.runs import exit_code, fork, job_for, trace, train_and_witness, trainers_of
 
-from bert_pipeline import artifact
 from bert_pipeline.stages import make_stage
-from bert_pipeline.training import launch
-from bert_pipeline.training.batches import PairDataset
+from bert_pipeline.store import artifact
+from bert_pipeline.training.batches.dataset import PairDataset
 from bert_pipeline.training.checkpoint import CheckpointError, Checkpoints
+from bert_pipeline.training.launch import build as launch
 from bert_pipeline.training.pretrain import EXIT_RESUME
 
 CHECKPOINT_EVERY = 5

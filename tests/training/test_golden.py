@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from training.runs import job_for, train
 
-from bert_pipeline.metrics import read_rows
+from bert_pipeline.formats.metrics import read_rows
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 """By step: MLM loss, NSP loss, gradient norm; float32, without dropout."""

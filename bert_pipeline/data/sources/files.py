@@ -27,11 +27,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from bert_pipeline.core.progress import Progress
 from bert_pipeline.data.sources.jats import Article
 from bert_pipeline.data.sources.readers import READERS, UNIT
 from bert_pipeline.data.sources.records import Document, Fault, Rejection, SourceError, excerpt
 from bert_pipeline.data.sources.wanted import Records, Stream, Wanted
-from bert_pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
 

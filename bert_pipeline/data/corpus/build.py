@@ -1,0 +1,245 @@
+"""The raw corpus: documents in sentences, train and held out, each once and in its latest version.
+
+    files -> records, broken ones set aside -> train / heldout by id -> shards and their ledgers (corpus_shard.py)
+          -> which records are documents, seen beside all others (resolution.py) -> live.parquet, dropped.parquet
+
+A file of citations is read by a worker, which writes its shards. Of other formats this process reads groups of files
+(a large one, or some small ones; which ones, their names and sizes alone decide) and deals their records out to
+shards, which workers clean and split. Either way a shard belongs to its file or group, so a new file costs its own
+shards and no others, and what a shard holds is the same with any number of workers.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bert_pipeline.core.progress import Progress
+from bert_pipeline.data.contamination.overlap import EvaluationIndex, EvaluationText
+from bert_pipeline.data.corpus.facts import about_documents, samples
+from bert_pipeline.data.corpus.ledger import Ledger
+from bert_pipeline.data.corpus.resolution import resolve, write_outcome
+from bert_pipeline.data.corpus.shard import deal, write_file, write_shard
+from bert_pipeline.data.corpus.sources import SOURCES, describe_sources, source_files, write_sources
+from bert_pipeline.data.sources.files import read_documents
+from bert_pipeline.data.sources.pubmed.reader import read_pubmed
+from bert_pipeline.data.sources.records import Document, Rejection, SourceError
+from bert_pipeline.formats.tables import SPLITS, id_hash
+from bert_pipeline.recipe import CorpusRecipe
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Facts
+from bert_pipeline.store.shards import Entry, Shard, ShardStore, total
+
+MIN_DOCUMENTS = 2
+"""In a split: the B segment of a random pair comes from another document."""
+
+GROUP_BYTES = 2**22
+"""A file of this size is a group by itself; smaller ones make up groups of this size on average."""
+
+SHOWN_REJECTIONS = 5
+
+NOT_IN_SHARDS = {"path", "sources_file", "cutoff", "max_rejected_fraction", "exclude_tasks", "drop_retracted"}
+NOT_IN_SHARDS |= {"near_duplicate_threshold"}
+"""Fields of the recipe that no shard depends on, but which files there are and which of their rows count."""
+
+
+def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[EvaluationText] = ()) -> Facts:
+    """Write the shards with their ledgers, live.parquet, dropped.parquet, rejected.jsonl, sources.jsonl and the data
+    card; with `excluded`, whose examples no document of the corpus may hold, also excluded.jsonl.
+
+    Raises SourceError where a file cannot be read, too many records are broken, or a split has fewer than two
+    documents.
+    """
+    from bert_pipeline.data.corpus import card  # brings matplotlib, which no worker needs
+
+    files = source_files(section)
+    sources = describe_sources(section, files)
+    store = ShardStore("raw_corpus", out)
+    index, rules = None, section.model_dump(exclude=NOT_IN_SHARDS)
+    rules |= {"signatures": section.near_duplicate_threshold > 0}
+    if excluded:
+        examples = EvaluationIndex(excluded)
+        index = store.scratch / examples.fingerprint
+        examples.save(index)
+        rules |= {"excluded": examples.fingerprint}
+    groups = _build(section, files, store, rules, index)
+    entries = [entry for entry in store.finish() if entry.files]
+    facts = _facts_of_shards(entries)
+    rejections = [Rejection(**each) for group in groups for each in group.facts["rejections"]]
+    _check_rejections(section, rejections, len(rejections) + facts["records"])
+    _write_lines(out / "rejected.jsonl", map(asdict, rejections))
+    if excluded:
+        _write_lines(out / "excluded.jsonl", facts["held"])
+
+    ledger = Ledger.open(out, facts["shards"], list(files) or [""])
+    fates = resolve(ledger, section.source == "pubmed", section.drop_retracted, section.near_duplicate_threshold)
+    digests = {name: entry.files[name]["sha256"] for entry in entries for name in entry.files}
+    dropped_by_reason = write_outcome(ledger, fates, digests)
+    documents = about_documents(out)
+    counts = {split: documents[f"{split}_documents"] for split in SPLITS}
+    if min(counts.values()) < MIN_DOCUMENTS:
+        raise SourceError(_too_few(section, counts, dropped_by_reason))
+
+    write_sources(out / SOURCES, sources)
+    facts = {
+        "records": len(rejections) + facts["records"] - facts["deletions"],
+        **documents,
+        "rejected_documents": len(rejections),
+        "rejected_by_reason": dict(Counter(each.reason for each in rejections)),
+        "dropped_documents": sum(dropped_by_reason.values()),
+        "dropped_by_reason": dropped_by_reason,
+        "deletions": facts["deletions"],
+        "cleaned_by_rule": facts["cleaned_by_rule"],
+        "files": len(sources),
+        "source_bytes": sum(each.bytes for each in sources),
+        "sources_fingerprint": artifact.fingerprint({each.name: each.sha256 for each in sources}),
+        "cut_off": max((each.released for each in sources), default=""),
+    } | (_about_excluded(facts["held"]) if excluded else {})
+    card.write_data_card(out, facts, samples(out))
+    return facts
+
+
+def _build(
+    section: CorpusRecipe, files: dict[str, Path], store: ShardStore, rules: dict[str, Any], index: Path | None
+) -> list[Entry]:
+    """Build the shards; returns the entries that tell of the rejections, in the order of the files."""
+    if section.source == "pubmed":
+        shards = [
+            Shard(
+                f"file/{name}",
+                rules | {"file": name, "sha256": artifact.file_digest(path)},
+                (section, partial(read_pubmed, name, path), index),
+            )
+            for name, path in files.items()
+        ]
+        store.build(write_file, shards)
+        return [store.made(shard.name) for shard in shards]
+    dealer = Dealer(section, files, store, rules, index)
+    store.build(write_shard, dealer.shards())
+    return dealer.groups
+
+
+class Dealer:
+    """Deals the documents of every group out to shards, and reads only the groups that do not stand already."""
+
+    def __init__(
+        self,
+        section: CorpusRecipe,
+        files: dict[str, Path],
+        store: ShardStore,
+        rules: dict[str, Any],
+        index: Path | None,
+    ) -> None:
+        self.section, self.files, self.store, self.rules, self.index = section, files, store, rules, index
+        self.groups: list[Entry] = []  # in the order of the source
+
+    def shards(self) -> Iterator[Shard]:
+        if self.section.source == "sample":
+            from bert_pipeline.data.sources.sample.documents import sample_documents
+
+            texts = sample_documents(self.section.sample_documents, self.section.seed)
+            yield from self._deal(
+                self.rules, (Document(name, (text,), "", n) for n, (name, text) in enumerate(texts, 1))
+            )
+            return
+        progress = Progress("raw_corpus: reading", sum(path.stat().st_size for path in self.files.values()), "bytes")
+        for group in group_files(self.files):
+            made_from = self.rules | {"files": {name: artifact.file_digest(path) for name, path in group.items()}}
+            if self._adopt(made_from):
+                progress.advance(sum(path.stat().st_size for path in group.values()))
+            else:
+                how = self.section.text_fields, self.section.id_field, progress, self.section.section_titles
+                yield from self._deal(made_from, read_documents(group, *how))
+
+    def _adopt(self, made_from: dict[str, Any]) -> bool:
+        """Take a group over that stands whole."""
+        group = self.store.standing(made_from)
+        shards = [entry for shard in group.facts["shards"] if (entry := self.store.standing(shard))] if group else []
+        if not group or len(shards) < len(group.facts["shards"]):
+            return False
+        for entry in (group, *shards):
+            self.store.adopt(entry)
+        self.groups.append(group)
+        return True
+
+    def _deal(self, made_from: dict[str, Any], records: Iterable[Document | Rejection]) -> Iterator[Shard]:
+        """The shards of a group that is read."""
+        group = self.store.fingerprint(made_from)
+        rejections: list[Rejection] = []
+        shards = []
+        for name, documents in deal(self.section, records, rejections.append):
+            ids = [document.document_id for document in documents]
+            shards.append({"group": group, "ids": artifact.fingerprint({"ids": ids})})
+            yield Shard(name, shards[-1], (self.section, name, documents, self.index))
+        self.groups.append(
+            self.store.note(made_from, {"rejections": [asdict(each) for each in rejections], "shards": shards})
+        )
+
+
+def group_files(files: dict[str, Path]) -> Iterator[dict[str, Path]]:
+    """Cut a list of files into groups. Whether a group ends after a file depends on that file alone, so a file that
+    comes or goes changes its own group only.
+    """
+    group: dict[str, Path] = {}
+    for name, path in files.items():
+        size = path.stat().st_size
+        if group and size >= GROUP_BYTES:
+            yield group
+            group = {}
+        group[name] = path
+        if id_hash(name) < size / GROUP_BYTES * 2**64:
+            yield group
+            group = {}
+    if group:
+        yield group
+
+
+def _facts_of_shards(entries: list[Entry]) -> Facts:
+    """`shards`: their names; `records`, `deletions`, `cleaned_by_rule`, `held` over all of them."""
+    by_shard: dict[str, Facts] = {}
+    for entry in entries:
+        by_shard |= entry.facts.get("shards", {entry.name: entry.facts})
+    nothing: Facts = {"records": 0, "deletions": 0, "cleaned_by_rule": {}}
+    summed = nothing | total({name: each[name] for name in nothing} for each in by_shard.values())
+    return summed | {"shards": list(by_shard), "held": [row for each in by_shard.values() for row in each["held"]]}
+
+
+def _about_excluded(held: list[dict[str, Any]]) -> Facts:
+    tasks = Counter(task for each in held for task in sorted({row["task"] for row in each["held"]}))
+    return {"excluded_documents": len(held), "excluded_by_task": dict(tasks)}
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _check_rejections(section: CorpusRecipe, rejections: list[Rejection], records: int) -> None:
+    """Raise SourceError where too many records are broken."""
+    if len(rejections) > section.max_rejected_fraction * records:
+        raise SourceError(
+            f"{len(rejections):,} of {records:,} records are broken, more than corpus.max_rejected_fraction = "
+            f"{section.max_rejected_fraction:g} allows; remedy: mend them, or raise the limit. The first of them:\n  "
+            + "\n  ".join(map(str, rejections[:SHOWN_REJECTIONS]))
+        )
+
+
+def _too_few(section: CorpusRecipe, num_documents: dict[str, int], dropped: dict[str, int]) -> str:
+    source = section.path or section.source
+    train, heldout = num_documents["train"], num_documents["heldout"]
+    if train + heldout < 2 * MIN_DOCUMENTS:
+        remedy = "bring more documents (in a .txt file, a blank line stands between documents)"
+    elif heldout < MIN_DOCUMENTS:
+        enough = min(0.5, round(10 / (train + heldout), 4))
+        remedy = f"raise corpus.heldout_fraction (for example to {enough:g}), or bring more text"
+    else:
+        remedy = "lower corpus.heldout_fraction, or bring more text"
+    went = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    return (
+        f"{source}: {train + heldout} documents{f' (left out: {went})' if went else ''}, of which {train} to train and "
+        f"{heldout} held out (corpus.heldout_fraction = {section.heldout_fraction:g}); each needs at least "
+        f"{MIN_DOCUMENTS}, because a random next sentence comes from another document; remedy: {remedy}"
+    )

@@ -1,0 +1,248 @@
+"""The data card of a corpus: what was read, what stayed, why the rest went, and what the text looks like.
+
+    facts, samples -> sections -> data_card.html    one file for a browser, pictures inside
+                               -> DATA_CARD.md      a dataset card as the Hugging Face Hub reads it
+
+After "Datasheets for Datasets" (Gebru et al. 2021, arXiv 1803.09010). Whatever the facts do not tell is left out. The
+text of a corpus is a stranger's: it stands on the card escaped, and the page allows no script and fetches nothing.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from bert_pipeline.data.corpus import card_pages
+from bert_pipeline.data.corpus.card_pages import Samples, Section
+from bert_pipeline.report import pictures
+from bert_pipeline.store.artifact import Facts
+
+FILES = PAGE, TEXT = "data_card.html", "DATA_CARD.md"
+
+FIRST_COUNT = 100
+"""Words before the vocabulary is counted first; then it is at each half octave, 29 times up to 2,000,000."""
+SAMPLE_CHARACTERS = 1_500
+
+WORD = re.compile(r"\w(?:\S*\w)?")
+"""What stands between white space, without the punctuation around it: `il-2`, `p<0.05`, `patients`."""
+
+
+def write_data_card(out: Path, facts: Facts, samples: Samples) -> None:
+    """Write `data_card.html` and `DATA_CARD.md` of the corpus with these facts of raw_corpus into its directory."""
+    shown, documents = list(sections(facts)), [(name, _cut(sentences)) for name, sentences in samples]
+    page = card_pages.html(_title(facts), _glance(facts), shown, documents)
+    (out / PAGE).write_text(page, encoding="utf-8")
+    text = card_pages.markdown(_title(facts), shown, documents)
+    (out / TEXT).write_text(_hub_head(facts) + text, encoding="utf-8")
+
+
+def card_in_markdown(facts: Facts) -> str:
+    """The card without samples, pictures embedded, for places that show Markdown."""
+    return card_pages.markdown(_title(facts), list(sections(facts)), embed=True)
+
+
+def vocabulary_growth(texts: Iterable[list[str]], max_words: int = 2_000_000) -> dict[str, list[int]]:
+    """Distinct words among the first so many words of `texts` (the sentences of each document), lower-cased.
+
+    {"words": [100, 141, ...], "distinct": [...]}: exact counts; the last is at the end of the text or at `max_words`.
+    Memory holds the distinct words.
+    """
+    growth: dict[str, list[int]] = {"words": [], "distinct": []}
+    distinct: set[str] = set()
+    seen, count_at = 0, min(FIRST_COUNT, max_words)
+
+    def count() -> None:
+        growth["words"].append(seen)
+        growth["distinct"].append(len(distinct))
+
+    for words in (WORD.findall(sentence.lower()) for sentences in texts for sentence in sentences):
+        while seen + len(words) >= count_at:
+            taken, words = words[: count_at - seen], words[count_at - seen :]
+            distinct.update(taken)
+            seen = count_at
+            count()
+            if seen == max_words:
+                return growth
+            count_at = min(round(FIRST_COUNT * 2 ** (len(growth["words"]) / 2)), max_words)
+        distinct.update(words)
+        seen += len(words)
+    if seen and seen not in growth["words"]:
+        count()
+    return growth
+
+
+def heaps_exponent(growth: Mapping[str, list[int]]) -> float | None:
+    """b of distinct = k * words ** b by least squares of the logarithms; None for fewer than three counts.
+
+    Heaps' law: Manning, Raghavan & Schütze 2008, section 5.1.1, where b is about 0.5.
+    """
+    if len(growth["words"]) < 3:
+        return None
+    return float(np.polyfit(np.log(growth["words"]), np.log(growth["distinct"]), 1)[0])
+
+
+def sections(facts: Facts) -> Iterator[Section]:
+    """The card from its top to its samples."""
+    yield _size(facts)
+    yield _records(facts)
+    if rules := facts["cleaned_by_rule"]:
+        yield Section("Cleaning", "How many documents each rule changed.", ("rule", "documents"), _descending(rules))
+    yield _length(facts)
+    if facts["documents_by_year"]:
+        yield _years(facts)
+    if journals := facts["documents_by_journal"]:
+        documents = _documents(facts)
+        others = documents - sum(journals.values())
+        rows = [(name, count, count / documents) for name, count in _descending(journals)]
+        text = f"The {len(journals)} largest. {others:,} documents are of other journals, or name none."
+        yield Section("Journals", text, ("journal", "documents", "share"), rows)
+    if facts["vocabulary_growth"]["words"]:
+        yield _vocabulary(facts["vocabulary_growth"])
+
+
+def _size(facts: Facts) -> Section:
+    rows: list[tuple[str | int, ...]] = []
+    for unit in ("documents", "sentences", "words"):
+        train, heldout = facts[f"train_{unit}"], facts[f"heldout_{unit}"]
+        rows.append((unit, train, heldout, train + heldout))
+    text = (
+        f"Made from {facts['files']:,} files, {_bytes(facts['source_bytes'])}" if facts["files"] else "Generated text"
+    )
+    text += f"; the newest was released on {facts['cut_off']}" if facts["cut_off"] else ""
+    fingerprint = f" (fingerprint {facts['sources_fingerprint']})" if facts["sources_fingerprint"] else ""
+    return Section("Size", f"{text}{fingerprint}.", ("", "to train on", "held out", "together"), rows)
+
+
+def _records(facts: Facts) -> Section:
+    """Where each record went: the rows sum up to the last, or the card says that they do not."""
+    kept, dropped, rejected = _documents(facts), facts["dropped_documents"], facts["rejected_documents"]
+    records = facts["records"]
+    counts = [("kept", kept)]
+    counts += [(f"dropped: {reason}", count) for reason, count in _descending(facts["dropped_by_reason"])]
+    counts += [(f"rejected: {reason}", count) for reason, count in _descending(facts["rejected_by_reason"])]
+    counts.append(("read", records))
+    text = f"{records:,} records = {kept:,} documents + {dropped:,} dropped + {rejected:,} rejected (broken)."
+    if lost := records - kept - dropped - rejected:
+        text += f" {lost:,} records are NOT accounted for."
+    if dropped:
+        text += (
+            " Each dropped record stands in dropped.parquet with its reason: bert-pipeline dropped DIRECTORY --id ID."
+            " Shards keep rows that were dropped after they were written; live.parquet names them, and no reader gives"
+            " them."
+        )
+    rows = [(where, count, count / max(records, 1)) for where, count in counts]
+    return Section("Records", text, ("", "records", "share"), rows)
+
+
+def _length(facts: Facts) -> Section:
+    documents, sentences, words = (
+        facts[f"train_{unit}"] + facts[f"heldout_{unit}"] for unit in ("documents", "sentences", "words")
+    )
+    text = (
+        f"On average {words / documents:,.0f} words a document, in {sentences / documents:,.1f} sentences of "
+        f"{words / max(sentences, 1):,.1f} words."
+    )
+    drawn = {
+        f"{unit} per document": pictures.histogram(found["edges"], found["counts"], xlabel=unit, ylabel="documents")
+        for unit in ("words", "sentences")
+        if (found := facts[f"{unit}_per_document_histogram"])
+    }
+    return Section("Length", text, pictures=drawn)
+
+
+def _years(facts: Facts) -> Section:
+    counts = {int(year): count for year, count in facts["documents_by_year"].items()}
+    first, last = min(counts), max(counts)
+    years = range(first, last + 1)
+    picture = pictures.histogram(
+        [year - 0.5 for year in (*years, last + 1)],
+        [counts.get(year, 0) for year in years],
+        xlabel="year of publication",
+        ylabel="documents",
+    )
+    undated = _documents(facts) - sum(counts.values())
+    text = f"From {first} to {last}; {undated:,} documents bear no date."
+    return Section("Dates", text, pictures={"documents by year of publication": picture})
+
+
+def _vocabulary(growth: Mapping[str, list[int]]) -> Section:
+    words, distinct = growth["words"], growth["distinct"]
+    exponent = heaps_exponent(growth)
+    text = f"{distinct[-1]:,} distinct words among the first {words[-1]:,}, lower-cased."
+    if exponent is not None:
+        text += (
+            f" Their number grows as words to the power of {exponent:.2f} (Heaps' law; about 0.5 is usual, "
+            "Manning et al. 2008, section 5.1.1)."
+        )
+    picture = pictures.growth(words, distinct, exponent)
+    return Section("Vocabulary growth", text, pictures={"distinct words against words": picture})
+
+
+def _title(facts: Facts) -> str:
+    return f"A corpus of {_documents(facts):,} documents"
+
+
+def _glance(facts: Facts) -> dict[str, str]:
+    """The large figures at the top of the page, by what they count."""
+    documents = _documents(facts)
+    shown = {
+        "documents": _large(documents),
+        "words": _large(facts["train_words"] + facts["heldout_words"]),
+        "of the records kept": f"{documents / max(facts['records'], 1):.1%}",
+        "held out": f"{facts['heldout_documents'] / max(documents, 1):.1%}",
+    }
+    shown |= {f"in {facts['files']:,} files": _bytes(facts["source_bytes"])} if facts["files"] else {}
+    return shown | ({"cut-off": facts["cut_off"]} if facts["cut_off"] else {})
+
+
+def _hub_head(facts: Facts) -> str:
+    """The fields that the Hub reads: hub-docs, datasetcard.md."""
+    power = max(3, math.floor(math.log10(max(_documents(facts), 1))) + 1)
+    sizes = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B"]
+    return f"""\
+---
+pretty_name: {_title(facts)}
+task_categories: [fill-mask]
+size_categories: [{sizes[min(power - 3, len(sizes) - 1)]}]
+tags: [bert, pretraining]
+---
+
+"""
+
+
+def _documents(facts: Facts) -> int:
+    return facts["train_documents"] + facts["heldout_documents"]
+
+
+def _descending(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _cut(sentences: list[str]) -> list[str]:
+    """The first sentences of a document, up to SAMPLE_CHARACTERS; an ellipsis stands for the rest."""
+    shown: list[str] = []
+    left = SAMPLE_CHARACTERS
+    for sentence in sentences:
+        if len(sentence) > left:
+            return [*shown, f"{sentence[:left]} …"]
+        shown.append(sentence)
+        left -= len(sentence)
+    return shown
+
+
+def _large(count: int) -> str:
+    for unit, size in (("billion", 10**9), ("million", 10**6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,}"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,231 @@
+"""What a worker makes of records: those that are kept, cleaned and in sentences, and a ledger of all of them.
+
+Nothing here looks beyond its own records, so what a shard holds depends on them and on the recipe alone.
+
+Cleaning: the recipe's named rules (cleaning.py), then Unicode normalisation as the recipe says; then NUL and all other
+control and format characters (Unicode's Cc and Cf: byte order marks, soft hyphens, zero-width spaces, marks of
+direction) are taken out, as BERT's own tokenizer would do; those of them that are white space (tab, line feed, ...)
+separate words.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from bert_pipeline.data.contamination.overlap import EvaluationIndex
+from bert_pipeline.data.corpus.cleaning import RULES, apply_rules
+from bert_pipeline.data.corpus.ledger import FOLDER, write_ledger
+from bert_pipeline.data.corpus.near_duplicates import packed, signatures
+from bert_pipeline.data.corpus.sentences import split_lines, split_sentences
+from bert_pipeline.data.sources.records import Document, Rejection
+from bert_pipeline.formats.corpus import CORPUS_SCHEMA
+from bert_pipeline.formats.tables import SPLITS, id_hash, shard_name, write_table
+from bert_pipeline.recipe import CorpusRecipe
+from bert_pipeline.store.artifact import Facts
+
+Normalization = Literal["NFC", "NFKC", "none"]
+
+CHARACTERS_PER_SHARD = 2**24
+"""A shard of long documents ends before it has its number of documents: memory holds some shards at a time."""
+
+TOO_SHORT = "fewer words than corpus.min_words"
+OTHER_LANGUAGE = "another language than corpus.language"
+HOLDS_EXAMPLE = "holds an evaluation example"
+NO_SENTENCE = "no sentence is left of it"
+
+
+def split_of(document_id: str, heldout_fraction: float) -> str:
+    """A function of the id alone: other documents cannot move this one, and a larger share only adds to heldout."""
+    return "heldout" if id_hash(document_id) < heldout_fraction * 2**64 else "train"
+
+
+class Pile:
+    """Records of one split that wait for their shard to be full."""
+
+    def __init__(self, documents_per_shard: int) -> None:
+        self.documents_per_shard = documents_per_shard
+        self.documents: list[Document] = []
+        self._full_at = 0  # so many of them make a full shard; 0: not yet
+        self._characters = 0  # of those that come after
+
+    def add(self, document: Document) -> list[Document]:
+        """The records of a full shard when half of the next has come, so that the last is not a small one."""
+        self.documents.append(document)
+        self._characters += sum(map(len, document.texts))
+        parts = 1 if not self._full_at else 0.5
+        count = len(self.documents) - self._full_at
+        if count < parts * self.documents_per_shard and self._characters < parts * CHARACTERS_PER_SHARD:
+            return []
+        leaving, self.documents = self.documents[: self._full_at], self.documents[self._full_at :]
+        self._full_at = 0 if leaving else len(self.documents)
+        self._characters = self._characters if leaving else 0
+        return leaving
+
+
+def deal(
+    section: CorpusRecipe, records: Iterable[Document | Rejection], on_rejection: Callable[[Rejection], None]
+) -> Iterator[tuple[str, list[Document]]]:
+    """The shards that records make: the name of each, and its records in their order."""
+    piles = {split: Pile(section.documents_per_shard) for split in SPLITS}
+    for record in records:
+        if isinstance(record, Rejection):
+            on_rejection(record)
+        else:
+            split = split_of(record.document_id, section.heldout_fraction)
+            if leaving := piles[split].add(record):
+                yield _shard_name(split, leaving), leaving
+    for split, pile in piles.items():
+        if pile.documents:
+            yield _shard_name(split, pile.documents), pile.documents
+
+
+def _shard_name(split: str, records: list[Document]) -> str:
+    """By the place of the first record, since a later file may bring the same id again."""
+    return f"{split}/{shard_name(records[0].place)}"
+
+
+def write_file(
+    folder: Path, section: CorpusRecipe, read: Callable[[], Iterator[Document | Rejection]], index: Path | None
+) -> Facts:
+    """Read a source file and write the shards of its records; the facts name the shards and hold the rejections."""
+    rejections: list[Rejection] = []
+    shards = {
+        name: write_shard(folder, section, name, records, index)
+        for name, records in deal(section, read(), rejections.append)
+    }
+    return {"shards": shards, "rejections": [asdict(each) for each in rejections]}
+
+
+def write_shard(
+    folder: Path, section: CorpusRecipe, name: str, records: list[Document], index: Path | None = None
+) -> Facts:
+    """Clean and split the records of one shard; write what is kept to `name`.parquet, and the ledger of all.
+
+    `index`: where the evaluation sets are (EvaluationIndex) whose examples no document may hold. Facts: `records`,
+    `deletions`, `cleaned_by_rule` (documents that each rule changed), `held` (examples found in documents).
+    """
+    held = _held(index, records) if index else {}
+    cleaned_by_rule: Counter[str] = Counter()
+    ledger: list[dict[str, Any]] = []
+    kept: list[tuple[Document, list[str]]] = []
+    for number, record in enumerate(records):
+        try:
+            sentences, reason, detail = _judged(record, section, number in held, cleaned_by_rule)
+        except Exception as error:
+            error.add_note(f"document {record.document_id} of {record.source}")
+            raise
+        ledger.append(_entry(record, sentences, reason, detail, len(kept)))
+        if sentences:
+            kept.append((record, sentences))
+    write_table(folder / f"{name}.parquet", _table(kept))
+    texts = [" ".join(sentences) for _, sentences in kept] if section.near_duplicate_threshold else None
+    write_ledger(folder / FOLDER / f"{name}.parquet", ledger, packed(signatures(texts)) if texts is not None else None)
+    return {
+        "records": len(records),
+        "deletions": sum(record.deleted for record in records),
+        "stored": len(kept),
+        "cleaned_by_rule": dict(cleaned_by_rule),
+        "held": [
+            {"file": records[number].source, "document_id": records[number].document_id, "held": rows}
+            for number, rows in held.items()
+        ],
+    }
+
+
+def _judged(
+    record: Document, section: CorpusRecipe, holds_example: bool, cleaned_by_rule: Counter[str]
+) -> tuple[list[str], str, str]:
+    """Its sentences; or none, and the reason with a detail."""
+    if record.deleted:
+        return [], "", ""
+    if holds_example:
+        return [], HOLDS_EXAMPLE, ""
+    texts, rules = apply_rules(record.texts, RULES if "all" in section.cleaning else section.cleaning)
+    cleaned_by_rule.update(rules)
+    texts = tuple(clean(text, section.unicode_normalization) for text in texts)
+    judged = texts[1:] if section.source == "pubmed" else texts  # of a citation: its abstract
+    num_words = sum(len(text.split()) for text in judged) if section.min_words else 0
+    if num_words < section.min_words:
+        return [], TOO_SHORT, f"{num_words} words"
+    if section.language:
+        from bert_pipeline.data.corpus.language import language_of
+
+        if (found := language_of(" ".join(judged))) not in ("", section.language):
+            return [], OTHER_LANGUAGE, found
+    split = split_sentences if section.sentence_splitter == "segtok" else split_lines
+    sentences = [sentence for text in texts for sentence in split(text)]
+    return sentences, "" if sentences else NO_SENTENCE, ""
+
+
+def _entry(record: Document, sentences: list[str], reason: str, detail: str, row: int) -> dict[str, Any]:
+    """Its row of the ledger."""
+    text = "\n".join(sentences)
+    about = "\0".join([record.document_id, str(record.version), record.date, record.journal])
+    return {
+        "document_id": record.document_id,
+        "id_hash": id_hash(record.document_id),
+        "source": record.source,
+        "number": record.number,
+        "version": record.version,
+        "row": row if sentences else -1,
+        "reason": reason,
+        "detail": detail,
+        "content": _hash(f"{about}\0{text}"),
+        "text": _hash(text),
+        "deleted": record.deleted,
+        "retracted": record.retracted,
+        "retracts": [id_hash(each) for each in record.retracts],
+    }
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
+
+
+def _table(kept: list[tuple[Document, list[str]]]) -> pa.Table:
+    columns = [
+        [record.document_id for record, _ in kept],
+        [sentences for _, sentences in kept],
+        [record.source for record, _ in kept],
+        [record.version for record, _ in kept],
+        [record.date for record, _ in kept],
+        [record.journal for record, _ in kept],
+        [len(sentences) for _, sentences in kept],
+        [" ".join(sentences).count(" ") + 1 for _, sentences in kept],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, CORPUS_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=CORPUS_SCHEMA)
+
+
+def _held(index: Path, records: list[Document]) -> dict[int, list[dict[str, Any]]]:
+    """Which records hold examples of evaluation sets, and which ones."""
+    texts = [" ".join(record.texts) for record in records]
+    found = _open_index(index).search([record.document_id for record in records], texts)
+    held = {number: [each.row for each in holdings if each.rule != "phrase"] for number, holdings in found}
+    return {number: rows for number, rows in held.items() if rows}
+
+
+@lru_cache(maxsize=1)
+def _open_index(folder: Path) -> EvaluationIndex:
+    return EvaluationIndex.load(folder)
+
+
+_CONTROLS = [
+    char for char in map(chr, range(0x10000)) if unicodedata.category(char) in ("Cc", "Cf") and not char.isspace()
+]
+_CONTROL = re.compile(f"[{re.escape(''.join(_CONTROLS))}]")
+
+
+def clean(text: str, unicode_normalization: Normalization) -> str:
+    """The text as it goes into sentences; see the head of this file."""
+    if unicode_normalization != "none":
+        text = unicodedata.normalize(unicode_normalization, text)
+    return _CONTROL.sub("", text)

@@ -1,0 +1,120 @@
+"""The files that a corpus is made of: which ones, since when, and how to read each."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from bert_pipeline.core.progress import Progress
+from bert_pipeline.data.sources.files import find_files, read_documents
+from bert_pipeline.data.sources.pubmed.mirror import RECORD, MirroredFile, read_record
+from bert_pipeline.data.sources.pubmed.reader import pubmed_files, read_pubmed
+from bert_pipeline.data.sources.records import Document, Rejection, SourceError
+from bert_pipeline.recipe import CorpusRecipe
+from bert_pipeline.store import artifact
+
+SOURCES = "sources.jsonl"
+"""In every corpus: the files that it is made of. corpus.sources_file takes one to make the same corpus again."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A line of sources.jsonl."""
+
+    name: str
+    bytes: int
+    sha256: str
+    released: str = ""
+    """The day that its server gives it; empty where nobody said."""
+
+
+def source_files(section: CorpusRecipe) -> dict[str, Path]:
+    """The files that the corpus is made of, by name, in their order; none for the sample.
+
+    Raises SourceError where there are none, where the day of one is not known and corpus.cutoff asks for it, or where
+    they are not those of corpus.sources_file.
+    """
+    if section.source == "sample":
+        return {}
+    files = pubmed_files(resolved(section.path)) if section.source == "pubmed" else find_files(section.path)
+    if section.cutoff:
+        files = _until(section, files)
+    return _pinned(resolved(section.sources_file), files) if section.sources_file else files
+
+
+def describe_sources(section: CorpusRecipe, files: dict[str, Path]) -> list[SourceFile]:
+    """Raises SourceError where a file is not the one that was fetched."""
+    fetched = _fetched(section)
+    sources = []
+    for name, path in files.items():
+        source = SourceFile(name, path.stat().st_size, artifact.file_digest(path))
+        if known := fetched.get(name):
+            if source.sha256 != known.sha256:
+                raise SourceError(
+                    f"{path}: its sha256 is {source.sha256}, and it was fetched with {known.sha256}; "
+                    "remedy: remove it, and run `bert-pipeline download-pubmed` again"
+                )
+            source = replace(source, released=known.released)
+        sources.append(source)
+    return sources
+
+
+def write_sources(path: Path, sources: list[SourceFile]) -> None:
+    path.write_text("".join(json.dumps(asdict(each)) + "\n" for each in sources), encoding="utf-8")
+
+
+def resolved(path: str) -> Path:
+    """A relative path is looked up under BERT_PIPELINE_DATA (default: the current directory)."""
+    return Path(os.environ.get("BERT_PIPELINE_DATA") or ".", Path(path).expanduser())
+
+
+def _fetched(section: CorpusRecipe) -> dict[str, MirroredFile]:
+    """By name, the files that `bert-pipeline download-pubmed` fetched."""
+    if section.source != "pubmed":
+        return {}
+    return {each.name: each for each in read_record(resolved(section.path)).values()}
+
+
+def read_source_file(
+    section: CorpusRecipe, name: str, path: Path, progress: Progress
+) -> Iterator[Document | Rejection]:
+    """Every record of one file."""
+    if section.source == "pubmed":
+        return read_pubmed(name, path, progress.advance)
+    return read_documents({name: path}, section.text_fields, section.id_field, progress, section.section_titles)
+
+
+def _until(section: CorpusRecipe, files: dict[str, Path]) -> dict[str, Path]:
+    released = {name: each.released for name, each in _fetched(section).items()}
+    for name, path in files.items():
+        if not released.get(name):
+            raise SourceError(
+                f"{path}: nobody says when it was released, and corpus.cutoff = {section.cutoff} asks for it; "
+                f"remedy: fetch the files by `bert-pipeline download-pubmed`, which notes it in {RECORD}"
+            )
+    chosen = {name: path for name, path in files.items() if released[name] <= section.cutoff}
+    if not chosen:
+        raise SourceError(
+            f"{section.path}: none of {len(files)} files was released until corpus.cutoff = {section.cutoff} "
+            f"(the first on {min(released[name] for name in files)}); remedy: a later cutoff"
+        )
+    return chosen
+
+
+def _pinned(listing: Path, files: dict[str, Path]) -> dict[str, Path]:
+    try:
+        sources = [SourceFile(**json.loads(line)) for line in listing.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise SourceError(f"{listing}: no such file; remedy: correct corpus.sources_file") from None
+    except (ValueError, TypeError) as error:
+        raise SourceError(f"{listing}: not a {SOURCES}: {error}; remedy: take that of a corpus") from None
+    for each in sources:
+        if each.name not in files:
+            raise SourceError(f"{listing} asks for {each.name}, which is not there; remedy: bring it back")
+        if (found := artifact.file_digest(files[each.name])) != each.sha256:
+            raise SourceError(
+                f"{files[each.name]}: its sha256 is {found}, and {listing} asks for {each.sha256}; "
+                "remedy: bring the file back that it was"
+            )
+    return {each.name: files[each.name] for each in sources}

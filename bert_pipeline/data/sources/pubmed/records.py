@@ -1,0 +1,336 @@
+"""The records of a PubMed file, one by one: a broken one is set aside, and its neighbours live.
+
+    .xml.gz -> windows of its bytes -> scanner (scan.py) -> records in plain XML
+                                           not plain: expat -> rewritten in plain XML, or broken
+
+Memory holds a window and the record that is read; a record over MAX_RECORD is passed over without being held. Where a
+broken record ends, its XML cannot tell: at the next end tag or before the next start tag of a record, whichever comes
+first. What stands between records and is no white space is told as broken too.
+
+Nothing is read but the file itself: the document type is passed over unread, and one that declares anything is
+refused. So no entity can be defined, and one that XML does not define breaks its record.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+from xml.parsers import expat
+from xml.sax.saxutils import escape
+
+import numpy as np
+from isal import isal_zlib  # does what zlib does in a third of the time
+
+from bert_pipeline.data.sources.pubmed import scan
+from bert_pipeline.data.sources.pubmed.scan import CUT, END, FULL, START, scan_records
+from bert_pipeline.data.sources.records import EXCERPT_LENGTH, Fault, SourceError, excerpt
+
+WINDOW, PACKED = 1 << 19, 1 << 17
+"""Bytes of XML, and of its gzip, that are taken at a time."""
+MAX_RECORD = 16 << 20
+"""Bytes; the largest of PubMed, papers of thousands of authors, have a few million."""
+MAX_PROLOG = 1 << 16
+MAX_TOKEN, FEED = 1 << 20, 1 << 16
+"""Bytes of a tag or a comment that an XML parser is to read, which holds it in memory; and given to it at a time."""
+MAX_ROWS, RECORDS_PER_SCAN = 1 << 16, 64
+LONGEST_TAG = 64
+"""Of those that `BOUNDARY` finds, so that none is missed where two windows meet."""
+
+BLANK = rb"[ \t\r\n]"
+RECORD = rb"(?:PubmedArticle|PubmedBookArticle|DeleteCitation)"
+RECORD_START = re.compile(rb"<" + RECORD + rb"(?=[ \t\r\n/>])")
+SET_END = re.compile(rb"</PubmedArticleSet" + BLANK + rb"{0,9}>")
+STOP_BEFORE = rb"(?P<before>" + RECORD + rb"[ \t\r\n/>]|/PubmedArticleSet" + BLANK + rb"{0,9}>)"
+NEXT_RECORD = re.compile(rb"<" + STOP_BEFORE)
+BOUNDARY = re.compile(rb"<(?:/" + RECORD + BLANK + rb"{0,9}>|" + STOP_BEFORE + rb")")
+COMMENT = rb"<!--(?:[^-]|-(?!-))*+-->|<\?(?!xml" + BLANK + rb").*?\?>"  # or a processing instruction
+ASIDE = re.compile(BLANK + rb"++|" + COMMENT, re.DOTALL)
+ASIDES = rb"(?:" + ASIDE.pattern + rb")*+"
+DOCTYPE = rb"<!DOCTYPE" + BLANK + rb"++PubmedArticleSet(?:[^][<>" + rb"\"']|\"[^\"]*\"|'[^']*')*+>"
+DECLARATION = rb"(?:\xef\xbb\xbf)?(?:<\?xml" + BLANK + rb"(?P<declared>[^?>]*)\?>)?"
+SET_START = rb"<PubmedArticleSet(?:" + BLANK + rb"[^<>]*?)?(?P<empty>/)?>"
+PROLOG = re.compile(DECLARATION + ASIDES + rb"(?:" + DOCTYPE + rb")?" + ASIDES + SET_START, re.DOTALL)
+DECLARES = re.compile(rb"<!DOCTYPE[^>]*\[")
+ENCODING = re.compile(rb"encoding\s*=\s*[\"'](?!utf-?8[\"']|us-ascii[\"'])([^\"']*)", re.IGNORECASE)
+IN_QUOTES = {'"': "&quot;", "\t": " ", "\n": " ", "\r": " "}
+TOO_LARGE = "larger than 16 MiB"
+UNLIKE = "unlike any record of PubMed: a record in it, elements nested too deep, too many attributes or fields"
+
+
+class Record(NamedTuple):
+    offset: int
+    """Of its first byte in the file's XML, from 0."""
+    data: bytes
+    """Plain XML; the rows tell places in it."""
+    latin: str
+    """The same, a character a byte: what is ASCII can be cut from it without decoding."""
+    rows: list[int]
+    """scan.NUM_COLUMNS numbers for each."""
+
+
+class Broken(NamedTuple):
+    offset: int
+    """Of the byte that is wrong."""
+    fault: Fault
+
+
+def read_records(path: Path, on_bytes: Callable[[int], None]) -> Iterator[Record | Broken]:
+    """Record after record; `on_bytes` is told the bytes of the file as they are taken.
+
+    Raises SourceError, which does not name the file, where the file cannot be read to its end.
+    """
+    text = _Text(_windows(path, on_bytes))
+    try:
+        if _enter(text):
+            yield from _records(text)
+        _leave(text)
+    except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub says otherwise
+        raise SourceError(f"corrupt after byte {text.base + len(text.data)} of its XML: {error}") from error
+    except EOFError as error:
+        raise SourceError(f"cut short after byte {text.base + len(text.data)} of its XML: {error}") from None
+
+
+class _Text:
+    """The file's XML: the stretch of it that memory holds, and the place in it up to which it is read."""
+
+    def __init__(self, windows: Iterator[bytes]) -> None:
+        self.windows = windows
+        self.data, self.at, self.base = b"", 0, 0
+
+    @property
+    def offset(self) -> int:
+        return self.base + self.at
+
+    def more(self) -> bool:
+        """Take another window, or as much as is held; False at the end of the file. What is read already goes."""
+        self.base, self.data, self.at = self.offset, self.data[self.at :], 0
+        parts, wanted = [self.data], min(len(self.data), MAX_RECORD // 2) + 1
+        while wanted > 0 and (window := next(self.windows, b"")):
+            parts.append(window)
+            wanted -= len(window)
+        self.data = b"".join(parts)
+        return len(parts) > 1
+
+    def hold(self, size: int) -> None:
+        """At least so many bytes from here on, if the file has them."""
+        while len(self.data) - self.at < size and self.more():
+            pass
+
+    def skip_to(self, pattern: re.Pattern[bytes]) -> bool:
+        """Go to what is found at or after this place, holding no more than a window; False at the file's end."""
+        while not (found := pattern.search(self.data, self.at)):
+            self.at = max(self.at, len(self.data) - LONGEST_TAG)
+            if not self.more():
+                return False
+        self.at = found.start() if found["before"] else found.end()
+        return True
+
+
+def _windows(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
+    """The bytes of a file in windows of at most WINDOW; isal checks length and CRC of each member of a gzip."""
+    with path.open("rb") as raw:
+        gzipped = path.name.lower().endswith(".gz")
+        inflate = None
+        while packed := raw.read(PACKED):
+            on_bytes(len(packed))
+            if not gzipped:
+                yield packed
+            while gzipped and (packed or inflate):
+                inflate = inflate or isal_zlib.decompressobj(wbits=31)
+                window = inflate.decompress(packed, WINDOW)
+                packed = inflate.unconsumed_tail or inflate.unused_data
+                if window:
+                    yield window
+                if inflate.eof:
+                    inflate = None
+                elif len(window) < WINDOW:  # all of it is out
+                    break
+        if inflate:
+            raise EOFError("its gzip stream has no end")
+
+
+def _enter(text: _Text) -> bool:
+    """Go behind the start tag of the set; False where it is empty."""
+    text.hold(MAX_PROLOG)
+    prolog = PROLOG.match(text.data)
+    if not prolog:
+        if not text.data:
+            raise SourceError("empty")
+        if DECLARES.search(text.data, 0, MAX_PROLOG):
+            raise SourceError("its document type declares entities of its own, as no file of PubMed does")
+        raise SourceError(f"it does not begin as a PubmedArticleSet: {_shown(text)!r}")
+    if encoding := ENCODING.search(prolog["declared"] or b""):
+        raise SourceError(f"it says that it is in {encoding[1].decode(errors='replace')}, and PubMed is in UTF-8")
+    text.at = prolog.end()
+    return not prolog["empty"]
+
+
+def _leave(text: _Text) -> None:
+    """To the end of the file, behind the end of the set."""
+    while True:
+        text.hold(LONGEST_TAG)
+        if aside := ASIDE.match(text.data, text.at):
+            text.at = aside.end()
+        elif text.at < len(text.data):
+            raise SourceError(f"more after </PubmedArticleSet>, at byte {text.offset}: {_shown(text)!r}")
+        else:
+            return
+
+
+def _records(text: _Text) -> Iterator[Record | Broken]:
+    scanner = _Scanner()
+    while True:
+        why, stop = scanner.scan(text.data, text.at)
+        for record in scanner.records(text.base):
+            start, end = record.rows[START], record.rows[END]
+            yield record if end - start <= MAX_RECORD else Broken(record.offset, Fault(TOO_LARGE, _shown(text, start)))
+        text.at = stop
+        if why == FULL and scanner.count:
+            continue
+        if why == CUT:
+            if len(text.data) - stop > MAX_RECORD:
+                yield _set_aside(text, Fault(TOO_LARGE, _shown(text)))
+                continue
+            if text.more():
+                continue
+        text.hold(LONGEST_TAG)
+        if RECORD_START.match(text.data, text.at):
+            yield _not_plain(text, scanner)
+        elif ended := SET_END.match(text.data, text.at):
+            text.at = ended.end()
+            return
+        elif not _pass_aside(text):
+            broken = Broken(text.offset, Fault("text or tags between records", _shown(text)))
+            if text.at == len(text.data) or not text.skip_to(NEXT_RECORD):
+                raise EOFError("no </PubmedArticleSet>")
+            yield broken
+
+
+class _Scanner:
+    """The compiled scanner with the arrays that it fills."""
+
+    def __init__(self) -> None:
+        self.rows = np.empty((MAX_ROWS, scan.NUM_COLUMNS), np.int32)
+        self.record_ends = np.empty(RECORDS_PER_SCAN, np.int32)
+        self.data, self.count = b"", 0
+
+    def scan(self, data: bytes, position: int) -> tuple[int, int]:
+        """(Why it stopped, where); see pubmed_scan."""
+        array = np.frombuffer(data, np.uint8)
+        why, stop, self.count = scan_records(array, position, self.rows, self.record_ends, scan.NAMES)
+        self.data = data
+        return why, stop
+
+    def records(self, base: int) -> Iterator[Record]:
+        """Those found; `base` is the offset of the data."""
+        if not self.count:
+            return
+        latin = self.data.decode("latin-1")
+        ends = (self.record_ends[: self.count] * scan.NUM_COLUMNS).tolist()
+        rows = self.rows.ravel()[: ends[-1]].tolist()
+        for first, end in pairwise([0, *ends]):
+            yield Record(base + rows[first + START], self.data, latin, rows[first:end])
+
+
+def _pass_aside(text: _Text) -> bool:
+    """Go behind a comment or a processing instruction, if one stands here."""
+    while not (aside := ASIDE.match(text.data, text.at)):
+        begun = text.data.startswith((b"<!--", b"<?"), text.at) and len(text.data) - text.at < MAX_TOKEN
+        if not begun or not text.more():
+            return False
+    text.at = aside.end()
+    return True
+
+
+def _not_plain(text: _Text, scanner: _Scanner) -> Record | Broken:
+    """The record that begins here, by an XML parser."""
+    rewriter, fed, fault, index = _Rewriter(), 0, "", 0
+    parser = rewriter.parser
+    try:
+        while not fault:
+            text.hold(fed + FEED)  # pieces that do not depend on where windows begin: nor does what is found
+            piece = text.data[text.at + fed : text.at + fed + FEED]
+            parser.Parse(piece, len(piece) < FEED)
+            fed += len(piece)
+            if fed > MAX_RECORD:
+                fault = TOO_LARGE
+            elif fed - parser.CurrentByteIndex > MAX_TOKEN:
+                fault, index = "a tag or a comment over 1 MiB", parser.CurrentByteIndex
+    except _ClosedError:
+        begin, offset = text.at, text.offset
+        text.at = text.data.index(b">", begin + rewriter.end) + 1
+        scanner.scan(bytes(rewriter.plain), 0)
+        for record in scanner.records(0):
+            return record._replace(offset=offset)
+        return Broken(offset, Fault(UNLIKE, _shown(text, begin)))
+    except _UnlikeError:
+        fault, index = UNLIKE, rewriter.end
+    except expat.ExpatError as error:
+        fault, index = f"broken XML: {expat.ErrorString(error.code)}", parser.ErrorByteIndex
+        byte = text.data[text.at + index : text.at + index + 1]
+        if byte and not b" " <= byte <= b"~":
+            fault += f", byte 0x{byte.hex()}"
+    finally:
+        del rewriter.parser  # the two hold each other, and with them the record
+    return _set_aside(text, Fault(fault, _shown(text, text.at + index)), index)
+
+
+def _set_aside(text: _Text, fault: Fault, index: int = 0) -> Broken:
+    """Go behind the broken record that begins here, wherever its end may be. `index` is the fault's place in it."""
+    broken = Broken(text.offset + index, fault)
+    text.at += 1
+    if not text.skip_to(BOUNDARY):
+        raise EOFError("no end of its last record")
+    return broken
+
+
+class _ClosedError(Exception):
+    """The record is read to its end; no error."""
+
+
+class _UnlikeError(Exception):
+    """Nothing that a record of PubMed has."""
+
+
+class _Rewriter:
+    """Writes plain XML of what an XML parser reads: without comments, CDATA and processing instructions."""
+
+    def __init__(self) -> None:
+        self.plain, self.depth = bytearray(), 0
+        self.end = 0  # where the tag begins that ends it
+        self.parser = expat.ParserCreate("utf-8")
+        self.parser.ordered_attributes = self.parser.buffer_text = True
+        self.parser.StartElementHandler = self._start
+        self.parser.EndElementHandler = self._end
+        self.parser.CharacterDataHandler = self._text
+
+    def _start(self, name: str, attributes: list[str]) -> None:
+        self.depth += 1
+        if (
+            self.depth > scan.MAX_DEPTH
+            or len(attributes) > 2 * scan.MAX_ATTRIBUTES
+            or (self.depth > 1 and name in scan.RECORDS)
+        ):
+            self.end = self.parser.CurrentByteIndex
+            raise _UnlikeError
+        pairs = zip(attributes[::2], attributes[1::2], strict=True)
+        told = "".join(f' {key}="{escape(value, IN_QUOTES)}"' for key, value in pairs)
+        self.plain += f"<{name}{told}>".encode()
+
+    def _end(self, name: str) -> None:
+        self.depth -= 1
+        self.plain += f"</{name}>".encode()
+        if not self.depth:
+            self.end = self.parser.CurrentByteIndex
+            raise _ClosedError
+
+    def _text(self, text: str) -> None:
+        self.plain += escape(text).encode()
+
+
+def _shown(text: _Text, at: int = -1) -> str:
+    """An excerpt of the bytes around a place; of those at which the reading is, without a place."""
+    at = text.at if at < 0 else at
+    begin = max(0, at - EXCERPT_LENGTH // 3)
+    return excerpt(text.data[begin : begin + 2 * EXCERPT_LENGTH].decode("utf-8", "surrogateescape"), at - begin)

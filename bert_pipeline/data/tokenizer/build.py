@@ -1,0 +1,181 @@
+"""The vocabulary: WordPiece pieces learnt from the corpus itself, saved for `AutoTokenizer`.
+
+    shards -> how often each word occurs (wordcounts.py) -> pieces (wordpiece.py) -> tokenizer.json
+
+It is a function of the text alone: not of shards, workers, or the seed of a hash map.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+
+from bert_pipeline.data.tokenizer.counts import Sample, as_table, count_corpus, count_words
+from bert_pipeline.data.tokenizer.learn import character_counts, learn_pieces, spell
+from bert_pipeline.formats.corpus import CorpusShard, corpus_shards
+from bert_pipeline.formats.initial_model import read_vocabulary
+from bert_pipeline.formats.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID, padded_vocab_size
+from bert_pipeline.recipe import TokenizerRecipe
+from bert_pipeline.store.artifact import Facts
+
+HELDOUT_DOCUMENTS = 20_000
+"""Held-out documents that the facts are measured on, at most."""
+CHECKED_WORDS = 100
+
+log = logging.getLogger(__name__)
+
+
+class VocabularyError(ValueError):
+    """The text cannot give the vocabulary that the recipe asks for."""
+
+
+def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Facts:
+    """Train a WordPiece vocabulary on the training split and save it as a Hugging Face tokenizer."""
+    shards = corpus_shards(raw_corpus, "train")
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        sample = Sample(section.seed, _share(section.max_documents, shards))
+        counted = count_corpus(_bert_tokenizer(section.lowercase), shards, sample, Path(scratch))
+    tokenizer = _train(section, counted.words, counted.counts)
+    save_tokenizer(tokenizer, section.lowercase, out)
+    return {
+        **_about(tokenizer),
+        "training_documents": counted.num_documents,
+        "training_words": int(counted.counts.sum()) + counted.num_cut,
+        "distinct_words": counted.num_distinct,
+        "cut_words": counted.num_cut,
+        **_measure(tokenizer, raw_corpus),
+    }
+
+
+def take_tokenizer_over(init_from: Path, raw_corpus: Path, out: Path) -> Facts:
+    """Save the vocabulary of the model that training begins with, its special tokens first."""
+    vocabulary = read_vocabulary(init_from)
+    numbered = {piece: number for number, piece in enumerate(vocabulary.in_our_order)}
+    tokenizer = _bert_tokenizer(vocabulary.lowercase, numbered)
+    save_tokenizer(tokenizer, vocabulary.lowercase, out)
+    return {**_about(tokenizer), **_measure(tokenizer, raw_corpus)}
+
+
+def _about(tokenizer: Tokenizer) -> Facts:
+    vocab_size = tokenizer.get_vocab_size()
+    return {
+        "vocab_size": vocab_size,
+        "padded_vocab_size": padded_vocab_size(vocab_size),
+        "special_token_ids": {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS},
+    }
+
+
+def _share(max_documents: int, shards: list[CorpusShard]) -> float:
+    num_documents = sum(shard.num_documents for shard in shards)
+    return min(1.0, max_documents / num_documents) if max_documents else 1.0
+
+
+def train_wordpiece(section: TokenizerRecipe, sentences: Iterable[str]) -> Tokenizer:
+    """Learn the vocabulary of a text that fits in memory, all of it."""
+    counts = as_table(count_words(_bert_tokenizer(section.lowercase), [pa.array(sentences, pa.string())]))
+    return _train(section, counts["word"].combine_chunks(), counts["count"].to_numpy())
+
+
+def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) -> Tokenizer:
+    """Raises VocabularyError where the words have too few pieces for `vocab_size`, or too many characters."""
+    spelling = spell(words, counts)
+    alphabet = _alphabet(character_counts(spelling), section.limit_alphabet)
+    pieces, last_count = learn_pieces(spelling, alphabet, SPECIAL_TOKENS, section.vocab_size, section.min_frequency)
+    if len(pieces) < section.vocab_size:
+        raise VocabularyError(
+            f"tokenizer.vocab_size = {section.vocab_size}, but the text gives only {len(pieces)} pieces that occur "
+            f"{section.min_frequency} times; remedy: tokenizer.vocab_size = {len(pieces)} or less, or more text"
+        )
+    if len(pieces) > section.vocab_size:
+        raise VocabularyError(
+            f"tokenizer.vocab_size = {section.vocab_size}, but the {len(alphabet)} characters of the text alone need "
+            f"{len(pieces)}; remedy: a larger vocab_size or a smaller tokenizer.limit_alphabet"
+        )
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    ranked = ((words[n].as_py(), int(counts[n])) for n in np.argsort(-counts, kind="stable"))
+    spelt = ((word, count) for word, count in ranked if set(word) <= set(alphabet))
+    for word, count in islice(spelt, CHECKED_WORDS):
+        if count > last_count and word not in vocabulary:  # tokenizers issue 437: "the" was missing
+            raise VocabularyError(
+                f"the word {word!r} occurs {count:,} times, a pair that became a piece only {last_count:,} times, yet "
+                "the word is no piece: pairs were miscounted; remedy: report this, it is a fault of the program"
+            )
+    return _bert_tokenizer(section.lowercase, vocabulary)
+
+
+def _bert_tokenizer(lowercase: bool, vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    """BERT's normaliser, splitter and row template (google-research/bert, tokenization.py) over a vocabulary."""
+    tokenizer = Tokenizer(
+        models.WordPiece(vocabulary or {"[UNK]": UNK_ID}, unk_token="[UNK]", max_input_chars_per_word=100)
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = WordPieceDecoder()
+    if vocabulary:
+        tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", CLS_ID), ("[SEP]", SEP_ID)],
+        )
+    return tokenizer
+
+
+def _alphabet(counts: dict[str, int], limit: int) -> list[str]:
+    """The `limit` most frequent characters (ties by code point), sorted."""
+    ranked = sorted(counts, key=lambda character: (-counts[character], character))
+    if len(ranked) > limit:
+        log.info("tokenizer: %d rare characters beyond limit_alphabet = %d become [UNK]", len(ranked) - limit, limit)
+    return sorted(ranked[:limit])
+
+
+def save_tokenizer(tokenizer: Tokenizer, lowercase: bool, out: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and vocab.txt, and check the ids."""
+    from transformers import BertTokenizer
+
+    wrong = {t: tokenizer.token_to_id(t) for n, t in enumerate(SPECIAL_TOKENS) if tokenizer.token_to_id(t) != n}
+    if wrong:
+        raise VocabularyError(f"special tokens must have the ids 0 to {len(SPECIAL_TOKENS) - 1} in the order of "
+                              f"{SPECIAL_TOKENS}, but: {wrong}")  # fmt: skip
+    pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    for number, (piece, found) in enumerate(pieces):
+        if found != number:
+            raise VocabularyError(
+                f"ids must be 0 to {len(pieces) - 1}, each once, but {piece!r} has {found}, not {number}"
+            )
+    BertTokenizer(tokenizer_object=tokenizer, do_lower_case=lowercase).save_pretrained(out)
+    tokenizer.save(str(out / "tokenizer.json"))
+    (out / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
+
+
+def _measure(tokenizer: Tokenizer, raw_corpus: Path) -> Facts:
+    """How the vocabulary fits text that it was not made from."""
+    words = count_words(tokenizer, _heldout_sentences(raw_corpus))
+    encoded = dict(zip(words, tokenizer.encode_batch(list(words), add_special_tokens=False), strict=True))
+    pieces = sum(count * len(encoded[word].ids) for word, count in words.items())
+    unknown = sum(count * encoded[word].ids.count(UNK_ID) for word, count in words.items())
+    worst = sorted(words, key=lambda word: (-len(encoded[word].ids), -words[word], word))[:10]
+    frequent = sorted(words, key=lambda word: (-words[word], word))[:5]
+    return {
+        "heldout_words": words.total(),
+        "heldout_unk_fraction": unknown / max(pieces, 1),
+        "heldout_pieces_per_word": pieces / max(words.total(), 1),
+        "worst_words": [[word, encoded[word].tokens] for word in worst],
+        "example": "  ".join(" ".join(encoded[word].tokens) for word in worst[:3] + frequent),
+    }
+
+
+def _heldout_sentences(raw_corpus: Path) -> Iterator[pa.StringArray]:
+    left = HELDOUT_DOCUMENTS
+    for shard in corpus_shards(raw_corpus, "heldout"):
+        for batch in shard.batches("sentences"):
+            yield batch["sentences"].slice(0, left).flatten()
+            left -= len(batch)
+            if left <= 0:
+                return

@@ -1,0 +1,281 @@
+"""Text to token ids, each distinct word once.
+
+BERT's normaliser works on single characters and its splitter cuts at every blank, so the pieces of a text are
+those of its words between blanks, one after the other. Of a word in printable ASCII more is known: it is cut
+around every punctuation mark, and between the marks nothing is. So a text is a sequence of *items*: runs of ASCII
+letters and digits, single ASCII marks, and words with any other character as a whole. A corpus repeats its items:
+a shard of abstracts holds each one some thirty times.
+
+Distinct ASCII items are cut into pieces here (WordPiece: the longest piece of the vocabulary that begins the rest;
+Wu et al. 2016, arXiv 1609.08144, as tokenization.py of google-research/bert does it), the others, a few in a
+hundred, by `tokenizers`. The rest is copying.
+"""
+
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+
+from bert_pipeline.formats.pairs import token_type
+from bert_pipeline.formats.tokenizer import UNK_ID
+
+_BLANK, _LETTER, _MARK, _OTHER = range(4)
+_KIND = np.full(256, _OTHER, np.uint8)
+_KIND[0x20] = _BLANK
+_KIND[0x21:0x7F] = _MARK
+_KIND[[byte for byte in range(0x7F) if chr(byte).isalnum()]] = _LETTER
+
+_AS_IT_IS = np.arange(256, dtype=np.uint8)
+_LOWER = np.frombuffer(bytes(range(256)).lower(), np.uint8)
+_FNV_BASIS, _FNV_PRIME = np.uint64(14695981039346656037), np.uint64(1099511628211)  # FNV-1a, 64 bits
+
+
+class _Pieces(NamedTuple):
+    """Pieces of a vocabulary and a hash table of them: open addressing, at most half full."""
+
+    text: np.ndarray  # (bytes,) uint8: piece n is text[ends[n]:ends[n + 1]]
+    ends: np.ndarray  # (pieces + 1,) int64
+    ids: np.ndarray  # (pieces,) int64
+    slots: np.ndarray  # (slots,) int32: number of the piece, or -1
+    longest: int  # bytes
+
+
+class Encoder:
+    """Encodes with one tokenizer.
+
+    Raises ValueError for a tokenizer that does not normalise and split as BERT's does, or is no WordPiece.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        parts = [type(part).__name__ for part in (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model)]
+        if parts != ["BertNormalizer", "BertPreTokenizer", "WordPiece"]:
+            raise ValueError(
+                f"a tokenizer of {', '.join(parts)} cannot be applied word by word; "
+                "remedy: one of BertNormalizer, BertPreTokenizer, WordPiece, such as the tokenizer stage makes"
+            )
+        self._tokenizer = tokenizer
+        self._dtype = np.dtype(token_type(tokenizer.get_vocab_size()).to_pandas_dtype())
+        self._letters = _LOWER if tokenizer.normalizer.lowercase else _AS_IT_IS
+        self._max_length = tokenizer.model.max_input_chars_per_word
+        prefix = tokenizer.model.continuing_subword_prefix
+        vocabulary = {piece: number for piece, number in tokenizer.get_vocab().items() if piece.isascii()}
+        self._first = _index(vocabulary)
+        self._following = _index(
+            {piece.removeprefix(prefix): number for piece, number in vocabulary.items() if piece.startswith(prefix)}
+        )
+
+    def encode(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, offsets): the ids of text n, as `tokenizer.encode(..., add_special_tokens=False)` gives them, are
+        ids[offsets[n]:offsets[n + 1]]. ids are uint16 or uint32, offsets int64.
+        """
+        text, starts, lengths, items, item_ends = _scan(texts)
+        pieces = np.empty(lengths.sum(), self._dtype)  # of each distinct item; it has at least one byte a piece
+        piece_starts, piece_counts = np.empty((2, len(starts)), np.int64)
+        _cut(text, starts, lengths, self._letters, self._first, self._following, self._max_length,
+             pieces, piece_starts, piece_counts)  # fmt: skip
+        others = np.flatnonzero(piece_counts < 0)
+        strings = _strings(text, starts[others], lengths[others])
+        encoded = [each.ids for each in self._tokenizer.encode_batch_fast(strings, add_special_tokens=False)]
+        piece_counts[others] = [len(ids) for ids in encoded]
+        piece_starts[others] = len(pieces) + np.cumsum(piece_counts[others]) - piece_counts[others]
+        pieces = np.concatenate([pieces, np.fromiter(chain.from_iterable(encoded), self._dtype)])
+        return _gather(items, item_ends, pieces, piece_starts, piece_counts)
+
+
+def itemize(texts: pa.StringArray) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(distinct, items, item_ends): the items of text n are distinct[i] for i in
+    items[item_ends[n]:item_ends[n + 1]]; distinct ones in the order in which they first occur.
+
+    items (items,) int32, item_ends (texts + 1,) int64.
+    """
+    text, starts, lengths, items, item_ends = _scan(texts)
+    return _strings(text, starts, lengths), items, item_ends
+
+
+def _strings(text: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> list[str]:
+    raw = text.data
+    return [str(raw[start : start + n], "utf-8") for start, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+
+
+def _scan(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(text, starts, lengths, items, item_ends): distinct item i is text[starts[i]:starts[i] + lengths[i]]."""
+    _, offsets, data = texts.buffers()
+    text = np.frombuffer(data or b"", np.uint8)
+    ends = np.zeros(1, np.int32)
+    if len(texts):
+        ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    items, item_ends = np.empty(ends[-1] - ends[0], np.int32), np.zeros(len(ends), np.int64)
+    capacity = 2**16  # of distinct items; doubled until they fit
+    found = -1
+    while found < 0:
+        starts, lengths = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
+        found = _itemize(text, ends, items, item_ends, starts, lengths)
+        capacity *= 2
+    return text, starts[:found], lengths[:found], items[: item_ends[-1]], item_ends
+
+
+def _index(vocabulary: dict[str, int]) -> _Pieces:
+    """The index of pieces (ASCII, none empty unless there is only [UNK] to be had)."""
+    pieces = [piece.encode() for piece in vocabulary]
+    lengths = np.array([len(piece) for piece in pieces], np.int64)
+    slots = np.full(4 << len(pieces).bit_length(), -1, np.int32)
+    index = _Pieces(
+        np.frombuffer(b"".join(pieces), np.uint8),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.array(list(vocabulary.values()), np.int64),
+        slots,
+        int(lengths.max(initial=0)),
+    )
+    _fill(index)
+    return index
+
+
+@njit(cache=True)
+def _slot_of(code, slots):
+    return np.int64((code ^ (code >> np.uint64(29))) & np.uint64(len(slots) - 1))
+
+
+@njit(cache=True)
+def _fill(index):
+    for piece in range(len(index.ids)):
+        code = _FNV_BASIS
+        for n in range(index.ends[piece], index.ends[piece + 1]):
+            code = (code ^ np.uint64(index.text[n])) * _FNV_PRIME
+        slot = _slot_of(code, index.slots)
+        while index.slots[slot] >= 0:
+            slot = (slot + 1) & (len(index.slots) - 1)
+        index.slots[slot] = piece
+
+
+@njit(cache=True)
+def _longest_piece(text, start, end, letters, index):
+    """(id, end) of the longest piece that text[start:] begins with; id -1 where there is none."""
+    found, found_end = -1, start
+    code = _FNV_BASIS
+    for n in range(start, min(end, start + index.longest)):
+        code = (code ^ np.uint64(letters[text[n]])) * _FNV_PRIME
+        slot = _slot_of(code, index.slots)
+        while index.slots[slot] >= 0:
+            piece = index.slots[slot]
+            begin = index.ends[piece]
+            if index.ends[piece + 1] - begin == n + 1 - start:
+                same = True
+                for k in range(n + 1 - start):
+                    if index.text[begin + k] != letters[text[start + k]]:
+                        same = False
+                        break
+                if same:
+                    found, found_end = index.ids[piece], n + 1
+                    break
+            slot = (slot + 1) & (len(index.slots) - 1)
+    return found, found_end
+
+
+@njit(cache=True)
+def _cut(text, starts, lengths, letters, first, following, max_length, pieces, piece_starts, piece_counts):
+    """The pieces of item i: pieces[piece_starts[i]:piece_starts[i] + piece_counts[i]]; a count of -1 for an item with
+    other characters than printable ASCII.
+    """
+    used = 0
+    for item in range(len(starts)):
+        start, end = starts[item], starts[item] + lengths[item]
+        piece_starts[item] = used
+        for n in range(start, end):
+            if _KIND[text[n]] == _OTHER:
+                piece_counts[item] = -1
+                break
+        else:
+            at = start
+            while at < end and lengths[item] <= max_length:
+                piece, piece_end = _longest_piece(text, at, end, letters, first if at == start else following)
+                if piece < 0:
+                    break
+                pieces[used] = piece
+                used += 1
+                at = piece_end
+            if at < end:  # not in the vocabulary
+                used = piece_starts[item]
+                pieces[used] = UNK_ID
+                used += 1
+            piece_counts[item] = used - piece_starts[item]
+
+
+@njit(cache=True)
+def _itemize(text, ends, items, item_ends, starts, lengths):
+    """Number the items; distinct item n stands at text[starts[n]:starts[n] + lengths[n]].
+
+    Returns how many distinct ones there are, or -1 where they are more than `starts` holds. The arrays do not grow
+    in here, because numba then reads every element several times as slowly.
+    """
+    slots = np.full(2 * len(starts), -1, np.int32)  # a hash table: open addressing, at most half full
+    hashes = np.empty(len(starts), np.uint64)
+    found, place = 0, 0
+    for n in range(len(ends) - 1):
+        at, end_of_text = np.int64(ends[n]), np.int64(ends[n + 1])
+        word_end = at
+        whole = False
+        while at < end_of_text:
+            if _KIND[text[at]] == _BLANK:
+                at += 1
+                continue
+            if at >= word_end:
+                word_end, whole = at, False
+                while word_end < end_of_text and _KIND[text[word_end]] != _BLANK:
+                    whole = whole or _KIND[text[word_end]] == _OTHER
+                    word_end += 1
+            letters = _KIND[text[at]] == _LETTER
+            end = at
+            code = _FNV_BASIS
+            while end < word_end and (end == at or whole or (letters and _KIND[text[end]] == _LETTER)):
+                code = (code ^ np.uint64(text[end])) * _FNV_PRIME
+                end += 1
+            length = end - at
+            slot = _slot_of(code, slots)
+            item = slots[slot]
+            while item >= 0 and not (
+                hashes[item] == code and lengths[item] == length and _same(text, starts[item], at, length)
+            ):
+                slot = (slot + 1) & (len(slots) - 1)
+                item = slots[slot]
+            if item < 0:
+                if found == len(starts):
+                    return -1
+                item = np.int32(found)
+                slots[slot] = item
+                starts[found], lengths[found], hashes[found] = at, length, code
+                found += 1
+            items[place] = item
+            place += 1
+            at = end
+        item_ends[n + 1] = place
+    return found
+
+
+@njit(cache=True)
+def _same(text, one, other, length):
+    for n in range(length):  # noqa: SIM110 (compiled)
+        if text[one + n] != text[other + n]:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _gather(items, item_ends, pieces, piece_starts, piece_counts):
+    """Put the pieces of each item in its place."""
+    total = 0
+    for item in items:
+        total += piece_counts[item]
+    ids = np.empty(total, pieces.dtype)
+    offsets = np.empty(len(item_ends), np.int64)
+    offsets[0] = 0
+    place = 0
+    for text in range(len(item_ends) - 1):
+        for n in range(item_ends[text], item_ends[text + 1]):
+            start = piece_starts[items[n]]
+            for piece in range(start, start + piece_counts[items[n]]):
+                ids[place] = pieces[piece]
+                place += 1
+        offsets[text + 1] = place
+    return ids, offsets

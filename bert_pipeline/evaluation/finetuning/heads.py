@@ -1,0 +1,117 @@
+"""What each kind of task asks of a BERT: one of the stock heads of transformers, and how its logits are read.
+
+    kind            head                             loss                     predicted
+    ner, pico       linear on a word's first piece   cross-entropy            the likeliest tag; O where cut off
+    relation, qa    linear on the pooled [CLS]       cross-entropy            the likeliest class
+    similarity      the same, one output             mean squared error       the output
+    documents       the same, one for each class     binary cross-entropy     the classes whose logit is above 0
+
+(Gu et al. 2021, arXiv 2007.15779, section 2.4.) Scores of pairs are learnt as shares of the task's range: a fresh head
+says about 0, and of a range from 0 to 4 most of a short run would go into moving its outputs there. Correlation, the
+metric, is blind to the scale.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from bert_pipeline.evaluation.finetuning.inputs import TAGGING, Input, score_range
+from bert_pipeline.evaluation.finetuning.runs import Encoder
+from bert_pipeline.evaluation.scoring.scores import Label
+from bert_pipeline.evaluation.tasks.task import Kind, Task
+
+DROPOUT = 0.1
+"""Gu et al. 2021, section 2.5; said here, because a small model may have been pretrained without any."""
+
+PROBLEMS: dict[Kind, str] = {
+    "relation": "single_label_classification",
+    "qa": "single_label_classification",
+    "similarity": "regression",
+    "documents": "multi_label_classification",
+}
+"""What transformers calls the loss of a head on [CLS]."""
+
+
+def build_model(model_dir: Path, encoder: Encoder, task: Task) -> tuple[PreTrainedModel, bool]:
+    """The encoder under a fresh head, and whether its pooler is fresh because the checkpoint lacks one.
+
+    `random_init` has the same architecture and none of the weights. Raises ValueError where the encoder's weights are
+    not those of its config.json.
+    """
+    classes = task.tags if task.kind in TAGGING else task.labels or ("score",)
+    config = AutoConfig.from_pretrained(
+        model_dir,
+        local_files_only=True,
+        hidden_dropout_prob=DROPOUT,
+        attention_probs_dropout_prob=DROPOUT,
+        problem_type=PROBLEMS.get(task.kind),
+        id2label=dict(enumerate(classes)),
+        label2id={label: n for n, label in enumerate(classes)},
+    )
+    auto = AutoModelForTokenClassification if task.kind in TAGGING else AutoModelForSequenceClassification
+    if encoder == "random_init":
+        return auto.from_config(config, dtype=torch.float32), False
+    with _silent_transformers():
+        model, loaded = auto.from_pretrained(
+            model_dir,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,  # a pickle can execute what it likes
+            output_loading_info=True,
+        )
+    pooler = f"{model.base_model_prefix}.pooler."
+    absent = sorted(name for name in loaded["missing_keys"] if not name.startswith(("classifier.", pooler)))
+    if absent:  # transformers would fill them with random numbers, and the score would be called the model's
+        raise ValueError(
+            f"{model_dir}: its weights lack {len(absent)} of the encoder's parameters, such as {absent[0]}; "
+            "remedy: name a directory whose weights belong to its config.json"
+        )
+    return model, any(name.startswith(pooler) for name in loaded["missing_keys"])
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """It would report, run after run, the head that was left out and the one that was made: both are meant here."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def read_logits(task: Task, examples: Sequence[Input], logits: torch.Tensor) -> list[Label]:
+    """The labels that (examples, classes) logits stand for; those of words are (examples, length, classes)."""
+    if task.kind in TAGGING:
+        return _tags(task, examples, logits.argmax(-1).cpu().numpy())
+    if task.kind == "similarity":
+        low, high = score_range(task)
+        return [low + (high - low) * share for [share] in logits.tolist()]
+    if task.kind == "documents":
+        found = (logits > 0).tolist()
+        return [frozenset(name for name, holds in zip(task.labels, row, strict=True) if holds) for row in found]
+    return [task.labels[n] for n in logits.argmax(-1).tolist()]
+
+
+def _tags(task: Task, examples: Sequence[Input], classes: np.ndarray) -> list[Label]:
+    names = np.array(task.tags, dtype=object)
+    found: list[Label] = []
+    for each, row in zip(examples, classes, strict=True):
+        tags = np.full(each.num_words, "O", dtype=object)
+        tags[each.words] = names[row[each.first_pieces]]
+        found.append(tuple(tags.tolist()))
+    return found

@@ -1,0 +1,55 @@
+"""How a task is run: the settings that are tried, and the seeds; what a recipe leaves out is the task's own."""
+
+from bert_pipeline.evaluation.tasks.task import Task, TaskError
+from bert_pipeline.recipe import Count, Fraction, Positive, Section, Seed, TaskRecipe
+
+
+class Protocol(Section):
+    """How one task is run: the task's own settings under what the recipe changes of them."""
+
+    learning_rates: tuple[Positive, ...]
+    batch_sizes: tuple[Count, ...]
+    nums_epochs: tuple[Count, ...]
+    """More than one setting in all: every combination is run with the first seed, and the best on dev is taken."""
+    max_seq_length: Count
+    warmup_fraction: Fraction
+    weight_decay: float
+    seeds: tuple[Seed, ...]
+
+    @property
+    def num_settings(self) -> int:
+        return len(self.learning_rates) * len(self.batch_sizes) * len(self.nums_epochs)
+
+
+def protocol(task: Task, settings: TaskRecipe, max_position_embeddings: int | None = None) -> Protocol:
+    """What the recipe says of the task, else what its profile says; inputs at most as long as the model reads.
+
+    Raises TaskError where the recipe asks for longer inputs than `max_position_embeddings`, or names a value twice.
+    """
+    profile = task.quick if settings.profile == "quick" else task.published
+    seeds = (1,) if settings.profile == "quick" else tuple(range(1, task.published.num_seeds + 1))
+    chosen: dict[str, tuple] = {"seeds": seeds if settings.seeds is None else settings.seeds}
+    for name in ("learning_rate", "batch_size", "num_epochs"):
+        value = getattr(settings, name)
+        value = getattr(profile, name) if value is None else value
+        chosen[name] = value if isinstance(value, tuple) else (value,)
+    for name, values in chosen.items():
+        if not values or len(set(values)) < len(values):
+            raise TaskError(
+                f"{task.name}: {name} is {list(values)}; remedy: one value at least, and none of them twice"
+            )
+    limit = max_position_embeddings or task.max_seq_length
+    if settings.max_seq_length and max_position_embeddings and settings.max_seq_length > limit:
+        raise TaskError(
+            f"{task.name}: max_seq_length is {settings.max_seq_length}, and the model reads {limit} pieces; "
+            "remedy: leave it out, or shorten it"
+        )
+    return Protocol(
+        learning_rates=chosen["learning_rate"],
+        batch_sizes=chosen["batch_size"],
+        nums_epochs=chosen["num_epochs"],
+        max_seq_length=settings.max_seq_length or min(task.max_seq_length, limit),
+        warmup_fraction=settings.warmup_fraction,
+        weight_decay=settings.weight_decay,
+        seeds=chosen["seeds"],
+    )

@@ -1,0 +1,35 @@
+"""Two models on one task, from what their evaluations left on disk (see evaluate.py)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from bert_pipeline.evaluation.scoring.predictions import read_predictions
+from bert_pipeline.evaluation.scoring.scores import statistics
+from bert_pipeline.evaluation.scoring.significance import Comparison, compare
+from bert_pipeline.evaluation.tasks.task import Task, TaskError, find_task
+
+RESAMPLING_SEED = 12345
+
+
+def compare_evaluations(ours: Path, theirs: Path) -> Comparison:
+    """Of the models in two directories of `evaluate_task`, seed beside seed where both ran it.
+
+    Raises TaskError where they are of two tasks, ValueError where the gold labels differ.
+    """
+    our_table, their_table = (json.loads((folder / "scores.json").read_text("utf-8")) for folder in (ours, theirs))
+    if our_table["task"] != their_table["task"]:
+        raise TaskError(
+            f"{ours} is of {our_table['task']}, {theirs} of {their_table['task']}; remedy: compare the same task"
+        )
+    task = find_task(our_table["task"])
+    shared = [seed for seed in our_table["seeds"] if seed in their_table["seeds"]]
+    our_runs = _runs(ours, task, shared or our_table["seeds"])
+    their_runs = _runs(theirs, task, shared or their_table["seeds"])
+    return compare(task, our_runs, their_runs, RESAMPLING_SEED)
+
+
+def _runs(folder: Path, task: Task, seeds: list[int]) -> list[np.ndarray]:
+    files = (folder / "predictions" / f"pretrained-seed{seed}-test.tsv" for seed in seeds)
+    return [statistics(task, *read_predictions(file, task)) for file in files]

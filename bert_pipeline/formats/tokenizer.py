@@ -1,0 +1,106 @@
+"""The vocabulary of a tokenizer artifact: read with care, for encoding text that is data."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from bert_pipeline.store import artifact
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
+"""The ids of the special tokens: the tokenizer stage puts them first and checks that it did."""
+
+MAX_VOCABULARY = 2**22
+"""Far beyond any vocabulary in use; a hostile id must not become the size of an embedding."""
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """Rows of the model's embedding: a multiple of 64, which matrix units like; the added ids never occur."""
+    return -(-vocab_size // 64) * 64
+
+
+class _WordPiece(BaseModel):
+    model_config = ConfigDict(strict=True)
+    type: Literal["WordPiece"]
+    unk_token: Literal["[UNK]"]
+    continuing_subword_prefix: Literal["##"]
+    max_input_chars_per_word: int = Field(ge=1, le=10_000)
+    vocab: dict[str, NonNegativeInt] = Field(max_length=MAX_VOCABULARY)
+
+    @model_validator(mode="after")
+    def _ids_are_dense(self) -> Self:
+        for expected, (number, piece) in enumerate(sorted((number, piece) for piece, number in self.vocab.items())):
+            if number != expected:
+                raise ValueError(f"vocab: id {number} of {piece!r} stands where {expected} must: ids are 0, 1, 2, ...")
+        wrong = {token: self.vocab.get(token) for n, token in enumerate(SPECIAL_TOKENS) if self.vocab.get(token) != n}
+        if wrong:
+            raise ValueError(f"vocab: the ids of {', '.join(SPECIAL_TOKENS)} must be 0 to 4, but: {wrong}")
+        return self
+
+
+class _Normalizer(BaseModel):
+    model_config = ConfigDict(strict=True)
+    type: Literal["BertNormalizer"]
+    clean_text: bool
+    handle_chinese_chars: bool
+    strip_accents: bool | None
+    lowercase: bool
+
+
+class _PreTokenizer(BaseModel):
+    type: Literal["BertPreTokenizer"]
+
+
+class _TokenizerFile(BaseModel):
+    model: _WordPiece
+    normalizer: _Normalizer
+    pre_tokenizer: _PreTokenizer
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """The `tokenizers.Tokenizer` of a tokenizer artifact.
+
+    A "[SEP]" that stands in a text is text: it is encoded as its characters, never as the special token. The file
+    may come from anywhere, and the library panics on some: so it is checked here, and what is not needed to encode
+    is left in the file. Raises ValueError that names the field.
+    """
+    path = directory / "tokenizer.json"
+    return _read(path, artifact.file_digest(path))
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, digest: str) -> Tokenizer:
+    """Once a process: a file of thirty thousand pieces takes a twentieth of a second."""
+    try:
+        file = _TokenizerFile.model_validate(json.loads(path.read_bytes()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ValueError(
+            f"{path}: {where}: {first['msg']} (got {str(first['input'])[:80]!r}); remedy: a tokenizer that the "
+            "tokenizer stage made"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}; remedy: a tokenizer that the tokenizer stage made") from None
+    tokenizer = Tokenizer(
+        models.WordPiece(
+            file.model.vocab, unk_token="[UNK]", max_input_chars_per_word=file.model.max_input_chars_per_word
+        )
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(**file.normalizer.model_dump(exclude={"type"}))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def continuation_pieces(tokenizer: Tokenizer) -> np.ndarray:
+    """(vocabulary,) bool: true for the pieces that continue a word (`##...`)."""
+    table = np.zeros(tokenizer.get_vocab_size(), np.bool_)
+    for piece, number in tokenizer.get_vocab().items():
+        table[number] = piece.startswith("##") and len(piece) > 2
+    return table

@@ -1,0 +1,75 @@
+"""What an artifact consists of, so that it can be told from another and be put together again elsewhere."""
+
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from bert_pipeline.store import artifact, shards
+from bert_pipeline.store.artifact import RECORD, Artifact, ArtifactError
+from bert_pipeline.web.downloads import file_digest
+
+READERS = 4
+
+
+@dataclass(frozen=True)
+class Blob:
+    """The content of a file."""
+
+    bytes: int
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        return f"blobs/{self.sha256}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact consists of. `files` are by their path in it."""
+
+    origin: Mapping[str, Any]
+    files: Mapping[str, Blob]
+
+    def dump(self) -> bytes:
+        content = {"origin": self.origin, "files": {name: vars(blob) for name, blob in sorted(self.files.items())}}
+        return json.dumps(content | {"check": artifact.fingerprint(content)}, indent=1).encode()
+
+    def differences(self, other: "Manifest") -> list[str]:
+        """The files that are not the same in both. The record tells who made it and when, which is no content."""
+        names = sorted({*self.files, *other.files} - {RECORD})
+        return [name for name in names if self.files.get(name) != other.files.get(name)]
+
+
+def describe(made: Artifact) -> Manifest:
+    """The manifest of a local artifact: all its files are read."""
+    names = sorted(path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(READERS) as pool:
+        digests = list(pool.map(lambda name: file_digest(made.path / name), names))
+    files = {name: Blob((made.path / name).stat().st_size, key) for name, key in zip(names, digests, strict=True)}
+    if shards.INDEX in files:
+        for entry in shards.read_index(made.path).values():
+            for name, expected in entry.files.items():
+                if name not in files or vars(files[name]) != expected:
+                    raise ArtifactError(
+                        f"{made.path / name} is missing, or not what was made; remedy: remove {made.path} and run again"
+                    )
+    return Manifest(made.record["origin"], files)
+
+
+def parse(content: bytes) -> Manifest:
+    """Raises ValueError, KeyError, TypeError or AttributeError where it is not what `dump` wrote."""
+    found = json.loads(content)
+    if found.pop("check") != artifact.fingerprint(found):
+        raise ValueError("its checksum is another")
+    files = {name: Blob(**blob) for name, blob in found["files"].items()}
+    for name, blob in files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or ".." in parts or name != "/".join(parts) or "\0" in name:
+            raise ValueError(f"{name!r} leads out of the artifact")
+        if not isinstance(blob.bytes, int) or blob.bytes < 0 or not re.fullmatch("[0-9a-f]{64}", blob.sha256):
+            raise ValueError(f"{name!r} has no size or no digest")
+    return Manifest(found["origin"], files)

@@ -1,0 +1,317 @@
+"""Objects under keys, in a bucket or in a shared folder: each appears whole, and `create` never replaces one.
+
+Of fsspec's file systems only those are taken whose exclusive creation is atomic and was tested here: with another, two
+writers could both believe to have been the first.
+"""
+
+import errno
+import logging
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import fsspec
+from fsspec.callbacks import Callback
+
+from bert_pipeline.store.artifact import flush_to_disk
+from bert_pipeline.web.connections import Patience
+from bert_pipeline.web.downloads import DiskError
+
+log = logging.getLogger(__name__)
+
+PROTOCOLS = ("file", "s3", "s3a", "memory")
+PART_BYTES = 16 << 20
+"""Of a large file, sent or fetched at once; so many of them are in memory as there are connections."""
+MAX_PARTS = 10_000
+"""That S3 allows of a file."""
+CONNECTIONS_PER_FILE = 4
+BOTOCORE_RETRIES = {"total_max_attempts": 2, "mode": "standard"}
+"""Of a part of a file; else one that is lost costs the whole file. Persistent asks again for the rest: with all the
+retries that s3fs and botocore have by themselves, a server that is down holds a run up for minutes."""
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+WRONG_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError"}
+"""Botocore's, which may not be installed."""
+
+OnBytes = Callable[[int], None]
+"""Is told of the bytes that were moved, and, by a negative number, of those that must be moved again."""
+Result = TypeVar("Result")
+
+
+class RemoteError(RuntimeError):
+    """What a remote store refused, lost or damaged; the message names the object and the remedy."""
+
+
+class Stopped(Exception):
+    """Raised by an OnBytes to end a transfer for good."""
+
+
+class ObjectStore(Protocol):
+    """A key is a path below the store's URL, as in `blobs/abc`."""
+
+    def size(self, key: str) -> int | None:
+        """In bytes; None where there is no such object."""
+
+    def read(self, key: str) -> bytes | None:
+        """Its content; None where there is no such object."""
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Write a new object; False, and nothing is written, where there is one, even if it came this moment."""
+
+    def put(self, path: Path, key: str, on_bytes: OnBytes) -> None:
+        """Make the object the file's content."""
+
+    def get(self, key: str, path: Path, on_bytes: OnBytes) -> None:
+        """Make the file the object's content; a transfer that breaks off leaves a part of it there."""
+
+
+class Folder:
+    """A shared folder. A link and a rename are atomic, on NFS, too."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def size(self, key: str) -> int | None:
+        try:
+            return self._path(key).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, key: str) -> bytes | None:
+        path = self._path(key)
+        return path.read_bytes() if path.is_file() else None
+
+    def create(self, key: str, content: bytes) -> bool:
+        with self._draft(key) as draft:
+            draft.write_bytes(content)
+            flush_to_disk(draft, recurse=False)
+            try:
+                os.link(draft, self._path(key))
+            except FileExistsError:
+                return False
+        return True
+
+    def put(self, path: Path, key: str, on_bytes: OnBytes) -> None:
+        with self._draft(key) as draft:
+            _copy(path, draft, on_bytes)
+            flush_to_disk(draft, recurse=False)
+            draft.rename(self._path(key))
+
+    def get(self, key: str, path: Path, on_bytes: OnBytes) -> None:
+        _copy(self._path(key), path, on_bytes)
+
+    def _path(self, key: str) -> Path:
+        if not self._root.is_dir():  # never made: it may be a share that is not mounted
+            raise FileNotFoundError(f"the folder {self._root} is not there")
+        return self._root / key
+
+    @contextmanager
+    def _draft(self, key: str) -> Iterator[Path]:
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
+        try:
+            yield draft
+            flush_to_disk(path.parent, recurse=False)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+class Bucket:
+    """A prefix of a bucket. An object of many parts appears when the last one is there."""
+
+    def __init__(self, url: str) -> None:
+        self._is_s3 = url.startswith("s3")
+        options: dict[str, Any] = {}
+        if self._is_s3:
+            configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            options = {
+                "max_concurrency": CONNECTIONS_PER_FILE,
+                "default_block_size": PART_BYTES,
+                "config_kwargs": {"retries": BOTOCORE_RETRIES} | configured,
+            }
+        self._files, self._root = fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **options)
+        self._files.retries = 1  # s3fs's own
+
+    def size(self, key: str) -> int | None:
+        try:
+            return self._files.size(self._path(key))
+        except FileNotFoundError:
+            return None
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return self._files.cat_file(self._path(key))
+        except FileNotFoundError:
+            return None
+
+    def create(self, key: str, content: bytes) -> bool:
+        try:
+            self._files.pipe_file(self._path(key), content, mode="create")  # If-None-Match: *
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if _s3_code(error) not in ("PreconditionFailed", "412"):
+                raise
+            return False
+        return True
+
+    def put(self, path: Path, key: str, on_bytes: OnBytes) -> None:
+        part = max(PART_BYTES, -(-path.stat().st_size // MAX_PARTS))
+        options = {"chunksize": part} if self._is_s3 else {}
+        self._files.put_file(str(path), self._path(key), callback=_Told(on_bytes), **options)
+
+    def get(self, key: str, path: Path, on_bytes: OnBytes) -> None:
+        self._files.get_file(self._path(key), str(path), callback=_Told(on_bytes))
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+
+class Persistent:
+    """A store that is asked again, after growing and random pauses, where it fails, and whose errors name the object.
+
+    Once it was given up, it is asked but once each time until it answers again: who has work to do does not wait.
+    """
+
+    def __init__(self, store: ObjectStore, url: str, patience: Patience) -> None:
+        self._store, self.url, self._patience = store, url, patience
+        self._attempts = patience.attempts
+
+    def size(self, key: str) -> int | None:
+        return self._ask("look at", key, lambda: self._store.size(key))
+
+    def read(self, key: str) -> bytes | None:
+        return self._ask("read", key, lambda: self._store.read(key))
+
+    def create(self, key: str, content: bytes) -> bool:
+        return self._ask("create", key, lambda: self._store.create(key, content))
+
+    def put(self, path: Path, key: str, on_bytes: OnBytes) -> None:
+        self._ask("write", key, lambda: _counted(on_bytes, lambda count: self._store.put(path, key, count)))
+
+    def get(self, key: str, path: Path, on_bytes: OnBytes) -> None:
+        """Raises DiskError, too."""
+
+        def get_counted(count: OnBytes) -> None:
+            try:
+                self._store.get(key, path, count)
+            except OSError as error:
+                if error.errno not in DISK_FAULTS:
+                    raise
+                remedy = "make room, or set BERT_PIPELINE_HOME to another disk, and run it again: what is whole is kept"
+                raise DiskError(error.errno, f"{error.strerror}; remedy: {remedy}", str(path)) from error
+
+        self._ask("fetch", key, lambda: _counted(on_bytes, get_counted))
+
+    def _ask(self, verb: str, key: str, request: Callable[[], Result]) -> Result:
+        attempts = self._attempts
+        for number in range(1, attempts + 1):
+            try:
+                result = request()
+            except (DiskError, Stopped):
+                raise
+            except Exception as error:  # fsspec's file systems raise what their client libraries do: no common base
+                remedy, is_final = _remedy(error)
+                fault = f"cannot {verb} {self.url}/{key}: {_told(error)}"
+                cause = error
+            else:
+                self._attempts = self._patience.attempts
+                return result
+            log.info("attempt %d of %d: %s", number, attempts, fault)
+            if is_final:
+                break
+            if number < attempts:
+                pause = self._patience.first_pause * 2 ** (number - 1)
+                time.sleep(min(pause, self._patience.longest_pause) * random.uniform(0.5, 1))
+        else:
+            self._attempts = 1
+        raise RemoteError(f"{fault}; remedy: {remedy}") from cause
+
+
+def open_store(url: str, patience: Patience) -> Persistent:
+    """Raises RemoteError where the URL names no store that can be used, or the package that speaks to it is missing."""
+    scheme, found, rest = url.partition("://")
+    if set("@?#") & set(rest):
+        raise RemoteError(
+            f"{_without_credentials(url)}: an address with credentials or options is refused; remedy: name the bucket "
+            "and the prefix alone, and give credentials by the usual AWS_* variables or files"
+        )
+    if not found or scheme not in PROTOCOLS or not rest.strip("/") or (scheme == "file" and rest[0] != "/"):
+        raise RemoteError(f"{url!r} is no remote store; remedy: name it as s3://bucket/prefix or file:///folder")
+    url = url.rstrip("/")
+    if scheme == "file":
+        return Persistent(Folder(Path(rest)), url, patience)
+    try:
+        return Persistent(Bucket(url), url, patience)
+    except ImportError as error:
+        raise RemoteError(f"{url}: {error}; remedy: pip install 'bert-pipeline[s3]'") from error
+
+
+class _Told(Callback):
+    """fsspec's progress of one file, handed on."""
+
+    def __init__(self, on_bytes: OnBytes) -> None:
+        super().__init__()
+        self._on_bytes = on_bytes
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._on_bytes(inc)
+
+
+def _copy(source: Path, target: Path, on_bytes: OnBytes) -> None:
+    with source.open("rb") as read, target.open("wb") as write:
+        while chunk := read.read(1 << 20):
+            write.write(chunk)
+            on_bytes(len(chunk))
+
+
+def _counted(on_bytes: OnBytes, transfer: Callable[[OnBytes], None]) -> None:
+    """Take back what was told of a transfer that failed: it begins anew."""
+    moved = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal moved
+        moved += num_bytes
+        on_bytes(num_bytes)
+
+    try:
+        transfer(count)
+    except Stopped:
+        raise
+    except Exception:
+        on_bytes(-moved)
+        raise
+
+
+def _remedy(error: Exception) -> tuple[str, bool]:
+    """And whether it is of no use to ask again."""
+    if isinstance(error, PermissionError) or type(error).__name__ in WRONG_CREDENTIALS:
+        return "check the credentials (AWS_* variables or files), and that they may read, write and list there", True
+    if isinstance(error, FileNotFoundError) and _s3_code(error) != "NoSuchUpload":  # which may have been completed
+        return "make the bucket or folder, mount the share, or correct BERT_PIPELINE_REMOTE", True
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+        return "make room there, then `bert-pipeline push`", True
+    return "run it again when the store answers (`bert-pipeline push` sends what is missing); nothing local is lost", (
+        isinstance(error, ValueError | TypeError | NotImplementedError)
+    )
+
+
+def _s3_code(error: Exception) -> str:
+    """What the server said, of an error that s3fs translated."""
+    return getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
+
+
+def _told(error: Exception) -> str:
+    """In one line, without control characters and without what a URL may carry before its host."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return _without_credentials(ascii(text)[1:-1])
+
+
+def _without_credentials(text: str) -> str:
+    return re.sub(r"(?<=//)\S*@|[?#]\S*", "", text)

@@ -1,0 +1,240 @@
+"""Which pairs a step trains on.
+
+Sample k of a run is a function of (seed, k) alone: the samples of an epoch are the rows of one pass, in
+an order that can be entered anywhere. So batch n is samples n * B to (n + 1) * B, on any number of
+processes, and a resumed run is where it was without reading anything twice.
+
+The shards stay memory-mapped. Python cuts each row out of its shard, in about a microsecond; what goes
+over tokens is compiled and leaves the interpreter to the training loop meanwhile.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from bert_pipeline.core.randomness import permuted
+from bert_pipeline.data.masking import Masker
+from bert_pipeline.formats.pairs import IGNORE_INDEX, MaskShard, PairShard, num_passes, pass_directory
+from bert_pipeline.formats.tables import shard_key, shard_paths
+from bert_pipeline.formats.tokenizer import continuation_pieces, read_tokenizer
+from bert_pipeline.recipe import MaskingRecipe
+from bert_pipeline.store import artifact
+
+Columns = tuple[memoryview, ...]
+"""The columns of a mapped PairShard or MaskShard, in their order. Rows are cut out of a memoryview in two
+thirds of the time that numpy takes for it."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a training, or a part of it, is asked to compute on."""
+
+    tokens: float
+    squared_lengths: float
+    """The sum over rows of length**2: each token attends to all tokens of its row."""
+    masked: float
+    pairs: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Pairs with their masks, before padding: the columns of a PairShard and of a MaskShard, for rows of any shards."""
+
+    input_ids: np.ndarray  # (tokens,) the originals; row n is input_ids[offsets[n]:offsets[n + 1]]
+    offsets: np.ndarray  # (rows + 1,) from 0
+    segment_a_length: np.ndarray  # (rows,)
+    next_sentence_label: np.ndarray  # (rows,)
+    masked_positions: np.ndarray  # (masked tokens,) places in the row
+    masked_input_ids: np.ndarray  # (masked tokens,)
+    mask_offsets: np.ndarray  # (rows + 1,) from 0
+
+    def __len__(self) -> int:
+        return len(self.segment_a_length)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_masked(self) -> int:
+        return len(self.masked_positions)
+
+    @property
+    def num_labelled(self) -> int:
+        """Rows with a next-sentence label."""
+        return int(np.count_nonzero(self.next_sentence_label != IGNORE_INDEX))
+
+    @property
+    def load(self) -> Load:
+        """What a model computes on these rows."""
+        return Load(self.num_tokens, int((self.lengths**2).sum()), self.num_masked, len(self))
+
+    def take(self, places: np.ndarray) -> "Rows":
+        offsets = _offsets(self.lengths[places])
+        mask_offsets = _offsets(np.diff(self.mask_offsets)[places])
+        return Rows(
+            _take_spans(self.input_ids, self.offsets, places, offsets),
+            offsets,
+            self.segment_a_length[places],
+            self.next_sentence_label[places],
+            _take_spans(self.masked_positions, self.mask_offsets, places, mask_offsets),
+            _take_spans(self.masked_input_ids, self.mask_offsets, places, mask_offsets),
+            mask_offsets,
+        )
+
+
+class PairDataset:
+    """The rows of one split at one sequence length, over all passes and, by drawing masks anew, all epochs."""
+
+    def __init__(
+        self, nsp_dataset: Path, masked_dataset: Path, tokenizer: Path, max_seq_length: int, split: str
+    ) -> None:
+        self.max_seq_length, self.split = max_seq_length, split
+        section = artifact.load(masked_dataset, "masked_dataset").record["origin"]["section"]
+        vocabulary = read_tokenizer(tokenizer)
+        self.masker = Masker(MaskingRecipe(**section), continuation_pieces(vocabulary))
+        self.pairs: list[list[Columns]] = []  # by pass, by shard
+        self.masks: list[list[Columns]] = []  # the same; the masks of epochs beyond these are drawn
+        self._keys: list[np.ndarray] = []  # by pass: (shards,) int64
+        self._starts: list[np.ndarray] = []  # by pass: (shards + 1,) int64, the number of rows before each shard
+        for number in range(num_passes(nsp_dataset, max_seq_length, split)):
+            folder = pass_directory(nsp_dataset, max_seq_length, split, number)
+            paths = shard_paths(folder, "arrow")
+            pairs = [PairShard.read(path) for path in paths]
+            masks = [MaskShard.read(masked_dataset / path.relative_to(nsp_dataset)) for path in paths]
+            self.pairs.append([_columns(shard) for shard in pairs])
+            self.masks.append([_columns(shard) for shard in masks])
+            self._starts.append(_offsets([len(shard) for shard in pairs]))
+            self._keys.append(np.array([shard_key(path) for path in paths], np.int64))
+        if not self.pairs:
+            raise FileNotFoundError(
+                f"{nsp_dataset} holds no rows of {max_seq_length} tokens for {split}; remedy: build it with this recipe"
+            )
+
+    def num_rows(self, epoch: int) -> int:
+        return int(self._starts[epoch % len(self.pairs)][-1])
+
+    def rows(self, epoch: int, indices: np.ndarray) -> Rows:
+        """Rows of pass `epoch` modulo the number of passes, under the masks of `epoch`."""
+        number = epoch % len(self.pairs)
+        shards, places = self._find(number, indices)
+        pairs = _read_pairs(self.pairs[number], shards, places)
+        if epoch < len(self.masks):
+            masks = _read_masks(self.masks[epoch], shards, places)
+        else:
+            masks = self.masker.mask(
+                pairs.input_ids,
+                pairs.offsets,
+                self._keys[number][shards],
+                places,
+                pass_number=epoch,
+                split=self.split,
+                max_seq_length=self.max_seq_length,
+            )
+        return Rows(*vars(pairs).values(), *vars(masks).values())
+
+    def samples(self, first: int, count: int, seed: int) -> Rows:
+        """Samples first to first + count of the endless sequence of shuffled epochs."""
+        return _concatenated([self.rows(epoch, indices) for epoch, indices in self._spans(first, count, seed)])
+
+    def places(self, first: int, count: int, seed: int) -> list[dict[str, Any]]:
+        """Where these samples stand, JSON values by epoch: the rows of each file, by its path in either dataset.
+
+        The epoch says which masks they had: those of the masked_dataset's pass of this number, or drawn for it.
+        """
+        found = []
+        for epoch, indices in self._spans(first, count, seed):
+            number = epoch % len(self.pairs)
+            folder = pass_directory(Path(), self.max_seq_length, self.split, number)
+            shards, places = self._find(number, indices)
+            rows: dict[str, list[int]] = {}
+            for shard, place in zip(shards.tolist(), places.tolist(), strict=True):
+                name = folder / f"shard-{self._keys[number][shard]:015x}.arrow"
+                rows.setdefault(str(name), []).append(place)
+            found.append({"epoch": epoch, "rows": rows})
+        return found
+
+    def _spans(self, first: int, count: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(epoch, row numbers in its pass) of these samples, a span for each epoch that they lie in."""
+        cycle = sum(self.num_rows(number) for number in range(len(self.pairs)))
+        epoch, skipped = first // cycle * len(self.pairs), first % cycle
+        while skipped >= self.num_rows(epoch):
+            skipped -= self.num_rows(epoch)
+            epoch += 1
+        while count:
+            size = self.num_rows(epoch)
+            positions = np.arange(skipped, min(skipped + count, size))
+            yield epoch, permuted(positions, size, seed, epoch)
+            count -= len(positions)
+            epoch, skipped = epoch + 1, 0
+
+    def _find(self, number: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(shard, row in it) of each of these rows of a pass."""
+        shards = np.searchsorted(self._starts[number], indices, side="right") - 1
+        return shards, indices - self._starts[number][shards]
+
+
+@njit(cache=True, nogil=True)
+def _take_spans(values, offsets, places, taken_offsets):
+    """values[offsets[n]:offsets[n + 1]] for each n of `places`, one after the other."""
+    taken = np.empty(taken_offsets[-1], values.dtype)
+    for k in range(len(places)):
+        n = places[k]
+        taken[taken_offsets[k] : taken_offsets[k + 1]] = values[offsets[n] : offsets[n + 1]]
+    return taken
+
+
+def _columns(shard: PairShard | MaskShard) -> Columns:
+    return tuple(memoryview(column) for column in vars(shard).values())
+
+
+def _read_pairs(columns: Sequence[Columns], shards: np.ndarray, places: np.ndarray) -> PairShard:
+    """Row places[n] of shard shards[n], for every n."""
+    # Copied one by one: a list of views is thousands of objects for Python's garbage collector to visit.
+    originals, lengths, segment_a_lengths, labels = bytearray(), [], [], []
+    for shard, row in zip(shards.tolist(), places.tolist(), strict=True):
+        input_ids, offsets, segment_a_length, next_sentence_label = columns[shard]
+        start, end = offsets[row], offsets[row + 1]
+        originals += input_ids[start:end]
+        lengths.append(end - start)
+        segment_a_lengths.append(segment_a_length[row])
+        labels.append(next_sentence_label[row])
+    token_type = columns[0][0].format
+    return PairShard(
+        np.frombuffer(originals, token_type), _offsets(lengths), np.array(segment_a_lengths), np.array(labels)
+    )
+
+
+def _read_masks(columns: Sequence[Columns], shards: np.ndarray, places: np.ndarray) -> MaskShard:
+    """The masks of the same rows."""
+    masked, replacements, counts = bytearray(), bytearray(), []
+    for shard, row in zip(shards.tolist(), places.tolist(), strict=True):
+        positions, input_ids, offsets = columns[shard]
+        start, end = offsets[row], offsets[row + 1]
+        masked += positions[start:end]
+        replacements += input_ids[start:end]
+        counts.append(end - start)
+    position_type, token_type = (column.format for column in columns[0][:2])
+    return MaskShard(np.frombuffer(masked, position_type), np.frombuffer(replacements, token_type), _offsets(counts))
+
+
+def _concatenated(parts: Sequence[Rows]) -> Rows:
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    for name in ("offsets", "mask_offsets"):
+        columns[name] = _offsets(np.concatenate([np.diff(getattr(part, name)) for part in parts]))
+    return Rows(**columns)
+
+
+def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(n + 1,) int64: where n things of these lengths begin and end when they lie one after the other."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

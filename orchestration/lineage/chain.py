@@ -1,0 +1,252 @@
+"""What a registered model was made from, link by link: version, evaluations, checkpoint, datasets, tokenizer, text.
+
+The chain is what was recorded when it was made: the version's tags name artifacts by kind and fingerprint, the record
+of each names those that it was made from, and every one is opened and verified on the way. Where a link is broken
+(an artifact removed by hand, a run deleted in MLflow, another machine's store) it is named, and the rest is told.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bert_pipeline.report.score_table import mean_and_sd
+from bert_pipeline.reproduction import PROOF, SOURCES, ReproductionError, recorded_recipe, write_reproduction
+from bert_pipeline.stages import EVALUATION, STAGES, check_files, sources_in_store
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import Artifact, ArtifactError
+from orchestration.registry.versions import RECIPE_DESCRIPTION, faults_of_files, faults_of_run
+from orchestration.tracking.mlflow_runs import Mlflow
+from orchestration.workshop import UNTRACKED, Workshop
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+
+FACTS = {
+    "raw_corpus": (
+        *("train_documents", "heldout_documents", "files", "source_bytes", "cut_off", "sources_fingerprint"),
+    ),
+    "tokenizer": ("vocab_size",),
+    "pretrained_checkpoint": ("num_steps", "train_tokens_seen", "num_parameters", "heldout_after"),
+    "evaluations": ("heldout", "blurb"),
+}
+"""What is told of each kind."""
+
+
+class LineageError(ValueError):
+    """A model whose lineage cannot be told at all."""
+
+
+@dataclass
+class Chain:
+    """A version, what it was made from as far as that stands, and what is broken."""
+
+    version: "ModelVersion"
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    runs: dict[str, "Run"] = field(default_factory=dict)
+    """MLflow's, of the artifacts that have one."""
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> str:
+        return self.version.tags.get("recipe", "")
+
+
+def trace(uri: str, workshop: Workshop) -> Chain:
+    """Raises LineageError where the registry cannot be asked, or has no such version."""
+    from mlflow.exceptions import MlflowException
+
+    mlflow = workshop.mlflow
+    try:
+        client = mlflow.client()
+        chain = Chain(find_version(client, uri))
+        _follow(chain, Path(workshop.store))
+        _find_runs(chain, mlflow)
+        chain.faults += [*faults_of_run(client, chain.version), *faults_of_files(client, chain.version)]
+    except MlflowException as error:
+        reason = str(error).partition("\n")[0]
+        raise LineageError(
+            f"{uri}: MLflow at {mlflow.tracking_uri} says: {reason}; remedy: a model, version or alias that its pages "
+            "show; or BERT_PIPELINE_HOME or MLFLOW_TRACKING_URI of the registry that has it"
+        ) from error
+    return chain
+
+
+def find_version(client: "MlflowClient", uri: str) -> "ModelVersion":
+    """Raises LineageError where `uri` is no name of a version; MlflowException where there is none of this name."""
+    if not (parts := URI.fullmatch(uri)):
+        raise LineageError(f"{uri!r} names no version; remedy: models:/NAME@champion or models:/NAME/3")
+    if parts["alias"]:
+        return client.get_model_version_by_alias(parts["name"], parts["alias"])
+    return client.get_model_version(parts["name"], parts["version"])
+
+
+def _follow(chain: Chain, store: Path) -> None:
+    """Open what the tags name, and what that was made from."""
+    tags = "the version's tags"
+    named = {kind: (key, tags) for kind, key in sorted(chain.version.tags.items()) if _is_kind(kind)}
+    for kind in ("pretrained_checkpoint", "evaluations"):
+        if kind not in named:
+            chain.faults.append(f"{tags} name no {kind}; remedy: {_register_again(chain)}")
+    waiting = list(named)
+    while waiting:
+        kind = waiting.pop()
+        key, _ = named[kind]
+        path = store / kind / key
+        if not path.exists():
+            chain.faults.append(_missing(chain, kind, path))
+            continue
+        try:
+            made = chain.artifacts[kind] = _open(path, kind)
+        except ArtifactError as error:
+            chain.faults.append(str(error))
+            continue
+        for name, needed in sources_in_store(made).items():
+            if name not in named:
+                named[name] = needed, f"{kind} {key}"
+                waiting.append(name)
+            elif named[name][0] != needed:
+                other, by = named[name]
+                chain.faults.append(
+                    f"{kind} {key} was made from {name} {needed}, but {by} name(s) {name} {other}; "
+                    f"remedy: {_register_again(chain)}"
+                )
+
+
+def _is_kind(name: str) -> bool:
+    return name in STAGES or name.startswith(EVALUATION)
+
+
+def _missing(chain: Chain, kind: str, path: Path) -> str:
+    hosts = sorted({made.record["made"]["host"] for made in chain.artifacts.values()})
+    others = f" (others of the chain were made on {', '.join(hosts)})" if hosts else ""
+    return (
+        f"{path} is not there: removed by hand, or made on another machine{others}; remedy: BERT_PIPELINE_HOME of the "
+        f"store that has it; bert-pipeline pull {kind} {path.name}, if a remote has it; or make the same again: "
+        f"dg launch --assets 'key:\"{kind}\"' --partition {chain.recipe}"
+    )
+
+
+def _open(path: Path, kind: str) -> Artifact:
+    """Raises ArtifactError where it is another than its name says, or lacks something."""
+    made = artifact.load(path, kind)
+    if made.fingerprint != path.name:
+        raise ArtifactError(f"{path} holds another {kind}, {made.fingerprint}; remedy: remove it and run again")
+    check_files(kind, path)
+    if (proof := PROOF.get(kind)) and not (path / proof).is_file():
+        raise ArtifactError(f"{path / proof} is missing; remedy: remove {path} and run again")
+    if kind == "raw_corpus" and (expected := made.facts.get("sources_fingerprint")):
+        found = artifact.fingerprint({each["name"]: each["sha256"] for each in sources_of(made)})
+        if found != expected:
+            raise ArtifactError(
+                f"{path / SOURCES} lists other files (fingerprint {found}) than the corpus was made of ({expected}); "
+                f"remedy: remove {path} and run again"
+            )
+    return made
+
+
+def sources_of(corpus: Artifact) -> list[dict[str, Any]]:
+    """The lines of sources.jsonl: name, bytes, sha256, released. Raises ArtifactError where they cannot be read."""
+    try:
+        lines = (corpus.path / SOURCES).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except (FileNotFoundError, ValueError) as error:
+        raise ArtifactError(
+            f"{corpus.path / SOURCES} is missing or damaged ({error}); remedy: remove {corpus.path} and run again"
+        ) from None
+
+
+def _register_again(chain: Chain) -> str:
+    return f"dg launch --assets key:registered_model --partition {chain.recipe or 'RECIPE'}"
+
+
+def _find_runs(chain: Chain, mlflow: Mlflow) -> None:
+    """MLflow's runs of what has one."""
+    for kind, made in chain.artifacts.items():
+        if kind in UNTRACKED:
+            continue
+        if runs := mlflow.runs(made.fingerprint, "FINISHED"):
+            chain.runs[kind] = runs[0]
+        else:
+            chain.faults.append(
+                f"{kind} {made.fingerprint}: MLflow has no finished run of it, or it was deleted; remedy: `mlflow runs "
+                f"restore --run-id ID`, or materialize {kind} of {chain.recipe} again: MLflow is told from the record"
+            )
+
+
+def describe(uri: str, workshop: Workshop) -> dict[str, Any]:
+    """The chain as JSON values, the newest first. Raises LineageError."""
+    chain = trace(uri, workshop)
+    version, tags = chain.version, chain.version.tags
+    try:
+        values = recorded_recipe(chain.recipe, chain.artifacts)
+        of_recipe = artifact.fingerprint(_without_description(values))
+    except ReproductionError as error:
+        of_recipe = None
+        chain.faults.append(f"recipe {chain.recipe}: {error}")
+    tasks = sorted(kind for kind in chain.artifacts if kind.startswith(EVALUATION))
+    order = ["evaluations", *tasks, *(kind for kind in reversed(STAGES) if kind != "evaluations")]
+    corpus, checkpoint = chain.artifacts.get("raw_corpus"), chain.artifacts.get("pretrained_checkpoint")
+    return {
+        "model": version.name,
+        "version": int(version.version),
+        "aliases": list(version.aliases),
+        "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+        "page": workshop.mlflow.model_url(version.name, version.version),
+        "dagster_run": tags.get("dagster.url"),
+        "recipe": {"name": chain.recipe, "fingerprint": of_recipe},
+        "commit": checkpoint.record["made"]["commit"] if checkpoint else None,
+        "artifacts": [_describe(chain, kind, workshop) for kind in order if kind in chain.artifacts],
+        "sources": sources_of(corpus) if corpus and corpus.facts.get("sources_fingerprint") else [],
+        "faults": chain.faults,
+    }
+
+
+def _without_description(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "description"}
+
+
+def _describe(chain: Chain, kind: str, workshop: Workshop) -> dict[str, Any]:
+    made, run = chain.artifacts[kind], chain.runs.get(kind)
+    circumstances = made.record["made"]
+    # The record says which run built it; MLflow's run, which run told MLflow of it.
+    dagster_run = circumstances.get("dagster_run") or (run.data.tags.get("dagster.run_id") if run else None)
+    return {
+        "kind": kind,
+        "fingerprint": made.fingerprint,
+        "path": str(made.path),
+        "made_from": made.record["origin"]["inputs"],
+        "made": {name: circumstances[name] for name in ("at", "seconds", "by", "host", "commit")},
+        "dagster_run": workshop.run_page(dagster_run) if dagster_run else None,
+        "mlflow_run": workshop.mlflow.run_url(run) if run else None,
+        "facts": _facts(made),
+    }
+
+
+def _facts(made: Artifact) -> dict[str, Any]:
+    if made.kind.startswith(EVALUATION):
+        scores = {name: mean_and_sd(made.facts[name]) for name in ("pretrained", "random_init")}
+        return {"metric": made.facts["metric"], **scores, "seeds": made.facts["seeds"]}
+    facts = {name: made.facts[name] for name in FACTS.get(made.kind, ()) if made.facts.get(name) not in (None, "")}
+    if made.kind == "tokenizer":
+        facts["tokenizer.json sha256"] = artifact.file_digest(made.path / PROOF["tokenizer"])
+    return facts
+
+
+def reproduce(uri: str, workshop: Workshop, out: Path) -> None:
+    """Write into `out` what it takes to build the version again.
+
+    Raises LineageError, or ReproductionError where an artifact is missing whose record is needed.
+    """
+    chain = trace(uri, workshop)
+    description = workshop.mlflow.client().get_registered_model(chain.version.name).tags.get(RECIPE_DESCRIPTION, "")
+    values = recorded_recipe(chain.recipe, chain.artifacts, description)
+    model = f"models:/{chain.version.name}/{chain.version.version}"
+    write_reproduction(model, chain.recipe, values, chain.artifacts, out)

@@ -1,0 +1,67 @@
+"""What the library says, in Dagster's event log, and a console that a person can read."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from bert_pipeline.core.printable import one_record
+
+LIBRARY = logging.getLogger("bert_pipeline")
+
+
+class _Forward(logging.Handler):
+    def __init__(self, target: logging.Logger) -> None:
+        super().__init__()
+        self.target = target
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.target.log(record.levelno, one_record(record.getMessage()))
+
+
+@contextmanager
+def library_log_in(target: logging.Logger) -> Iterator[None]:
+    """While this lasts, what bert_pipeline logs goes to `target` (an asset's `context.log`)."""
+    handler, level = _Forward(target), LIBRARY.level
+    LIBRARY.addHandler(handler)
+    LIBRARY.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LIBRARY.setLevel(level)
+        LIBRARY.removeHandler(handler)
+
+
+class _Readable(logging.Formatter):
+    """`time  asset  message`; after the failure of a step, the error that caused it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = record.__dict__["dagster_meta"]
+        event, message = told["dagster_event"], told["orig_message"]
+        if event and event.is_step_failure and (error := event.step_failure_data.error):
+            while error.cause:
+                error = error.cause
+            message += f"\n{error.to_string()}"
+        return one_record(f"{self.formatTime(record, '%H:%M:%S')}  {told['step_key'] or '':<21}  {message}")
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    """Log lines and failures; of Dagster's other events, only the end of each step."""
+    told = record.__dict__["dagster_meta"]
+    event = told["dagster_event"]
+    if "did not yield or return expected outputs" in told["orig_message"]:
+        return False  # of the tasks that the recipe does not ask for
+    return event is None or record.levelno >= logging.WARNING or event.event_type_value == "STEP_SUCCESS"
+
+
+@dg.logger
+def console(context: dg.InitLoggerContext) -> logging.Logger:
+    """Progress and stages, one line each."""
+    logger = logging.Logger("console", logging.DEBUG)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Readable())
+    handler.addFilter(_is_worth_reading)
+    logger.addHandler(handler)
+    return logger

@@ -1,0 +1,19 @@
+import logging
+
+from bert_pipeline.core.progress import Pace, Progress
+
+
+def test_the_last_unit_is_told_with_rate_and_time_left(caplog):
+    caplog.set_level(logging.INFO, "bert_pipeline")
+    progress = Progress("stage", 1000, "rows")
+    for _ in range(10):
+        progress.advance(100)
+    [line] = caplog.messages
+    assert line.startswith("stage: 1,000/1,000 rows  ") and line.endswith("rows/s  ETA 0:00:00")
+
+
+def test_lines_come_every_five_seconds_and_more_seldom_later():
+    due = Pace()
+    assert [second for second in range(1, 301) if due(second)] == list(range(5, 301, 5))
+    lines = sum(due(second) for second in range(301, 7 * 24 * 3600))
+    assert 300 < lines < 600, "a week is a few hundred lines, not a hundred thousand"

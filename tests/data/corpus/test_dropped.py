@@ -1,0 +1,145 @@
+"""Every record that was left out can be looked up."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bert_pipeline.cli import main
+from bert_pipeline.data.corpus import dropped
+from bert_pipeline.data.corpus.dropped import Query, find_dropped
+from bert_pipeline.formats.corpus import DROPPED_SCHEMA
+from bert_pipeline.formats.tables import write_table
+from bert_pipeline.store import artifact
+from bert_pipeline.store.artifact import ArtifactError
+
+ROWS = [
+    ("11", "a.xml.gz", "superseded by a later version", "kept: version 2", "train/shard-0", 1),
+    ("11", "b.xml.gz", "deleted", "", "", -1),
+    ("12", "a.xml.gz", "near duplicate", "kept: 10, similarity 0.91", "train/shard-0", 2),
+    ("13", "a.xml.gz", "duplicate text", "kept: 10", "", -1),
+    ("a.txt:7", "a.txt", "shorter than corpus.min_words", "87 words", "", -1),
+]
+REJECTED = [
+    {"file": "a.txt", "record": "line 7", "reason": "no text", "excerpt": ""},
+    {"file": "b.xml.gz", "record": "record 3", "reason": "no date", "excerpt": "<PMID>11</PMID>"},
+    {"file": "b.xml.gz", "record": "record 11", "reason": "no text", "excerpt": "\x1b[2J<PMID>115</PMID>"},
+]
+
+
+def table(rows: list[tuple]) -> pa.Table:
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(column).cast(field.type) for column, field in zip(columns, DROPPED_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=DROPPED_SCHEMA)
+
+
+def write_corpus(destination: Path, rows: list[tuple], rejected: list[dict]) -> Path:
+    documents = {"document_id": ["10", "11", "12"], "source": ["a"] * 3}
+    documents |= {"sentences": [["Kept."], ["First sentence.", "Second <b>."], ["Near. " * 100]]}
+
+    def build(out: Path) -> dict:
+        write_table(out / "train" / "shard-0.parquet", pa.table(documents))
+        write_table(out / "dropped.parquet", table(rows))
+        (out / "rejected.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rejected))
+        return {}
+
+    return artifact.make(destination, artifact.origin("raw_corpus", {}, {}, "1"), build).path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "raw_corpus", ROWS, REJECTED)
+
+
+def test_an_id_gives_every_reason_and_the_text_where_it_stands(corpus):
+    found = find_dropped(corpus, Query("11"), 10)
+    assert found["dropped"] == {"deleted": 1, "superseded by a later version": 1}
+    names = DROPPED_SCHEMA.names
+    assert [{name: row[name] for name in names} for row in found["rows"]] == [
+        dict(zip(names, row, strict=True)) for row in ROWS[:2]
+    ]
+    assert [row["text"] for row in found["rows"]] == ["First sentence.\nSecond <b>.", None]
+    assert found["rejections"] == REJECTED[1:], "one names it, of the other it is the number; 115 is another id"
+
+
+def test_an_id_made_of_file_and_number_finds_the_broken_record(corpus):
+    found = find_dropped(corpus, Query("a.txt:7"), 10)
+    assert found["rejections"] == REJECTED[:1]
+    assert found["dropped"] == {"shorter than corpus.min_words": 1}
+
+
+@pytest.mark.parametrize(
+    ("reason", "count", "counts"),
+    [
+        ("duplicate", 10, {"duplicate text": 1, "near duplicate": 1}),
+        ("Near", 10, {"near duplicate": 1}),
+        ("no text", 10, {}),
+        ("", 2, {row[2]: 1 for row in ROWS}),
+        ("", 0, {row[2]: 1 for row in ROWS}),
+    ],
+)
+def test_a_reason_is_counted_in_full_and_shown_in_part(corpus, reason, count, counts):
+    found = find_dropped(corpus, Query(reason=reason), count)
+    assert found["dropped"] == counts
+    assert len(found["rows"]) == min(count, len(counts))
+    rejected = sum(reason.lower() in each["reason"] for each in REJECTED)
+    assert sum(found["rejected"].values()) == rejected and len(found["rejections"]) == min(count, rejected)
+
+
+def test_the_command_shows_a_table_and_nothing_that_commands_a_terminal(corpus, capsys):
+    assert main(["dropped", str(corpus)]) == 0
+    out = capsys.readouterr().out
+    assert "1  dropped: near duplicate" in out and "2  rejected: no text" in out
+    assert "12           near duplicate" in out and "kept: 10, similarity 0.91" in out
+    assert "First sentence." in out and "Near. " * 60 not in out, "a long text is cut"
+    assert "\\x1b[2J" in out and "\x1b" not in out
+    assert main(["dropped", str(corpus), "--id", "12"]) == 0
+    assert "Near. " * 60 in capsys.readouterr().out, "one record alone is shown whole"
+    assert main(["dropped", str(corpus), "--id", "99"]) == 0
+    assert capsys.readouterr().out == "No dropped and no rejected record matches.\n"
+    assert main(["dropped", str(corpus), "--reason", "near", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == find_dropped(corpus, Query(reason="near"), 10)
+
+
+def test_what_is_no_corpus_or_an_older_one_is_said(corpus, tmp_path, capsys):
+    assert main(["dropped", str(tmp_path)]) == 1
+    assert "is no artifact" in capsys.readouterr().err
+    (tmp_path / "record.json").write_bytes((corpus / "record.json").read_bytes())
+    with pytest.raises(ArtifactError, match=r"dropped.parquet is missing: .*remedy: build it again"):
+        find_dropped(tmp_path, Query(), 3)
+
+
+def test_a_row_that_its_shard_does_not_have_is_said(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", [("11", "a", "retracted", "", "train/shard-0", 3)], [])
+    with pytest.raises(ArtifactError, match=r"shard-0.parquet has no row 3"):
+        find_dropped(corpus, Query("11"), 3)
+
+
+def test_a_long_list_is_looked_through_in_the_memory_of_a_batch(tmp_path):
+    """1.5 million records in 24 row groups."""
+    corpus = write_corpus(tmp_path / "corpus", ROWS, [])
+    num_rows, per_group = 1_500_000, 62_500
+    with pq.ParquetWriter(corpus / "dropped.parquet", DROPPED_SCHEMA) as writer:
+        for first in range(0, num_rows, per_group):
+            ids = np.arange(first, first + per_group).astype(str)
+            arrays = [ids, *(pa.repeat(pa.scalar(value), per_group) for value in ROWS[1][1:])]
+            arrays = [pa.array(array).cast(field.type) for array, field in zip(arrays, DROPPED_SCHEMA, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=DROPPED_SCHEMA))
+    held = []
+
+    def watched(*arguments):
+        for each in original(*arguments):
+            held.append(pa.total_allocated_bytes())
+            yield each
+
+    original, before = dropped._dropped, pa.total_allocated_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dropped, "_dropped", watched)
+        found = find_dropped(corpus, Query("1499999"), 3)
+    assert found["dropped"] == {"deleted": 1} and len(found["rows"]) == 1
+    whole = pq.read_table(corpus / "dropped.parquet").nbytes
+    assert len(held) >= 24 and max(held) - before < whole / 2
+    assert max(held) - held[0] < whole / 20, "the last batches take no more than the first"

@@ -1,0 +1,172 @@
+"""What is seen of a model before training begins with it."""
+
+import json
+
+import pytest
+
+from bert_pipeline.formats.initial_model import InitialModelError, begun_from, model_fingerprint, read_vocabulary
+from bert_pipeline.recipe import Recipe, RecipeError
+from bert_pipeline.recipe_files import load_recipe
+from bert_pipeline.stages import settled
+
+SPECIAL = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PIECES = [*SPECIAL, *"abcde", "##a", "##b", "dose"]
+CONFIG = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+    "vocab_size": len(PIECES),
+}
+TOKENIZER = {
+    "model": {
+        "type": "WordPiece",
+        "continuing_subword_prefix": "##",
+        "vocab": {piece: number for number, piece in enumerate(PIECES)},
+    },
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "normalizer": {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def recipe(folder, **sections):
+    phase = {"max_seq_length": 32, "num_steps": 1, "learning_rate": 1e-3, "warmup_steps": 0}
+    pretrain = {"init_from": str(folder), "phases": [phase]}
+    table = {"name": "try", "corpus": {"source": "sample"}, "pretrain": pretrain} | sections
+    return Recipe.model_validate_json(json.dumps(table))
+
+
+def test_sizes_and_vocabulary_are_those_of_the_model(folder):
+    begun = begun_from(recipe(folder), folder)
+    assert (
+        begun.model.model_dump().items() >= {k: v for k, v in CONFIG.items() if k in begun.model.model_dump()}.items()
+    )
+    assert begun.tokenizer.vocab_size == len(PIECES) and begun.tokenizer.lowercase
+    assert settled(begun) == begun == settled(recipe(folder))
+
+
+def test_what_the_recipe_states_must_agree_but_dropout_is_its_own(folder):
+    agreeing = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "hidden_dropout_prob": 0.0}
+    begun = begun_from(recipe(folder, model=agreeing), folder)
+    assert begun.model.hidden_dropout_prob == 0.0 and begun.model.attention_probs_dropout_prob == 0.1
+    wide = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 99, "num_attention_heads": 2}
+    with pytest.raises(
+        InitialModelError,
+        match=r"recipe try states another model .*: model.hidden_size = 32 \(there: 16\), "
+        r"model.intermediate_size = 99 \(there: 32\); remedy: remove them",
+    ):
+        begun_from(recipe(folder, model=wide), folder)
+
+
+def test_a_phase_longer_than_the_models_positions_is_refused(folder):
+    phase = {"max_seq_length": 128, "num_steps": 1, "learning_rate": 1e-3, "warmup_steps": 0}
+    longer = recipe(folder, pretrain={"init_from": str(folder), "phases": [phase]})
+    with pytest.raises(InitialModelError, match=r"max_seq_length is 128, but model\.max_position_embeddings is 64"):
+        settled(longer)
+
+
+def test_a_vocabulary_of_its_own_is_refused(folder):
+    with pytest.raises(ValueError, match=r"tokenizer has no effect beside pretrain\.init_from, .* remedy: remove it"):
+        recipe(folder, tokenizer={"vocab_size": 200})
+
+
+def test_special_tokens_come_first_and_the_rest_stays_in_order(folder):
+    vocabulary = read_vocabulary(folder)
+    assert vocabulary.pieces == tuple(PIECES)
+    assert vocabulary.in_our_order == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", *PIECES[6:])
+
+
+def test_a_vocabulary_without_tokenizer_json(folder):
+    expected = read_vocabulary(folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in PIECES))
+    assert read_vocabulary(folder) == expected
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert not read_vocabulary(folder).lowercase
+    (folder / "vocab.txt").write_text("[PAD]\na\na\n")
+    with pytest.raises(InitialModelError, match="ids must be 0 to 1, each once"):
+        read_vocabulary(folder)
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(InitialModelError, match=r"has no tokenizer\.json and no vocab\.txt; remedy"):
+        read_vocabulary(folder)
+
+
+def changed(folder, file, **values):
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "told"),
+    [
+        ("config.json", {"model_type": "roberta"}, r"config.json: model_type is 'roberta', and must be 'bert'"),
+        ("config.json", {"hidden_size": "wide"}, r"config.json: hidden_size: .* \(got 'wide'\); remedy: a BERT"),
+        ("config.json", {"position_embedding_type": "relative_key"}, "must be 'absolute'"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel"}}, "pre_tokenizer.type is 'ByteLevel', and must be"),
+        ("tokenizer.json", {"normalizer": None}, r"tokenizer.json: no tokenizer of a BERT: TypeError"),
+        (
+            "tokenizer.json",
+            {"normalizer": TOKENIZER["normalizer"] | {"strip_accents": False}},
+            "normalizer.strip_accents is False, and must be None or True",
+        ),
+        (
+            "tokenizer.json",
+            {"model": TOKENIZER["model"] | {"vocab": {"[PAD]": 0, "[UNK]": 1}}},
+            r"the vocabulary lacks \[CLS\], \[SEP\], \[MASK\]",
+        ),
+        (
+            "tokenizer.json",
+            {"model": TOKENIZER["model"] | {"vocab": {"[PAD]": 0, "[UNK]": 3}}},
+            "ids must be 0 to 1, each once",
+        ),
+    ],
+)
+def test_what_is_no_bert_is_refused(folder, file, values, told):
+    changed(folder, file, **values)
+    with pytest.raises(InitialModelError, match=told):
+        settled(recipe(folder))
+
+
+def test_a_directory_that_is_not_there(tmp_path):
+    with pytest.raises(InitialModelError, match=r"config.json: no such file; remedy: pretrain.init_from names"):
+        settled(recipe(tmp_path / "nowhere"))
+
+
+def test_the_fingerprint_is_of_the_content(folder):
+    before = model_fingerprint(folder)
+    (folder / "README.md").write_text("irrelevant")
+    assert model_fingerprint(folder) == before
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert model_fingerprint(folder) != before
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InitialModelError, match=r"no \*.safetensors; remedy"):
+        model_fingerprint(folder)
+
+
+def test_a_circle_of_recipes_and_a_recipe_without_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERT_PIPELINE_RECIPES", str(tmp_path))
+    monkeypatch.setenv("BERT_PIPELINE_HOME", str(tmp_path / "home"))
+    for name, begins_with in {"one": "two", "two": "three", "three": "two", "after-demo": "demo"}.items():
+        (tmp_path / f"{name}.toml").write_text(
+            f'corpus = {{ source = "sample" }}\n[pretrain]\ninit_from = "{begins_with}"\n'
+        )
+    with pytest.raises(RecipeError, match="leads in a circle: one -> two -> three -> two; remedy"):
+        settled(load_recipe(tmp_path / "one.toml"))
+    with pytest.raises(RecipeError, match=r"recipe after-demo begins with .* recipe demo, .*remedy: dg launch"):
+        settled(load_recipe(tmp_path / "after-demo.toml"))

@@ -1,0 +1,146 @@
+"""Mapping over shards: order, errors, workers that die, and a real Dask scheduler."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import commands
+
+from bert_pipeline.store.executors import ShardError, end_idle_workers, map_shards
+
+
+@pytest.fixture(autouse=True)
+def two_workers(monkeypatch):
+    monkeypatch.setenv("BERT_PIPELINE_WORKERS", "2")
+
+
+def square(number):
+    if number == 3:
+        raise ValueError("three is not allowed")
+    return number * number
+
+
+def shards(*numbers):
+    return [(f"number-{n}", (n,)) for n in numbers]
+
+
+def test_results_come_in_the_order_of_the_shards():
+    assert map_shards("squares", square, iter(shards(*range(4, 40)))) == [n * n for n in range(4, 40)]
+
+
+@pytest.mark.parametrize("numbers", [(3,), (1, 2, 3, 4)])
+def test_the_shard_that_failed_is_named_and_the_others_are_handed_over(numbers):
+    finished = {}
+    with pytest.raises(ShardError, match=r"squares: shard number-3: ValueError: three is not allowed$"):
+        map_shards("squares", square, shards(*numbers), total=len(numbers), on_result=finished.__setitem__)
+    assert finished == {f"number-{n}": n * n for n in numbers if n != 3}
+
+
+def test_a_generator_is_drawn_from_as_it_is_needed():
+    drawn, finished = [], []
+
+    def source():
+        for n in range(10, 30):
+            drawn.append(n)
+            assert len(drawn) - len(finished) <= 4
+            yield f"{n}", (n,)
+
+    map_shards("squares", square, source(), on_result=lambda name, _: finished.append(name))
+    assert len(finished) == 20
+
+
+def die_once(folder: Path, number: int) -> int:
+    """Kills its own worker process the first time that it is called for number 2."""
+    (folder / f"call-{number}-{time.monotonic_ns()}").touch()
+    if number == 2 and len(list(folder.glob("call-2-*"))) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_worker_that_is_killed_costs_only_what_it_held(tmp_path, caplog):
+    calls = [(f"number-{n}", (tmp_path, n)) for n in range(12)]
+    assert map_shards("numbers", die_once, calls) == list(range(12))
+    assert "a worker process was killed; building again" in caplog.text
+    again = len(list(tmp_path.iterdir())) - 12
+    assert 1 <= again <= 4, "two workers hold at most two shards each"
+
+
+WAIT_WITH_WORKERS = """
+import os, time
+from bert_pipeline.executors import executor
+if __name__ == "__main__":
+    with executor() as (pool, width):
+        print(*{pool.submit(os.getpid).result() for _ in range(width)}, flush=True)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_with_the_process_that_was_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(WAIT_WITH_WORKERS)
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True)
+    workers = {int(number) for number in parent.stdout.readline().split()}
+    assert workers and workers <= commands().keys()
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 60
+    while workers & commands().keys():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def always_die(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_shard_that_kills_every_worker_is_an_error_in_the_end():
+    with pytest.raises(
+        ShardError, match=r"3 times a worker process was killed while it held one of .*number-1.*remedy"
+    ):
+        map_shards("deadly", always_die, shards(1, 2))
+
+
+def test_an_unknown_executor_is_refused(monkeypatch):
+    monkeypatch.setenv("BERT_PIPELINE_EXECUTOR", "threads")
+    with pytest.raises(ValueError, match="'threads' is no executor; remedy: processes, or dask://"):
+        map_shards("squares", square, shards(1, 2))
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr("bert_pipeline.store.executors.DASK_TIMEOUT", 1)
+    monkeypatch.setenv("BERT_PIPELINE_EXECUTOR", "dask://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9: .*remedy"):
+        map_shards("squares", square, shards(1, 2))
+
+
+def test_dask_gives_the_same_and_survives_the_death_of_a_worker(monkeypatch, tmp_path, dask_cluster):
+    monkeypatch.setenv("BERT_PIPELINE_EXECUTOR", dask_cluster.address)
+    assert map_shards("squares", square, shards(*range(4, 40))) == [n * n for n in range(4, 40)]
+    with pytest.raises(ShardError, match="squares: shard number-3: ValueError: three is not allowed"):
+        map_shards("squares", square, shards(1, 2, 3, 4))
+    calls = [(f"number-{n}", (tmp_path, n)) for n in range(12)]
+    assert map_shards("numbers", die_once, calls) == list(range(12))
+
+
+def process_id(folder: Path, _: int) -> int:
+    """Once there are two: one that starts late would find nothing left to do."""
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.01)
+    return os.getpid()
+
+
+def test_worker_processes_stay_for_the_next_stage_and_then_end(monkeypatch, tmp_path):
+    end_idle_workers()
+    monkeypatch.setattr("bert_pipeline.store.executors.IDLE_SECONDS", 3)
+    calls = [(f"number-{n}", (tmp_path, n)) for n in range(10)]
+    first, second = (set(map_shards("ids", process_id, calls)) for _ in range(2))
+    assert first == second and len(first) == 2 and os.getpid() not in first
+    for _ in range(600):
+        if not any(Path(f"/proc/{process}").exists() for process in first):
+            break
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{process}").exists() for process in first)
