@@ -32,7 +32,7 @@ from benchmarks.peers.environments import PACKAGES, environment
 from benchmarks.rows import Row, Run, row, table, take_turns, tell
 from benchmarks.text import Fields, choose_fields
 from bert_pipeline.recipe import CorpusRecipe
-from bert_pipeline.stages import home
+from bert_pipeline.settings import home
 
 ROUNDS, SCALE_ROUNDS = 3, 2
 PEER_MEGABYTES = 3.0

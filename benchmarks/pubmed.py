@@ -25,7 +25,7 @@ from benchmarks.machine import machine
 from benchmarks.peers.environments import PACKAGES, environment
 from benchmarks.pubmed_files import write_pubmed_files
 from benchmarks.rows import Row, Run, row, take_turns, tell
-from bert_pipeline.stages import home
+from bert_pipeline.settings import home
 
 ROUNDS = 3
 PEER = PACKAGES["pubmed_parser"][0].replace("==", " ")

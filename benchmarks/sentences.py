@@ -4,8 +4,8 @@
 
 Libraries that are not installed are named and passed over. Gold sentences come from
 
-- files of a sentence a line and a blank line between texts; if none is named, tests/data/corpus/gold_sentences.txt. That
-  one was written for what makes biomedical text hard (abbreviations, species, units, citations, names in small letters)
+- files with a sentence a line and a blank line between texts; by default tests/data/corpus/gold_sentences.txt. It
+  was written for what makes biomedical text hard (abbreviations, species, units, citations, names in small letters)
   and holds little else, so F1 is far below what real text gives. No rule of ours was made by it.
 - BLURB's folder, by default that of BERT_PIPELINE_DATA:
   - BC5CDR: the sentences of the token files laid over the original abstracts (PubTator, looked for beside the

@@ -36,8 +36,7 @@ from bert_pipeline.data.sources.files import find_files
 from bert_pipeline.data.sources.records import SourceError
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
-from bert_pipeline.stages import home
-from bert_pipeline.training.launch.build import CPU_SETTINGS
+from bert_pipeline.settings import CPU_ENVIRONMENT, home
 
 LENGTHS = (128, 512)
 ROUNDS = {"cpu": 2, "cuda": 1}
@@ -82,7 +81,7 @@ class Bench:
         """The same environment for everyone: what the launcher gives to training, and all cores."""
         config = ROOT / "infra" / "accelerate" / ACCELERATE[self.device, self.precision]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(len(self.cores)))
-        environment = CPU_SETTINGS | threads | {"BERT_PIPELINE_ACCELERATE_CONFIG": str(config)}
+        environment = CPU_ENVIRONMENT | threads | {"BERT_PIPELINE_ACCELERATE_CONFIG": str(config)}
         return measure(f"benchmarks.{module}", task, cores=set(self.cores), environment=environment, **arguments)
 
     @property

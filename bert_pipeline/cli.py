@@ -16,7 +16,8 @@ from bert_pipeline import remote_commands
 from bert_pipeline.core.printable import log_to_stderr, one_record
 from bert_pipeline.recipe import EvaluationRecipe, Recipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
-from bert_pipeline.stages import STAGES, home, make_stage
+from bert_pipeline.settings import home, store
+from bert_pipeline.stages import STAGES, make_stage
 from bert_pipeline.store import artifact
 
 COMMANDS = {
@@ -259,7 +260,7 @@ def _dropped(options: argparse.Namespace) -> None:
 def _rebuild(options: argparse.Namespace) -> None:
     from bert_pipeline.reproduction import rebuild
 
-    for kind, made in rebuild(options.folder, home() / "artifacts").items():
+    for kind, made in rebuild(options.folder, store()).items():
         print(f"{kind} {made.fingerprint} in {made.path}")
     print("bit for bit what it was")
 

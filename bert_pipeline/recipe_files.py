@@ -5,7 +5,6 @@ A recipe is a TOML file; its stem is the recipe's name and its Dagster partition
 
 import difflib
 import json
-import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from bert_pipeline import settings
 from bert_pipeline.core.printable import shows
 from bert_pipeline.recipe import Recipe, RecipeError, Section
 
@@ -51,8 +51,7 @@ def recipe_files() -> dict[str, Path]:
 
     Raises RecipeError where two files claim one name.
     """
-    folders = [Path(__file__).parent / "recipes"]
-    folders += [Path(folder) for folder in os.environ.get("BERT_PIPELINE_RECIPES", "").split(os.pathsep) if folder]
+    folders = [Path(__file__).parent / "recipes", *settings.recipe_folders()]
     found: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")):

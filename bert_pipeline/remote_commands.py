@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bert_pipeline.stages import EVALUATION, STAGES, home
+from bert_pipeline.settings import store
+from bert_pipeline.stages import EVALUATION, STAGES
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import RECORD, ArtifactError
 
@@ -35,7 +36,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _push(options: argparse.Namespace) -> None:
     """Raises RuntimeError after all were tried, where one could not be sent."""
     remote, failed, pushed = _remote(), 0, []
-    for directory in options.directories or _standing(home() / "artifacts"):
+    for directory in options.directories or _standing(store()):
         try:
             pushed.append(remote.push(artifact.load(directory)))
         except (RuntimeError, ArtifactError, OSError) as error:
@@ -59,7 +60,7 @@ def _pull(options: argparse.Namespace) -> None:
             "digits of its fingerprint"
         )
     remote = _remote()
-    destination = options.out or home() / "artifacts" / options.kind / options.fingerprint
+    destination = options.out or store() / options.kind / options.fingerprint
     destination.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{destination}.lock"):
         if not destination.exists() and not remote.pull(options.kind, options.fingerprint, destination):

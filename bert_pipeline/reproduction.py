@@ -18,9 +18,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe, to_toml
-from bert_pipeline.stages import EVALUATION, STAGES, kinds_of, make_stage, settled, stage_origin
+from bert_pipeline.stages import EVALUATION, STAGES, kinds_of, make_stage, resolve_recipe, stage_origin
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact
 
@@ -161,7 +162,7 @@ def _expected(made: Artifact) -> dict[str, Any]:
     proof = PROOF.get(made.kind)
     if proof and not (made.path / proof).is_file():
         raise ReproductionError(f"{made.path / proof} is missing; remedy: remove {made.path} and run again")
-    digest = artifact.file_digest(made.path / proof) if proof else None
+    digest = cached_digest(made.path / proof) if proof else None
     return {"fingerprint": made.fingerprint, "origin": made.record["origin"], "file": proof, "sha256": digest}
 
 
@@ -226,7 +227,7 @@ def rebuild(folder: Path, store: Path) -> dict[str, Artifact]:
         raise ReproductionError(f"{folder / EXPECTED} is damaged ({error}); remedy: write it anew") from None
     recipe = load_recipe(folder / f"{name}.toml")
     _check_sources(folder, recipe)
-    recipe = settled(recipe)
+    recipe = resolve_recipe(recipe)
     made: dict[str, Artifact] = {}
     for kind in kinds_of(recipe):
         if kind == "tokenizer" and (folder / KEPT).exists():
@@ -281,7 +282,7 @@ def _assert_same_bytes(made: Artifact, expected: Mapping[str, Any], folder: Path
     if expected["file"] is None:
         return
     path = made.path / expected["file"]
-    if (found := artifact.file_digest(path)) != expected["sha256"]:
+    if (found := cached_digest(path)) != expected["sha256"]:
         raise ReproductionError(
             f"{path}: its sha256 is {found}, and was {expected['sha256']}: {made.kind} is made from the same, and came "
             f"out otherwise; remedy: the packages, the number of cores and the hardware that {folder}/README.md names"

@@ -7,13 +7,13 @@ Both front doors read this table: the command line (explicit directories) and Da
 The builders are imported when they are called, so that reading the table costs nothing.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from bert_pipeline import settings
 from bert_pipeline.formats import initial_model
 from bert_pipeline.recipe import Recipe, RecipeError, TaskRecipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
@@ -27,11 +27,6 @@ EVALUATION = "evaluation/"
 """Before the name of a task: the kind of what was found on it."""
 
 Build = Callable[[Recipe, Mapping[str, Path], Path, OnRow], Facts]
-
-
-def home() -> Path:
-    """The state of a working copy: artifacts, Dagster's home, MLflow's database (BERT_PIPELINE_HOME)."""
-    return Path(os.environ.get("BERT_PIPELINE_HOME") or "workspace").absolute()
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Stage:
     """Fingerprints of inputs that do not come from the store: source files, evaluation sets."""
 
 
-def check_files(kind: str, path: Path) -> None:
+def check_artifact_files(kind: str, path: Path) -> None:
     """Raise ArtifactError where a file of an artifact in shards is missing or cut short."""
     from bert_pipeline.store import shards
 
@@ -66,7 +61,7 @@ def _from_whole_inputs(build: Build) -> Build:
     @wraps(build)
     def checked(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
         for kind, path in inputs.items():
-            check_files(kind, path)
+            check_artifact_files(kind, path)
         return build(recipe, inputs, out, on_row)
 
     return checked
@@ -285,8 +280,8 @@ def initial_directory(recipe: Recipe) -> Path | None:
     if not name:
         return None
     if name not in recipe_files():
-        return Path(os.environ.get("BERT_PIPELINE_DATA") or ".", Path(name).expanduser())
-    made = home() / "artifacts" / "pretrained_checkpoint" / _fingerprint("pretrained_checkpoint", _other(recipe))
+        return settings.in_data_folder(name)
+    made = settings.store() / "pretrained_checkpoint" / _fingerprint("pretrained_checkpoint", _other(recipe))
     if not made.exists():
         raise RecipeError(
             f"recipe {recipe.name} begins with the model of recipe {name}, which is not there yet ({made} is missing); "
@@ -304,10 +299,10 @@ def _other(recipe: Recipe) -> Recipe:
         if name in seen:
             raise RecipeError(f"pretrain.init_from leads in a circle: {' -> '.join([*seen, name])}; remedy: break it")
         seen.append(name)
-    return settled(load_recipe(recipe_files()[seen[1]]))
+    return resolve_recipe(load_recipe(recipe_files()[seen[1]]))
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve_recipe(recipe: Recipe) -> Recipe:
     """The recipe with the sizes and the vocabulary of the model that it begins with; itself where it begins anew."""
     folder = initial_directory(recipe)
     return initial_model.begun_from(recipe, folder) if folder else recipe
@@ -369,7 +364,7 @@ def make_stage(
     """
     from bert_pipeline.store import remote
 
-    recipe = settled(recipe)
+    recipe = resolve_recipe(recipe)
     stage, origin = find_stage(kind), stage_origin(kind, recipe, inputs)
     paths = {name: inputs[name].path for name in inputs_of(kind, recipe)}
     made = artifact.make(
@@ -379,5 +374,5 @@ def make_stage(
         resumable=stage.resumable,
         tier=remote.from_environment(),
     )
-    check_files(kind, made.path)
+    check_artifact_files(kind, made.path)
     return made

@@ -17,14 +17,31 @@ from pydantic import BaseModel
 from bert_pipeline.cli import _parser
 from bert_pipeline.evaluation.tasks.task import Task
 from bert_pipeline.recipe import Recipe
+from bert_pipeline.settings import INTERNAL_VARIABLES, VARIABLES
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {
     "index": ("bert_pipeline", "The library"),
-    "data": ("bert_pipeline/data", "Corpus, vocabulary, pairs, masks"),
+    "core": ("bert_pipeline/core", "Files, tables, progress, randomness"),
+    "web": ("bert_pipeline/web", "Downloads"),
+    "store": ("bert_pipeline/store", "Artifacts and where they are kept"),
+    "formats": ("bert_pipeline/formats", "Formats on disk"),
+    "report": ("bert_pipeline/report", "Model card, pictures, tables of scores"),
+    "data": ("bert_pipeline/data", "Pairs and masks"),
+    "corpus": ("bert_pipeline/data/corpus", "Corpus"),
+    "tokenizer": ("bert_pipeline/data/tokenizer", "Tokenizer"),
+    "contamination": ("bert_pipeline/data/contamination", "Contamination"),
     "sources": ("bert_pipeline/data/sources", "Sources of text"),
+    "pubmed": ("bert_pipeline/data/sources/pubmed", "PubMed"),
+    "sample": ("bert_pipeline/data/sources/sample", "The generated sample"),
     "training": ("bert_pipeline/training", "Training"),
+    "batches": ("bert_pipeline/training/batches", "Batches"),
+    "model": ("bert_pipeline/training/model", "Model, loss and optimizer"),
+    "launch": ("bert_pipeline/training/launch", "Starting the training processes"),
     "evaluation": ("bert_pipeline/evaluation", "Evaluation"),
+    "tasks": ("bert_pipeline/evaluation/tasks", "Tasks and their data"),
+    "finetuning": ("bert_pipeline/evaluation/finetuning", "Fine-tuning"),
+    "scoring": ("bert_pipeline/evaluation/scoring", "Scores"),
     "planning": ("bert_pipeline/planning", "Plans"),
 }
 """A page for each package: its folder and its title."""
@@ -56,7 +73,12 @@ def infra(heading: str) -> str:
 def pages() -> dict[str, str]:
     """Markdown by path under docs/."""
     rooms = {f"reference/api/{page}.md": room(*folder) for page, folder in ROOMS.items()}
-    return rooms | {"reference/cli.md": cli(), "reference/recipe.md": recipe(), "reference/task.md": task()}
+    return rooms | {
+        "reference/cli.md": cli(),
+        "reference/environment.md": environment(),
+        "reference/recipe.md": recipe(),
+        "reference/task.md": task(),
+    }
 
 
 def room(folder: str, title: str) -> str:
@@ -64,6 +86,20 @@ def room(folder: str, title: str) -> str:
     modules = sorted(path for path in (ROOT / folder).glob("*.py") if not path.name.startswith("__"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules]
     return f"# {title}\n\n" + "\n".join(f"::: {name}\n" for name in names)
+
+
+def environment() -> str:
+    """Every environment variable."""
+    rows = [f"| `{name}` | {each.meaning} | {each.default} |" for name, each in VARIABLES.items()]
+    internal = [f"| `{name}` | {each.meaning} |" for name, each in INTERNAL_VARIABLES.items()]
+    parts = [
+        "# Environment variables",
+        "A recipe states what is computed; environment variables state where and how fast.",
+        "\n".join(["| variable | meaning | default |", "|---|---|---|", *rows]),
+        "Programs set these for each other; do not set them yourself:",
+        "\n".join(["| variable | meaning |", "|---|---|", *internal]),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def cli() -> str:
@@ -100,7 +136,7 @@ def task() -> str:
     about = (
         "A task is a TOML file in a folder that `BERT_PIPELINE_TASKS` names, and three files of data: the [tutorial]"
         "(../tutorial.md#a-task-of-your-own) makes one. `bert-pipeline evaluate --list` shows all tasks. The formats "
-        "of the data stand with the [readers](api/evaluation.md#bert_pipeline.evaluation.tasks.readers)."
+        "of the data stand with the [readers](api/tasks.md#bert_pipeline.evaluation.tasks.readers)."
     )
     return "\n\n".join(["# Tasks", about, *_tables(Task)]) + "\n"
 

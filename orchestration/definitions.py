@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from bert_pipeline.stages import home
+from bert_pipeline.settings import home
 from orchestration.assets import ASSETS
 from orchestration.automation.pubmed_updates import pubmed_updates
 from orchestration.automation.retraining import new_text, whole_graph

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.report.score_table import mean_and_sd
-from bert_pipeline.stages import home, kinds_of
+from bert_pipeline.settings import home
+from bert_pipeline.stages import kinds_of
 from bert_pipeline.store.artifact import Artifact
 from orchestration.registry import versions
 from orchestration.tracking.mlflow_runs import Mlflow

@@ -1,6 +1,5 @@
 """What the assets use: the workshop makes artifacts, and tells Dagster and MLflow what was made."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,17 +7,18 @@ from urllib.parse import quote
 
 import dagster as dg
 
+from bert_pipeline import settings
 from bert_pipeline.core.printable import plain
 from bert_pipeline.data.corpus import card
 from bert_pipeline.recipe import Recipe, RecipeError
 from bert_pipeline.recipe_files import find_recipe
 from bert_pipeline.stages import (
     EVALUATION,
-    check_files,
+    check_artifact_files,
     find_stage,
     inputs_of,
     kinds_of,
-    settled,
+    resolve_recipe,
     sources_in_store,
     stage_origin,
 )
@@ -32,7 +32,7 @@ from orchestration.registry.ledger import find_champion, find_version
 from orchestration.tracking import metadata
 from orchestration.tracking.logs import library_log_in
 from orchestration.tracking.mlflow_runs import DESCRIPTION, About, Mlflow, not_stopped_by
-from orchestration.tracking.outstanding import settle
+from orchestration.tracking.outstanding import deliver
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -110,7 +110,7 @@ class Workshop(dg.ConfigurableResource):
 
             how: dict[str, Any] = {"resumable": stage.resumable, "tier": remote.from_environment()}
             made = artifact.make(about.destination, origin, build, **how, asked_by={"dagster_run": context.run.run_id})
-            check_files(kind, made.path)
+            check_artifact_files(kind, made.path)
             links = {} if kind in UNTRACKED else self._links(about, made)
         gates = checks.check_results(made, recipe)
         for gate in gates:
@@ -212,7 +212,7 @@ class Workshop(dg.ConfigurableResource):
     def _links(self, about: About, made: Artifact) -> dict[str, Any]:
         """Where MLflow tells how the artifact was made. What it was never told, it is told from the records."""
         with not_stopped_by(self.mlflow):
-            settle(self.mlflow, about, wait=True)
+            deliver(self.mlflow, about, wait=True)
             run = self.mlflow.runs(made.fingerprint, "FINISHED")[0]
             return {"mlflow_run": dg.MetadataValue.url(self.mlflow.run_url(run)), "mlflow_run_id": run.info.run_id}
         return {}
@@ -272,7 +272,7 @@ def _tell_what_was_built(context: dg.AssetExecutionContext, artifacts: Mapping[s
 
 
 def _recipe(context: dg.AssetExecutionContext) -> Recipe:
-    return settled(find_recipe(context.partition_key))
+    return resolve_recipe(find_recipe(context.partition_key))
 
 
 def resources(home: Path) -> dict[str, Any]:
@@ -280,21 +280,13 @@ def resources(home: Path) -> dict[str, Any]:
 
     BERT_PIPELINE_DAGSTER_URL and BERT_PIPELINE_MLFLOW_URL: where people reach the pages, for links.
     """
-    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow.db"
-    served = tracking_uri.startswith(("http://", "https://"))
     mlflow = Mlflow(
-        tracking_uri=tracking_uri,
+        tracking_uri=settings.mlflow_tracking_uri(home),
         artifacts=str(home / "mlartifacts"),
-        ui=_page("BERT_PIPELINE_MLFLOW_URL", tracking_uri if served else "http://127.0.0.1:5000"),
+        ui=settings.mlflow_url(home),
     )
     places = {"store": str(home / "artifacts"), "pointers": str(home / "pointers")}
     return {
-        "workshop": Workshop(
-            **places, dagster_ui=_page("BERT_PIPELINE_DAGSTER_URL", "http://127.0.0.1:3000"), mlflow=mlflow
-        ),
+        "workshop": Workshop(**places, dagster_ui=settings.dagster_url(), mlflow=mlflow),
         "artifacts": ArtifactIOManager(**places),
     }
-
-
-def _page(variable: str, default: str) -> str:
-    return (os.environ.get(variable) or default).rstrip("/")

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import settings
 from servers import Database, Servers, make_secrets
 
-from bert_pipeline.evaluation.finetuning.runs import Job, Run, make_run
+from bert_pipeline.evaluation.finetuning.protocol import Run
+from bert_pipeline.evaluation.finetuning.runs import FinetuningJob, make_run
 from bert_pipeline.evaluation.tasks.readers import read_task
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe
@@ -136,7 +137,9 @@ def evaluation_in_this_process():
     of their runs. tests/evaluation/finetuning/test_runs.py tests the workers.
     """
 
-    def make_runs(job: Job, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]) -> None:
+    def make_runs(
+        job: FinetuningJob, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]
+    ) -> None:
         from bert_pipeline.evaluation.finetuning.inputs import encode_task
 
         data = read_task(job.task, job.data, job.other_data)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_pipeline.evaluation.finetuning.heads import build_model
+from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.tasks.task import find_task
 from bert_pipeline.training.model.model import initial_model
 
@@ -71,7 +71,7 @@ class Payload:
 @pytest.fixture
 def hostile(tiny, tiny_recipe, tmp_path):
     """A model without safetensors, whose other files would run, and the file that tells if they did."""
-    from bert_pipeline.training.model.model import build_model as fresh
+    from bert_pipeline.training.model.model import build_task_model as fresh
 
     tokenizer, folder, ran = tiny["tokenizer"].path, tmp_path / "hostile", tmp_path / "ran"
     shutil.copytree(tokenizer, folder)
@@ -90,7 +90,7 @@ def test_a_model_of_pickles_is_refused_and_does_not_run(hostile, tiny, tiny_reci
         if load == "begin with":
             initial_model(tiny_recipe.model, tiny["tokenizer"].path, 1, str(folder))
         else:
-            build_model(folder, "pretrained", find_task("sample-chem"))
+            build_task_model(folder, "pretrained", find_task("sample-chem"))
     assert not ran.exists()
 
 
@@ -98,10 +98,10 @@ CHAIN = """
 import sys
 from pathlib import Path
 from bert_pipeline.recipe import load_recipe
-from bert_pipeline.stages import kinds_of, make_stage, settled
+from bert_pipeline.stages import kinds_of, make_stage, resolve_recipe
 
 if __name__ == "__main__":
-    recipe, made = settled(load_recipe(Path(sys.argv[1]))), {}
+    recipe, made = resolve_recipe(load_recipe(Path(sys.argv[1]))), {}
     for kind in kinds_of(recipe):
         made[kind] = make_stage(kind, recipe, made, Path(sys.argv[2]) / kind)
 """

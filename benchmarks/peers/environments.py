@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bert_pipeline.stages import home
+from bert_pipeline.settings import home
 
 PACKAGES = {
     "datasketch": ("datasketch==2.0.0",),  # needs scipy, which is in [dev]

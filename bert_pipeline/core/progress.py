@@ -14,7 +14,7 @@ SHARE_BETWEEN_LINES = 1 / 60
 """Of the time gone: work that goes on for hours tells less often, because event logs keep every line."""
 
 
-class Pace:
+class LineTimer:
     """Says whether the next line is due, so many seconds after the work began."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
         self._started = time.monotonic()
-        self._due = Pace()
+        self._due = LineTimer()
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count finished units; a line is written when the last one is old enough, and at the end."""

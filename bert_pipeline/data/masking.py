@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.core.randomness import HELDOUT, MASKS, below, happens, open_stream
 from bert_pipeline.formats.pairs import MaskShard, PairShard, first_row_shard
 from bert_pipeline.formats.tables import shard_key, write_table
@@ -25,7 +26,6 @@ from bert_pipeline.formats.tokenizer import (
     read_tokenizer,
 )
 from bert_pipeline.recipe import MaskingRecipe
-from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Facts
 from bert_pipeline.store.shards import Shard, build_shards, read_index, total
 
@@ -157,7 +157,7 @@ def _mask(
 def build_masked_dataset(section: MaskingRecipe, tokenizer: Path, nsp_dataset: Path, out: Path) -> Facts:
     """Mask every pass of an NSP dataset; the shards stand row for row beside those they mask."""
     pairs = read_index(nsp_dataset)
-    digest = artifact.file_digest(tokenizer / "tokenizer.json")
+    digest = cached_digest(tokenizer / "tokenizer.json")
     rules = section.model_dump() | {"tokenizer": digest}
     shards = [
         Shard(name, rules | {"pairs": shard.digest}, (section, (tokenizer, digest), nsp_dataset, sorted(shard.files)))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.data.pairs import RANDOM, PairPlan, TokenizedShard, plan_pairs, write_rows
 from bert_pipeline.data.tokenizer.encoding import Encoder
 from bert_pipeline.formats.corpus import CorpusShard, corpus_shards
@@ -14,7 +15,6 @@ from bert_pipeline.formats.pairs import PairShard, first_row_shard, pass_directo
 from bert_pipeline.formats.tables import SPLITS, shard_key, write_table
 from bert_pipeline.formats.tokenizer import continuation_pieces, read_tokenizer
 from bert_pipeline.recipe import NspRecipe
-from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Facts
 from bert_pipeline.store.shards import Shard, build_shards, total
 
@@ -23,7 +23,7 @@ def build_nsp_dataset(
     section: NspRecipe, max_seq_lengths: tuple[int, ...], raw_corpus: Path, tokenizer: Path, out: Path
 ) -> Facts:
     """Pair both splits of a corpus at every sequence length: `dupe_factor` passes of train, one of held-out."""
-    digest = artifact.file_digest(tokenizer / "tokenizer.json")
+    digest = cached_digest(tokenizer / "tokenizer.json")
     rules = section.model_dump() | {"max_seq_lengths": max_seq_lengths, "tokenizer": digest}
     shards = [
         Shard(

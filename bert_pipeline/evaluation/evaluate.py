@@ -17,17 +17,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bert_pipeline.evaluation.finetuning.protocol import protocol
-from bert_pipeline.evaluation.finetuning.runs import (
-    SCORED,
-    Encoder,
-    Job,
-    Run,
-    best,
-    grid,
-    max_positions,
-    model_fingerprint,
-)
+from bert_pipeline.evaluation.finetuning.protocol import SCORED, EncoderWeights, Run, max_positions, protocol
+from bert_pipeline.evaluation.finetuning.runs import FinetuningJob, best, grid, model_fingerprint
 from bert_pipeline.evaluation.finetuning.workers import make_runs
 from bert_pipeline.evaluation.scoring.predictions import read_predictions
 from bert_pipeline.evaluation.scoring.scores import interval, statistics
@@ -74,7 +65,7 @@ def evaluate_task(
     examples = read_task(task, folder, settings.other_data)
     for remark in examples.remarks:
         log.warning("%s: %s", task.name, remark)
-    job = Job(
+    job = FinetuningJob(
         model_dir=model_dir.absolute(),
         task=task,
         data=folder.absolute(),
@@ -103,7 +94,7 @@ def evaluate_task(
     settings_tried = grid(how)
     tried = make([Run("pretrained", each, how.seeds[0]) for each in settings_tried]) if len(settings_tried) > 1 else []
     setting = best([(run.setting, made[run]) for run in tried]) if tried else settings_tried[0]
-    encoders: tuple[Encoder, ...] = ("pretrained", "random_init") if baseline else ("pretrained",)
+    encoders: tuple[EncoderWeights, ...] = ("pretrained", "random_init") if baseline else ("pretrained",)
     chosen = make([Run(encoder, setting, seed) for encoder in encoders for seed in how.seeds])
 
     _copy_predictions(job, chosen, out / "predictions")
@@ -149,7 +140,7 @@ def _row(run: Run, facts: Facts) -> dict[str, Any]:
     return _which(run) | facts["test"] | {"dev_score": facts["dev"]["score"]}
 
 
-def _summary(job: Job, runs: Mapping[Run, Artifact]) -> dict[str, float | None]:
+def _summary(job: FinetuningJob, runs: Mapping[Run, Artifact]) -> dict[str, float | None]:
     """Mean of each test score over the seeds; of the metric its sample standard deviation, where there are several
     seeds, and its bootstrap interval."""
     tests = [made.facts["test"] for made in runs.values()]
@@ -161,7 +152,7 @@ def _summary(job: Job, runs: Mapping[Run, Artifact]) -> dict[str, float | None]:
     return summary
 
 
-def _copy_predictions(job: Job, runs: Sequence[Run], folder: Path) -> None:
+def _copy_predictions(job: FinetuningJob, runs: Sequence[Run], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of another choice of settings
     folder.mkdir()
     for run in runs:

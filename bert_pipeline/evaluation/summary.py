@@ -26,13 +26,13 @@ def build_evaluations(
     out: Path,
 ) -> Facts:
     """`of_tasks`: the artifact of each task by its name."""
-    from bert_pipeline.training.heldout import evaluate_checkpoint
+    from bert_pipeline.training.heldout import score_heldout
 
     tasks = {name: artifact.load(path).facts for name, path in of_tasks.items()}
     known = {name: find_task(name) for name in task_files()}
     means = {name: facts["pretrained"]["score_mean"] for name, facts in tasks.items()}
     facts: Facts = {
-        "heldout": evaluate_checkpoint(pretrained_checkpoint, nsp_dataset, masked_dataset, HELDOUT_PAIRS),
+        "heldout": score_heldout(pretrained_checkpoint, nsp_dataset, masked_dataset, HELDOUT_PAIRS),
         "tasks": tasks,
         "contamination": artifact.load(contamination).facts,
     }

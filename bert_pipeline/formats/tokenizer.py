@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from bert_pipeline.store import artifact
+from bert_pipeline.core.files import cached_digest
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
@@ -70,7 +70,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     is left in the file. Raises ValueError that names the field.
     """
     path = directory / "tokenizer.json"
-    return _read(path, artifact.file_digest(path))
+    return _read(path, cached_digest(path))
 
 
 @lru_cache(maxsize=4)

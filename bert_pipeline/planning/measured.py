@@ -3,11 +3,12 @@
 By itself in a file, because a worker imports the file, and what a file imports is memory.
 """
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from bert_pipeline.core.files import peak_memory
 
 
 def measured(folder: Path, function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -18,6 +19,4 @@ def measured(folder: Path, function: Callable[..., dict[str, Any]], *arguments: 
     clock = time.process_time()
     facts = function(folder, *arguments)
     seconds = time.process_time() - clock
-    # Not resource.getrusage: there a process begins with the highest memory of the one that started it.
-    [peak] = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
-    return {"facts": facts, "seconds": seconds, "peak_memory": int(peak) * 1024}
+    return {"facts": facts, "seconds": seconds, "peak_memory": peak_memory()}

@@ -7,7 +7,6 @@ scaled to the whole. A plan is JSON; planning/table.py shows it to people.
 import json
 import logging
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from bert_pipeline import settings
 from bert_pipeline.data.corpus.build import group_files
 from bert_pipeline.data.corpus.shard import CHARACTERS_PER_SHARD
 from bert_pipeline.data.corpus.sources import source_files
@@ -29,9 +29,8 @@ from bert_pipeline.planning.hardware import ASSUMED_UTILIZATION, HARDWARE, Hardw
 from bert_pipeline.planning.survey import Survey, read_source
 from bert_pipeline.planning.trial import Trial, run_trial
 from bert_pipeline.recipe import CorpusRecipe, Recipe
-from bert_pipeline.stages import settled
+from bert_pipeline.stages import resolve_recipe
 from bert_pipeline.store import artifact
-from bert_pipeline.store.executors import num_workers
 from bert_pipeline.training.batches.dataset import Load
 from bert_pipeline.training.launch.budget import (
     BudgetError,
@@ -41,7 +40,7 @@ from bert_pipeline.training.launch.budget import (
     measure_pace,
     training_seconds,
 )
-from bert_pipeline.training.launch.build import CPU_SETTINGS, per_device_tokens
+from bert_pipeline.training.launch.build import per_device_tokens
 from bert_pipeline.training.model.flops import num_parameters, training_flops
 
 STATE_BYTES = 16
@@ -63,7 +62,7 @@ def make_plan(
     time_training: bool = True,
 ) -> dict[str, Any]:
     """The plan of a recipe whose artifacts go to `home`. Raises SourceError where there is nothing to read."""
-    recipe = settled(recipe)
+    recipe = resolve_recipe(recipe)
     found = read_source(recipe.corpus)
     log.info("plan: read %s of the source in %.1f s", f"{found.share_read:.0%}", found.seconds)
     with tempfile.TemporaryDirectory(prefix="bert-pipeline-plan-") as folder:
@@ -75,7 +74,7 @@ def make_plan(
         except BudgetError as error:
             log.warning("plan: not on this machine: %s", error)
             pace = None
-    return Estimate(recipe, found, trial, pace).plan(home, hardware, workers or num_workers())
+    return Estimate(recipe, found, trial, pace).plan(home, hardware, workers or settings.num_workers())
 
 
 def plan_before(recipe: Recipe, home: Path) -> dict[str, Any]:
@@ -119,7 +118,7 @@ def _pace(recipe: Recipe, folder: Path) -> Pace | None:
         "per_device_tokens": per_device_tokens(),
     }
     try:
-        return measure_pace(job, folder, CPU_SETTINGS | os.environ)
+        return measure_pace(job, folder, settings.child_environment(settings.CPU_ENVIRONMENT))
     except ProbeFailed as error:
         log.warning("plan: the time of pretraining on this machine is unknown: %s", error)
         return None
@@ -275,12 +274,12 @@ class Estimate:
         load = _times(trial.loads[length], 1 / trial.loads[length].pairs)
         rate = training_flops(recipe.model, recipe.tokenizer.vocab_size, load) / self.pace.pair_seconds[str(length)]
         flops = 0.0
-        for settings in recipe.evaluation.tasks:
+        for asked in recipe.evaluation.tasks:
             with tempfile.TemporaryDirectory() as generated:
                 try:
-                    task = find_task(settings.name)
-                    how = protocol(task, settings, recipe.model.max_position_embeddings)
-                    data = read_task(task, task_folder(task, None, Path(generated)), settings.other_data)
+                    task = find_task(asked.name)
+                    how = protocol(task, asked, recipe.model.max_position_embeddings)
+                    data = read_task(task, task_folder(task, None, Path(generated)), asked.other_data)
                 except TaskError as error:
                     log.info("plan: %s", error)
                     return None

@@ -5,11 +5,9 @@ thrown away.
 """
 
 import logging
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bert_pipeline import settings
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.data import masking, nsp
 from bert_pipeline.data.corpus.build import MIN_DOCUMENTS
 from bert_pipeline.data.corpus.shard import Pile, split_of, write_shard
@@ -33,7 +33,6 @@ from bert_pipeline.planning.measured import measured
 from bert_pipeline.planning.survey import Survey, num_characters
 from bert_pipeline.recipe import Recipe, TokenizerRecipe
 from bert_pipeline.stages import initial_directory
-from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Facts
 from bert_pipeline.store.executors import end_idle_workers
 from bert_pipeline.store.shards import INDEX, Shard, build_shards
@@ -116,7 +115,7 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
     else:
         about_tokenizer = _build_tokenizer(recipe.tokenizer, out["raw_corpus"], out["tokenizer"])
     tokenizer_seconds = time.monotonic() - clock
-    tokenizer = out["tokenizer"], artifact.file_digest(out["tokenizer"] / "tokenizer.json")
+    tokenizer = out["tokenizer"], cached_digest(out["tokenizer"] / "tokenizer.json")
 
     clock = time.process_time()
     for shard in corpus_shards(out["raw_corpus"], "train"):
@@ -186,7 +185,7 @@ def _build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> F
 
 def _as_it_is(path: Path) -> CorpusShard:
     """With all its rows: duplicates are too few to matter."""
-    return CorpusShard(path, artifact.file_digest(path), pq.read_metadata(path).num_rows)
+    return CorpusShard(path, cached_digest(path), pq.read_metadata(path).num_rows)
 
 
 def _pairs(name: str, max_seq_length: int) -> str:
@@ -211,7 +210,7 @@ def _run(
         out.mkdir()
         shards = [Shard(name, name, (function, *each)) for name, each in arguments.items()]
         clock = time.monotonic()
-        with _one_worker():
+        with settings.one_worker():
             built = build_shards(f"plan: {out.name}", measured, shards, out)
             end_idle_workers()  # as between the commands of bert-pipeline
         wall = time.monotonic() - clock
@@ -232,15 +231,3 @@ def _run(
         growth=max(0.0, (peaks[names[0]] - peaks[name_of_first]) / max(1, sizes[names[0]] - sizes[name_of_first])),
     )
     return cost, [facts[name]["facts"] for name in names]
-
-
-@contextmanager
-def _one_worker() -> Iterator[None]:
-    """Stages run in a single process of this machine."""
-    names = {"BERT_PIPELINE_WORKERS": "1", "BERT_PIPELINE_EXECUTOR": "processes"}
-    before = {name: os.environ.get(name, "") for name in names}
-    os.environ |= names
-    try:
-        yield
-    finally:
-        os.environ |= before  # empty is as good as unset

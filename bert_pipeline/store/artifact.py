@@ -20,12 +20,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock
+
+from bert_pipeline.core.files import cached_digest, flush_to_disk, write_whole
 
 Facts = dict[str, Any]
 """What a stage reports of what it made: JSON values, shown in Dagster and MLflow, checked by the gates."""
@@ -173,9 +175,8 @@ def _begin(partial: Path, origin: Mapping[str, Any], resumable: bool) -> None:
     elif not resumable:
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(exist_ok=True)
-    draft = partial / f"{ORIGIN}.draft"
-    draft.write_text(json.dumps({"fingerprint": fingerprint(origin), "origin": origin}), encoding="utf-8")
-    draft.replace(partial / ORIGIN)  # never half written: days of work may depend on it
+    # Never half written: days of work may depend on it.
+    write_whole(partial / ORIGIN, json.dumps({"fingerprint": fingerprint(origin), "origin": origin}))
 
 
 def read_origin(directory: Path) -> dict[str, Any] | None:
@@ -211,19 +212,7 @@ def load(path: Path, kind: str | None = None) -> Artifact:
 
 def files_fingerprint(files: Mapping[str, Path]) -> str:
     """A fingerprint of files outside the store: their names and their bytes."""
-    return fingerprint({name: file_digest(path) for name, path in sorted(files.items())})
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes. A file is read once as long as its size and its time of change stay the same."""
-    status = path.stat()
-    return _file_digest(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=100_000)
-def _file_digest(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return fingerprint({name: cached_digest(path) for name, path in sorted(files.items())})
 
 
 def _circumstances() -> dict[str, Any]:
@@ -259,18 +248,3 @@ def _commit() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return described.stdout.strip() or None
-
-
-def flush_to_disk(path: Path, recurse: bool = True) -> None:
-    """fsync a directory (with all it holds): a rename may not become durable before its content."""
-    for inner in path.rglob("*") if recurse else ():
-        _fsync(inner)
-    _fsync(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from bert_pipeline import settings
 from bert_pipeline.core.progress import Progress
 
 Result = TypeVar("Result")
@@ -43,7 +44,7 @@ class ShardError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Task(Generic[Result]):
+class Call(Generic[Result]):
     """One call: `function(*arguments)` for the shard of this name."""
 
     name: str
@@ -54,18 +55,13 @@ class Task(Generic[Result]):
         return self.function(*self.arguments)
 
 
-def num_workers() -> int:
-    """Worker processes on this machine: BERT_PIPELINE_WORKERS, else the cores of this process."""
-    return int(os.environ.get("BERT_PIPELINE_WORKERS") or len(os.sched_getaffinity(0)))
-
-
 @contextmanager
 def executor() -> Iterator[tuple[Executor, int]]:
     """The executor that the environment names, and how many tasks it runs at a time."""
-    kind = os.environ.get("BERT_PIPELINE_EXECUTOR") or "processes"
+    kind = settings.executor()
     if kind == "processes":
-        with _worker_processes(num_workers()) as pool:
-            yield pool, num_workers()
+        with _worker_processes(settings.num_workers()) as pool:
+            yield pool, settings.num_workers()
     elif kind.startswith("dask://"):
         with _dask_client(kind.replace("dask://", "tcp://", 1)) as client:
             width = max(1, sum(client.nthreads().values()))
@@ -113,7 +109,7 @@ def _begin_worker() -> None:
     that was killed, Python's workers would wait for work for ever.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    settings.limit_threads_of_worker()
 
 
 def _end_with_parent() -> None:
@@ -123,7 +119,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _submit(pool: Executor, task: "Task[Result]") -> "Future[Result]":
+def _submit(pool: Executor, task: "Call[Result]") -> "Future[Result]":
     try:
         return pool.submit(task.run)
     except OSError as error:  # a worker died while another was being started: its pipes are closed already
@@ -176,12 +172,12 @@ def map_shards(
     A worker that dies costs the shards it held: they are built again. After the first shard that failed nothing
     new is begun, what is under way is finished, and ShardError is raised.
     """
-    tasks = (Task(name, function, arguments) for name, arguments in shards)
+    tasks = (Call(name, function, arguments) for name, arguments in shards)
     progress = Progress(what, total, "shards")
     results: dict[int, Result] = {}
     failures: list[ShardError] = []
 
-    def finish(number: int, task: Task[Result], outcome: Callable[[], Result]) -> None:
+    def finish(number: int, task: Call[Result], outcome: Callable[[], Result]) -> None:
         try:
             results[number] = outcome()
         except BrokenProcessPool:
@@ -207,12 +203,12 @@ def map_shards(
 
 def _run(
     what: str,
-    tasks: Iterator[tuple[int, Task[Result]]],
-    finish: Callable[[int, Task[Result], Callable[[], Result]], None],
+    tasks: Iterator[tuple[int, Call[Result]]],
+    finish: Callable[[int, Call[Result], Callable[[], Result]], None],
     failures: list[ShardError],
 ) -> None:
     """Run every task on the executor; where its worker processes died, on a new one."""
-    held: dict[int, Task[Result]] = {}  # drawn, not finished
+    held: dict[int, Call[Result]] = {}  # drawn, not finished
     deaths = 0
     while True:
         waiting: dict[Future[Result], int] = {}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from bert_pipeline.core.files import file_digest
 from bert_pipeline.store import artifact, shards
 from bert_pipeline.store.artifact import RECORD, Artifact, ArtifactError
-from bert_pipeline.web.downloads import file_digest
 
 READERS = 4
 

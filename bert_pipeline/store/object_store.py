@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import fsspec
 from fsspec.callbacks import Callback
 
-from bert_pipeline.store.artifact import flush_to_disk
+from bert_pipeline.core.files import flush_to_disk
 from bert_pipeline.web.connections import Patience
 from bert_pipeline.web.downloads import DiskError
 

@@ -19,7 +19,6 @@ is needed, a pull says so, the artifact is built, and the push brings the blob b
 
 import errno
 import logging
-import os
 import shutil
 import threading
 import time
@@ -30,13 +29,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from bert_pipeline import settings
+from bert_pipeline.core.files import file_digest, flush_to_disk
 from bert_pipeline.core.progress import Progress
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import RECORD, Artifact, ArtifactError, Facts
 from bert_pipeline.store.manifest import Blob, Manifest, describe, parse
 from bert_pipeline.store.object_store import OnBytes, Persistent, RemoteError, Stopped, open_store
 from bert_pipeline.web.connections import Patience
-from bert_pipeline.web.downloads import DiskError, file_digest
+from bert_pipeline.web.downloads import DiskError
 
 log = logging.getLogger(__name__)
 
@@ -205,10 +206,10 @@ class Remote:
                 path.unlink()
         if artifact.load(arriving, kind).fingerprint != fingerprint:
             raise RemoteError(f"{self.url}/{_key(kind, fingerprint)} names the files of another artifact")
-        artifact.flush_to_disk(arriving)
+        flush_to_disk(arriving)
         _marker(destination).write_text(self._mark(arriving), encoding="utf-8")
         arriving.rename(destination)
-        artifact.flush_to_disk(destination.parent, recurse=False)
+        flush_to_disk(destination.parent, recurse=False)
         seconds = time.monotonic() - started
         log.info("%s %s: pulled from %s, %s bytes in %.1f s", kind, fingerprint, self.url, f"{num_bytes:,}", seconds)
         return True
@@ -239,7 +240,7 @@ class Remote:
 
 def from_environment() -> Remote | None:
     """The remote that BERT_PIPELINE_REMOTE names, the same at each call. Raises RemoteError where it cannot be used."""
-    url = os.environ.get(VARIABLE)
+    url = settings.remote_url()
     return _open(url) if url else None
 
 

@@ -10,7 +10,6 @@ in a folder of its own; its files take their final names when they are whole and
 
 import ctypes
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from bert_pipeline.core.files import file_digest, flush_to_disk
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import ArtifactError, Facts
 from bert_pipeline.store.executors import ShardError, map_shards
@@ -216,7 +216,7 @@ def _build(function: Callable[..., Facts], out: Path, begun: Entry, arguments: t
         written = {str(path.relative_to(scratch)): path for path in sorted(scratch.rglob("*")) if path.is_file()}
         files = {name: _describe(path) for name, path in written.items()}
         for name, path in written.items():
-            artifact.flush_to_disk(path, recurse=False)
+            flush_to_disk(path, recurse=False)
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             path.rename(out / name)
     except OSError as error:
@@ -244,8 +244,7 @@ def _give_memory_back() -> None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _is_whole(path: Path, expected: dict[str, Any]) -> bool:

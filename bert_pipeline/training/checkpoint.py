@@ -11,7 +11,6 @@ the step, and a gradient scaler is not in use (float16 is refused). Nothing here
 execute anything when it is read.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -28,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bert_pipeline.store.artifact import flush_to_disk
+from bert_pipeline.core.files import file_digest, flush_to_disk
 from bert_pipeline.training.distributed import like, whole
 
 FILES = MODEL, OPTIMIZER, RECORD = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
@@ -248,13 +247,8 @@ def _is_whole(path: Path) -> bool:
 
 def _sums(path: Path) -> list[str]:
     """The lines of SHA256SUMS, as the files are now."""
-    return [f"{_sha256(path / name)}  {name}" for name in FILES]
+    return [f"{file_digest(path / name)}  {name}" for name in FILES]
 
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -26,6 +26,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
+from bert_pipeline import settings
+
 TIMEOUT_SECONDS = 25
 """A process that hangs may cost a minute: after this torchrun gives it another 30 seconds to end by itself
 (`PContext.close` in torch 2.13; --shutdown-timeout is not about this; pytorch/pytorch#68258)."""
@@ -48,7 +50,7 @@ def join_group() -> Accelerator:
     """This process's place among those that were asked for; no device has worked before it is certain."""
     asked = _world_size_asked()
     # Where torchrun finds no accelerator, accelerate takes each of its processes for a run of its own.
-    on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    on_cpu = settings.group().local_rank is not None and not torch.accelerator.is_available()
     # BERT's buffers are constants, and processes may differ in how often they go forward.
     handlers = [
         DistributedDataParallelKwargs(broadcast_buffers=False),
@@ -71,19 +73,20 @@ def join_group() -> Accelerator:
 
 def _world_size_asked() -> int:
     """What the accelerate config says (launch.py hands it on), and what torchrun or `accelerate launch` say."""
-    wanted, launched = os.environ.get("BERT_PIPELINE_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
-    if launched is None and "MASTER_ADDR" in os.environ:  # all that `accelerate launch` tells one process
+    group = settings.group()
+    wanted, launched = group.expected_world_size, group.world_size
+    if launched is None and group.has_master:  # all that `accelerate launch` tells one process
         raise GroupError(
             "several processes were meant (MASTER_ADDR is set), but this one was started alone (no WORLD_SIZE); "
             "remedy: `distributed_type: MULTI_GPU` in the accelerate config (on CPUs too), or torchrun; for one "
             "process, unset MASTER_ADDR"
         )
-    if wanted is not None and int(wanted) != int(launched or 1):
+    if wanted is not None and wanted != (launched or 1):
         raise GroupError(
             f"the accelerate config asks for {wanted} processes, but {launched or 1} were launched; remedy: "
             "`distributed_type: MULTI_GPU` (on CPUs too) and num_processes as a multiple of num_machines"
         )
-    return int(launched or 1)
+    return launched or 1
 
 
 def _meet_in_this_attempt(*_: Any, timeout: timedelta, **__: Any) -> Iterator[tuple[distributed.Store, int, int]]:
@@ -94,7 +97,7 @@ def _meet_in_this_attempt(*_: Any, timeout: timedelta, **__: Any) -> Iterator[tu
     """
     start = max(timeout, timedelta(seconds=START_SECONDS))
     for common, rank, world_size in distributed.rendezvous("env://", timeout=start):
-        store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), common)
+        store = distributed.PrefixStore(settings.group().restart, common)
         if store.add("come", 1) == world_size:
             store.set("all have come", "")
         store.wait(["all have come"], start)
@@ -103,7 +106,7 @@ def _meet_in_this_attempt(*_: Any, timeout: timedelta, **__: Any) -> Iterator[tu
 
 def _timeout_seconds() -> int:
     """How long a process waits for the others before it takes one for lost: BERT_PIPELINE_TIMEOUT_SECONDS, else 25."""
-    return int(os.environ.get("BERT_PIPELINE_TIMEOUT_SECONDS") or TIMEOUT_SECONDS)
+    return settings.timeout_seconds(default=TIMEOUT_SECONDS)
 
 
 def wait_for_predecessor(folder: Path) -> FileLock:
@@ -111,7 +114,7 @@ def wait_for_predecessor(folder: Path) -> FileLock:
 
     Call it before `join_group`, where waiting has a limit. The lock is held as long as the caller keeps it.
     """
-    lock = FileLock(folder / f"training-{os.environ.get('RANK', 0)}.lock")
+    lock = FileLock(folder / f"training-{settings.group().rank}.lock")
     lock.acquire()
     return lock
 
@@ -125,11 +128,11 @@ def loss_of_a_process_explained() -> Iterator[None]:
         # gloo's errors have no type of their own.
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
-        rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+        group = settings.group()
         raise LostProcess(
-            f"process {rank} of {world_size} lost another one, which ended or did not answer for {_timeout_seconds()} "
-            "seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: see what the others said last, and run again: training "
-            "goes on from its newest checkpoint"
+            f"process {group.rank} of {group.world_size} lost another one, which ended or did not answer for "
+            f"{_timeout_seconds()} seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: see what the others said last, and "
+            "run again: training goes on from its newest checkpoint"
         ) from error
 
 
@@ -150,7 +153,7 @@ class StopSignal:
         if not self._seen and self._launcher_ended():
             log.warning("the launcher was killed: nobody follows this training any more")
             self._seen = True
-            if "LOCAL_RANK" in os.environ:
+            if settings.group().local_rank is not None:
                 os.kill(os.getppid(), signal.SIGTERM)  # torchrun would start the group again
         seen = torch.tensor(float(self._seen), device=accelerator.device)
         if accelerator.num_processes > 1:
@@ -160,11 +163,11 @@ class StopSignal:
 
 def _launcher_ended() -> Callable[[], bool]:
     """Whether the process that launched the training here is gone. One process a machine looks; by hand nobody does."""
-    number = os.environ.get("BERT_PIPELINE_LAUNCHER")
-    if number is None or os.environ.get("LOCAL_RANK", "0") != "0":
+    group = settings.group()
+    if group.launcher is None or group.local_rank:
         return lambda: False
     try:
-        launcher = os.pidfd_open(int(number))  # a number may be given to another process, this stays
+        launcher = os.pidfd_open(group.launcher)  # a number may be given to another process, this stays
     except ProcessLookupError:
         return lambda: True
     ends = select.poll()
@@ -174,9 +177,9 @@ def _launcher_ended() -> Callable[[], bool]:
 
 def distribute(loss: nn.Module, accelerator: Accelerator) -> nn.Module:
     """The loss as the processes train it together. Make the optimizer after this: FSDP2 replaces the parameters."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false") != "true" or accelerator.num_processes == 1:
+    if not settings.group().shards_parameters or accelerator.num_processes == 1:
         return accelerator.prepare(loss)
-    if os.environ.get("FSDP_VERSION") != "2":
+    if settings.group().fsdp_version != "2":
         raise GroupError("FSDP1 is not supported; remedy: `fsdp_version: 2` in the accelerate config")
     # The parameters are whole from the first forward to the last backward of a step (ZeRO stage 2). So the processes
     # may differ in how often they go forward, as in data parallel; and moments are what takes the memory.

@@ -39,9 +39,7 @@ def heldout_scores(
     return scores
 
 
-def evaluate_checkpoint(
-    checkpoint: Path, nsp_dataset: Path, masked_dataset: Path, heldout_pairs: int
-) -> dict[str, float]:
+def score_heldout(checkpoint: Path, nsp_dataset: Path, masked_dataset: Path, heldout_pairs: int) -> dict[str, float]:
     """The scores of a finished checkpoint at the sequence length that its training ended with."""
     from transformers import BertForPreTraining
 

@@ -6,7 +6,6 @@ pairs, and needs no backward pass to be counted. It is less than the peak by a t
 nothing is refused that would have fitted.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from bert_pipeline import settings
 from bert_pipeline.training.batches.dataset import Rows
 from bert_pipeline.training.batches.packing import pack
 from bert_pipeline.training.distributed import whole_weights
@@ -64,7 +64,7 @@ def assert_a_step_fits(
         one = rows.take(np.array([0]))
         few, many = (_kept_for_backward(objective, each, accelerator) for each in (one, rows))
     each = (many - few) / (rows.num_tokens - one.num_tokens)  # what does not grow are weights in another precision
-    free = free_on_cpu() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free = free_on_cpu() // settings.group().local_world_size
     accelerator.wait_for_everyone()  # else one might count as taken what a faster one has begun to use
     if fixed + tokens * each <= free:
         return

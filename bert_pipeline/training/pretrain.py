@@ -24,12 +24,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import BertForPreTraining
 
+from bert_pipeline import settings
+from bert_pipeline.core.files import flush_to_disk, write_whole
 from bert_pipeline.core.printable import log_to_stderr
 from bert_pipeline.core.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.formats.metrics import append_row
 from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
-from bert_pipeline.store.artifact import flush_to_disk
 from bert_pipeline.training.batches.dataset import PairDataset
 from bert_pipeline.training.batches.packing import pad
 from bert_pipeline.training.batches.steps import Step, StepReader
@@ -92,7 +93,7 @@ def train(job: Job) -> None:
     stop = StopSignal()
     section = PretrainRecipe.model_validate_json(json.dumps(job.section))
     if accelerator.device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // settings.group().local_world_size))
     _check_precision(accelerator)
     check_batches(section, accelerator.num_processes)
     out = Path(job.out)
@@ -297,9 +298,7 @@ def failure_noted(work: Path) -> Iterator[None]:
     try:
         yield
     except WILL_COME_AGAIN as error:
-        draft = work / f"failed-{os.getpid()}"
-        draft.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
-        draft.replace(work / "failed")
+        write_whole(work / "failed", f"{type(error).__name__}: {error}")
         raise
 
 

@@ -6,7 +6,6 @@ up where it broke (ranges, RFC 9110 section 14) if the server still has the same
 13.1.5); the digest has the last word, whatever the server says.
 """
 
-import hashlib
 import http.client
 import json
 import logging
@@ -24,6 +23,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from bert_pipeline.core.files import file_digest
 from bert_pipeline.web.connections import DEFAULT_PATIENCE, DownloadError, Patience, open_url
 
 log = logging.getLogger(__name__)
@@ -120,11 +120,6 @@ def read(url: str, parse: Callable[[bytes], Result], patience: Patience = DEFAUL
             return parse(content)
 
     return _persist(url, attempt, patience, "run it again later")
-
-
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 class Partial:

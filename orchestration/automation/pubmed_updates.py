@@ -7,7 +7,7 @@ new baseline, once a year, is refused with the remedy: it replaces all files of 
 
 import dagster as dg
 
-from bert_pipeline.data.corpus.sources import resolved
+from bert_pipeline import settings
 from bert_pipeline.data.sources.pubmed.mirror import RECORD, update_pubmed
 from bert_pipeline.recipe import RecipeError
 from bert_pipeline.recipe_files import find_recipe, recipe_files
@@ -25,7 +25,7 @@ def update_mirrors(context: dg.OpExecutionContext) -> None:
             context.log.warning(str(error))
             continue
         if corpus.source == "pubmed":
-            folders.add(resolved(corpus.path).absolute())
+            folders.add(settings.in_data_folder(corpus.path).absolute())
     mirrors = sorted(folder for folder in folders if (folder / RECORD).exists())
     if not mirrors:
         named = ", ".join(map(str, sorted(folders))) or "no recipe names one"

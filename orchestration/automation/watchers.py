@@ -4,7 +4,6 @@ Neither costs anything, and neither can harm a run: what fails here is said in t
 """
 
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -13,7 +12,8 @@ from typing import Any
 
 import dagster as dg
 
-from orchestration.tracking.outstanding import settle_all
+from bert_pipeline import settings
+from orchestration.tracking.outstanding import deliver_all
 from orchestration.workshop import Workshop
 
 WEBHOOK = "BERT_PIPELINE_FAILURE_WEBHOOK"
@@ -28,19 +28,19 @@ def mlflow_is_told(context: dg.SensorEvaluationContext, workshop: Workshop) -> d
     MLflow was down.
     """
     try:
-        settled = settle_all(workshop.mlflow, Path(workshop.store))
+        delivered = deliver_all(workshop.mlflow, Path(workshop.store))
     except Exception as error:  # MLflow is down: the next tick tries again
         reason = str(error).partition("\n")[0]
         return dg.SkipReason(f"MLflow at {workshop.mlflow.tracking_uri} cannot be told: {reason}")
-    return dg.SkipReason(f"MLflow was told of {', '.join(settled)}" if settled else "MLflow knows everything")
+    return dg.SkipReason(f"MLflow was told of {', '.join(delivered)}" if delivered else "MLflow knows everything")
 
 
 @dg.run_failure_sensor(
-    default_status=dg.DefaultSensorStatus.RUNNING if os.environ.get(WEBHOOK) else dg.DefaultSensorStatus.STOPPED
+    default_status=dg.DefaultSensorStatus.RUNNING if settings.failure_webhook() else dg.DefaultSensorStatus.STOPPED
 )
 def failure_webhook(context: dg.RunFailureSensorContext, workshop: Workshop) -> dg.SkipReason | None:
     """Posts each failed run to the address in BERT_PIPELINE_FAILURE_WEBHOOK; off where that is not set."""
-    url = os.environ.get(WEBHOOK)
+    url = settings.failure_webhook()
     if not url:
         return dg.SkipReason(f"{WEBHOOK} is not set")
     if trouble := _post(url, told_of(context, workshop)):

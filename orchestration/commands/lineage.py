@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bert_pipeline.stages import home
+from bert_pipeline.settings import home
 
 MODEL = "models:/NAME@champion, models:/NAME@candidate or models:/NAME/VERSION"
 

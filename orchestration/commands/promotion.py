@@ -131,7 +131,7 @@ def _mlflow() -> "Iterator[tuple[MlflowClient, Path]]":
     """A client of the registry, and the store of artifacts. What MLflow refuses is told in one line."""
     from mlflow.exceptions import MlflowException
 
-    from bert_pipeline.stages import home
+    from bert_pipeline.settings import home
     from orchestration.workshop import resources
 
     workshop = resources(home())["workshop"]

@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.report.score_table import mean_and_sd
 from bert_pipeline.reproduction import PROOF, SOURCES, ReproductionError, recorded_recipe, write_reproduction
-from bert_pipeline.stages import EVALUATION, STAGES, check_files, sources_in_store
+from bert_pipeline.stages import EVALUATION, STAGES, check_artifact_files, sources_in_store
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError
 from orchestration.registry.versions import RECIPE_DESCRIPTION, faults_of_files, faults_of_run
@@ -139,7 +140,7 @@ def _open(path: Path, kind: str) -> Artifact:
     made = artifact.load(path, kind)
     if made.fingerprint != path.name:
         raise ArtifactError(f"{path} holds another {kind}, {made.fingerprint}; remedy: remove it and run again")
-    check_files(kind, path)
+    check_artifact_files(kind, path)
     if (proof := PROOF.get(kind)) and not (path / proof).is_file():
         raise ArtifactError(f"{path / proof} is missing; remedy: remove {path} and run again")
     if kind == "raw_corpus" and (expected := made.facts.get("sources_fingerprint")):
@@ -236,7 +237,7 @@ def _facts(made: Artifact) -> dict[str, Any]:
         return {"metric": made.facts["metric"], **scores, "seeds": made.facts["seeds"]}
     facts = {name: made.facts[name] for name in FACTS.get(made.kind, ()) if made.facts.get(name) not in (None, "")}
     if made.kind == "tokenizer":
-        facts["tokenizer.json sha256"] = artifact.file_digest(made.path / PROOF["tokenizer"])
+        facts["tokenizer.json sha256"] = cached_digest(made.path / PROOF["tokenizer"])
     return facts
 
 

@@ -12,7 +12,7 @@ from bert_pipeline.evaluation.tasks.task import TaskError
 from bert_pipeline.stages import EVALUATION
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError
-from orchestration.registry.ledger import PromotionConflict, find_champion, holding, settled
+from orchestration.registry.ledger import PromotionConflict, confirmed_promotions, find_champion, holding
 from orchestration.registry.promotion import promote
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def judge(client: "MlflowClient", store: Path, name: str, version: str) -> Verdi
     What was champion once and taken back is not promoted by rule again, nor anything where the champion was deleted or
     its alias taken away by hand: both are left to a person. Raises PromotionError without such a model.
     """
-    held = holding(settled(client, name))
+    held = holding(confirmed_promotions(client, name))
     champion = find_champion(client, name)
     by_hand = f"remedy: bert-pipeline promote models:/{name}/{version}"
 

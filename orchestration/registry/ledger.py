@@ -80,7 +80,7 @@ def history(client: "MlflowClient", name: str) -> list[Promotion]:
     return holding(_entries(client, name))
 
 
-def settled(client: "MlflowClient", name: str) -> list[Promotion]:
+def confirmed_promotions(client: "MlflowClient", name: str) -> list[Promotion]:
     """The entries of the ledger, once the alias has followed the last that holds."""
     dead_at = time.monotonic() + PATIENCE
     while (held := holding(entries := _entries(client, name))) and not held[-1].followed:

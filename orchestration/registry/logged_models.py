@@ -12,7 +12,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bert_pipeline.web.downloads import file_digest
+from bert_pipeline.core.files import file_digest
 from orchestration.tracking.mlflow_runs import Mlflow
 
 if TYPE_CHECKING:

@@ -8,15 +8,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from bert_pipeline import settings
 from orchestration.registry.ledger import (
     Promotion,
     PromotionError,
+    confirmed_promotions,
     conflict,
     find_champion,
     holding,
     ledger,
     record,
-    settled,
 )
 from orchestration.registry.logged_models import SEAL, changed_files
 
@@ -44,7 +45,7 @@ def promote(
     """
     if len(reason) > MAX_REASON:
         raise PromotionError(f"a reason of {len(reason)} characters; remedy: at most {MAX_REASON}")
-    entries = settled(client, name)
+    entries = confirmed_promotions(client, name)
     held, champion = holding(entries), find_champion(client, name)
     _require_whole(client, name, version)
     if held and held[-1].version == version == champion:
@@ -61,7 +62,7 @@ def undo(client: "MlflowClient", name: str) -> Promotion:
     Where there was none before, the alias is taken away. Raises PromotionError where nothing is left to take back,
     where the alias was moved by hand since, or where the champion before was deleted.
     """
-    entries = settled(client, name)
+    entries = confirmed_promotions(client, name)
     held, champion = holding(entries), find_champion(client, name)
     taken_back = {entry.undoes for entry in held}
     standing = [entry for entry in held if entry.how != "undo" and entry.number not in taken_back]
@@ -93,7 +94,7 @@ def _entry(
 
 def _who() -> str:
     """The user at MLflow's server, or else of this machine."""
-    if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+    if user := settings.mlflow_user():
         return user
     try:
         return getpass.getuser()

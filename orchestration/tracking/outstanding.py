@@ -16,7 +16,7 @@ from bert_pipeline.store.artifact import Artifact
 from orchestration.tracking.mlflow_runs import NOTE, About, Mlflow, Point, Tracked
 
 
-def settle(mlflow: Mlflow, about: About, wait: bool) -> bool:
+def deliver(mlflow: Mlflow, about: About, wait: bool) -> bool:
     """Tell MLflow how the training ended, and what it lacks of it; whether that could be done.
 
     False where somebody works on the artifact and `wait` is False. Raises what MLflow's client raises.
@@ -24,24 +24,24 @@ def settle(mlflow: Mlflow, about: About, wait: bool) -> bool:
     try:
         with FileLock(f"{about.destination}.lock", timeout=-1 if wait else 0):
             about, ended, points = _read_note(about.note) if about.note.exists() else (about, None, ())
-            _settle(mlflow, about, ended, points)
+            _deliver(mlflow, about, ended, points)
     except Timeout:
         return False
     return True
 
 
-def settle_all(mlflow: Mlflow, store: Path) -> list[str]:
-    """The same for every note in the store; the names of the runs that were settled."""
-    settled = []
+def deliver_all(mlflow: Mlflow, store: Path) -> list[str]:
+    """The same for every note in the store; the names of the runs that were delivered."""
+    delivered = []
     for depth in ("*", "*/*"):
         for note in sorted(store.glob(f"{depth}/*{NOTE}")):
             about, _, _ = _read_note(note)
-            if settle(mlflow, about, wait=False):
-                settled.append(about.name)
-    return settled
+            if deliver(mlflow, about, wait=False):
+                delivered.append(about.name)
+    return delivered
 
 
-def _settle(mlflow: Mlflow, about: About, ended: str | None, points: Sequence[Point]) -> None:
+def _deliver(mlflow: Mlflow, about: About, ended: str | None, points: Sequence[Point]) -> None:
     stands = about.destination.exists()
     if stands and mlflow.runs(about.fingerprint, "FINISHED"):
         about.note.unlink(missing_ok=True)

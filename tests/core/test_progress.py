@@ -1,6 +1,6 @@
 import logging
 
-from bert_pipeline.core.progress import Pace, Progress
+from bert_pipeline.core.progress import LineTimer, Progress
 
 
 def test_the_last_unit_is_told_with_rate_and_time_left(caplog):
@@ -13,7 +13,7 @@ def test_the_last_unit_is_told_with_rate_and_time_left(caplog):
 
 
 def test_lines_come_every_five_seconds_and_more_seldom_later():
-    due = Pace()
+    due = LineTimer()
     assert [second for second in range(1, 301) if due(second)] == list(range(5, 301, 5))
     lines = sum(due(second) for second in range(301, 7 * 24 * 3600))
     assert 300 < lines < 600, "a week is a few hundred lines, not a hundred thousand"

@@ -7,7 +7,7 @@ import pytest
 from bert_pipeline.formats.initial_model import InitialModelError, begun_from, model_fingerprint, read_vocabulary
 from bert_pipeline.recipe import Recipe, RecipeError
 from bert_pipeline.recipe_files import load_recipe
-from bert_pipeline.stages import settled
+from bert_pipeline.stages import resolve_recipe
 
 SPECIAL = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PIECES = [*SPECIAL, *"abcde", "##a", "##b", "dose"]
@@ -58,7 +58,7 @@ def test_sizes_and_vocabulary_are_those_of_the_model(folder):
         begun.model.model_dump().items() >= {k: v for k, v in CONFIG.items() if k in begun.model.model_dump()}.items()
     )
     assert begun.tokenizer.vocab_size == len(PIECES) and begun.tokenizer.lowercase
-    assert settled(begun) == begun == settled(recipe(folder))
+    assert resolve_recipe(begun) == begun == resolve_recipe(recipe(folder))
 
 
 def test_what_the_recipe_states_must_agree_but_dropout_is_its_own(folder):
@@ -78,7 +78,7 @@ def test_a_phase_longer_than_the_models_positions_is_refused(folder):
     phase = {"max_seq_length": 128, "num_steps": 1, "learning_rate": 1e-3, "warmup_steps": 0}
     longer = recipe(folder, pretrain={"init_from": str(folder), "phases": [phase]})
     with pytest.raises(InitialModelError, match=r"max_seq_length is 128, but model\.max_position_embeddings is 64"):
-        settled(longer)
+        resolve_recipe(longer)
 
 
 def test_a_vocabulary_of_its_own_is_refused(folder):
@@ -140,12 +140,12 @@ def changed(folder, file, **values):
 def test_what_is_no_bert_is_refused(folder, file, values, told):
     changed(folder, file, **values)
     with pytest.raises(InitialModelError, match=told):
-        settled(recipe(folder))
+        resolve_recipe(recipe(folder))
 
 
 def test_a_directory_that_is_not_there(tmp_path):
     with pytest.raises(InitialModelError, match=r"config.json: no such file; remedy: pretrain.init_from names"):
-        settled(recipe(tmp_path / "nowhere"))
+        resolve_recipe(recipe(tmp_path / "nowhere"))
 
 
 def test_the_fingerprint_is_of_the_content(folder):
@@ -167,6 +167,6 @@ def test_a_circle_of_recipes_and_a_recipe_without_a_checkpoint(tmp_path, monkeyp
             f'corpus = {{ source = "sample" }}\n[pretrain]\ninit_from = "{begins_with}"\n'
         )
     with pytest.raises(RecipeError, match="leads in a circle: one -> two -> three -> two; remedy"):
-        settled(load_recipe(tmp_path / "one.toml"))
+        resolve_recipe(load_recipe(tmp_path / "one.toml"))
     with pytest.raises(RecipeError, match=r"recipe after-demo begins with .* recipe demo, .*remedy: dg launch"):
-        settled(load_recipe(tmp_path / "after-demo.toml"))
+        resolve_recipe(load_recipe(tmp_path / "after-demo.toml"))

@@ -13,6 +13,7 @@ import dagster as dg
 import pytest
 
 from bert_pipeline.cli import main
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.data.corpus.sources import SourceFile, write_sources
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.reproduction import rebuild
@@ -77,7 +78,7 @@ def register(home: Path, made: dict[str, artifact.Artifact]) -> None:
     model = client.create_logged_model(experiment, "bert-tiny", runs["pretrained_checkpoint"])
     (home / "files").mkdir()
     (home / "files" / "MLmodel").write_text("flavors: {}")
-    seal = f"{artifact.file_digest(home / 'files' / 'MLmodel')}  MLmodel\n"
+    seal = f"{cached_digest(home / 'files' / 'MLmodel')}  MLmodel\n"
     (home / "files" / SEAL).write_text(seal)
     client.log_model_artifacts(model.model_id, str(home / "files"))
     client.finalize_logged_model(model.model_id, "READY")
@@ -337,4 +338,4 @@ def test_the_champion_is_built_again_bit_for_bit(real_home, tmp_path):
         fingerprints[root] = {kind: place(root, kind).name for kind in KINDS}
     assert fingerprints[real_home] == fingerprints[tmp_path]
     weights = [place(root, "pretrained_checkpoint") / "model.safetensors" for root in (real_home, tmp_path)]
-    assert artifact.file_digest(weights[0]) == artifact.file_digest(weights[1])
+    assert cached_digest(weights[0]) == cached_digest(weights[1])

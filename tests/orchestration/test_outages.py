@@ -11,7 +11,7 @@ from servers import Servers, answers, free_port
 
 from orchestration.tracking import mlflow_runs as tracking
 from orchestration.tracking.mlflow_runs import About, Mlflow
-from orchestration.tracking.outstanding import settle_all
+from orchestration.tracking.outstanding import deliver_all
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def test_no_point_is_lost_or_doubled_whatever_the_server_does(server, impatient,
         outage.become("pass")
     deadline = time.monotonic() + 120
     while told.note.exists():
-        settle_all(mlflow, tmp_path)
+        deliver_all(mlflow, tmp_path)
         assert time.monotonic() < deadline
     outage.stop()
     assert_told_once(server, told.fingerprint, ROWS)
@@ -101,8 +101,8 @@ def test_a_server_that_is_away_until_the_process_has_ended(server, tmp_path, mod
     ended = time.monotonic() - begun
     assert worked < 5 and told.note.exists()
     outage.become("pass")
-    assert settle_all(mlflow, tmp_path) == [told.name]
-    assert settle_all(mlflow, tmp_path) == []
+    assert deliver_all(mlflow, tmp_path) == [told.name]
+    assert deliver_all(mlflow, tmp_path) == []
     [run] = mlflow.runs(told.fingerprint)
     assert (
         run.info.status == "KILLED" and len(mlflow.client().get_metric_history(run.info.run_id, "curves/loss")) == 100

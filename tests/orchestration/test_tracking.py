@@ -16,7 +16,7 @@ from bert_pipeline.store.artifact import Artifact
 from orchestration.tracking import mlflow_runs as tracking
 from orchestration.tracking.metadata import numbers
 from orchestration.tracking.mlflow_runs import About, Mlflow, Tracked
-from orchestration.tracking.outstanding import settle_all
+from orchestration.tracking.outstanding import deliver_all
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +143,11 @@ def test_a_killed_process_leaves_a_note_and_mlflow_is_told_the_truth(mlflow, tmp
     killed._send()
     assert statuses(mlflow, "killed") == ["RUNNING"]
     with FileLock(f"{told.destination}.lock"):  # as if another process went on with it
-        assert settle_all(mlflow, tmp_path / "store") == []
+        assert deliver_all(mlflow, tmp_path / "store") == []
     assert statuses(mlflow, "killed") == ["RUNNING"]
-    assert settle_all(mlflow, tmp_path / "store") == ["a run"]
+    assert deliver_all(mlflow, tmp_path / "store") == ["a run"]
     assert curve(mlflow, the_run(mlflow, "killed", "KILLED")) == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    assert settle_all(mlflow, tmp_path / "store") == [] and not told.note.exists()
+    assert deliver_all(mlflow, tmp_path / "store") == [] and not told.note.exists()
 
 
 @pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (RuntimeError("x"), "FAILED")])
@@ -166,7 +166,7 @@ def test_what_could_not_be_told_before_the_process_ended_is_told_later(tmp_path,
         artifact.make(told.destination, origin, lambda out: {"num_steps": 1})
         (tmp_path / "note").rename(told.note)
     for _ in range(2):
-        settle_all(later, tmp_path / "store")
+        deliver_all(later, tmp_path / "store")
     run = the_run(later, "later", status)
     assert statuses(later, "later") == [status] and curve(later, run) == [(1, 4.0)]
     assert run.data.metrics.get("pretrained_checkpoint/num_steps") == (None if error else 1.0)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_pipeline.cli import main
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.store import artifact, manifest, remote
 from bert_pipeline.store.artifact import Artifact, ArtifactError
 from bert_pipeline.store.object_store import Folder, Persistent, RemoteError, open_store
@@ -198,7 +199,7 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(b"0"), Path.unlink], ids=["bit", "cut", "gone"])
 def test_a_damaged_blob_is_never_taken_and_is_mended_by_who_builds(tier, shared, tmp_path, caplog, damage):
     make(tmp_path / "here", tier)
-    digest = artifact.file_digest(tmp_path / "here" / "part" / "shard-0")
+    digest = cached_digest(tmp_path / "here" / "part" / "shard-0")
     damage(shared / "blobs" / digest)
     built = make(tmp_path / "there", tier)  # pulled in vain, built, pushed
     assert {name: built.path.joinpath(name).read_bytes() for name in CONTENT} == CONTENT
@@ -208,7 +209,7 @@ def test_a_damaged_blob_is_never_taken_and_is_mended_by_who_builds(tier, shared,
 
 def test_a_record_that_the_first_builder_alone_has_cannot_be_mended(tier, shared, tmp_path, caplog):
     make(tmp_path / "here", tier)
-    (shared / "blobs" / artifact.file_digest(tmp_path / "here" / "record.json")).unlink()
+    (shared / "blobs" / cached_digest(tmp_path / "here" / "record.json")).unlink()
     time.sleep(0.002)  # so that the other record's time is another
     make(tmp_path / "there", tier)
     assert f"{KEY} names {tier.url}/blobs/" in caplog.text and "remedy: remove the manifest there" in caplog.text

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.core.progress import Progress
 from bert_pipeline.data.contamination.overlap import EvaluationIndex, EvaluationText
 from bert_pipeline.data.corpus.facts import about_documents, samples
@@ -110,7 +111,7 @@ def _build(
         shards = [
             Shard(
                 f"file/{name}",
-                rules | {"file": name, "sha256": artifact.file_digest(path)},
+                rules | {"file": name, "sha256": cached_digest(path)},
                 (section, partial(read_pubmed, name, path), index),
             )
             for name, path in files.items()
@@ -147,7 +148,7 @@ class Dealer:
             return
         progress = Progress("raw_corpus: reading", sum(path.stat().st_size for path in self.files.values()), "bytes")
         for group in group_files(self.files):
-            made_from = self.rules | {"files": {name: artifact.file_digest(path) for name, path in group.items()}}
+            made_from = self.rules | {"files": {name: cached_digest(path) for name, path in group.items()}}
             if self._adopt(made_from):
                 progress.advance(sum(path.stat().st_size for path in group.values()))
             else:

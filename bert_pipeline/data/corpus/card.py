@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bert_pipeline.data.corpus import card_pages
-from bert_pipeline.data.corpus.card_pages import Samples, Section
+from bert_pipeline.data.corpus.card_pages import CardSection, Samples
 from bert_pipeline.report import pictures
 from bert_pipeline.store.artifact import Facts
 
@@ -83,12 +83,14 @@ def heaps_exponent(growth: Mapping[str, list[int]]) -> float | None:
     return float(np.polyfit(np.log(growth["words"]), np.log(growth["distinct"]), 1)[0])
 
 
-def sections(facts: Facts) -> Iterator[Section]:
+def sections(facts: Facts) -> Iterator[CardSection]:
     """The card from its top to its samples."""
     yield _size(facts)
     yield _records(facts)
     if rules := facts["cleaned_by_rule"]:
-        yield Section("Cleaning", "How many documents each rule changed.", ("rule", "documents"), _descending(rules))
+        yield CardSection(
+            "Cleaning", "How many documents each rule changed.", ("rule", "documents"), _descending(rules)
+        )
     yield _length(facts)
     if facts["documents_by_year"]:
         yield _years(facts)
@@ -97,12 +99,12 @@ def sections(facts: Facts) -> Iterator[Section]:
         others = documents - sum(journals.values())
         rows = [(name, count, count / documents) for name, count in _descending(journals)]
         text = f"The {len(journals)} largest. {others:,} documents are of other journals, or name none."
-        yield Section("Journals", text, ("journal", "documents", "share"), rows)
+        yield CardSection("Journals", text, ("journal", "documents", "share"), rows)
     if facts["vocabulary_growth"]["words"]:
         yield _vocabulary(facts["vocabulary_growth"])
 
 
-def _size(facts: Facts) -> Section:
+def _size(facts: Facts) -> CardSection:
     rows: list[tuple[str | int, ...]] = []
     for unit in ("documents", "sentences", "words"):
         train, heldout = facts[f"train_{unit}"], facts[f"heldout_{unit}"]
@@ -112,10 +114,10 @@ def _size(facts: Facts) -> Section:
     )
     text += f"; the newest was released on {facts['cut_off']}" if facts["cut_off"] else ""
     fingerprint = f" (fingerprint {facts['sources_fingerprint']})" if facts["sources_fingerprint"] else ""
-    return Section("Size", f"{text}{fingerprint}.", ("", "to train on", "held out", "together"), rows)
+    return CardSection("Size", f"{text}{fingerprint}.", ("", "to train on", "held out", "together"), rows)
 
 
-def _records(facts: Facts) -> Section:
+def _records(facts: Facts) -> CardSection:
     """Where each record went: the rows sum up to the last, or the card says that they do not."""
     kept, dropped, rejected = _documents(facts), facts["dropped_documents"], facts["rejected_documents"]
     records = facts["records"]
@@ -133,10 +135,10 @@ def _records(facts: Facts) -> Section:
             " them."
         )
     rows = [(where, count, count / max(records, 1)) for where, count in counts]
-    return Section("Records", text, ("", "records", "share"), rows)
+    return CardSection("Records", text, ("", "records", "share"), rows)
 
 
-def _length(facts: Facts) -> Section:
+def _length(facts: Facts) -> CardSection:
     documents, sentences, words = (
         facts[f"train_{unit}"] + facts[f"heldout_{unit}"] for unit in ("documents", "sentences", "words")
     )
@@ -149,10 +151,10 @@ def _length(facts: Facts) -> Section:
         for unit in ("words", "sentences")
         if (found := facts[f"{unit}_per_document_histogram"])
     }
-    return Section("Length", text, pictures=drawn)
+    return CardSection("Length", text, pictures=drawn)
 
 
-def _years(facts: Facts) -> Section:
+def _years(facts: Facts) -> CardSection:
     counts = {int(year): count for year, count in facts["documents_by_year"].items()}
     first, last = min(counts), max(counts)
     years = range(first, last + 1)
@@ -164,10 +166,10 @@ def _years(facts: Facts) -> Section:
     )
     undated = _documents(facts) - sum(counts.values())
     text = f"From {first} to {last}; {undated:,} documents bear no date."
-    return Section("Dates", text, pictures={"documents by year of publication": picture})
+    return CardSection("Dates", text, pictures={"documents by year of publication": picture})
 
 
-def _vocabulary(growth: Mapping[str, list[int]]) -> Section:
+def _vocabulary(growth: Mapping[str, list[int]]) -> CardSection:
     words, distinct = growth["words"], growth["distinct"]
     exponent = heaps_exponent(growth)
     text = f"{distinct[-1]:,} distinct words among the first {words[-1]:,}, lower-cased."
@@ -177,7 +179,7 @@ def _vocabulary(growth: Mapping[str, list[int]]) -> Section:
             "Manning et al. 2008, section 5.1.1)."
         )
     picture = pictures.growth(words, distinct, exponent)
-    return Section("Vocabulary growth", text, pictures={"distinct words against words": picture})
+    return CardSection("Vocabulary growth", text, pictures={"distinct words against words": picture})
 
 
 def _title(facts: Facts) -> str:

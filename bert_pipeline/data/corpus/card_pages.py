@@ -35,7 +35,7 @@ summary, li { overflow-wrap: anywhere }
 
 
 @dataclass(frozen=True)
-class Section:
+class CardSection:
     """What the card says of one thing. A float in a table is a share; on the page it has a bar, too."""
 
     title: str
@@ -46,7 +46,7 @@ class Section:
     """PNG, by what they show."""
 
 
-def html(title: str, glance: Mapping[str, str], sections: Sequence[Section], samples: Samples) -> str:
+def html(title: str, glance: Mapping[str, str], sections: Sequence[CardSection], samples: Samples) -> str:
     """One page without scripts that fetches nothing."""
     figures = "".join(f"<div><b>{escape(figure)}</b>{escape(what)}</div>" for what, figure in glance.items())
     return f"""\
@@ -68,7 +68,7 @@ def html(title: str, glance: Mapping[str, str], sections: Sequence[Section], sam
 """
 
 
-def _html_section(section: Section) -> str:
+def _html_section(section: CardSection) -> str:
     drawn = "".join(
         f'<figure><img src="{_embedded(png)}" alt="{escape(what)}"><figcaption>{escape(what)}</figcaption></figure>\n'
         for what, png in section.pictures.items()
@@ -76,7 +76,7 @@ def _html_section(section: Section) -> str:
     return f"<h2>{escape(section.title)}</h2>\n<p>{escape(section.text)}</p>\n{_html_table(section)}{drawn}"
 
 
-def _html_table(section: Section) -> str:
+def _html_table(section: CardSection) -> str:
     if not section.rows:
         return ""
     kinds = ["" if isinstance(cell, str) else ' class="number"' for cell in section.rows[0]]
@@ -105,12 +105,12 @@ def _html_samples(samples: Samples) -> str:
     return "".join(lines)
 
 
-def markdown(title: str, sections: Sequence[Section], samples: Samples = (), embed: bool = False) -> str:
+def markdown(title: str, sections: Sequence[CardSection], samples: Samples = (), embed: bool = False) -> str:
     """The same as text; with `embed`, the pictures are in it."""
     return "\n".join(_markdown_lines(title, sections, samples, embed))
 
 
-def _markdown_lines(title: str, sections: Sequence[Section], samples: Samples, embed: bool) -> Iterator[str]:
+def _markdown_lines(title: str, sections: Sequence[CardSection], samples: Samples, embed: bool) -> Iterator[str]:
     yield f"# {title}\n"
     for section in sections:
         yield f"## {section.title}\n\n{plain(section.text)}\n"

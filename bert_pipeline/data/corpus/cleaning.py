@@ -142,7 +142,7 @@ PROSE = re.compile(
 )
 
 
-def until_settled(rule: Rule) -> Rule:
+def until_unchanged(rule: Rule) -> Rule:
     """The rule again and again until it changes nothing; a text that more than PASSES passes change stays as it was.
 
     What is left by one pass may be residue for the next ("&amp;lt;" is an entity in an entity). Nobody writes them
@@ -150,7 +150,7 @@ def until_settled(rule: Rule) -> Rule:
     """
 
     @wraps(rule)
-    def settled(text: str) -> str:
+    def repeated(text: str) -> str:
         before = text
         for _ in range(PASSES + 1):
             after = rule(before)
@@ -159,10 +159,10 @@ def until_settled(rule: Rule) -> Rule:
             before = after
         return text
 
-    return settled
+    return repeated
 
 
-@until_settled
+@until_unchanged
 def entities(text: str) -> str:
     """Entities that were escaped once too often, or never read: "p &amp;lt; 0.05" -> "p < 0.05", "&mgr;g" -> "μg".
 
@@ -180,7 +180,7 @@ def _character(entity: re.Match[str]) -> str:
     return unescape(f"&{name};") if name.startswith("#") or f"{name};" in html5 else f"&{name};"
 
 
-@until_settled
+@until_unchanged
 def latex(text: str) -> str:
     """Formulas that PMC gives twice, once as a whole LaTeX document: "was \\documentclass[12pt]{minimal} ...
     \\end{document}ηp2 = 0.2" -> "was ηp2 = 0.2"; and MathType's code of them.
@@ -190,7 +190,7 @@ def latex(text: str) -> str:
     return MATHTYPE.sub("", text) if "MathType@" in text else text
 
 
-@until_settled
+@until_unchanged
 def markup(text: str) -> str:
     """Tags of HTML, PubMed and JATS: "CD4<sup>+</sup> cells" -> "CD4+ cells"; those of paragraphs and cells part words.
 
@@ -212,7 +212,7 @@ def _without(tag: re.Match[str], ended: set[str]) -> str:
     return " " if name in BLOCK_NAMES else ""
 
 
-@until_settled
+@until_unchanged
 def hyphenation(text: str) -> str:
     """Words cut at a line's end: "treat-\\nment" -> "treatment", "dose-\\ndependent" -> "dose-dependent".
 
@@ -243,7 +243,7 @@ def _joined(first: str, hyphen: str, second: str, words: set[str]) -> str:
     return first + hyphen if is_compound else first
 
 
-@until_settled
+@until_unchanged
 def misread(text: str) -> str:
     """UTF-8 that was read as Windows-1252: "Â£84, 6 Ã— 10(-3)" -> "£84, 6 × 10(-3)"."""
     return MISREAD.sub(_reread, text) if any(first in text for first in "ÂÃÎÏâ") else text
@@ -258,13 +258,13 @@ def _reread(characters: re.Match[str]) -> str:
         return characters[0]
 
 
-@until_settled
+@until_unchanged
 def truncation(text: str) -> str:
     """NLM's mark of the years when it cut long abstracts: "and ended.(ABSTRACT TRUNCATED AT 250 WORDS)"."""
     return TRUNCATED.sub("", text) if "TRUNCATED" in text else text
 
 
-@until_settled
+@until_unchanged
 def editorial_notes(text: str) -> str:
     """Notes that cataloguers put into titles and abstracts: "20 ml [corrected]", "[References: 36]", "[published
     erratum appears in ...]", "(author's transl)".
@@ -272,7 +272,7 @@ def editorial_notes(text: str) -> str:
     return EDITORIAL.sub("", text) if FIRST_NOTE.search(text) or "(author's transl)" in text else text
 
 
-@until_settled
+@until_unchanged
 def translated_titles(text: str) -> str:
     """The brackets in which NLM puts a title that it translated: "[Fast electrons in therapy]. [German]"."""
     if not text[:8].lstrip().startswith("["):
@@ -281,19 +281,19 @@ def translated_titles(text: str) -> str:
     return title[1] + (title[2] or "") if title else text
 
 
-@until_settled
+@until_unchanged
 def placeholders(text: str) -> str:
     """Marks of what could not be typed: "between groups ([Formula: see text])", "[symbol: see text]"."""
     return PLACEHOLDER.sub("", text) if "see text" in text else text
 
 
-@until_settled
+@until_unchanged
 def supplements(text: str) -> str:
     """Links to files that an article's text does not hold: "Click here for additional data file."."""
     return SUPPLEMENTS.sub("", text) if "Click here for" in text or "pre-publication history" in text else text
 
 
-@until_settled
+@until_unchanged
 def copyright_notices(text: str) -> str:
     """Notices at the end: "... in mice. Copyright (c) 2020 Elsevier Inc. All rights reserved." -> "... in mice."
 

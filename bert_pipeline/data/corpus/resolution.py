@@ -96,7 +96,7 @@ def _latest_versions(ledger: Ledger, fates: Fates, drop_retracted: bool) -> None
     everything = np.ones(len(ledger), bool)
     retracted_by_notice: list[np.ndarray] = []
     for records, columns in ledger.parts(everything, "id_hash", "version", "row", "content", "deleted", "retracted"):
-        latest = _settle(records, columns, fates, drop_retracted)
+        latest = _latest_of_each_id(records, columns, fates, drop_retracted)
         if drop_retracted:
             retracted_by_notice += _retracted_by(ledger, latest)
     if retracted_by_notice:
@@ -105,7 +105,9 @@ def _latest_versions(ledger: Ledger, fates: Fates, drop_retracted: bool) -> None
             fates.drop(records[np.isin(columns["id_hash"], ids)], RETRACTED)
 
 
-def _settle(records: np.ndarray, columns: dict[str, np.ndarray], fates: Fates, drop_retracted: bool) -> np.ndarray:
+def _latest_of_each_id(
+    records: np.ndarray, columns: dict[str, np.ndarray], fates: Fates, drop_retracted: bool
+) -> np.ndarray:
     """Of each id one record lives on, or none; returns the latest records, stored or not, ascending."""
     order = np.lexsort((records, columns["version"], columns["id_hash"]))
     records, columns = records[order], {name: column[order] for name, column in columns.items()}

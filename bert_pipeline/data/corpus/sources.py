@@ -1,18 +1,18 @@
 """The files that a corpus is made of: which ones, since when, and how to read each."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from bert_pipeline import settings
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.core.progress import Progress
 from bert_pipeline.data.sources.files import find_files, read_documents
 from bert_pipeline.data.sources.pubmed.mirror import RECORD, MirroredFile, read_record
 from bert_pipeline.data.sources.pubmed.reader import pubmed_files, read_pubmed
 from bert_pipeline.data.sources.records import Document, Rejection, SourceError
 from bert_pipeline.recipe import CorpusRecipe
-from bert_pipeline.store import artifact
 
 SOURCES = "sources.jsonl"
 """In every corpus: the files that it is made of. corpus.sources_file takes one to make the same corpus again."""
@@ -37,10 +37,12 @@ def source_files(section: CorpusRecipe) -> dict[str, Path]:
     """
     if section.source == "sample":
         return {}
-    files = pubmed_files(resolved(section.path)) if section.source == "pubmed" else find_files(section.path)
+    files = (
+        pubmed_files(settings.in_data_folder(section.path)) if section.source == "pubmed" else find_files(section.path)
+    )
     if section.cutoff:
         files = _until(section, files)
-    return _pinned(resolved(section.sources_file), files) if section.sources_file else files
+    return _pinned(settings.in_data_folder(section.sources_file), files) if section.sources_file else files
 
 
 def describe_sources(section: CorpusRecipe, files: dict[str, Path]) -> list[SourceFile]:
@@ -48,7 +50,7 @@ def describe_sources(section: CorpusRecipe, files: dict[str, Path]) -> list[Sour
     fetched = _fetched(section)
     sources = []
     for name, path in files.items():
-        source = SourceFile(name, path.stat().st_size, artifact.file_digest(path))
+        source = SourceFile(name, path.stat().st_size, cached_digest(path))
         if known := fetched.get(name):
             if source.sha256 != known.sha256:
                 raise SourceError(
@@ -64,16 +66,11 @@ def write_sources(path: Path, sources: list[SourceFile]) -> None:
     path.write_text("".join(json.dumps(asdict(each)) + "\n" for each in sources), encoding="utf-8")
 
 
-def resolved(path: str) -> Path:
-    """A relative path is looked up under BERT_PIPELINE_DATA (default: the current directory)."""
-    return Path(os.environ.get("BERT_PIPELINE_DATA") or ".", Path(path).expanduser())
-
-
 def _fetched(section: CorpusRecipe) -> dict[str, MirroredFile]:
     """By name, the files that `bert-pipeline download-pubmed` fetched."""
     if section.source != "pubmed":
         return {}
-    return {each.name: each for each in read_record(resolved(section.path)).values()}
+    return {each.name: each for each in read_record(settings.in_data_folder(section.path)).values()}
 
 
 def read_source_file(
@@ -112,7 +109,7 @@ def _pinned(listing: Path, files: dict[str, Path]) -> dict[str, Path]:
     for each in sources:
         if each.name not in files:
             raise SourceError(f"{listing} asks for {each.name}, which is not there; remedy: bring it back")
-        if (found := artifact.file_digest(files[each.name])) != each.sha256:
+        if (found := cached_digest(files[each.name])) != each.sha256:
             raise SourceError(
                 f"{files[each.name]}: its sha256 is {found}, and {listing} asks for {each.sha256}; "
                 "remedy: bring the file back that it was"

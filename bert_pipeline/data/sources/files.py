@@ -17,7 +17,6 @@ import glob
 import gzip
 import logging
 import lzma
-import os
 import re
 import tarfile
 import zlib
@@ -27,6 +26,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from bert_pipeline import settings
 from bert_pipeline.core.progress import Progress
 from bert_pipeline.data.sources.jats import Article
 from bert_pipeline.data.sources.readers import READERS, UNIT
@@ -49,7 +49,7 @@ def find_files(path: str) -> dict[str, Path]:
     passes over hidden files, other suffixes and what `datasets` keeps beside its data. Raises SourceError
     where nothing is found.
     """
-    base, wanted = Path(os.environ.get("BERT_PIPELINE_DATA") or "."), Path(path).expanduser()
+    base, wanted = settings.data_folder(), Path(path).expanduser()
     root = base / wanted
     if root.is_file():
         if _suffixes(root)[0] not in READERS:

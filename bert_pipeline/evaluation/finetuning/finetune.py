@@ -20,15 +20,14 @@ from transformers import PreTrainedModel
 
 from bert_pipeline.core.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.evaluation.finetuning.batches import batches_by_length, epoch_batches, padded
-from bert_pipeline.evaluation.finetuning.heads import build_model, read_logits
+from bert_pipeline.evaluation.finetuning.heads import build_task_model, read_logits
 from bert_pipeline.evaluation.finetuning.inputs import Input, TaskInputs
-from bert_pipeline.evaluation.finetuning.protocol import Protocol
-from bert_pipeline.evaluation.finetuning.runs import SCORED, Run
+from bert_pipeline.evaluation.finetuning.protocol import SCORED, Protocol, Run
 from bert_pipeline.evaluation.scoring.scores import Label
 from bert_pipeline.evaluation.tasks.task import Task
 from bert_pipeline.recipe import PhaseRecipe
 from bert_pipeline.training.checkpoint import Checkpoints
-from bert_pipeline.training.model.optim import learning_rate, set_learning_rate
+from bert_pipeline.training.model.optim import decay_groups, learning_rate, set_learning_rate
 
 MAX_GRAD_NORM = 1.0
 PREDICTION_TOKENS = 8_192
@@ -58,9 +57,9 @@ def finetune(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(run.seed)  # of the head, and of the encoder where it is random
-    model, fresh_pooler = build_model(model_dir, run.encoder, inputs.task)
+    model, fresh_pooler = build_task_model(model_dir, run.encoder, inputs.task)
     model.to(device).train()  # type: ignore[arg-type]  # transformers hides the signature of torch's method
-    optimizer = torch.optim.AdamW(_parameter_groups(model, protocol.weight_decay), fused=True)
+    optimizer = torch.optim.AdamW(decay_groups(model, protocol.weight_decay), fused=True)
     rate, batch_size, num_epochs = run.setting
     learnable = inputs.learnable
     lengths = [len(each.input_ids) for each in learnable]
@@ -138,10 +137,3 @@ def _finite_losses(steps: Sequence[torch.Tensor], run: Run) -> list[float]:
                 f"remedy: a learning_rate below {run.setting.learning_rate:g}"
             )
     return [loss for loss, _ in rows]
-
-
-def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict]:
-    """Biases and LayerNorm, the parameters of one dimension, do not decay."""
-    decaying = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from bert_pipeline.evaluation.finetuning.inputs import TAGGING, Input, score_range
-from bert_pipeline.evaluation.finetuning.runs import Encoder
+from bert_pipeline.evaluation.finetuning.protocol import EncoderWeights
 from bert_pipeline.evaluation.scoring.scores import Label
 from bert_pipeline.evaluation.tasks.task import Kind, Task
 
@@ -42,7 +42,7 @@ PROBLEMS: dict[Kind, str] = {
 """What transformers calls the loss of a head on [CLS]."""
 
 
-def build_model(model_dir: Path, encoder: Encoder, task: Task) -> tuple[PreTrainedModel, bool]:
+def build_task_model(model_dir: Path, encoder: EncoderWeights, task: Task) -> tuple[PreTrainedModel, bool]:
     """The encoder under a fresh head, and whether its pooler is fresh because the checkpoint lacks one.
 
     `random_init` has the same architecture and none of the weights. Raises ValueError where the encoder's weights are

@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bert_pipeline.evaluation.finetuning.runs import max_positions
+from bert_pipeline.evaluation.finetuning.protocol import max_positions
 from bert_pipeline.evaluation.scoring.scores import entities
 from bert_pipeline.evaluation.tasks.readers import Example, Sentence, TaskData, Text
 from bert_pipeline.evaluation.tasks.task import Task

@@ -1,7 +1,36 @@
 """How a task is run: the settings that are tried, and the seeds; what a recipe leaves out is the task's own."""
 
+import json
+import math
+from pathlib import Path
+from typing import Literal, NamedTuple
+
 from bert_pipeline.evaluation.tasks.task import Task, TaskError
 from bert_pipeline.recipe import Count, Fraction, Positive, Section, Seed, TaskRecipe
+
+EncoderWeights = Literal["pretrained", "random_init"]
+SCORED = ("dev", "test")
+
+
+class Setting(NamedTuple):
+    learning_rate: float
+    batch_size: int
+    num_epochs: int
+
+    def num_steps(self, num_examples: int) -> int:
+        """Optimizer steps of one run."""
+        return self.num_epochs * math.ceil(num_examples / self.batch_size)
+
+
+class Run(NamedTuple):
+    encoder: EncoderWeights
+    setting: Setting
+    seed: int
+
+    @property
+    def name(self) -> str:
+        rate, batch, epochs = self.setting
+        return f"{self.encoder}-lr{rate:g}-bs{batch}-ep{epochs}-seed{self.seed}"
 
 
 class Protocol(Section):
@@ -53,3 +82,15 @@ def protocol(task: Task, settings: TaskRecipe, max_position_embeddings: int | No
         weight_decay=settings.weight_decay,
         seeds=chosen["seeds"],
     )
+
+
+def max_positions(model_dir: Path) -> int:
+    """The longest input of a model. Raises FileNotFoundError where the directory holds none."""
+    try:
+        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{model_dir} has no config.json; remedy: name a Hugging Face model directory (config.json, "
+            "model.safetensors, tokenizer files)"
+        ) from None
+    return int(config["max_position_embeddings"])

@@ -10,15 +10,13 @@ the settings of a grid are compared on dev, with the first seed, and the best is
 """
 
 import itertools
-import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
-from bert_pipeline.evaluation.finetuning.protocol import Protocol
+from bert_pipeline.evaluation.finetuning.protocol import SCORED, Protocol, Run, Setting
 from bert_pipeline.evaluation.scoring.predictions import write_predictions
 from bert_pipeline.evaluation.scoring.scores import gold_labels, scores
 from bert_pipeline.evaluation.tasks.readers import TaskData
@@ -30,35 +28,12 @@ from bert_pipeline.store.artifact import Artifact, ArtifactError, Facts
 if TYPE_CHECKING:  # it brings torch, which the graph does without
     from bert_pipeline.evaluation.finetuning.inputs import TaskInputs
 
-Encoder = Literal["pretrained", "random_init"]
 KIND = "finetuning_run"
 CODE_VERSION = "1"
 """To be raised when the same settings give another result."""
-SCORED = ("dev", "test")
 
 
-class Setting(NamedTuple):
-    learning_rate: float
-    batch_size: int
-    num_epochs: int
-
-    def num_steps(self, num_examples: int) -> int:
-        """Optimizer steps of one run."""
-        return self.num_epochs * math.ceil(num_examples / self.batch_size)
-
-
-class Run(NamedTuple):
-    encoder: Encoder
-    setting: Setting
-    seed: int
-
-    @property
-    def name(self) -> str:
-        rate, batch, epochs = self.setting
-        return f"{self.encoder}-lr{rate:g}-bs{batch}-ep{epochs}-seed{self.seed}"
-
-
-class Job(Section):
+class FinetuningJob(Section):
     """What the runs of a task share; as JSON it is what a worker process is told."""
 
     model_dir: Path
@@ -113,19 +88,9 @@ def model_fingerprint(model_dir: Path) -> str:
     return artifact.files_fingerprint({path.name: path for path in files if path.name != "record.json"})
 
 
-def max_positions(model_dir: Path) -> int:
-    """The longest input of a model. Raises FileNotFoundError where the directory holds none."""
-    try:
-        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{model_dir} has no config.json; remedy: name a Hugging Face model directory (config.json, "
-            "model.safetensors, tokenizer files)"
-        ) from None
-    return int(config["max_position_embeddings"])
-
-
-def make_run(job: Job, run: Run, data: TaskData, inputs: "TaskInputs", on_step: Callable[[int, int], None]) -> Artifact:
+def make_run(
+    job: FinetuningJob, run: Run, data: TaskData, inputs: "TaskInputs", on_step: Callable[[int, int], None]
+) -> Artifact:
     """Fine-tune once, from where an interrupted run left off. `on_step`: see `finetune`."""
     from bert_pipeline.evaluation.finetuning.finetune import circumstances, finetune
 

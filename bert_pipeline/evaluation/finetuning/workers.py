@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from bert_pipeline import settings
 from bert_pipeline.core.progress import Progress
-from bert_pipeline.evaluation.finetuning.runs import Job, Run, Setting, make_run
+from bert_pipeline.evaluation.finetuning.protocol import Run, Setting
+from bert_pipeline.evaluation.finetuning.runs import FinetuningJob, make_run
 from bert_pipeline.evaluation.tasks.readers import read_task
 from bert_pipeline.store.artifact import Artifact
-from bert_pipeline.store.executors import num_workers
-from bert_pipeline.training.launch.build import CPU_SETTINGS
 
 EXPLAINED = (ValueError, OSError, RuntimeError, ArithmeticError)
 """Errors whose message says all; of others the traceback is told."""
@@ -37,7 +37,9 @@ class RunFailed(RuntimeError):
     """A run that could not be made; the message names it and says why."""
 
 
-def make_runs(job: Job, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]) -> None:
+def make_runs(
+    job: FinetuningJob, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]
+) -> None:
     """Make those of `runs` that do not stand yet. `on_run` is called for each: for those that stand, then as they end.
 
     `num_examples` of training tell how long a run takes. Raises RunFailed, and ends the others, when one fails.
@@ -54,7 +56,7 @@ def make_runs(job: Job, runs: Sequence[Run], num_examples: int, on_run: Callable
 
 
 class _Worker:
-    def __init__(self, job: Job, environment: Mapping[str, str], messages: queue.Queue) -> None:
+    def __init__(self, job: FinetuningJob, environment: Mapping[str, str], messages: queue.Queue) -> None:
         self.run: Run | None = None
         self.step: int | None = None
         """Steps of the run that are done; None before the worker said any."""
@@ -105,7 +107,9 @@ class _Worker:
 
 
 @contextmanager
-def _workers(job: Job, environments: Sequence[Mapping[str, str]]) -> Iterator[tuple[list[_Worker], queue.Queue]]:
+def _workers(
+    job: FinetuningJob, environments: Sequence[Mapping[str, str]]
+) -> Iterator[tuple[list[_Worker], queue.Queue]]:
     messages: queue.Queue[tuple[_Worker, Message]] = queue.Queue()
     workers: list[_Worker] = []
     try:
@@ -118,7 +122,7 @@ def _workers(job: Job, environments: Sequence[Mapping[str, str]]) -> Iterator[tu
 
 
 def _follow(
-    job: Job,
+    job: FinetuningJob,
     runs: Sequence[Run],
     num_examples: int,
     workers: Sequence[_Worker],
@@ -159,14 +163,14 @@ def _environments(num_runs: int) -> list[dict[str, str]]:
     import torch
 
     cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    width = min(num_runs, gpus or num_workers())
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // width))
-    shared = CPU_SETTINGS | os.environ | {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
+    width = min(num_runs, gpus or settings.num_workers())
+    threads = str(settings.num_threads(default=max(1, cores // width)))
+    limits = {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
+    shared = settings.child_environment(settings.CPU_ENVIRONMENT, limits)
     if not gpus:
         return [shared] * width
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
     shared["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without which cuBLAS does not repeat itself
-    return [shared | {"CUDA_VISIBLE_DEVICES": name} for name in visible.split(",")[:width]]
+    return [shared | {"CUDA_VISIBLE_DEVICES": name} for name in settings.visible_gpus(gpus)[:width]]
 
 
 def main() -> None:
@@ -181,7 +185,7 @@ def main() -> None:
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_read_until_the_end, args=(lines,), daemon=True).start()
     try:
-        job = Job.model_validate_json(lines.get())
+        job = FinetuningJob.model_validate_json(lines.get())
         _work(job, lines, tell)
     except EXPLAINED as error:
         tell(error=str(error))
@@ -196,7 +200,7 @@ def _read_until_the_end(lines: queue.Queue) -> None:
     os._exit(0)
 
 
-def _work(job: Job, lines: queue.Queue, tell: Callable[..., None]) -> None:
+def _work(job: FinetuningJob, lines: queue.Queue, tell: Callable[..., None]) -> None:
     import torch
 
     from bert_pipeline.evaluation.finetuning.inputs import encode_task

@@ -20,10 +20,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from bert_pipeline.core.files import file_digest, write_whole
 from bert_pipeline.evaluation.tasks.task import TaskError
 from bert_pipeline.recipe import Section
 from bert_pipeline.web.connections import DownloadError
-from bert_pipeline.web.downloads import fetch, file_digest
+from bert_pipeline.web.downloads import fetch
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +116,7 @@ def _make_files(download: Download, folder: Path) -> None:
                 f"{folder / name}: sha256 is {found}, not {download.becomes[name]}, though what was fetched is right;"
                 " remedy: report it, with the version of Python"
             )
-        partial = folder / f"{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
+        write_whole(folder / name, content)
     fetched.unlink()
 
 

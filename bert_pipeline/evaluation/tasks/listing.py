@@ -1,10 +1,11 @@
 """All tasks at a glance: what they ask, how large they are, what others reached, and whether their data is at hand."""
 
-import os
 from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
+from bert_pipeline import settings
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.evaluation.tasks.task import (
     INPUTS,
     SPLITS,
@@ -16,7 +17,6 @@ from bert_pipeline.evaluation.tasks.task import (
     task_files,
     task_folder,
 )
-from bert_pipeline.store.artifact import file_digest
 
 REFERENCE = "PubMedBERT"
 """The published model that a domain's own BERT is measured against first."""
@@ -59,7 +59,7 @@ def _data(task: Task) -> dict[str, Any]:
     files = split_files(task, folder)
     missing = [split for split, path in files.items() if not path.is_file()]
     stated = {split: getattr(task.splits, split).sha256 for split in files.keys() - set(missing)}
-    differing = [split for split in SPLITS if stated.get(split) and file_digest(files[split]) != stated[split]]
+    differing = [split for split in SPLITS if stated.get(split) and cached_digest(files[split]) != stated[split]]
     state = "missing" if missing else "differs" if differing else "found"
     return {"state": state, "folder": str(folder.absolute()), "missing": missing, "differing": differing}
 
@@ -73,7 +73,7 @@ def show(rows: list[dict[str, Any]]) -> str:
             left_out = "".join(f" without {label}" for label in row["unscored_labels"])
             lines.append(f"  {row['name']:<16}{_sizes(row):<38}{_published(row):<38}{_state(row['data'])}")
             lines.append(f"  {'':<16}{row['kind']}, {row['metric']}{left_out}; terms: {row['terms']}")
-    return "\n".join([*lines, "", f"data: in {Path(os.environ.get('BERT_PIPELINE_DATA', '.')).absolute()}"])
+    return "\n".join([*lines, "", f"data: in {settings.data_folder().absolute()}"])
 
 
 def _sizes(row: dict[str, Any]) -> str:

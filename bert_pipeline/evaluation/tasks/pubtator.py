@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_pipeline.core.files import write_whole
 from bert_pipeline.evaluation.tasks.task import TaskError
 
 FOLDERS = {"Chemical": "BC5CDR-chem", "Disease": "BC5CDR-disease"}
@@ -65,7 +66,7 @@ class Mention:
 
 
 @dataclass(frozen=True)
-class Document:
+class PubtatorDocument:
     pmid: str
     text: str
     """Title, line feed, abstract."""
@@ -116,7 +117,7 @@ def convert_bc5cdr(pubtator: Sequence[Path], out: Path) -> dict[str, Any]:
             tagged = {document.pmid: tag(document, type_) for document in documents}
             rows += [f"{split}\t{pmid}\t{len(each.sentences)}\n" for pmid, each in tagged.items()]
             text = "".join(_lines(tagged.values()))
-            _write(folder / f"{split}.tsv", text)
+            write_whole(folder / f"{split}.tsv", text)
             facts[name][split] = {
                 "documents": len(tagged),
                 "sentences": sum(len(each.sentences) for each in tagged.values()),
@@ -129,13 +130,13 @@ def convert_bc5cdr(pubtator: Sequence[Path], out: Path) -> dict[str, Any]:
                 },
                 "sha256": hashlib.sha256(text.encode()).hexdigest(),
             }
-        _write(folder / "documents.tsv", "".join(rows))
+        write_whole(folder / "documents.tsv", "".join(rows))
     return facts
 
 
-def read_pubtator(path: Path) -> list[Document]:
+def read_pubtator(path: Path) -> list[PubtatorDocument]:
     """The documents of a PubTator file, packed with gzip or not; relations (CID) are left out. Raises TaskError."""
-    documents: dict[str, Document] = {}
+    documents: dict[str, PubtatorDocument] = {}
     lines: list[str] = []
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
@@ -155,7 +156,7 @@ def read_pubtator(path: Path) -> list[Document]:
     return list(documents.values())
 
 
-def tag(document: Document, type_: str) -> Tagged:
+def tag(document: PubtatorDocument, type_: str) -> Tagged:
     """Sentences, tokens and tags for the mentions of one type."""
     mentions = [mention for mention in document.mentions if mention.type == type_]
     owner: dict[int, Mention] = {}  # of each character
@@ -228,7 +229,7 @@ def _find_files(paths: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _splits(files: dict[str, Path]) -> dict[str, list[Document]]:
+def _splits(files: dict[str, Path]) -> dict[str, list[PubtatorDocument]]:
     """train, dev, test: each in the order of the benchmark's files, no document in two of them."""
     found = {split: read_pubtator(files[name]) for split, name in SPLITS.items()}
     development = {document.pmid: document for document in found["dev"]}
@@ -243,7 +244,7 @@ def _splits(files: dict[str, Path]) -> dict[str, list[Document]]:
     return {split: sorted(documents, key=lambda document: document.pmid) for split, documents in found.items()}
 
 
-def _document(path: Path, first: int, lines: list[str]) -> Document:
+def _document(path: Path, first: int, lines: list[str]) -> PubtatorDocument:
     title = TITLE.fullmatch(lines[0])
     if not title:
         raise _fault(path, first, "no title line", lines[0], "a document begins with PMID|t|title")
@@ -253,7 +254,7 @@ def _document(path: Path, first: int, lines: list[str]) -> Document:
         raise _fault(path, first + 1, "no abstract line", after, f"{title[1]}|a|abstract follows the title")
     text = f"{title[2]}\n{abstract[2]}"
     found = [_mention(path, number, title[1], text, line) for number, line in enumerate(lines[2:], first + 2)]
-    return Document(title[1], text, tuple(mention for mention in found if mention))
+    return PubtatorDocument(title[1], text, tuple(mention for mention in found if mention))
 
 
 def _mention(path: Path, number: int, pmid: str, text: str, line: str) -> Mention | None:
@@ -286,10 +287,3 @@ def _lines(tagged: Iterable[Tagged]) -> Iterator[str]:
         for sentence in each.sentences:
             yield from (f"{token}\t{tag}\n" for token, tag in sentence)
             yield "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Appears whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(path)

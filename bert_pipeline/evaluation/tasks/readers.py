@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_pipeline.core.files import cached_digest
 from bert_pipeline.evaluation.tasks.task import COLUMNS, UNITS, Kind, Task, TaskError, require_files
-from bert_pipeline.store.artifact import file_digest
 
 MAX_SENTENCE_WORDS = 4_000
 """A longer sentence means that the file lacks blank lines (the longest of BLURB's has 265 words)."""
@@ -91,7 +91,7 @@ def read_task(task: Task, folder: Path, other_data: bool = False) -> TaskData:
     remarks: list[str] = []
     in_train = {_content(example) for example in splits["train"]}
     for split, examples in splits.items():
-        facts: dict[str, str | int] = {"sha256": file_digest(paths[split]), "size": size(task, examples)}
+        facts: dict[str, str | int] = {"sha256": cached_digest(paths[split]), "size": size(task, examples)}
         remarks += _differences(task, split, paths[split], facts, other_data)
         files[split] = facts | {"examples": len(examples)}
         if split != "train":

@@ -18,7 +18,6 @@ kind (evaluation/readers.py):
 """
 
 import difflib
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bert_pipeline import settings
 from bert_pipeline.recipe import CorpusRecipe, Count, Positive, Section
 from bert_pipeline.recipe_files import read_named
 from bert_pipeline.store.artifact import files_fingerprint, fingerprint
@@ -247,8 +247,7 @@ def task_files() -> dict[str, Path]:
     Raises TaskError where a folder is not there, and where two names differ in nothing that a file system or Dagster,
     which takes - for _, would tell apart.
     """
-    folders = [Path(__file__).with_name("blurb")]
-    folders += [Path(folder) for folder in os.environ.get("BERT_PIPELINE_TASKS", "").split(os.pathsep) if folder]
+    folders = [Path(__file__).with_name("blurb"), *settings.task_folders()]
     found: dict[str, Path] = {}
     taken: dict[str, Path] = {}
     for folder in folders:
@@ -284,7 +283,7 @@ def task_folder(task: Task, data: Path | None, generated: Path) -> Path:
         # The same invented names as the sample's text, which is written from this seed by default.
         write_sample_ner(generated, seed=CorpusRecipe.model_fields["seed"].default)
         return generated
-    return data or Path(os.environ.get("BERT_PIPELINE_DATA", "."), task.folder)
+    return data or settings.in_data_folder(task.folder)
 
 
 def split_files(task: Task, folder: Path) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from bert_pipeline.core.files import write_whole
 from bert_pipeline.recipe import PretrainRecipe
 
 PROBE_SECONDS = 900.0
@@ -87,7 +88,7 @@ def fit_to_budget(section: PretrainRecipe, pace: Pace) -> PretrainRecipe:
     return section.model_copy(update={"budget_minutes": None, "phases": tuple(fitted)})
 
 
-def settle(job: Mapping[str, Any], work: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+def decide_schedule(job: Mapping[str, Any], work: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """The job with its numbers of steps and the size of its micro-batches.
 
     What was measured for this section once, in `work`, is kept. A size that is given as a number is taken as it is.
@@ -99,10 +100,8 @@ def settle(job: Mapping[str, Any], work: Path, environment: Mapping[str, str]) -
     if not schedule.exists() or json.loads(schedule.read_text(encoding="utf-8"))["asked"] != job["section"]:
         pace = measure_pace(job, work, environment)
         fitted = fit_to_budget(section, pace)
-        draft = schedule.with_suffix(".partial")
-        settled = {"asked": job["section"], "section": fitted.model_dump(mode="json"), "pace": asdict(pace)}
-        draft.write_text(json.dumps(settled, indent=2), encoding="utf-8")
-        draft.replace(schedule)
+        decided = {"asked": job["section"], "section": fitted.model_dump(mode="json"), "pace": asdict(pace)}
+        write_whole(schedule, json.dumps(decided, indent=2))
         steps = ", ".join(f"{p.num_steps:,} steps of {p.max_seq_length} tokens" for p in fitted.phases)
         log.info("pretrain: micro-batches of %s tokens; %s", f"{pace.per_device_tokens:,}", steps)
     kept = json.loads(schedule.read_text(encoding="utf-8"))

@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import yaml
 
-from bert_pipeline.core.progress import Pace
+from bert_pipeline import settings
+from bert_pipeline.core.progress import LineTimer
 from bert_pipeline.formats import initial_model
 from bert_pipeline.formats.metrics import Row, RowFollower, read_rows
 from bert_pipeline.recipe import ModelRecipe, PretrainRecipe
@@ -31,22 +32,11 @@ from bert_pipeline.report.model_card import model_card
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Facts
 from bert_pipeline.training.checks import check_batches
-from bert_pipeline.training.launch.budget import settle
+from bert_pipeline.training.launch.budget import decide_schedule
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 600.0
 """What the processes are given to save a checkpoint before they are killed."""
-
-CPU_SETTINGS = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "3000",
-}
-"""For the CPU: glibc gives large tensors back to the kernel after each step, and page faults then take up to two
-thirds of the time. Threads that spin while they wait starve their neighbours on a few cores; those that sleep at once
-are late for each of the many small operations of a step. They spin for a moment, then sleep (recipes/LOG.md)."""
 
 RESTARTS = 3
 """How many times torchrun starts a group again of which a process was lost. It does so after any error; one that would
@@ -69,28 +59,9 @@ class TrainingStopped(RuntimeError):
 
 
 def per_device_tokens() -> int | Literal["auto"]:
-    """Tokens of a micro-batch on one device: BERT_PIPELINE_PER_DEVICE_TOKENS, else 4,096 on CPUs and `auto` on others.
-
-    `auto`: a probe finds the size before the run. It changes no result.
-    """
-    asked = os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS")
-    if not asked:
-        on_cpu = _config(accelerate_config()).get("use_cpu")
-        return 4096 if on_cpu else "auto"
-    if asked == "auto":
-        return "auto"
-    if not asked.isdecimal() or not int(asked):
-        raise ValueError(f"BERT_PIPELINE_PER_DEVICE_TOKENS is {asked!r}; remedy: a number of tokens, or auto")
-    return int(asked)
-
-
-def accelerate_config() -> Path:
-    """Where and how fast: BERT_PIPELINE_ACCELERATE_CONFIG, else the repository's infra/accelerate/cpu.yaml."""
-    default = Path(__file__).parents[3] / "infra" / "accelerate" / "cpu.yaml"
-    path = Path(os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG") or default)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; remedy: BERT_PIPELINE_ACCELERATE_CONFIG=FILE.yaml")
-    return path.absolute()
+    """Tokens of a micro-batch on one device. Unless set: 4,096 on CPUs; on GPUs a probe before the run measures it."""
+    default: int | Literal["auto"] = 4096 if _config(settings.accelerate_config()).get("use_cpu") else "auto"
+    return settings.per_device_tokens() or default
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -111,8 +82,8 @@ def build_pretrained_checkpoint(
 
     `init_from`: the Hugging Face directory of the model to begin with.
     """
-    _assert_the_machines_can_meet(accelerate_config())
-    check_batches(section, _config(accelerate_config())["num_processes"])
+    _assert_the_machines_can_meet(settings.accelerate_config())
+    check_batches(section, _config(settings.accelerate_config())["num_processes"])
     if init_from:
         initial_model.assert_same_vocabulary(init_from, tokenizer)
     work = out / "work"
@@ -126,7 +97,7 @@ def build_pretrained_checkpoint(
         "per_device_tokens": per_device_tokens(),
         "init_from": str(init_from.absolute()) if init_from else None,
     }
-    job = settle(job, work, CPU_SETTINGS | os.environ)
+    job = decide_schedule(job, work, settings.child_environment(settings.CPU_ENVIRONMENT))
     fingerprints = {name: artifact.load(path, name).fingerprint for name, path in inputs.items()}
     made_of = {"section": job["section"], "model": job["model"], "origin": artifact.read_origin(out)} | fingerprints
     job["identity"] = artifact.fingerprint(made_of)
@@ -146,7 +117,7 @@ def build_pretrained_checkpoint(
             raise TrainingFailed("an error that would come again")
 
     try:
-        _run(*_launch(accelerate_config(), work / "job.json"), work / "train.log", follow)
+        _run(*_launch(settings.accelerate_config(), work / "job.json"), work / "train.log", follow)
     except TrainingFailed as error:
         if stopped.exists():  # neither accelerate nor torchrun hands the processes' exit code on
             raise TrainingStopped(f"training was asked to stop and saved a checkpoint in {work}; run again") from error
@@ -182,7 +153,8 @@ def _launch(config_file: Path, job_file: Path) -> tuple[list[str], dict[str, str
     if config.get("use_cpu"):
         environment["ACCELERATE_USE_CPU"] = "true"  # which accelerate does not hand on to several processes
     command = [sys.executable, "-m", "accelerate.commands.launch", *options]
-    return [*command, "-m", "bert_pipeline.training.pretrain", str(job_file)], CPU_SETTINGS | os.environ | environment
+    command += ["-m", "bert_pipeline.training.pretrain", str(job_file)]
+    return command, settings.child_environment(settings.CPU_ENVIRONMENT, environment)
 
 
 def _assert_the_machines_can_meet(config_file: Path) -> None:
@@ -243,7 +215,7 @@ class _Teller:
 
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps
-        self._due = Pace()
+        self._due = LineTimer()
         self._begin: tuple[int, float] | None = None
 
     def __call__(self, row: Row) -> None:

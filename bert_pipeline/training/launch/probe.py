@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 import sys
 import tempfile
 import time
@@ -26,6 +25,8 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from torch import nn
 
+from bert_pipeline import settings
+from bert_pipeline.core.files import peak_memory
 from bert_pipeline.core.printable import log_to_stderr
 from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.recipe import ModelRecipe, PhaseRecipe, PretrainRecipe
@@ -33,7 +34,6 @@ from bert_pipeline.training.batches.dataset import PairDataset, Rows
 from bert_pipeline.training.batches.packing import fill_up, micro_batches, pack
 from bert_pipeline.training.checkpoint import Checkpoints
 from bert_pipeline.training.launch.budget import Pace
-from bert_pipeline.training.launch.build import accelerate_config
 from bert_pipeline.training.memory import TooLittleMemory, free_on_cpu
 from bert_pipeline.training.model.loss import PretrainingLoss
 from bert_pipeline.training.model.model import build_model
@@ -58,11 +58,10 @@ class Probe:
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
         self.section = PretrainRecipe.model_validate_json(json.dumps(job["section"]))
-        config = load_config_from_file(str(accelerate_config()))
+        config = load_config_from_file(str(settings.accelerate_config()))
         self.num_processes = config.num_processes
         # As `accelerate launch` hands it on: what it compiles is compiled here.
-        for name, value in config.dynamo_config.items():
-            os.environ[f"ACCELERATE_DYNAMO_{name.removeprefix('dynamo_').upper()}"] = str(value)
+        settings.compile_as_configured(config.dynamo_config)
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.use_cpu)
         self.device = self.accelerator.device
         neighbours = config.num_processes // config.num_machines
@@ -226,8 +225,7 @@ def _for_us_on_cpu() -> int:
 
 def _highest_on_cpu() -> int:
     """The highest memory of this process so far in bytes."""
-    [peak] = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(peak) * 1024
+    return peak_memory()
 
 
 if __name__ == "__main__":

@@ -8,15 +8,21 @@ from bert_pipeline.recipe import PhaseRecipe, PretrainRecipe
 
 def build_optimizer(section: PretrainRecipe, model: nn.Module) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) without decay on biases and LayerNorm, which are the vectors."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": section.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        decay_groups(model, section.weight_decay),
         lr=0.0,  # set before each step
         betas=(section.adam_beta1, section.adam_beta2),
         eps=section.adam_epsilon,
         fused=True,
     )
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameter groups: matrices with `weight_decay`; vectors (biases and LayerNorm) without."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def learning_rate(phases: tuple[PhaseRecipe, ...], step: int) -> float:

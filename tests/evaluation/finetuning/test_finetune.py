@@ -13,10 +13,9 @@ from transformers import AutoTokenizer, BertConfig
 
 from bert_pipeline.evaluation.finetuning.batches import batches_by_length, epoch_batches, padded
 from bert_pipeline.evaluation.finetuning.finetune import finetune, predict
-from bert_pipeline.evaluation.finetuning.heads import build_model
+from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
-from bert_pipeline.evaluation.finetuning.protocol import protocol
-from bert_pipeline.evaluation.finetuning.runs import Run, Setting
+from bert_pipeline.evaluation.finetuning.protocol import Run, Setting, protocol
 from bert_pipeline.evaluation.scoring.scores import gold_labels, scores
 from bert_pipeline.evaluation.tasks.readers import Sentence, TaskData, Text
 from bert_pipeline.recipe import TaskRecipe
@@ -104,7 +103,7 @@ def test_entities_beyond_the_models_input_count_as_missed(model_dir, small_task)
     task, data = small_task("small-ner")
     inputs = encode_task(model_dir, task, data, max_seq_length=8)
     cut, gold = inputs.splits["test"], gold_labels(data.splits["test"])
-    model, _ = build_model(model_dir, "pretrained", task)
+    model, _ = build_task_model(model_dir, "pretrained", task)
     says_b = {"classifier.weight": torch.zeros(3, 32), "classifier.bias": torch.tensor([0.0, 1.0, 0.0])}
     model.load_state_dict(says_b, strict=False)
     predicted = predict(model, task, cut, inputs.pad_id)
@@ -174,7 +173,7 @@ def test_a_prediction_does_not_depend_on_the_batch_it_is_in(model_dir, small_tas
     task, data = small_task(f"small-{kind}")
     inputs = encode_task(model_dir, task, data, 64)
     torch.manual_seed(3)
-    model, _ = build_model(model_dir, "pretrained", task)
+    model, _ = build_task_model(model_dir, "pretrained", task)
     tensors, _ = padded(inputs.splits["test"], inputs.pad_id)
     with torch.no_grad():  # no class shall win everywhere, and none by a hair
         logits = model.eval()(**tensors).logits.flatten(0, -2).sort(0).values
@@ -293,7 +292,7 @@ def test_random_init_differs_from_pretrained_in_the_weights_alone(model_dir, sma
     models = {}
     for encoder in ("pretrained", "random_init"):
         torch.manual_seed(1)
-        models[encoder], _ = build_model(model_dir, encoder, task)
+        models[encoder], _ = build_task_model(model_dir, encoder, task)
     pretrained, random_init = (models[name].state_dict() for name in ("pretrained", "random_init"))
     unlike = {"architectures", "dtype", "_name_or_path"}  # where the config came from, not what it says
     configs = [
@@ -328,7 +327,7 @@ def test_a_plain_encoder_with_prefixless_names_is_taken(model_dir, small_task, t
     """As sentence encoders are stored."""
     task, _ = small_task("small-relation")
     plain = without(model_dir, tmp_path / "plain", "cls.", lambda name: name.removeprefix("bert."))
-    model, fresh_pooler = build_model(plain, "pretrained", task)
+    model, fresh_pooler = build_task_model(plain, "pretrained", task)
     stored = load_file(model_dir / "model.safetensors")
     for name in ("bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight"):
         assert torch.equal(model.state_dict()[name], stored[name])
@@ -339,7 +338,7 @@ def test_a_pooler_that_is_not_there_is_part_of_the_fresh_head(model_dir, small_t
     folder = without(model_dir, tmp_path / "poolerless", "bert.pooler.")
     for name, expected in (("small-relation", True), ("small-ner", False)):
         task, _ = small_task(name)
-        assert build_model(folder, "pretrained", task)[1] == expected
+        assert build_task_model(folder, "pretrained", task)[1] == expected
 
 
 def test_weights_of_another_architecture_are_refused(model_dir, small_task, tmp_path):
@@ -347,7 +346,7 @@ def test_weights_of_another_architecture_are_refused(model_dir, small_task, tmp_
     for name in ("small-ner", "small-qa"):
         task, _ = small_task(name)
         with pytest.raises(ValueError, match=r"short: its weights lack 16 of .*bert\.encoder\.layer\.1\..*remedy"):
-            build_model(folder, "pretrained", task)
+            build_task_model(folder, "pretrained", task)
 
 
 def test_a_pickle_is_not_opened(model_dir, small_task, tmp_path):
@@ -355,7 +354,7 @@ def test_a_pickle_is_not_opened(model_dir, small_task, tmp_path):
     shutil.copytree(model_dir, tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save(load_file(model_dir / "model.safetensors"), tmp_path / "old" / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
-        build_model(tmp_path / "old", "pretrained", task)
+        build_task_model(tmp_path / "old", "pretrained", task)
 
 
 def test_a_length_beyond_the_models_positions_is_refused(model_dir, small_task):

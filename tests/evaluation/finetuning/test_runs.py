@@ -13,8 +13,8 @@ from processes import commands
 
 from bert_pipeline.evaluation.finetuning import workers
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
-from bert_pipeline.evaluation.finetuning.protocol import protocol
-from bert_pipeline.evaluation.finetuning.runs import Job, Run, Setting, best, grid, make_run, model_fingerprint
+from bert_pipeline.evaluation.finetuning.protocol import Run, Setting, protocol
+from bert_pipeline.evaluation.finetuning.runs import FinetuningJob, best, grid, make_run, model_fingerprint
 from bert_pipeline.evaluation.finetuning.workers import RunFailed, make_runs
 from bert_pipeline.evaluation.scoring.predictions import read_predictions, write_predictions
 from bert_pipeline.evaluation.scoring.scores import gold_labels, scores
@@ -33,7 +33,7 @@ ENDLESS = Setting(1e-3, 1, 100)
 @pytest.fixture
 def job(model_dir, small_tasks, small_task, tmp_path):
     task, _ = small_task("small-relation")
-    return Job(
+    return FinetuningJob(
         model_dir=model_dir,
         task=task,
         data=small_tasks / task.name,
@@ -182,14 +182,14 @@ def test_an_interrupt_leaves_no_process(job, monkeypatch):
 PARENT = """
 import pathlib, sys
 from bert_pipeline.evaluation import workers
-from bert_pipeline.evaluation.runs import Job, Run, Setting
+from bert_pipeline.evaluation.runs import FinetuningJob, Run, Setting
 
 real = workers.Progress.advance
 def advance(self, *args, **more):
     real(self, *args, **more)
     print("a step", flush=True)
 workers.Progress.advance = advance
-job = Job.model_validate_json(sys.argv[1])
+job = FinetuningJob.model_validate_json(sys.argv[1])
 workers.make_runs(job, [Run("pretrained", Setting(1e-3, 1, 100), 1)], 160, print)
 """
 

@@ -14,8 +14,8 @@ from bert_pipeline.training.launch import build as launch
 from bert_pipeline.training.launch.budget import (
     BudgetError,
     Pace,
+    decide_schedule,
     fit_to_budget,
-    settle,
     step_seconds,
     training_seconds,
 )
@@ -149,7 +149,7 @@ def test_a_schedule_of_another_recipe_is_not_taken(tiny_recipe, tmp_path, monkey
 
     def settled(minutes):
         section = in_minutes(tiny_recipe, minutes).pretrain.model_dump(mode="json")
-        return settle({"section": section, "per_device_tokens": "auto"}, tmp_path, {})["section"]
+        return decide_schedule({"section": section, "per_device_tokens": "auto"}, tmp_path, {})["section"]
 
     first, second = settled(1), settled(2)
     assert first != second

@@ -7,6 +7,7 @@ import yaml
 from processes import commands
 from training.runs import trace, train_in_a_fork
 
+from bert_pipeline import settings
 from bert_pipeline.formats.metrics import RowFollower, append_row
 from bert_pipeline.stages import make_stage
 from bert_pipeline.store.artifact import ArtifactError
@@ -90,7 +91,7 @@ def test_batches_that_the_processes_cannot_share_alike_are_told_before_they_star
     def run(*_):
         raise Started
 
-    config = yaml.safe_load(launch.accelerate_config().read_text()) | {"num_processes": processes}
+    config = yaml.safe_load(settings.accelerate_config().read_text()) | {"num_processes": processes}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(tmp_path / "config.yaml"))
     monkeypatch.setattr(launch, "_run", run)
@@ -132,7 +133,7 @@ def test_errors_that_would_come_again_are_told_from_those_that_may_not(tmp_path,
 def test_a_missing_accelerate_config_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(tmp_path / "none.yaml"))
     with pytest.raises(FileNotFoundError, match=r"none\.yaml: no such file; remedy: BERT_PIPELINE_ACCELERATE_CONFIG"):
-        launch.accelerate_config()
+        settings.accelerate_config()
 
 
 def test_every_accelerate_config_is_read_by_accelerate():

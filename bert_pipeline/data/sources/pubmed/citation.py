@@ -50,7 +50,7 @@ _DATE_PARTS = [_PLACE[part] for part in DATE_PARTS]
 _FIRST_DATE_PART, _FIRST_SINGLE = _PLACE[DATE_PARTS[0]], _PLACE[SINGLE[0]]
 
 
-class Section(NamedTuple):
+class AbstractSection(NamedTuple):
     """Of an abstract. Label and category (BACKGROUND, OBJECTIVE, METHODS, RESULTS, CONCLUSIONS) may be empty."""
 
     label: str
@@ -86,7 +86,7 @@ class Citation(NamedTuple):
     pmid: str
     version: int
     title: str
-    abstract: tuple[Section, ...]
+    abstract: tuple[AbstractSection, ...]
     languages: tuple[str, ...]  # MARC codes: eng, fre
     journal: str
     iso_abbreviation: str
@@ -130,7 +130,7 @@ def _citation(record: Record, number: int) -> Citation | Fault:
     published: dict[int, str] = {}
     revised: dict[int, str] = {}
     date = published
-    sections: list[Section] = []
+    sections: list[AbstractSection] = []
     headings: list[Heading] = []
     types: list[Term] = []
     links: list[Link] = []
@@ -161,7 +161,7 @@ def _citation(record: Record, number: int) -> Citation | Fault:
         elif field == _KEYWORD:
             keywords.append(text)
         elif field == _ABSTRACT_TEXT:
-            sections.append(Section(" ".join(key.split()), _attribute(record.data, start, CATEGORY), text))
+            sections.append(AbstractSection(" ".join(key.split()), _attribute(record.data, start, CATEGORY), text))
         elif field == _PMID:
             if start < link_end:
                 links[-1] = Link(links[-1].kind, text, _version(key))

@@ -20,12 +20,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
 
+from bert_pipeline.core.files import file_digest
 from bert_pipeline.core.progress import Progress
 from bert_pipeline.data.sources.pubmed.listing import FOLDERS, NAME, Folder, Listed, list_files, parse_md5, year_of
 from bert_pipeline.recipe import Section
 from bert_pipeline.store.artifact import Facts
 from bert_pipeline.web.connections import DEFAULT_PATIENCE, DownloadError, Patience
-from bert_pipeline.web.downloads import Partial, fetch, file_digest, read, writing
+from bert_pipeline.web.downloads import Partial, fetch, read, writing
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,282 @@
+"""Where and how fast: every environment variable that the project reads, with its meaning and its default.
+
+No other file reads the environment. What a run computes is in the recipe (recipe.py) and never here.
+`docs/reference/environment.md` is generated from the two tables below.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+
+class Variable(NamedTuple):
+    meaning: str
+    default: str = ""
+    """In words, for the documentation."""
+
+
+VARIABLES = {
+    "BERT_PIPELINE_HOME": Variable(
+        "Folder for all state: artifacts, Dagster's home, MLflow's database.", "`workspace` in the current directory"
+    ),
+    "BERT_PIPELINE_DATA": Variable(
+        "Folder that relative paths of text and evaluation data start from.", "the current directory"
+    ),
+    "BERT_PIPELINE_RECIPES": Variable(
+        "Folders with your own recipes, separated by `:`. The packaged recipes are always available.", "none"
+    ),
+    "BERT_PIPELINE_TASKS": Variable(
+        "Folders with your own evaluation tasks, separated by `:`. The BLURB tasks are always available.", "none"
+    ),
+    "BERT_PIPELINE_WORKERS": Variable(
+        "Number of worker processes in the data stages.", "the cores available to the process"
+    ),
+    "BERT_PIPELINE_EXECUTOR": Variable(
+        "Where data stages run: `processes` on this machine, or `dask://SCHEDULER:8786`.", "`processes`"
+    ),
+    "BERT_PIPELINE_ACCELERATE_CONFIG": Variable(
+        "Accelerate config file: devices, number of processes and machines, precision.", "`infra/accelerate/cpu.yaml`"
+    ),
+    "BERT_PIPELINE_PER_DEVICE_TOKENS": Variable(
+        "Largest micro-batch in tokens on one device, or `auto` to measure it before training. "
+        "A batch of any size is split into micro-batches of at most this many tokens.",
+        "4096 on CPUs, `auto` on GPUs",
+    ),
+    "BERT_PIPELINE_TIMEOUT_SECONDS": Variable(
+        "Seconds that a training process waits for another one before it reports it as lost.", "25"
+    ),
+    "BERT_PIPELINE_REMOTE": Variable(
+        "The [remote store](../operate/remote-store.md) for artifacts: `s3://BUCKET/PREFIX` or `file:///FOLDER`.",
+        "none",
+    ),
+    "BERT_PIPELINE_FAILURE_WEBHOOK": Variable(
+        "URL that receives a POST for each [failed run](../operate/runs.md#failure-notifications). "
+        "Treated as a secret: never logged.",
+        "none",
+    ),
+    "BERT_PIPELINE_DAGSTER_URL": Variable("Address of Dagster's web pages, for links.", "`http://127.0.0.1:3000`"),
+    "BERT_PIPELINE_MLFLOW_URL": Variable(
+        "Address of MLflow's web pages, for links.",
+        "`MLFLOW_TRACKING_URI` if it is a URL, else `http://127.0.0.1:5000`",
+    ),
+    "MLFLOW_TRACKING_URI": Variable("MLflow server to use instead of the SQLite database in the home.", "none"),
+    "MLFLOW_TRACKING_USERNAME": Variable("User at the MLflow server; recorded with each promotion.", "the login name"),
+    "OMP_NUM_THREADS": Variable("Threads of each fine-tuning process.", "the cores shared out among the processes"),
+    "CUDA_VISIBLE_DEVICES": Variable("GPUs that fine-tuning uses, one process each.", "all"),
+}
+"""The variables that people set."""
+
+INTERNAL_VARIABLES = {
+    "BERT_PIPELINE_WORLD_SIZE": Variable("Number of training processes; the launcher sets it, each process checks it."),
+    "BERT_PIPELINE_LAUNCHER": Variable("Process id of the launcher; training stops when that process ends."),
+    "BERT_PIPELINE_REPOSITORY": Variable("Path of the clone, for `infra/slurm/train.sbatch`."),
+    "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, TORCHELASTIC_RESTART_COUNT": Variable(
+        "Place of a training process in its group, set by torchrun."
+    ),
+    "ACCELERATE_USE_FSDP, FSDP_VERSION": Variable("Sharded training, set by `accelerate launch` from its config."),
+}
+"""The variables that programs set for each other."""
+
+CPU_ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "3000",
+}
+"""Defaults for training processes on CPUs. By default glibc returns large tensors to the kernel after each step, and
+page faults then take up to two thirds of the time. OpenMP threads that spin while they wait slow down their neighbours
+on a few cores; threads that sleep at once start late in each of the many small operations of a step. These values let
+them spin briefly, then sleep (measured in recipes/LOG.md)."""
+
+LIBRARY_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # it would print over the answer of a command
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",  # nothing is downloaded at run time
+    # With MLflow's default of 7 retries, one call to a server that is down blocks for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+class SettingError(ValueError):
+    """An environment variable with a value that cannot be used."""
+
+
+def set_library_defaults() -> None:
+    """Configure MLflow and Hugging Face libraries, unless the user has. They read these values when imported."""
+    for name, value in LIBRARY_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def home() -> Path:
+    return Path(os.environ.get("BERT_PIPELINE_HOME") or "workspace").absolute()
+
+
+def store() -> Path:
+    """The folder of all artifacts, `store/kind/fingerprint`."""
+    return home() / "artifacts"
+
+
+def data_folder() -> Path:
+    return Path(os.environ.get("BERT_PIPELINE_DATA") or ".")
+
+
+def in_data_folder(path: str) -> Path:
+    """`path` with `~` expanded; a relative one starts from BERT_PIPELINE_DATA."""
+    return data_folder() / Path(path).expanduser()
+
+
+def recipe_folders() -> list[Path]:
+    return _folders("BERT_PIPELINE_RECIPES")
+
+
+def task_folders() -> list[Path]:
+    return _folders("BERT_PIPELINE_TASKS")
+
+
+def _folders(variable: str) -> list[Path]:
+    return [Path(folder) for folder in os.environ.get(variable, "").split(os.pathsep) if folder]
+
+
+def num_workers() -> int:
+    return int(os.environ.get("BERT_PIPELINE_WORKERS") or len(os.sched_getaffinity(0)))
+
+
+def executor() -> str:
+    return os.environ.get("BERT_PIPELINE_EXECUTOR") or "processes"
+
+
+@contextmanager
+def one_worker() -> Iterator[None]:
+    """Within this block, data stages run in a single process of this machine."""
+    names = {"BERT_PIPELINE_WORKERS": "1", "BERT_PIPELINE_EXECUTOR": "processes"}
+    before = {name: os.environ.get(name, "") for name in names}
+    os.environ |= names
+    try:
+        yield
+    finally:
+        os.environ |= before  # an empty value counts as unset
+
+
+def accelerate_config() -> Path:
+    """Raises FileNotFoundError if the file does not exist."""
+    default = Path(__file__).parents[1] / "infra" / "accelerate" / "cpu.yaml"
+    path = Path(os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG") or default)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; remedy: BERT_PIPELINE_ACCELERATE_CONFIG=FILE.yaml")
+    return path.absolute()
+
+
+def per_device_tokens() -> int | Literal["auto"] | None:
+    """None if unset: the default depends on the device. Raises SettingError for anything but a number or `auto`."""
+    value = os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS")
+    if not value:
+        return None
+    if value == "auto":
+        return "auto"
+    if not value.isdecimal() or not int(value):
+        raise SettingError(f"BERT_PIPELINE_PER_DEVICE_TOKENS is {value!r}; remedy: a number of tokens, or auto")
+    return int(value)
+
+
+def timeout_seconds(default: int) -> int:
+    return int(os.environ.get("BERT_PIPELINE_TIMEOUT_SECONDS") or default)
+
+
+def remote_url() -> str | None:
+    return os.environ.get("BERT_PIPELINE_REMOTE") or None
+
+
+def failure_webhook() -> str | None:
+    return os.environ.get("BERT_PIPELINE_FAILURE_WEBHOOK") or None
+
+
+def dagster_url() -> str:
+    return (os.environ.get("BERT_PIPELINE_DAGSTER_URL") or "http://127.0.0.1:3000").rstrip("/")
+
+
+def mlflow_tracking_uri(home: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow.db"
+
+
+def mlflow_url(home: Path) -> str:
+    uri = mlflow_tracking_uri(home)
+    default = uri if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+    return (os.environ.get("BERT_PIPELINE_MLFLOW_URL") or default).rstrip("/")
+
+
+def mlflow_user() -> str | None:
+    return os.environ.get("MLFLOW_TRACKING_USERNAME") or None
+
+
+def num_threads(default: int) -> int:
+    return int(os.environ.get("OMP_NUM_THREADS") or default)
+
+
+def visible_gpus(count: int) -> list[str]:
+    """Names of the GPUs as CUDA_VISIBLE_DEVICES takes them; `count`: how many there are."""
+    return (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")
+
+
+def child_environment(defaults: Mapping[str, str], values: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a process to start: `defaults` where nothing is set, `values` in any case."""
+    return dict(defaults) | os.environ | dict(values or {})
+
+
+def limit_threads_of_worker() -> None:
+    """For a worker process that is one of many: its libraries must not start a thread for every core."""
+    os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+def compile_as_configured(dynamo_config: Mapping[str, Any]) -> None:
+    """Set what `accelerate launch` would set for torch.compile, for an Accelerator in this process."""
+    os.environ |= {
+        f"ACCELERATE_DYNAMO_{name.removeprefix('dynamo_').upper()}": str(value) for name, value in dynamo_config.items()
+    }
+
+
+class Group(NamedTuple):
+    """The place of this process among the training processes, as torchrun or `accelerate launch` states it."""
+
+    rank: int
+    world_size: int | None
+    """None: the process was started alone."""
+    local_rank: int | None
+    """Rank on this machine; None: not started by torchrun."""
+    local_world_size: int
+    """Processes on this machine."""
+    restart: str
+    """How many times torchrun has restarted the group."""
+    has_master: bool
+    """The address of a first process is set."""
+    expected_world_size: int | None
+    """What the launcher asked for; None: started by hand."""
+    launcher: int | None
+    """Process id of the launcher; None: started by hand."""
+    shards_parameters: bool
+    fsdp_version: str | None
+
+
+def group() -> Group:
+    def number(name: str) -> int | None:
+        value = os.environ.get(name)
+        return None if value is None else int(value)
+
+    return Group(
+        rank=number("RANK") or 0,
+        world_size=number("WORLD_SIZE"),
+        local_rank=number("LOCAL_RANK"),
+        local_world_size=number("LOCAL_WORLD_SIZE") or 1,
+        restart=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+        has_master="MASTER_ADDR" in os.environ,
+        expected_world_size=number("BERT_PIPELINE_WORLD_SIZE"),
+        launcher=number("BERT_PIPELINE_LAUNCHER"),
+        shards_parameters=os.environ.get("ACCELERATE_USE_FSDP", "false") == "true",
+        fsdp_version=os.environ.get("FSDP_VERSION"),
+    )
