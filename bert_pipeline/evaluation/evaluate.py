@@ -1,28 +1,37 @@
-"""What a checkpoint is worth: its losses on held-out text, and its scores on tasks beside random weights.
+"""Evaluate a model on a task by fine-tuning it: scores over several seeds, compared with random weights.
 
-    <out>/scores.json                                   every run's scores, the gold, the settings, what is published
-    <out>/predictions/<encoder>-seed<seed>-test.tsv     of the runs that the scores are means of; dev's beside them
-    <out>/runs/                                         every run, those of the grid too (runs.py)
-    <out>/data/                                         the data, where it is generated
+    <out>/scores.json                                   scores of the runs, settings, files, published scores
+    <out>/predictions/<encoder>-seed<seed>-test.tsv     predictions of the reported runs; those for dev lie beside them
+    <out>/runs/                                         every run, including those of the grid (finetuning/job.py)
+    <out>/data/                                         the data, if it is generated
 
-A task is run with the checkpoint (`pretrained`) and, as a baseline, with the same architecture from fresh weights
-(`random_init`): only the gap between the two is what pretraining gave.
+The protocol is BLURB's (Gu et al. 2021, section 2.4): the settings of a grid are compared on dev with the first seed,
+and the best one runs with every seed. As a baseline, the same architecture also runs from random weights
+(`random_init`): the gap to the checkpoint (`pretrained`) shows what pretraining contributed.
 """
 
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bert_pipeline.evaluation.finetuning.protocol import SCORED, EncoderWeights, Run, max_positions, protocol
-from bert_pipeline.evaluation.finetuning.runs import FinetuningJob, best, grid, model_fingerprint
+from bert_pipeline.core.files import write_whole
+from bert_pipeline.evaluation.finetuning.job import FinetuningJob, model_fingerprint
+from bert_pipeline.evaluation.finetuning.protocol import (
+    SCORED,
+    EncoderWeights,
+    Run,
+    Setting,
+    max_positions,
+    protocol,
+)
 from bert_pipeline.evaluation.finetuning.workers import make_runs
 from bert_pipeline.evaluation.scoring.predictions import read_predictions
 from bert_pipeline.evaluation.scoring.scores import interval, statistics
-from bert_pipeline.evaluation.tasks.readers import read_task
+from bert_pipeline.evaluation.tasks.readers import TaskData, read_task
 from bert_pipeline.evaluation.tasks.task import UNITS, find_task, task_folder
 from bert_pipeline.recipe import TaskRecipe
 from bert_pipeline.store.artifact import Artifact, Facts
@@ -34,32 +43,53 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_checkpoint(settings: TaskRecipe, checkpoint: Path, out: Path, on_row: OnRow) -> Facts:
-    """One task with a pretrained_checkpoint: beside random weights, and with the models that were kept on the way.
+    """Evaluate a pretrained_checkpoint on one task: against random weights, and with each snapshot of the training.
 
-    `snapshots` in the facts maps the step of each of those to its score, of the first seed, in the same setting.
+    `snapshots` in the facts maps the step of each snapshot to its score with the first seed, in the same setting.
     """
     facts = evaluate_task(settings, checkpoint, None, out, on_row, baseline=True)
-    once = settings.model_copy(update=facts["setting"] | {"seeds": tuple(facts["seeds"][:1])})
+    one_run = settings.model_copy(update=facts["setting"] | {"seeds": tuple(facts["seeds"][:1])})
     data = out / "data" if (out / "data").is_dir() else None
     snapshots = {}
     for model in sorted(checkpoint.glob("snapshots/step-????????")):
-        step, place = int(model.name.removeprefix("step-")), out / "snapshots" / model.name
-        score = evaluate_task(once, model, data, place, lambda row: None, baseline=False)["pretrained"]["score_mean"]
+        step, folder = int(model.name.removeprefix("step-")), out / "snapshots" / model.name
+        of_snapshot = evaluate_task(one_run, model, data, folder, lambda row: None, baseline=False)
+        snapshots[str(step)] = score = of_snapshot["pretrained"]["score_mean"]
         on_row({"step": step, "task": settings.name, "snapshot_score": score})
-        snapshots[str(step)] = score
     return facts | {"snapshots": snapshots}
 
 
 def evaluate_task(
     settings: TaskRecipe, model_dir: Path, data: Path | None, out: Path, on_row: OnRow, baseline: bool
 ) -> Facts:
-    """Run one task with the model in a Hugging Face directory; `baseline` adds the runs from random weights.
+    """Evaluate the model in a Hugging Face directory on one task; `baseline` adds the runs from random weights.
 
-    `data` is the folder of the task's files, where it is not the task's own. `on_row` is told each run as it is done.
-    What stands in `out` is not run again. Raises TaskError, ArtifactError or RunFailed.
+    `data` replaces the task's own data folder. `on_row` receives each run when it is finished. Runs that exist in `out`
+    are not repeated. Raises TaskError, ArtifactError or RunFailed.
     """
+    job, examples = _prepare(settings, model_dir, data, out)
+    runs = _Runs(job, len(examples.splits["train"]), on_row)
+    candidates = job.protocol.settings
+    grid = [Run("pretrained", setting, job.protocol.seeds[0]) for setting in candidates] if len(candidates) > 1 else []
+    runs.make(grid)
+    setting = best_on_dev([(run.setting, runs.finished[run]) for run in grid]) if grid else candidates[0]
+    encoders: tuple[EncoderWeights, ...] = ("pretrained", "random_init") if baseline else ("pretrained",)
+    reported = [Run(encoder, setting, seed) for encoder in encoders for seed in job.protocol.seeds]
+    runs.make(reported)
+    facts = _facts(job, examples, {run: runs.finished[run] for run in reported})
+    _copy_predictions(job, reported, out / "predictions")
+    _write_scores(out / "scores.json", settings, runs, facts, examples, grid, reported)
+    return facts
+
+
+def best_on_dev(tried: Sequence[tuple[Setting, Artifact]]) -> Setting:
+    """Return the setting with the highest score on dev; the first of several equal ones."""
+    return max(tried, key=lambda each: each[1].facts["dev"]["score"])[0]
+
+
+def _prepare(settings: TaskRecipe, model_dir: Path, data: Path | None, out: Path) -> tuple[FinetuningJob, TaskData]:
     task = find_task(settings.name)
-    how = protocol(task, settings, max_positions(model_dir))
+    chosen = protocol(task, settings, max_positions(model_dir))
     out.mkdir(parents=True, exist_ok=True)
     folder = task_folder(task, data, out / "data")
     examples = read_task(task, folder, settings.other_data)
@@ -70,91 +100,110 @@ def evaluate_task(
         task=task,
         data=folder.absolute(),
         other_data=settings.other_data,
-        protocol=how,
+        protocol=chosen,
         runs=(out / "runs").absolute(),
         fingerprints={
             "model": model_fingerprint(model_dir),
             **{split: str(facts["sha256"]) for split, facts in examples.files.items()},
         },
     )
-    made: dict[Run, Artifact] = {}
-    place: dict[Run, int] = {}  # in the plan: the same where runs end in another order, or after an interruption
-
-    def keep(run: Run, artifact: Artifact) -> None:
-        if run not in made:  # the grid's best is one of the runs with every seed
-            made[run] = artifact
-            on_row({"step": place[run], "task": task.name} | _row(run, artifact.facts))
-            log.info("%s: %s: dev %.4f", task.name, run.name, artifact.facts["dev"]["score"])
-
-    def make(runs: Sequence[Run]) -> list[Run]:
-        place.update({run: number for number, run in enumerate(dict.fromkeys([*place, *runs]), 1)})
-        make_runs(job, runs, len(examples.splits["train"]), keep)
-        return list(runs)
-
-    settings_tried = grid(how)
-    tried = make([Run("pretrained", each, how.seeds[0]) for each in settings_tried]) if len(settings_tried) > 1 else []
-    setting = best([(run.setting, made[run]) for run in tried]) if tried else settings_tried[0]
-    encoders: tuple[EncoderWeights, ...] = ("pretrained", "random_init") if baseline else ("pretrained",)
-    chosen = make([Run(encoder, setting, seed) for encoder in encoders for seed in how.seeds])
-
-    _copy_predictions(job, chosen, out / "predictions")
-    of_first = made[chosen[0]].facts
-    facts: Facts = {
-        "kind": task.kind,
-        "metric": task.metric,
-        "unit": UNITS[task.kind],
-        "gold_size": examples.files["test"]["size"],
-        "setting": setting._asdict(),
-        "seeds": list(how.seeds),
-        "max_seq_length": how.max_seq_length,
-        "words_out_of_input": {split: lost["words"] for split, lost in of_first["out_of_input"].items()},
-        "gold_out_of_input": {split: lost["gold"] for split, lost in of_first["out_of_input"].items()},
-        "fresh_pooler": of_first["fresh_pooler"],
-        **{
-            encoder: _summary(job, {run: made[run] for run in chosen if run.encoder == encoder}) for encoder in encoders
-        },
-        "published": dict(task.published_scores),
-        "measured": dict(task.measured_scores),
-    }
-    table = facts | {
-        "task": task.name,
-        "version": task.version,
-        "settings": settings.model_dump(mode="json"),
-        "protocol": how.model_dump(mode="json"),
-        "grid": [run.setting._asdict() | {"dev": made[run].facts["dev"]["score"]} for run in tried],
-        "runs": [_which(run) | made[run].facts for run in chosen],
-        "files": examples.files,
-        "reference": task.splits.model_dump(mode="json"),
-        "published_source": task.published_source,
-        "fingerprints": job.fingerprints,
-    }
-    (out / "scores.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    return facts
+    return job, examples
 
 
-def _which(run: Run) -> dict[str, Any]:
+class _Runs:
+    """The finished runs of a job. Each is passed to `on_row` once, numbered by the order of the plan."""
+
+    def __init__(self, job: FinetuningJob, num_examples: int, on_row: OnRow) -> None:
+        self.job = job
+        self.finished: dict[Run, Artifact] = {}
+        self._num_examples = num_examples
+        self._on_row = on_row
+        self._numbers: dict[Run, int] = {}  # independent of the order in which runs end and of interruptions
+
+    def make(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            self._numbers.setdefault(run, len(self._numbers) + 1)
+        if runs:
+            make_runs(self.job, runs, self._num_examples, self._add)
+
+    def _add(self, run: Run, artifact: Artifact) -> None:
+        if run in self.finished:  # the best run of the grid is also a reported run
+            return
+        self.finished[run] = artifact
+        task, facts = self.job.task.name, artifact.facts
+        row = _settings_of(run) | facts["test"] | {"dev_score": facts["dev"]["score"]}
+        self._on_row({"step": self._numbers[run], "task": task} | row)
+        log.info("%s: %s: dev %.4f", task, run.name, facts["dev"]["score"])
+
+
+def _settings_of(run: Run) -> dict[str, Any]:
     return {"encoder": run.encoder, **run.setting._asdict(), "seed": run.seed}
 
 
-def _row(run: Run, facts: Facts) -> dict[str, Any]:
-    return _which(run) | facts["test"] | {"dev_score": facts["dev"]["score"]}
+def _facts(job: FinetuningJob, examples: TaskData, reported: dict[Run, Artifact]) -> Facts:
+    """Summarise the reported runs, which share one setting; the first of them is `pretrained`."""
+    first = next(iter(reported))
+    first_facts = reported[first].facts
+    by_encoder: dict[str, list[Artifact]] = {}
+    for run, artifact in reported.items():
+        by_encoder.setdefault(run.encoder, []).append(artifact)
+    return {
+        "kind": job.task.kind,
+        "metric": job.task.metric,
+        "unit": UNITS[job.task.kind],
+        "gold_size": examples.files["test"]["size"],
+        "setting": first.setting._asdict(),
+        "seeds": list(job.protocol.seeds),
+        "max_seq_length": job.protocol.max_seq_length,
+        "words_out_of_input": {split: lost["words"] for split, lost in first_facts["out_of_input"].items()},
+        "gold_out_of_input": {split: lost["gold"] for split, lost in first_facts["out_of_input"].items()},
+        "fresh_pooler": first_facts["fresh_pooler"],
+        **{encoder: _summary(job, artifacts) for encoder, artifacts in by_encoder.items()},
+        "published": dict(job.task.published_scores),
+        "measured": dict(job.task.measured_scores),
+    }
 
 
-def _summary(job: FinetuningJob, runs: Mapping[Run, Artifact]) -> dict[str, float | None]:
-    """Mean of each test score over the seeds; of the metric its sample standard deviation, where there are several
-    seeds, and its bootstrap interval."""
-    tests = [made.facts["test"] for made in runs.values()]
+def _summary(job: FinetuningJob, runs: Sequence[Artifact]) -> dict[str, float | None]:
+    """Return the mean of each test score over the seeds and, of the task's metric, the sample standard deviation (None
+    for a single seed) and the bootstrap interval."""
+    tests = [run.facts["test"] for run in runs]
     summary: dict[str, float | None] = {f"{name}_mean": mean(test[name] for test in tests) for name in tests[0]}
     summary["score_sd"] = stdev(test["score"] for test in tests) if len(tests) > 1 else None
-    # From the files that anyone can score again, not from what the run kept in memory.
-    rows = [statistics(job.task, *read_predictions(made.path / "test.tsv", job.task)) for made in runs.values()]
+    # Computed from the written files, which anyone can score again.
+    rows = [statistics(job.task, *read_predictions(run.path / "test.tsv", job.task)) for run in runs]
     summary["low"], summary["high"] = interval(job.task, rows, BOOTSTRAP_SEED)
     return summary
 
 
 def _copy_predictions(job: FinetuningJob, runs: Sequence[Run], folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # of another choice of settings
+    shutil.rmtree(folder, ignore_errors=True)  # predictions of an earlier call with other settings
     folder.mkdir()
     for run in runs:
         for split in SCORED:
             shutil.copy(job.runs / run.name / f"{split}.tsv", folder / f"{run.encoder}-seed{run.seed}-{split}.tsv")
+
+
+def _write_scores(
+    path: Path,
+    settings: TaskRecipe,
+    runs: _Runs,
+    facts: Facts,
+    examples: TaskData,
+    grid: Sequence[Run],
+    reported: Sequence[Run],
+) -> None:
+    job = runs.job
+    table = facts | {
+        "task": job.task.name,
+        "version": job.task.version,
+        "settings": settings.model_dump(mode="json"),
+        "protocol": job.protocol.model_dump(mode="json"),
+        "grid": [run.setting._asdict() | {"dev": runs.finished[run].facts["dev"]["score"]} for run in grid],
+        "runs": [_settings_of(run) | runs.finished[run].facts for run in reported],
+        "files": examples.files,
+        "reference": job.task.splits.model_dump(mode="json"),
+        "published_source": job.task.published_source,
+        "fingerprints": job.fingerprints,
+    }
+    write_whole(path, json.dumps(table, indent=2) + "\n")

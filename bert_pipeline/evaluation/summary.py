@@ -1,5 +1,5 @@
-"""All evaluations of a checkpoint in one place: held-out losses, the scores of its tasks beside the published ones, the
-BLURB score, and how much of the tasks' text the corpus holds.
+"""Combine all evaluations of a checkpoint: held-out losses, task scores beside published ones, the BLURB score, and the
+share of the tasks' text in the corpus.
 
     <out>/results.md, results.png      the scores as a table and as a picture
 """
@@ -25,7 +25,7 @@ def build_evaluations(
     of_tasks: Mapping[str, Path],
     out: Path,
 ) -> Facts:
-    """`of_tasks`: the artifact of each task by its name."""
+    """Build the artifact `evaluations`. `of_tasks` maps the name of each task to its evaluation artifact."""
     from bert_pipeline.training.heldout import score_heldout
 
     tasks = {name: artifact.load(path).facts for name, path in of_tasks.items()}

@@ -1,4 +1,4 @@
-"""A task evaluated through the front door: what is reported is what the files say."""
+"""Evaluation end to end: the reported scores are those of the written files."""
 
 import hashlib
 import json
@@ -93,7 +93,7 @@ def test_the_grid_is_run_once_and_its_best_on_dev_with_every_seed(evaluated):
         assert (row["score"], row["dev_score"]) == (run["test"]["score"], run["dev"]["score"])
 
 
-def test_facts_and_files_tell_what_was_scored(evaluated, small_tasks):
+def test_facts_and_files_describe_what_was_scored(evaluated, small_tasks):
     facts, _, out = evaluated
     scores = json.loads((out / "scores.json").read_text())
     test = (small_tasks / "small-ner" / "test.tsv").read_bytes()
@@ -119,7 +119,7 @@ def test_a_second_start_runs_nothing_and_reports_the_same(evaluated, model_dir, 
     )
 
 
-def test_one_seed_has_no_standard_deviation_and_no_baseline_is_asked_for(evaluated, model_dir):
+def test_one_seed_has_no_standard_deviation_and_the_baseline_is_optional(evaluated, model_dir):
     _, _, out = evaluated
     settings = SETTINGS.model_copy(update={"seeds": (1,), "learning_rate": 3e-3})
     facts = evaluate_task(settings, model_dir, None, out, lambda row: None, baseline=False)
@@ -141,10 +141,10 @@ def test_the_command_prints_scores_beside_published_ones(model_dir, small_tasks,
     }
     for name in facts:
         assert f"{100 * facts[name]['pretrained']['score_mean']:.2f}" in out
-    assert "accuracy, 95 % interval" in out and "one seed; learning_rate 5e-05" in out and "BLURB" not in out
+    assert "95 % interval" in out and "accuracy" in out and "learning_rate 5e-05" in out and "BLURB" not in out
     assert main([*arguments, *tasks, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == {name: {key: facts[name][key] for key in told[name]} for name in facts}
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {name: {key: facts[name][key] for key in printed[name]} for name in facts}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,9 @@ def test_the_command_prints_scores_beside_published_ones(model_dir, small_tasks,
         (["--model", "m", "--task", "small-qa", "--seeds", "0", "--out", "o"], "seeds"),
     ],
 )
-def test_what_cannot_be_run_is_refused_in_plain_words(small_tasks, tmp_path, monkeypatch, capsys, arguments, expected):
+def test_invalid_arguments_are_refused_without_a_traceback(
+    small_tasks, tmp_path, monkeypatch, capsys, arguments, expected
+):
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", *arguments]) == 1
     err = capsys.readouterr().err
@@ -170,7 +172,7 @@ def test_what_cannot_be_run_is_refused_in_plain_words(small_tasks, tmp_path, mon
     assert not (tmp_path / "o").exists()
 
 
-def test_a_fault_in_the_last_tasks_data_is_told_before_the_first_is_run(
+def test_invalid_data_of_the_last_task_is_reported_before_the_first_is_run(
     model_dir, small_tasks, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("BERT_PIPELINE_DATA", str(shutil.copytree(small_tasks, tmp_path / "data")))
@@ -182,18 +184,18 @@ def test_a_fault_in_the_last_tasks_data_is_told_before_the_first_is_run(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_its_data_says_of_a_score_is_told_once(model_dir, small_tasks, tmp_path, caplog):
+def test_a_caveat_about_the_data_is_logged_once(model_dir, small_tasks, tmp_path, caplog):
     folder = shutil.copytree(small_tasks / "small-relation", tmp_path / "data")
     shutil.copy(folder / "train.tsv", folder / "test.tsv")
     settings = TaskRecipe(name="small-relation", num_epochs=1, max_seq_length=16, seeds=(1, 2))
     evaluate_task(settings, model_dir, folder, tmp_path / "out", lambda row: None, baseline=False)
-    told = [record.getMessage() for record in caplog.records]
-    assert told.count("small-relation: 160 of 160 examples of test stand in train as well") == 1
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged.count("small-relation: 160 of 160 examples of test are also in train") == 1
 
 
-def test_longer_inputs_than_the_model_reads_are_refused(model_dir, small_tasks, tmp_path):
+def test_inputs_longer_than_the_models_positions_are_refused(model_dir, small_tasks, tmp_path):
     settings = TaskRecipe(name="small-qa", max_seq_length=65)
-    with pytest.raises(TaskError, match=r"max_seq_length is 65, and the model reads 64"):
+    with pytest.raises(TaskError, match=r"max_seq_length is 65, but the model has 64 positions"):
         evaluate_task(settings, model_dir, None, tmp_path, print, baseline=False)
 
 
@@ -210,7 +212,7 @@ def blurb_facts(score: float, published: dict[str, float]) -> dict:
     }
 
 
-def test_the_table_holds_ours_and_theirs_and_the_blurb_score():
+def test_the_tables_show_our_scores_published_scores_and_the_blurb_score():
     tasks = {name: load_task(path) for name, path in task_files().items() if load_task(path).group}
     some = {
         name: blurb_facts(score, tasks[name].published_scores) for name, score in {"BIOSSES": 0.9, "HoC": 0.8}.items()
@@ -218,7 +220,19 @@ def test_the_table_holds_ours_and_theirs_and_the_blurb_score():
     shown = show_scores(some, tasks).splitlines()
     [pubmedbert] = [line for line in shown if line.startswith("PubMedBERT")]
     assert pubmedbert.split()[1:] == ["92.30", "82.32"]
-    assert "this model" in shown[1] and shown[1].split()[2:] == ["90.00", "80.00"]
+    assert shown[0].split() == ["model", "BIOSSES", "HoC"]
+    [ours] = [line for line in shown if line.startswith("this model")]
+    assert ours.split()[2:] == ["90.00", "80.00"]
+    [how] = [line for line in shown if line.startswith("HoC ")]
+    assert how.split() == [
+        "HoC",
+        "F1",
+        "79.00",
+        "to",
+        "81.00",
+        "1",
+        *["learning_rate", "5e-05,", "batch_size", "32,", "num_epochs", "10"],
+    ]
     [partial] = [line for line in shown if line.startswith("Partial BLURB score")]
     assert partial.startswith("Partial BLURB score: 85.00 over sentence similarity, document classification; missing: ")
     assert "BC5CDR-chem" in partial
@@ -240,7 +254,7 @@ def test_the_module_loads_without_torch_and_scikit_learn():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_models_kept_on_the_way_are_scored_too(model_dir, small_tasks, tmp_path):
+def test_snapshots_are_scored_too(model_dir, small_tasks, tmp_path):
     """With the first seed, in the setting of the last model: here the same model, so the same score."""
     for name in ("", "snapshots/step-00000040"):
         shutil.copytree(model_dir, tmp_path / "checkpoint" / name, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""The batches of fine-tuning and prediction: examples of like length together, padded to the longest of them."""
+"""Batches for fine-tuning and prediction: examples of similar length, padded to the longest in the batch."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,11 +9,11 @@ from bert_pipeline.evaluation.finetuning.inputs import Input
 from bert_pipeline.formats.pairs import IGNORE_INDEX
 
 BATCHES_SORTED_TOGETHER = 50
-"""Examples are sorted by length among those of so many batches: little padding, still random batches."""
+"""Examples are sorted by length within this many batches: little padding, but still random batches."""
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Indices of each batch of an epoch: every example once, a function of (lengths, batch_size, seed, epoch)."""
+    """Return the indices of each batch of an epoch: every example once. Depends only on the arguments."""
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
     batches: list[np.ndarray] = []
@@ -26,7 +26,7 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
 
 
 def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indices of each batch, the shortest examples first: at most `tokens` when padded, or one example."""
+    """Yield the indices of each batch, shortest examples first: at most `tokens` after padding, or a single example."""
     batch: list[int] = []
     for n in np.argsort(lengths, kind="stable").tolist():
         if batch and (len(batch) + 1) * lengths[n] > tokens:
@@ -37,18 +37,18 @@ def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]
 
 
 def padded(examples: Sequence[Input], pad_id: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """What the model reads, as int64 tensors of (examples, longest of them), and the labels.
+    """Return the model's inputs, int64 tensors of shape (examples, longest), and the labels.
 
-    Labels are (examples, longest) where words bear them, else (examples,) or (examples, classes).
+    Labels have shape (examples, longest) for ner and pico, otherwise (examples,) or (examples, classes).
     """
     shape = (len(examples), max(len(each.input_ids) for each in examples))
     ids, mask, types = np.full(shape, pad_id), np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    of_words = np.full(shape, IGNORE_INDEX)
+    word_labels = np.full(shape, IGNORE_INDEX)
     for row, each in enumerate(examples):
         length = len(each.input_ids)
         ids[row, :length], mask[row, :length], types[row, each.second : length] = each.input_ids, 1, 1
         if each.num_words:
-            of_words[row, :length] = each.target
-    labels = of_words if examples[0].num_words else np.stack([each.target for each in examples])
+            word_labels[row, :length] = each.target
+    labels = word_labels if examples[0].num_words else np.stack([each.target for each in examples])
     arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}, torch.from_numpy(labels)

@@ -1,10 +1,10 @@
-"""One fine-tuning run: the recipe of BLURB (Gu et al. 2021, arXiv 2007.15779, sections 2.4 and 2.5).
+"""One fine-tuning run, as in BLURB (Gu et al. 2021, arXiv 2007.15779, sections 2.4 and 2.5).
 
-The whole model is trained, under dropout, by AdamW with linear warm-up and linear decay. The model after the last epoch
-is scored: no epoch is selected on dev.
+All weights are trained, with dropout, by AdamW with linear warm-up and linear decay. The model after the last epoch is
+scored; no epoch is selected on dev.
 
-A run is a function of (model, data, settings, seed), with one thread count on one kind of device: its batches are one
-of (seed, epoch), its dropout one of (seed, step). So a run that was killed goes on from its checkpoint bit for bit.
+For a given thread count and device type, a run is a function of (model, data, settings, seed): its batches depend on
+(seed, epoch) and its dropout on (seed, step). A killed run therefore resumes from its checkpoint bit for bit.
 """
 
 import logging
@@ -31,32 +31,32 @@ from bert_pipeline.training.model.optim import decay_groups, learning_rate, set_
 
 MAX_GRAD_NORM = 1.0
 PREDICTION_TOKENS = 8_192
-"""Padded tokens of a batch that is predicted. It keeps no activations, so it may be larger than one of training."""
+"""Padded tokens per prediction batch. Prediction keeps no activations, so batches may be larger than in training."""
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
-"""The most that a kill costs; a checkpoint of a BERT-base is 1.3 GB."""
+"""A kill loses at most this much work; a checkpoint of a BERT-base is 1.3 GB."""
 
 log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
     predicted: dict[str, list[Label]]
-    """Of each example of dev and test."""
+    """A label for each example of dev and test."""
     epoch_losses: list[float]
-    """Means over the steps of each epoch."""
+    """Mean training loss of each epoch."""
     fresh_pooler: bool
-    """The checkpoint lacks the layer between [CLS] and a head, so a random one was trained as part of the head."""
+    """The checkpoint has no pooler, so a randomly initialised one was trained as part of the head."""
 
 
 def finetune(
     model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, work: Path, on_step: Callable[[int, int], None]
 ) -> Outcome:
-    """Fine-tune once and predict dev and test, from the newest checkpoint in `work` if there is one.
+    """Fine-tune once and predict dev and test. Resumes from the newest checkpoint in `work`, if there is one.
 
-    `on_step` is told how many steps are done, and of how many: before the first that is made here, and after each.
-    Raises FloatingPointError where a loss or a gradient is not finite.
+    `on_step(steps done, steps in all)` is called before the first step and after each. Raises FloatingPointError if a
+    loss or a gradient norm is not finite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(run.seed)  # of the head, and of the encoder where it is random
+    torch.manual_seed(run.seed)  # initialises the head, and the encoder of random_init
     model, fresh_pooler = build_task_model(model_dir, run.encoder, inputs.task)
     model.to(device).train()  # type: ignore[arg-type]  # transformers hides the signature of torch's method
     optimizer = torch.optim.AdamW(decay_groups(model, protocol.weight_decay), fused=True)
@@ -75,23 +75,23 @@ def finetune(
     checkpoints = Checkpoints(work / "checkpoints", run.name, kept=1)
     first, state = checkpoints.load_newest(model, optimizer) or (0, {"losses": []})
     losses: list[float] = state["losses"]
-    on_device: list[torch.Tensor] = []  # (loss, gradient norm) of the steps since; no step waits for them
+    on_device: list[torch.Tensor] = []  # (loss, gradient norm) of recent steps, kept there to avoid a sync per step
     saved = time.monotonic()
     on_step(first, len(batches))
     if first:
-        log.info("%s: going on after step %d of %d", run.name, first, len(batches))
+        log.info("%s: resuming after step %d of %d", run.name, first, len(batches))
     for number, batch in enumerate(batches[first:], start=first):
         dropout = new_stream(run.seed, DROPOUT, row=number)
         torch.manual_seed(int(draw(dropout)) << 32 | int(draw(dropout)))
         tensors, labels = padded([learnable[n] for n in batch], inputs.pad_id)
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            found = model(**{name: tensor.to(device) for name, tensor in tensors.items()}, labels=labels.to(device))
-        found.loss.backward()
+            output = model(**{name: tensor.to(device) for name, tensor in tensors.items()}, labels=labels.to(device))
+        output.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         set_learning_rate(optimizer, learning_rate((schedule,), number))
         optimizer.step()
         optimizer.zero_grad()
-        on_device.append(torch.stack((found.loss.detach(), norm)))
+        on_device.append(torch.stack((output.loss.detach(), norm)))
         done = number + 1
         save = done < len(batches) and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
         if save or done % len(epochs[0]) == 0:
@@ -109,7 +109,7 @@ def finetune(
 def predict(
     model: PreTrainedModel, task: Task, examples: Sequence[Input], pad_id: int, tokens: int = PREDICTION_TOKENS
 ) -> list[Label]:
-    """A label for every example, in batches of at most `tokens`."""
+    """Predict a label for every example, in batches of at most `tokens` padded tokens."""
     model.eval()
     predicted: dict[int, Label] = {}
     for batch in batches_by_length([len(each.input_ids) for each in examples], tokens):
@@ -122,18 +122,18 @@ def predict(
 
 
 def circumstances() -> dict[str, Any]:
-    """What the last bits of a run depend on, beside its settings."""
+    """Return the thread count and the device: besides the settings, they determine the last bits of a run."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {"threads": torch.get_num_threads(), "device": device}
 
 
 def _finite_losses(steps: Sequence[torch.Tensor], run: Run) -> list[float]:
-    """The losses of (loss, gradient norm) pairs. Raises FloatingPointError where one is not finite."""
+    """Return the losses of (loss, gradient norm) pairs. Raises FloatingPointError if a value is not finite."""
     rows = torch.stack(list(steps)).tolist()
     for loss, norm in rows:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
-                f"{run.encoder}, seed {run.seed}: the training loss is {loss}, the norm of its gradient {norm}; "
+                f"{run.encoder}, seed {run.seed}: the training loss is {loss}, its gradient norm {norm}; "
                 f"remedy: a learning_rate below {run.setting.learning_rate:g}"
             )
     return [loss for loss, _ in rows]

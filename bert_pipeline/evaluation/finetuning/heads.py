@@ -1,14 +1,14 @@
-"""What each kind of task asks of a BERT: one of the stock heads of transformers, and how its logits are read.
+"""The head for each kind of task (a standard head of transformers) and how its logits become labels.
 
-    kind            head                             loss                     predicted
-    ner, pico       linear on a word's first piece   cross-entropy            the likeliest tag; O where cut off
+    kind            head                             loss                     prediction
+    ner, pico       linear on a word's first piece   cross-entropy            the likeliest tag; O for words cut off
     relation, qa    linear on the pooled [CLS]       cross-entropy            the likeliest class
     similarity      the same, one output             mean squared error       the output
-    documents       the same, one for each class     binary cross-entropy     the classes whose logit is above 0
+    documents       the same, one output per class   binary cross-entropy     the classes whose logit is above 0
 
-(Gu et al. 2021, arXiv 2007.15779, section 2.4.) Scores of pairs are learnt as shares of the task's range: a fresh head
-says about 0, and of a range from 0 to 4 most of a short run would go into moving its outputs there. Correlation, the
-metric, is blind to the scale.
+(Gu et al. 2021, arXiv 2007.15779, section 2.4.) Similarity scores are scaled from the task's range to 0..1 for
+training: a fresh head outputs about 0, and with a range of 0 to 4 most of a short run would be spent on moving its
+outputs there. The metric, a correlation, does not depend on the scale.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,13 +25,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bert_pipeline.evaluation.finetuning.inputs import TAGGING, Input, score_range
+from bert_pipeline.evaluation.finetuning.inputs import Input, score_range
 from bert_pipeline.evaluation.finetuning.protocol import EncoderWeights
 from bert_pipeline.evaluation.scoring.scores import Label
-from bert_pipeline.evaluation.tasks.task import Kind, Task
+from bert_pipeline.evaluation.tasks.task import TAGGING, Kind, Task
 
 DROPOUT = 0.1
-"""Gu et al. 2021, section 2.5; said here, because a small model may have been pretrained without any."""
+"""Gu et al. 2021, section 2.5. Set explicitly, because a small model may have been pretrained without dropout."""
 
 PROBLEMS: dict[Kind, str] = {
     "relation": "single_label_classification",
@@ -39,14 +39,13 @@ PROBLEMS: dict[Kind, str] = {
     "similarity": "regression",
     "documents": "multi_label_classification",
 }
-"""What transformers calls the loss of a head on [CLS]."""
+"""The `problem_type` of transformers that selects the loss of a head on [CLS]."""
 
 
 def build_task_model(model_dir: Path, encoder: EncoderWeights, task: Task) -> tuple[PreTrainedModel, bool]:
-    """The encoder under a fresh head, and whether its pooler is fresh because the checkpoint lacks one.
+    """Return the encoder with a fresh head, and whether the pooler is fresh because the checkpoint has none.
 
-    `random_init` has the same architecture and none of the weights. Raises ValueError where the encoder's weights are
-    not those of its config.json.
+    `random_init` uses the architecture without the weights. Raises ValueError if weights of the encoder are missing.
     """
     classes = task.tags if task.kind in TAGGING else task.labels or ("score",)
     config = AutoConfig.from_pretrained(
@@ -67,14 +66,14 @@ def build_task_model(model_dir: Path, encoder: EncoderWeights, task: Task) -> tu
             config=config,
             dtype=torch.float32,
             local_files_only=True,
-            use_safetensors=True,  # a pickle can execute what it likes
+            use_safetensors=True,  # a pickle can execute code
             output_loading_info=True,
         )
     pooler = f"{model.base_model_prefix}.pooler."
-    absent = sorted(name for name in loaded["missing_keys"] if not name.startswith(("classifier.", pooler)))
-    if absent:  # transformers would fill them with random numbers, and the score would be called the model's
+    missing = sorted(name for name in loaded["missing_keys"] if not name.startswith(("classifier.", pooler)))
+    if missing:  # transformers would initialise them at random, and the score would not be the model's
         raise ValueError(
-            f"{model_dir}: its weights lack {len(absent)} of the encoder's parameters, such as {absent[0]}; "
+            f"{model_dir}: the weights lack {len(missing)} of the encoder's parameters, such as {missing[0]}; "
             "remedy: name a directory whose weights belong to its config.json"
         )
     return model, any(name.startswith(pooler) for name in loaded["missing_keys"])
@@ -82,7 +81,7 @@ def build_task_model(model_dir: Path, encoder: EncoderWeights, task: Task) -> tu
 
 @contextmanager
 def _silent_transformers() -> Iterator[None]:
-    """It would report, run after run, the head that was left out and the one that was made: both are meant here."""
+    """Suppress the warnings about dropped and newly initialised heads, which are intended here, in every run."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -95,7 +94,7 @@ def _silent_transformers() -> Iterator[None]:
 
 
 def read_logits(task: Task, examples: Sequence[Input], logits: torch.Tensor) -> list[Label]:
-    """The labels that (examples, classes) logits stand for; those of words are (examples, length, classes)."""
+    """Return the predicted labels. Shape of the logits: (examples, classes); ner, pico: (examples, length, classes)."""
     if task.kind in TAGGING:
         return _tags(task, examples, logits.argmax(-1).cpu().numpy())
     if task.kind == "similarity":
@@ -103,7 +102,7 @@ def read_logits(task: Task, examples: Sequence[Input], logits: torch.Tensor) -> 
         return [low + (high - low) * share for [share] in logits.tolist()]
     if task.kind == "documents":
         found = (logits > 0).tolist()
-        return [frozenset(name for name, holds in zip(task.labels, row, strict=True) if holds) for row in found]
+        return [frozenset(name for name, chosen in zip(task.labels, row, strict=True) if chosen) for row in found]
     return [task.labels[n] for n in logits.argmax(-1).tolist()]
 
 

@@ -1,11 +1,11 @@
-"""A task as one model reads it: piece ids, where each label sits, and what of each example lies beyond the input.
+"""A task as inputs of one model: piece ids, the position of each label, and how much of each example is cut off.
 
-    ner, pico                        [CLS] the words' pieces [SEP], a label on the first piece of each word
-    relation, documents              [CLS] text [SEP], a label of the whole
-    similarity, qa                   [CLS] A [SEP] B [SEP], a label of the whole
+    ner, pico                        [CLS] the words' pieces [SEP], one label on the first piece of each word
+    relation, documents              [CLS] text [SEP], one label
+    similarity, qa                   [CLS] A [SEP] B [SEP], one label
 
-What is too long is cut at its end: of the two texts of similarity the longer one, of qa the context alone. Dummies such
-as @GENE$ are text like any other: no token is added to the model's vocabulary.
+Too long inputs are truncated at the end: for similarity the longer of the two texts, for qa only the context. Dummies
+such as @GENE$ are ordinary text: no token is added to the model's vocabulary.
 """
 
 import json
@@ -22,33 +22,31 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from bert_pipeline.evaluation.finetuning.protocol import max_positions
 from bert_pipeline.evaluation.scoring.scores import entities
 from bert_pipeline.evaluation.tasks.readers import Example, Sentence, TaskData, Text
-from bert_pipeline.evaluation.tasks.task import Task
+from bert_pipeline.evaluation.tasks.task import TAGGING, Task
 from bert_pipeline.formats.pairs import IGNORE_INDEX
 
-TAGGING = ("ner", "pico")
-"""The kinds whose words bear labels."""
 SPECIAL_PIECES = 3
 """[CLS] and two [SEP]."""
 
 
 class Input(NamedTuple):
-    """An example as the model reads it, cut to its input."""
+    """One example, truncated to the model's input."""
 
     input_ids: np.ndarray
     """(length,) int64."""
     second: int
-    """Where the second text begins; `length` where there is one alone."""
+    """Position of the second text; `length` if there is only one text."""
     target: np.ndarray
     """ner, pico: (length,) int64, the class of each word at its first piece, IGNORE_INDEX elsewhere. relation, qa: ()
-    int64, the class. similarity: () float32, the score as a share of the range. documents: (classes,) float32, 1 where
-    the class holds."""
+    int64, the class. similarity: () float32, the score scaled to 0..1. documents: (classes,) float32, 1 for each class
+    of the document."""
     words: np.ndarray
-    """ner, pico: (n,) int64, the words whose first piece is in the input. A word cut off, or one that is nothing to the
-    tokenizer (a control character), is not among them."""
+    """ner, pico: (n,) int64, the words whose first piece is in the input; without words that are cut off or that the
+    tokenizer drops (control characters)."""
     first_pieces: np.ndarray
-    """(n,) int64: where in input_ids each of `words` begins."""
+    """(n,) int64, the position in input_ids of the first piece of each of `words`."""
     num_words: int
-    """ner, pico: of the sentence, those out of the input among them."""
+    """ner, pico: words of the sentence, including those outside the input; otherwise 0."""
 
 
 @dataclass(frozen=True)
@@ -56,41 +54,44 @@ class TaskInputs:
     task: Task
     splits: Mapping[str, list[Input]]
     out_of_input: Mapping[str, Mapping[str, int]]
-    """Of each split: `words`; `gold`, in the task's unit, that has a word out of the input.
+    """Per split: `words` outside the input, and `gold` (in the task's unit) with a word outside the input.
 
-    Words of ner and pico are those of the file, others those that the tokenizer parts. A word counts when a piece of it
-    is cut off, in ner and pico when its first piece is.
+    Words are the file's tokens for ner and pico, otherwise the tokenizer's pre-tokens. A word is outside if one of its
+    pieces is cut off; for ner and pico only the first piece counts.
     """
     pad_id: int
 
     @property
     def learnable(self) -> list[Input]:
-        """Training examples that bear a label: a sentence none of whose words is in the input has no loss."""
+        """Training examples with at least one label in the input; the others have no loss."""
         return [each for each in self.splits["train"] if (each.target != IGNORE_INDEX).any()]
 
 
 def encode_task(model_dir: Path, task: Task, data: TaskData, max_seq_length: int) -> TaskInputs:
-    """Tokenize all splits once, for every run. Refuses a tokenizer or a length that the model cannot take."""
+    """Tokenize all splits, once for all runs.
+
+    Raises ValueError if the tokenizer does not belong to the model or `max_seq_length` exceeds its positions.
+    """
     positions = max_positions(model_dir)
     if max_seq_length > positions:
         raise ValueError(
             f"max_seq_length is {max_seq_length}, but {model_dir} has {positions} positions; "
-            f"remedy: max_seq_length of at most {positions}"
+            f"remedy: set max_seq_length to at most {positions}"
         )
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     if not tokenizer.is_fast:
-        raise ValueError(f"{model_dir}: its tokenizer cannot tell words from pieces; remedy: add its tokenizer.json")
+        raise ValueError(f"{model_dir}: the tokenizer does not map pieces to words; remedy: add its tokenizer.json")
     num_embeddings = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     if len(tokenizer) > num_embeddings:
         raise ValueError(
             f"{model_dir}: the tokenizer has {len(tokenizer):,} pieces, the model {num_embeddings:,}; "
-            "remedy: put the model's own tokenizer beside it"
+            "remedy: use the model's own tokenizer"
         )
     splits, out_of_input = {}, {}
     for split, examples in data.splits.items():
-        whole, cut = _encodings(tokenizer, task, examples, max_seq_length)
-        inputs = [_input(task, example, encoding) for example, encoding in zip(examples, cut, strict=True)]
-        lost = [_lost(task, *each) for each in zip(examples, inputs, whole, cut, strict=True)]
+        full, truncated = _encodings(tokenizer, task, examples, max_seq_length)
+        inputs = [_input(task, example, encoding) for example, encoding in zip(examples, truncated, strict=True)]
+        lost = [_lost(task, *each) for each in zip(examples, inputs, full, truncated, strict=True)]
         splits[split] = inputs
         out_of_input[split] = {"words": sum(words for words, _ in lost), "gold": sum(gold for _, gold in lost)}
     return TaskInputs(task, splits, out_of_input, tokenizer.pad_token_id)
@@ -99,19 +100,19 @@ def encode_task(model_dir: Path, task: Task, data: TaskData, max_seq_length: int
 def _encodings(
     tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], max_seq_length: int
 ) -> tuple[list[Encoding], list[Encoding]]:
-    """Each example as it is, and as it goes into the model."""
+    """Return every example in full, and truncated to `max_seq_length`."""
 
     def encode(chosen: Sequence[int], **truncation: Any) -> list[Encoding]:
         texts = zip(*(_texts(examples[n]) for n in chosen), strict=True)
         in_words = task.kind in TAGGING
         return tokenizer(*map(list, texts), is_split_into_words=in_words, verbose=False, **truncation).encodings
 
-    whole = encode(range(len(examples)))
-    cut = list(whole)
-    too_long = [n for n, encoding in enumerate(whole) if len(encoding) > max_seq_length]
-    # A question that fills the input alone leaves no context to cut, and is cut itself.
+    full = encode(range(len(examples)))
+    truncated = list(full)
+    too_long = [n for n, encoding in enumerate(full) if len(encoding) > max_seq_length]
+    # If the question alone fills the input, there is no context to truncate: then the question is truncated, too.
     room = max_seq_length - SPECIAL_PIECES
-    context_only = {n for n in too_long if task.kind == "qa" and whole[n].sequence_ids.count(0) < room}
+    context_only = {n for n in too_long if task.kind == "qa" and full[n].sequence_ids.count(0) < room}
     for strategy, chosen in (
         ("only_second", sorted(context_only)),
         ("longest_first", [n for n in too_long if n not in context_only]),
@@ -119,8 +120,8 @@ def _encodings(
         if chosen:
             shorter = encode(chosen, truncation=strategy, max_length=max_seq_length)
             for n, encoding in zip(chosen, shorter, strict=True):
-                cut[n] = encoding
-    return whole, cut
+                truncated[n] = encoding
+    return full, truncated
 
 
 def _texts(example: Example) -> tuple:
@@ -131,8 +132,8 @@ def _input(task: Task, example: Example, encoding: Encoding) -> Input:
     ids = np.array(encoding.ids, dtype=np.int64)
     if isinstance(example, Text):
         second = encoding.type_ids.index(1) if 1 in encoding.type_ids else len(ids)
-        nowhere = np.zeros(0, dtype=np.int64)
-        return Input(ids, second, _target(task, example.label), nowhere, nowhere, 0)
+        no_words = np.zeros(0, dtype=np.int64)
+        return Input(ids, second, _target(task, example.label), no_words, no_words, 0)
     word_of = np.array(encoding.word_ids, dtype=float)  # nan: [CLS] and [SEP]
     first_pieces = np.flatnonzero(~np.isnan(word_of) & (word_of != np.roll(word_of, 1)))
     words = word_of[first_pieces].astype(np.int64)
@@ -151,14 +152,14 @@ def _target(task: Task, label: str | float | frozenset[str]) -> np.ndarray:
 
 
 def score_range(task: Task) -> tuple[float, float]:
-    assert task.score_range is not None, "a similarity task states it"
+    assert task.score_range is not None, "Task requires it for similarity"
     return task.score_range
 
 
-def _lost(task: Task, example: Example, each: Input, whole: Encoding, cut: Encoding) -> tuple[int, int]:
-    """(words, gold) of an example that are out of the input."""
+def _lost(task: Task, example: Example, each: Input, full: Encoding, truncated: Encoding) -> tuple[int, int]:
+    """Count the (words, gold) of an example that are outside the input."""
     if isinstance(example, Text):
-        words = 0 if cut is whole else len(Counter(_words(whole)) - Counter(_words(cut)))
+        words = 0 if truncated is full else len(Counter(_words(full)) - Counter(_words(truncated)))
         return words, int(words > 0)
     seen = set(each.words.tolist())
     if len(seen) == len(example.tags):
@@ -172,6 +173,6 @@ def _lost(task: Task, example: Example, each: Input, whole: Encoding, cut: Encod
 
 
 def _words(encoding: Encoding) -> list[tuple[int | None, int]]:
-    """The word of each piece: which text, and which of its words."""
+    """The word of each piece as (text, index of the word in it)."""
     pairs = zip(encoding.sequence_ids, encoding.word_ids, strict=True)
     return [(text, word) for text, word in pairs if word is not None]

@@ -1,5 +1,6 @@
-"""How a task is run: the settings that are tried, and the seeds; what a recipe leaves out is the task's own."""
+"""How a task is run: the settings to compare and the seeds. A value that the recipe leaves out comes from the task."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -23,6 +24,8 @@ class Setting(NamedTuple):
 
 
 class Run(NamedTuple):
+    """One fine-tuning: which weights the encoder starts from, the setting and the seed."""
+
     encoder: EncoderWeights
     setting: Setting
     seed: int
@@ -34,26 +37,31 @@ class Run(NamedTuple):
 
 
 class Protocol(Section):
-    """How one task is run: the task's own settings under what the recipe changes of them."""
+    """How one task is run: the task's profile, with the values of the recipe in place of its own."""
 
     learning_rates: tuple[Positive, ...]
     batch_sizes: tuple[Count, ...]
     nums_epochs: tuple[Count, ...]
-    """More than one setting in all: every combination is run with the first seed, and the best on dev is taken."""
+    """If this makes several settings, every combination runs with the first seed, and the best on dev is chosen."""
     max_seq_length: Count
     warmup_fraction: Fraction
     weight_decay: float
     seeds: tuple[Seed, ...]
 
     @property
+    def settings(self) -> list[Setting]:
+        """Every combination; the number of epochs varies fastest."""
+        return [Setting(*each) for each in itertools.product(self.learning_rates, self.batch_sizes, self.nums_epochs)]
+
+    @property
     def num_settings(self) -> int:
-        return len(self.learning_rates) * len(self.batch_sizes) * len(self.nums_epochs)
+        return len(self.settings)
 
 
 def protocol(task: Task, settings: TaskRecipe, max_position_embeddings: int | None = None) -> Protocol:
-    """What the recipe says of the task, else what its profile says; inputs at most as long as the model reads.
+    """Merge the recipe's values with the task's profile; inputs are at most as long as the model's positions.
 
-    Raises TaskError where the recipe asks for longer inputs than `max_position_embeddings`, or names a value twice.
+    Raises TaskError if the recipe sets longer inputs than `max_position_embeddings`, an empty list or a value twice.
     """
     profile = task.quick if settings.profile == "quick" else task.published
     seeds = (1,) if settings.profile == "quick" else tuple(range(1, task.published.num_seeds + 1))
@@ -64,14 +72,12 @@ def protocol(task: Task, settings: TaskRecipe, max_position_embeddings: int | No
         chosen[name] = value if isinstance(value, tuple) else (value,)
     for name, values in chosen.items():
         if not values or len(set(values)) < len(values):
-            raise TaskError(
-                f"{task.name}: {name} is {list(values)}; remedy: one value at least, and none of them twice"
-            )
+            raise TaskError(f"{task.name}: {name} is {list(values)}; remedy: at least one value, and no value twice")
     limit = max_position_embeddings or task.max_seq_length
     if settings.max_seq_length and max_position_embeddings and settings.max_seq_length > limit:
         raise TaskError(
-            f"{task.name}: max_seq_length is {settings.max_seq_length}, and the model reads {limit} pieces; "
-            "remedy: leave it out, or shorten it"
+            f"{task.name}: max_seq_length is {settings.max_seq_length}, but the model has {limit} positions; "
+            f"remedy: remove max_seq_length, or set at most {limit}"
         )
     return Protocol(
         learning_rates=chosen["learning_rate"],
@@ -85,7 +91,7 @@ def protocol(task: Task, settings: TaskRecipe, max_position_embeddings: int | No
 
 
 def max_positions(model_dir: Path) -> int:
-    """The longest input of a model. Raises FileNotFoundError where the directory holds none."""
+    """Return the longest input of a model, in pieces. Raises FileNotFoundError if the directory has no config.json."""
     try:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,53 +1,42 @@
-"""Runs side by side, in worker processes that do one after the other: one for each GPU, or some that share the cores.
-
-A worker is `python -m bert_pipeline.evaluation.finetuning.workers`. It reads the job, and then a run a line, from
-its standard input, writes messages a line to its standard output, and ends when its input does. So it ends with the
-process that started it, however that ends; a run that is cut short goes on from its checkpoint another time.
-"""
+"""Make the runs of a task side by side in worker processes (worker.py): one per GPU, or several sharing the cores."""
 
 import json
-import logging
 import os
 import queue
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from bert_pipeline import settings
 from bert_pipeline.core.progress import Progress
-from bert_pipeline.evaluation.finetuning.protocol import Run, Setting
-from bert_pipeline.evaluation.finetuning.runs import FinetuningJob, make_run
-from bert_pipeline.evaluation.tasks.readers import read_task
+from bert_pipeline.evaluation.finetuning import worker as worker_process
+from bert_pipeline.evaluation.finetuning.job import FinetuningJob
+from bert_pipeline.evaluation.finetuning.protocol import Run
+from bert_pipeline.evaluation.finetuning.worker import Message
 from bert_pipeline.store.artifact import Artifact
 
-EXPLAINED = (ValueError, OSError, RuntimeError, ArithmeticError)
-"""Errors whose message says all; of others the traceback is told."""
 END_SECONDS = 10.0
-"""What a worker is given to end before it is killed."""
-
-Message = Mapping[str, Any]
-"""{"step", "of"}: steps done, of how many; {"done"}: the run stands; {"error"}: why the worker ends."""
+"""A worker that has not exited this long after its input was closed is killed."""
 
 
 class RunFailed(RuntimeError):
-    """A run that could not be made; the message names it and says why."""
+    """A run failed; the message names the run and the reason."""
 
 
 def make_runs(
     job: FinetuningJob, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]
 ) -> None:
-    """Make those of `runs` that do not stand yet. `on_run` is called for each: for those that stand, then as they end.
+    """Make the runs that are not finished. `on_run` is called once per run: finished ones first, others as they end.
 
-    `num_examples` of training tell how long a run takes. Raises RunFailed, and ends the others, when one fails.
+    `num_examples`: training examples, from which the progress display computes the steps. Raises RunFailed when a run
+    fails, and stops the other workers.
     """
     missing = []
     for run in runs:
-        if made := job.made(run):
-            on_run(run, made)
+        if artifact := job.finished(run):
+            on_run(run, artifact)
         else:
             missing.append(run)
     if missing:
@@ -59,24 +48,24 @@ class _Worker:
     def __init__(self, job: FinetuningJob, environment: Mapping[str, str], messages: queue.Queue) -> None:
         self.run: Run | None = None
         self.step: int | None = None
-        """Steps of the run that are done; None before the worker said any."""
+        """Steps done in this run; None before the worker's first message."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bert_pipeline.evaluation.finetuning.workers"],
+            [sys.executable, "-m", worker_process.__name__],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # an interrupt at the terminal is for this process to handle
+            start_new_session=True,  # Ctrl-C reaches only this process, which then ends the workers
         )
-        self._tell(job.model_dump_json())
+        self._send(job.model_dump_json())
         threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
 
     def begin(self, run: Run) -> None:
         self.run, self.step = run, None
-        self._tell(json.dumps(run))
+        self._send(json.dumps(run))
 
     def end(self) -> None:
-        """Close its input, which ends it wherever it is."""
+        """Close the worker's input, which makes it exit in the middle of a run; kill it if it does not."""
         assert self._process.stdin
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -87,15 +76,15 @@ class _Worker:
             self._process.wait()
 
     @property
-    def fate(self) -> str:
+    def exit_reason(self) -> str:
         code = self._process.wait()
         if code >= 0:
             return f"its process ended with exit code {code}"
-        return f"its process was killed by signal {-code}; remedy: where memory ran out, fewer BERT_PIPELINE_WORKERS"
+        return f"its process was killed by signal {-code}; remedy: if memory ran out, lower BERT_PIPELINE_WORKERS"
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin
-        with suppress(BrokenPipeError):  # it is dead, which the listener finds out
+        with suppress(BrokenPipeError):  # the process has died; _listen reports it
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
@@ -129,8 +118,9 @@ def _follow(
     messages: queue.Queue,
     on_run: Callable[[Run, Artifact], None],
 ) -> None:
+    """Give each worker a run, and the next one when it is done, until all are finished."""
     steps = {run: run.setting.num_steps(num_examples) for run in runs}
-    progress: Progress | None = None  # begins when a run does: the workers take seconds to start
+    progress: Progress | None = None  # created at the first step: workers take seconds to start
     waiting = iter(runs)
     for worker in workers:
         worker.begin(next(waiting))
@@ -140,25 +130,26 @@ def _follow(
         run = worker.run
         if "step" in message:
             progress = progress or Progress(f"{job.task.name}: fine-tuning", sum(steps.values()), "steps")
-            if worker.step is None:  # it knows better: steps that an earlier start made, sentences without a label
+            if worker.step is None:  # only the worker knows the resumed steps and the examples without a label
                 progress.total = (progress.total or 0) + message["of"] - message["step"] - steps[run]
             else:
                 progress.advance(message["step"] - worker.step, note=f"{num_done} of {len(runs)} runs done")
             worker.step = message["step"]
         elif "done" in message:
             num_done += 1
-            made = job.made(run)
-            assert made, "the worker made it"
-            on_run(run, made)
+            artifact = job.finished(run)
+            assert artifact, "the worker has just finished it"
+            on_run(run, artifact)
             if following := next(waiting, None):
                 worker.begin(following)
         else:
-            raise RunFailed(f"{job.task.name}, {run.name}: {message['error'] or worker.fate}")
+            raise RunFailed(f"{job.task.name}, {run.name}: {message['error'] or worker.exit_reason}")
 
 
 def _environments(num_runs: int) -> list[dict[str, str]]:
-    """Of each worker. As many as all runs of the task ask for, those that stand too: a run that goes on after a stop
-    then has the threads that it began with, on which its last bits depend.
+    """The environment of each worker, for all runs of the task.
+
+    Finished runs count too: a resumed run then has the same number of threads, on which its last bits depend.
     """
     import torch
 
@@ -169,52 +160,5 @@ def _environments(num_runs: int) -> list[dict[str, str]]:
     shared = settings.child_environment(settings.CPU_ENVIRONMENT, limits)
     if not gpus:
         return [shared] * width
-    shared["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without which cuBLAS does not repeat itself
+    shared["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # makes cuBLAS deterministic
     return [shared | {"CUDA_VISIBLE_DEVICES": name} for name in settings.visible_gpus(gpus)[:width]]
-
-
-def main() -> None:
-    """The worker."""
-    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no message
-
-    def tell(**message: Any) -> None:
-        messages.write(json.dumps(message) + "\n")
-        messages.flush()
-
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_read_until_the_end, args=(lines,), daemon=True).start()
-    try:
-        job = FinetuningJob.model_validate_json(lines.get())
-        _work(job, lines, tell)
-    except EXPLAINED as error:
-        tell(error=str(error))
-    except Exception:
-        tell(error=traceback.format_exc())
-    os._exit(1)  # not by way of the interpreter, which would wait for the thread that reads
-
-
-def _read_until_the_end(lines: queue.Queue) -> None:
-    for line in sys.stdin:
-        lines.put(line)
-    os._exit(0)
-
-
-def _work(job: FinetuningJob, lines: queue.Queue, tell: Callable[..., None]) -> None:
-    import torch
-
-    from bert_pipeline.evaluation.finetuning.inputs import encode_task
-
-    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
-    data = read_task(job.task, job.data, job.other_data)
-    inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)
-    while True:
-        encoder, setting, seed = json.loads(lines.get())
-        run = Run(encoder, Setting(*setting), seed)
-        make_run(job, run, data, inputs, lambda step, of: tell(step=step, of=of))
-        tell(done=run.name)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()

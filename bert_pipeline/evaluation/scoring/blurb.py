@@ -1,5 +1,5 @@
-"""The BLURB score (Gu et al. 2021, arXiv 2007.15779): the mean over six groups of tasks of the mean over
-the tasks of a group, so that five NER sets weigh no more than one of similarity.
+"""The BLURB score (Gu et al. 2021, arXiv 2007.15779): the mean over six groups of tasks of each group's mean score, so
+that five NER data sets weigh as much as a single similarity data set.
 """
 
 from collections.abc import Mapping
@@ -20,26 +20,26 @@ GROUP_SIZES: dict[Group, int] = {
 
 class BlurbScore(TypedDict):
     score: float | None
-    """Only where nothing is missing."""
+    """None if a task is missing."""
     partial_score: float | None
-    """The mean over `groups`; None where there is none."""
+    """Mean over `groups`; None if there is no complete group."""
     groups: dict[str, float]
-    """Those whose tasks are all there."""
+    """Mean score of each complete group."""
     missing: list[str]
-    """Tasks of BLURB without a mean."""
+    """Tasks of BLURB without a score."""
 
 
 def blurb_score(means: Mapping[str, float], tasks: Mapping[str, Task]) -> BlurbScore:
-    """From the mean test score of each task by name; those that are no part of BLURB are passed over.
+    """Compute the score from each task's mean test score, ignoring tasks outside BLURB.
 
-    Raises ValueError where `tasks` are not the 13 of BLURB: a total over other tasks would bear its name in vain.
+    Raises ValueError if the groups of `tasks` are not BLURB's: a mean over other tasks is not the BLURB score.
     """
     members = {group: [name for name, task in tasks.items() if task.group == group] for group in GROUP_SIZES}
     for group, names in members.items():
         if len(names) != GROUP_SIZES[group]:
             raise ValueError(
                 f"BLURB's group {group} has {GROUP_SIZES[group]} task(s), not {len(names)} ({', '.join(names)}); "
-                "remedy: leave out `group` in tasks that are no part of BLURB"
+                "remedy: remove `group` from tasks that are not in BLURB"
             )
     missing = [name for names in members.values() for name in names if name not in means]
     groups: dict[str, float] = {

@@ -1,4 +1,4 @@
-"""Two models on one task, from what their evaluations left on disk (see evaluate.py)."""
+"""Compare two models on one task, from the output directories of their evaluations (see evaluate.py)."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,15 @@ RESAMPLING_SEED = 12345
 
 
 def compare_evaluations(ours: Path, theirs: Path) -> Comparison:
-    """Of the models in two directories of `evaluate_task`, seed beside seed where both ran it.
+    """Compare the models in two output directories of `evaluate_task`, pairing the seeds that both ran.
 
-    Raises TaskError where they are of two tasks, ValueError where the gold labels differ.
+    If they share no seed, all runs are used. Raises TaskError for different tasks, ValueError for other gold labels.
     """
     our_table, their_table = (json.loads((folder / "scores.json").read_text("utf-8")) for folder in (ours, theirs))
     if our_table["task"] != their_table["task"]:
         raise TaskError(
-            f"{ours} is of {our_table['task']}, {theirs} of {their_table['task']}; remedy: compare the same task"
+            f"{ours} is an evaluation on {our_table['task']}, {theirs} on {their_table['task']}; "
+            "remedy: compare evaluations on the same task"
         )
     task = find_task(our_table["task"])
     shared = [seed for seed in our_table["seeds"] if seed in their_table["seeds"]]

@@ -1,13 +1,13 @@
-"""What predictions are worth: the metrics of BLURB (Gu et al. 2021, arXiv 2007.15779, table 3).
+"""The metrics of BLURB (Gu et al. 2021, arXiv 2007.15779, table 3).
 
-A label is read as a set of things found: the entities of a sentence, its words that bear a PICO label, the class of
-a pair, the classes of a document. What stands in both sets is right. Every metric but the correlation is an F1 over
-such things; accuracy is the F1 over all classes where every example bears one. So each metric is a function of sums
-over examples, and a resampling of the examples is one matrix product.
+A label is a set of items: the entities of a sentence, its words with a PICO label, the class of a pair, the classes of
+a document. An item in both the gold and the predicted set is right. Every metric except the correlation is an F1 over
+such items; accuracy is the F1 over all classes if every example has exactly one. Each metric is therefore a function of
+sums over examples, and resampling the examples is one matrix product.
 
-Entities are read as by conlleval and by seqeval's default, with which BLURB's figures are made: an entity may begin
-with I. Strict takes IOB2 at its word: a run that does not begin with B is no entity. Gold is whole: what the input
-length cut off was not found.
+Entities are decoded like in conlleval and in seqeval's default mode, which BLURB uses: an entity may begin with I. The
+strict scores require IOB2: a run that does not begin with B is not an entity. The gold labels are complete: entities
+cut off by the input length count as missed.
 """
 
 import math
@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 
 from bert_pipeline.evaluation.tasks.readers import Example, Sentence
-from bert_pipeline.evaluation.tasks.task import Task
+from bert_pipeline.evaluation.tasks.task import TAGGING, Task
 
 Label = Sequence[str] | str | float | frozenset[str]
-"""Tags (ner, pico), a class (relation, qa), a score (similarity), or the classes that hold (documents)."""
+"""Tags (ner, pico), a class (relation, qa), a score (similarity), or a set of classes (documents)."""
 
 RESAMPLES = 10_000
 INTERVAL = (2.5, 97.5)
 """Percentiles."""
 WEIGHTS_AT_ONCE = 2**20
-"""Bounds the memory of a resampling: resamples x examples that are in memory together."""
+"""Bounds the memory of resampling: resamples x examples in memory at once."""
 ROUNDING = 1e-12
-"""A variance below this share of the sum of squares that it came from is nothing but rounding."""
+"""A variance below this share of the sum of squares is rounding error and counts as 0."""
 
 
 def gold_labels(examples: Iterable[Example]) -> list[Label]:
@@ -36,11 +36,11 @@ def gold_labels(examples: Iterable[Example]) -> list[Label]:
 
 
 def scores(task: Task, gold: Sequence[Label], predicted: Sequence[Label]) -> dict[str, float]:
-    """`score` is the task's metric. Beside it stand, as fractions and 0 where nothing was found:
+    """Return `score`, the task's metric, and further scores as fractions (0 if nothing was found):
 
-    ner         precision, recall, strict_precision, strict_recall, strict_f1; f1_<type> of several types
+    ner         precision, recall, strict_precision, strict_recall, strict_f1; f1_<type> if there are several types
     pico        f1_<label>
-    relation    precision, recall, macro_f1, f1_<class>: of the scored classes
+    relation    precision, recall, macro_f1, f1_<class>, of the scored classes
     documents   precision, recall, macro_f1, f1_<class>
     qa          macro_f1, f1_<class>
     similarity  spearman, mse
@@ -57,7 +57,7 @@ def scores(task: Task, gold: Sequence[Label], predicted: Sequence[Label]) -> dic
     if task.kind in ("ner", "relation", "documents"):
         found |= _precision_and_recall(task, sums)
     if task.kind == "ner":
-        strict = _counts(task, _things(task, gold, strict=True), _things(task, predicted, strict=True)).sum(0)
+        strict = _counts(task, _items(task, gold, strict=True), _items(task, predicted, strict=True)).sum(0)
         found |= {f"strict_{name}": value for name, value in _precision_and_recall(task, strict).items()}
         found["strict_f1"] = float(score_of(task, strict))
     class_f1 = _f1(*_scored(task, sums))
@@ -70,25 +70,24 @@ def scores(task: Task, gold: Sequence[Label], predicted: Sequence[Label]) -> dic
 
 
 def statistics(task: Task, gold: Sequence[Label], predicted: Sequence[Label]) -> np.ndarray:
-    """What each example adds to the sums that decide the score: float64 (examples, 3 m).
+    """Return the contribution of each example to the sums from which the score is computed: float64 (examples, 3 m).
 
-    Three parts of m columns: what gold and prediction have in common, what the prediction has, what gold has. For
-    the correlation m is 2, else it is the number of classes. Raises ValueError naming the example, counted from 1,
-    whose label the task does not know.
+    Three parts of m columns: items in both gold and prediction, in the prediction, in gold. m is 2 for the correlation,
+    otherwise the number of classes. Raises ValueError for an invalid label, with the example's number (from 1).
     """
     if len(gold) != len(predicted):
-        raise ValueError(f"{task.name}: {len(predicted)} predictions for {len(gold)} examples; remedy: one for each")
+        raise ValueError(f"{task.name}: {len(predicted)} predictions for {len(gold)} examples; remedy: one per example")
     _check(task, "gold", gold)
     _check(task, "predicted", predicted)
     if task.kind == "similarity":
         return _moments(np.array(gold, dtype=float), np.array(predicted, dtype=float))
-    if task.kind in ("ner", "pico"):
+    if task.kind in TAGGING:
         _check_lengths(task, gold, predicted)
-    return _counts(task, _things(task, gold), _things(task, predicted))
+    return _counts(task, _items(task, gold), _items(task, predicted))
 
 
 def score_of(task: Task, sums: np.ndarray) -> np.ndarray:
-    """The task's metric of sums (..., k) over `statistics`: float64 (...). Never NaN: 0 where nothing was found."""
+    """Compute the task's metric from sums (..., k) of `statistics`: float64 (...), 0 if nothing was found, never NaN."""
     if task.kind == "similarity":
         return _correlation(sums)
     right, guessed, true = _scored(task, sums)
@@ -98,12 +97,12 @@ def score_of(task: Task, sums: np.ndarray) -> np.ndarray:
 
 
 def interval(task: Task, runs: Sequence[np.ndarray], seed: int) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean score of `runs` (the `statistics` of each), over examples and runs.
+    """Return the 95 % percentile bootstrap interval of the mean score of `runs` (the `statistics` of each).
 
-    Both are drawn anew with replacement, and all runs are scored on the same examples: the pigeonhole bootstrap
-    (Owen 2007, Annals of Applied Statistics 1(2)), which errs to the wide side in what examples and runs have
-    together. Of one run only the examples are drawn: the interval then says nothing of other seeds. Between few runs
-    R it sees (R - 1)/R of their variance.
+    Resamples both examples and runs with replacement, and scores all runs on the same examples: the pigeonhole
+    bootstrap (Owen 2007, Annals of Applied Statistics 1(2)), which overestimates the variance of their interaction.
+    With a single run it resamples only the examples, so the interval does not cover other seeds. With R runs it
+    captures (R - 1)/R of their variance.
     """
     values = stack(task, runs)
     rng = np.random.default_rng(seed)
@@ -116,24 +115,22 @@ def interval(task: Task, runs: Sequence[np.ndarray], seed: int) -> tuple[float, 
 
 
 def stack(task: Task, runs: Sequence[np.ndarray]) -> np.ndarray:
-    """(examples, runs, k). Raises ValueError where there is nothing, or where runs are not of the same examples."""
+    """Stack runs to (examples, runs, k). Raises ValueError if there is none, or if the runs' gold labels differ."""
     if not runs or not len(runs[0]):
-        raise ValueError(f"{task.name}: there is no run, or it has no examples; remedy: score at least one example")
+        raise ValueError(f"{task.name}: no run, or a run without examples; remedy: score at least one example")
     for n, run in enumerate(runs, start=1):
         check_same_gold(task, runs[0], run, f"run {n}")
     return np.stack(runs, axis=1)
 
 
 def check_same_gold(task: Task, known: np.ndarray, other: np.ndarray, name: str) -> None:
-    remedy = "remedy: compare predictions for one and the same file, in its order"
+    remedy = "remedy: compare predictions for the same file, in the same order"
     if known.shape != other.shape:
-        raise ValueError(
-            f"{task.name}: {name} has statistics of shape {other.shape}, another has {known.shape}; {remedy}"
-        )
+        raise ValueError(f"{task.name}: {name} has statistics of shape {other.shape}, not {known.shape}; {remedy}")
     gold = known.shape[1] // 3
     different = np.flatnonzero((known[:, -gold:] != other[:, -gold:]).any(1))
     if len(different):
-        # One other score changes all standardised ones: which it was cannot be seen.
+        # Scores are standardised, so one different score changes all of them: the example is unknown.
         what = (
             "other gold scores" if task.kind == "similarity" else f"another gold label for example {different[0] + 1}"
         )
@@ -141,7 +138,7 @@ def check_same_gold(task: Task, known: np.ndarray, other: np.ndarray, name: str)
 
 
 def resampled_examples(num_examples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each example was drawn: RESAMPLES rows of (resamples, examples), some at a time."""
+    """Yield how often each example was drawn: RESAMPLES rows in blocks of (resamples, examples)."""
     at_once = max(1, WEIGHTS_AT_ONCE // num_examples)
     for start in range(0, RESAMPLES, at_once):
         resamples = min(at_once, RESAMPLES - start)
@@ -152,20 +149,20 @@ def resampled_examples(num_examples: int, rng: np.random.Generator) -> Iterator[
 
 
 def mean_of_resampled_runs(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(resamples, runs) to (resamples,): the mean over as many runs, drawn with replacement."""
+    """Reduce (resamples, runs) to (resamples,): the mean over runs drawn with replacement, as many as there are."""
     num_runs = scores.shape[1]
     times = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=len(scores))
     return (scores * times).sum(1) / num_runs
 
 
 def entities(tags: Sequence[str], strict: bool = False) -> set[tuple[str, int, int]]:
-    """(type, first word, word after the last) of each entity in tags like B-TYPE, or plain B: then the type is ""."""
+    """Return (type, first word, end exclusive) of each entity; for plain tags (B without a type) the type is ""."""
     found = set()
     start, open_type = None, ""
     for n, tag in enumerate([*tags, "O"]):
         mark, _, kind = tag.partition("-")
-        goes_on = mark == "I" and start is not None and kind == open_type
-        if start is not None and not goes_on:
+        continues = mark == "I" and start is not None and kind == open_type
+        if start is not None and not continues:
             found.add((open_type, start, n))
             start = None
         if mark == "B" or (mark == "I" and start is None):
@@ -173,8 +170,8 @@ def entities(tags: Sequence[str], strict: bool = False) -> set[tuple[str, int, i
     return {(kind, start, end) for kind, start, end in found if tags[start].startswith("B") or not strict}
 
 
-def _things(task: Task, labels: Sequence[Any], strict: bool = False) -> list[set[tuple]]:
-    """What each label says was found; the class stands first in each thing."""
+def _items(task: Task, labels: Sequence[Any], strict: bool = False) -> list[set[tuple]]:
+    """Return the items of each label; the first element of an item is its class."""
     if task.kind == "ner":
         return [entities(tags, strict) for tags in labels]
     if task.kind == "pico":
@@ -192,15 +189,15 @@ def _check(task: Task, side: str, labels: Sequence[Any]) -> None:
             if not math.isfinite(score):
                 raise ValueError(f"{task.name}: the {side} score of example {n} is {score}; remedy: finite numbers")
         return
-    known = task.tags if task.kind in ("ner", "pico") else task.labels
+    known = task.tags if task.kind in TAGGING else task.labels
     if task.kind == "pico":
         known += tuple(f"B-{name}" for name in task.labels)
     for n, label in enumerate(labels, start=1):
         for name in _names(task, label):
             if name not in known:
                 raise ValueError(
-                    f"{task.name}: the {side} label of example {n} has {name!r}, which is none of {', '.join(known)}; "
-                    "remedy: correct it, or add it to the labels or label_aliases of the task"
+                    f"{task.name}: the {side} label of example {n} has {name!r}, not one of {', '.join(known)}; "
+                    "remedy: correct it, or add it to the task's labels or label_aliases"
                 )
 
 
@@ -209,30 +206,30 @@ def _check_lengths(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) ->
         if len(true) != len(guess):
             raise ValueError(
                 f"{task.name}: example {n} has {len(true)} words, but {len(guess)} predicted tags; "
-                "remedy: a tag for every word, O for those that were not in the model's input"
+                "remedy: one tag per word, O for words outside the model's input"
             )
 
 
 def _counts(task: Task, gold: Sequence[set[tuple]], predicted: Sequence[set[tuple]]) -> np.ndarray:
-    """Of each example and class, how many things are right, were predicted, are gold: (examples, 3 classes)."""
+    """Count the right, predicted and gold items per example and class: (examples, 3 classes)."""
     column = {name: n for n, name in enumerate(task.labels or [""])}
     counts = np.zeros((len(gold), 3, len(column)))
     for n, (true, guess) in enumerate(zip(gold, predicted, strict=True)):
-        for part, things in enumerate((true & guess, guess, true)):
-            for name, *_ in things:
+        for part, items in enumerate((true & guess, guess, true)):
+            for name, *_ in items:
                 counts[n, part, column[name]] += 1
     return counts.reshape(len(gold), 3 * len(column))
 
 
 def _scored(task: Task, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Right, predicted and gold things (..., scored classes) of sums over `_counts`."""
+    """Split sums of `_counts` into right, predicted and gold items, each (..., scored classes)."""
     scored = [n for n, name in enumerate(task.labels or [""]) if name not in task.unscored_labels]
     right, guessed, true = (part[..., scored] for part in np.split(sums, 3, axis=-1))
     return right, guessed, true
 
 
 def _f1(right: np.ndarray, guessed: np.ndarray, true: np.ndarray) -> np.ndarray:
-    return 2 * right / np.maximum(guessed + true, 1)  # counts: what is below 1 is 0, and then none is right
+    return 2 * right / np.maximum(guessed + true, 1)  # counts are whole: below 1 means 0, and then none is right
 
 
 def _precision_and_recall(task: Task, sums: np.ndarray) -> dict[str, float]:
@@ -241,22 +238,22 @@ def _precision_and_recall(task: Task, sums: np.ndarray) -> dict[str, float]:
 
 
 def _moments(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """(examples, 6): product and 1; prediction and its square; gold and its square. Of standardised values, which
-    leaves the correlation as it is and keeps the differences of sums from cancelling."""
+    """Return (examples, 6): product and 1; prediction and its square; gold and its square. The values are standardised,
+    which does not change the correlation and avoids cancellation in differences of sums."""
     x, y = _standardised(predicted), _standardised(gold)
     return np.stack([x * y, np.ones_like(x), x, x * x, y, y * y], axis=-1)
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
     if not len(values) or values.min() == values.max():
-        return np.zeros_like(values)  # their mean need not be that number, and nothing would be left to divide by
+        return np.zeros_like(values)  # rounding may make the mean differ from them; the deviation is 0
     centred = values - values.mean()
-    centred /= np.abs(centred).max()  # no square shall overflow or vanish
+    centred /= np.abs(centred).max()  # so that squares neither overflow nor underflow
     return centred / np.sqrt(np.mean(centred * centred))
 
 
 def _correlation(sums: np.ndarray) -> np.ndarray:
-    """Pearson's of sums over `_moments`; 0 where either side is constant."""
+    """Compute Pearson's correlation from sums of `_moments`; 0 if either side is constant."""
     xy, n, x, xx, y, yy = np.moveaxis(sums, -1, 0)
     n = np.maximum(n, 1)
     varies = (xx - x * x / n > ROUNDING * xx) & (yy - y * y / n > ROUNDING * yy)
@@ -265,6 +262,6 @@ def _correlation(sums: np.ndarray) -> np.ndarray:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """From 1; equal values share the mean of their ranks."""
+    """Return ranks from 1; equal values share the mean of their ranks."""
     _, which, times = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(times) - (times - 1) / 2)[which]

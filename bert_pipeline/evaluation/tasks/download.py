@@ -1,8 +1,8 @@
-"""BLURB's data from its public places, as far as it may be had there without asking.
+"""Download BLURB's data sets from public repositories, as far as they can be downloaded without a registration.
 
-download.toml says what lies where, pinned to a commit and a sha256; what arrives otherwise is not kept. Its hashes were
-taken from copies of those repositories: that the addresses answer is not something a test without a network can show.
-For the other sets the page is named where they are given out.
+download.toml lists the URLs, each pinned to a commit and a SHA-256; a download with another hash is discarded. The
+hashes were computed from copies of those repositories; tests run without a network, so they do not check the URLs.
+For each other data set, download.toml names the page of its distributor.
 """
 
 import hashlib
@@ -39,25 +39,25 @@ class Download(Section):
     num_bytes: int = Field(ge=1)
     form: Form = "as it is"
     becomes: dict[str, str]
-    """The files that are made of it, with their sha256."""
+    """The files built from the download, with their SHA-256."""
 
 
 class Source(Section):
-    """Of one of BLURB's sets."""
+    """One data set of BLURB."""
 
     terms: str
     cite: str
     page: str
-    """Of those who give it out."""
+    """Web page of the distributor."""
     must_accept: bool = False
-    """The terms are others than to cite; whoever fetches says that they are accepted."""
+    """The terms ask for more than a citation, so the user must accept them before the download."""
     why_not: str = ""
-    """Why there is nothing to fetch."""
+    """Why the data set cannot be downloaded."""
     downloads: tuple[Download, ...] = ()
 
 
 def load_sources(path: Path = MANIFEST) -> dict[str, Source]:
-    """The sets by name, which is also the name of their folder."""
+    """Return the data sets by name, which is also their folder's name."""
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     return {name: Source.model_validate_json(json.dumps(source)) for name, source in content.items()}
 
@@ -65,22 +65,22 @@ def load_sources(path: Path = MANIFEST) -> dict[str, Source]:
 def download_blurb(
     out: Path, names: Sequence[str] = (), accept_terms: bool = False, sources: dict[str, Source] | None = None
 ) -> dict[str, Any]:
-    """Fetch the sets of these names (none: all) to `out`/<name>/, and return the facts of each.
+    """Download the named data sets (default: all) to `out`/<name>/, and return the facts of each.
 
-    Facts: `state` (`fetched`, `found` where all files were there and right, `not fetched`), `files` with their sha256,
-    `terms`, `cite`, `page`, and `why_not` where a set is not fetched. Raises DownloadError, after all other sets are
-    done, for those that could not be fetched; TaskError for an unknown name.
+    Facts: `state` (`fetched`; `found` if all files existed with the right hash; `not fetched`), `files` with their
+    SHA-256, `terms`, `cite`, `page`, and for a set that is not fetched `why_not`. Raises TaskError for an unknown name,
+    and DownloadError if downloads failed, after all other sets are done.
     """
     sources = load_sources() if sources is None else sources
     if unknown := [name for name in names if name not in sources]:
-        raise TaskError(f"no set is named {', '.join(unknown)}; remedy: name some of {', '.join(sources)}")
+        raise TaskError(f"unknown data set {', '.join(unknown)}; remedy: name some of {', '.join(sources)}")
     facts: dict[str, Any] = {}
     failures = []
     for name in names or sources:
         source = sources[name]
         files = {file: sha256 for download in source.downloads for file, sha256 in download.becomes.items()}
         why_not = source.why_not
-        if files and _are_there(out / name, files):
+        if files and _exist(out / name, files):
             state = "found"
         elif why_not:
             state = "not fetched"
@@ -105,16 +105,16 @@ def download_blurb(
 
 
 def _make_files(download: Download, folder: Path) -> None:
-    """Fetch, and write what it becomes."""
+    """Download a file and write the files built from it."""
     folder.mkdir(parents=True, exist_ok=True)
     fetched = folder / f"{urlsplit(download.url).path.rpartition('/')[2]}.fetched"
     fetch(download.url, fetched, download.sha256, num_bytes=download.num_bytes)
-    made = FORMS[download.form](fetched.read_bytes(), list(download.becomes))
-    for name, content in made.items():
+    contents = FORMS[download.form](fetched.read_bytes(), list(download.becomes))
+    for name, content in contents.items():
         if (found := hashlib.sha256(content).hexdigest()) != download.becomes[name]:
             raise DownloadError(
-                f"{folder / name}: sha256 is {found}, not {download.becomes[name]}, though what was fetched is right;"
-                " remedy: report it, with the version of Python"
+                f"{folder / name}: sha256 is {found}, not {download.becomes[name]}, although the download is right; "
+                "remedy: report this, with your Python version"
             )
         write_whole(folder / name, content)
     fetched.unlink()
@@ -125,13 +125,13 @@ def _as_it_is(content: bytes, names: list[str]) -> dict[str, bytes]:
 
 
 def _without_types(content: bytes, names: list[str]) -> dict[str, bytes]:
-    """B-Chemical to B."""
+    """Replace tags such as B-Chemical by B."""
     return {names[0]: re.sub(rb"(\t[BI])-.*", rb"\1", content)}
 
 
 def _split_pubmedqa(content: bytes, names: list[str]) -> dict[str, bytes]:
-    """The split of Jin et al. (2019, arXiv 1909.06146): 500 questions to test on, the other 500 in ten folds of which
-    the first is the development set. Drawn with seed 0 from each answer by itself, as their script does."""
+    """Split like Jin et al. (2019, arXiv 1909.06146): 500 test questions; the other 500 in ten folds, the first of them
+    the development set. Like their script, draw with seed 0 and separately for each answer."""
     questions = json.loads(content)
     rng = random.Random(0)
 
@@ -145,7 +145,7 @@ def _split_pubmedqa(content: bytes, names: list[str]) -> dict[str, bytes]:
             size = math.ceil(len(same) / number)
             for n, part in enumerate(parts):
                 part += same[n * size : (n + 1) * size]
-        if len(parts[-1]) != len(parts[0]):  # the last fold is short: each other one gives it a question
+        if len(parts[-1]) != len(parts[0]):  # the last fold is smaller: move one question from each other fold to it
             for part in parts[:-1]:
                 moved = rng.choice(part)
                 part.remove(moved)
@@ -165,5 +165,5 @@ FORMS: dict[Form, Callable[[bytes, list[str]], dict[str, bytes]]] = {
 }
 
 
-def _are_there(folder: Path, files: dict[str, str]) -> bool:
+def _exist(folder: Path, files: dict[str, str]) -> bool:
     return all((folder / name).is_file() and file_digest(folder / name) == sha256 for name, sha256 in files.items())

@@ -1,11 +1,13 @@
-"""All tasks at a glance: what they ask, how large they are, what others reached, and whether their data is at hand."""
+"""Overview of all tasks: kind, size, metric, published scores, and whether the data is available."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
 from bert_pipeline import settings
 from bert_pipeline.core.files import cached_digest
+from bert_pipeline.core.tables import Table
 from bert_pipeline.evaluation.tasks.task import (
     INPUTS,
     SPLITS,
@@ -19,11 +21,11 @@ from bert_pipeline.evaluation.tasks.task import (
 )
 
 REFERENCE = "PubMedBERT"
-"""The published model that a domain's own BERT is measured against first."""
+"""The published model with a column of its own."""
 
 
 def list_tasks() -> list[dict[str, Any]]:
-    """A row for each task, BLURB's groups first; of the data's files only the presence and the sha256 are looked at."""
+    """Return one row per task, BLURB's groups first. Of the data files it checks only existence and SHA-256."""
     tasks = [load_task(path) for path in task_files().values()]
     groups = (*get_args(Group), None)
     tasks.sort(key=lambda task: groups.index(task.group))
@@ -52,28 +54,42 @@ def list_tasks() -> list[dict[str, Any]]:
 
 
 def _data(task: Task) -> dict[str, Any]:
-    """`found`: all files are there, and no sha256 is another than the task's."""
+    """State `found`: all files exist, and none has another SHA-256 than the task states."""
     if task.generated:
         return {"state": "generated"}
     folder = task_folder(task, None, Path())
     files = split_files(task, folder)
     missing = [split for split, path in files.items() if not path.is_file()]
-    stated = {split: getattr(task.splits, split).sha256 for split in files.keys() - set(missing)}
-    differing = [split for split in SPLITS if stated.get(split) and cached_digest(files[split]) != stated[split]]
+    expected = {split: getattr(task.splits, split).sha256 for split in files.keys() - set(missing)}
+    differing = [split for split in SPLITS if expected.get(split) and cached_digest(files[split]) != expected[split]]
     state = "missing" if missing else "differs" if differing else "found"
     return {"state": state, "folder": str(folder.absolute()), "missing": missing, "differing": differing}
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The rows for people: a table by groups, two lines a task."""
-    lines = [f"{'':<18}{'train / dev / test':<38}{REFERENCE:>10}  {'best published':<26}data"]
+    """Format the rows of `list_tasks` as text."""
+    notes = f"~: the paper's count\ndata folder: {settings.data_folder().absolute()}"
+    return "\n".join((scores_and_data(rows).text(), metrics_and_terms(rows).text(), notes))
+
+
+def scores_and_data(rows: list[dict[str, Any]]) -> Table:
+    """Size, published scores and state of the data of each task, below the name of its group."""
+    head = ("task", "size of train / dev / test", REFERENCE, "best published", "data")
+    table: list[Sequence[str]] = []
     for group, members in groupby(rows, key=lambda row: row["group"]):
-        lines += ["", group or "no part of BLURB"]
-        for row in members:
-            left_out = "".join(f" without {label}" for label in row["unscored_labels"])
-            lines.append(f"  {row['name']:<16}{_sizes(row):<38}{_published(row):<38}{_state(row['data'])}")
-            lines.append(f"  {'':<16}{row['kind']}, {row['metric']}{left_out}; terms: {row['terms']}")
-    return "\n".join([*lines, "", f"data: in {settings.data_folder().absolute()}"])
+        table.append((group or "not in BLURB", *[""] * (len(head) - 1)))
+        table += [(f"  {row['name']}", _sizes(row), *_published(row), _state(row["data"])) for row in members]
+    return Table(head, table)
+
+
+def metrics_and_terms(rows: list[dict[str, Any]]) -> Table:
+    """Kind, metric and terms of use of each task."""
+    head = ("task", "kind", "metric", "terms of use")
+    return Table(head, [(row["name"], row["kind"], _metric(row), row["terms"]) for row in rows])
+
+
+def _metric(row: dict[str, Any]) -> str:
+    return row["metric"] + "".join(f" without {label}" for label in row["unscored_labels"])
 
 
 def _sizes(row: dict[str, Any]) -> str:
@@ -85,10 +101,14 @@ def _size(counted: int | None, printed: int | None) -> str:
     return f"{counted:,}" if counted else f"~{printed:,}" if printed else ""
 
 
-def _published(row: dict[str, Any]) -> str:
-    scores = {model: f"{100 * score:.2f}" for model, score in row["published_scores"].items()}
-    best = max(row["published_scores"], key=lambda model: row["published_scores"][model], default="")
-    return f"{scores.get(REFERENCE, ''):>10}  {scores.get(best, '')} {best}"
+def _published(row: dict[str, Any]) -> tuple[str, str]:
+    """Return the score of REFERENCE and the best score with its model, in percent."""
+    scores = row["published_scores"]
+    best = max(scores, key=scores.__getitem__, default=None)
+    return (
+        f"{100 * scores[REFERENCE]:.2f}" if REFERENCE in scores else "",
+        f"{100 * scores[best]:.2f} {best}" if best else "",
+    )
 
 
 def _state(data: dict[str, Any]) -> str:

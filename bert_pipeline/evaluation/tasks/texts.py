@@ -1,4 +1,4 @@
-"""The texts of evaluation sets, for the search in the corpus (data/overlap.py)."""
+"""The texts of evaluation sets, which data/contamination/overlap.py searches for in the corpus."""
 
 import re
 import tempfile
@@ -12,8 +12,10 @@ from bert_pipeline.store import artifact
 
 
 def evaluation_texts(names: Iterable[str], splits: tuple[str, ...] = SPLITS) -> Iterator[EvaluationText]:
-    """The examples of tasks, whatever version their files have. Raises TaskError where a file is missing or broken,
-    but for a train file that is missing: no corpus is kept clean of it, and whoever evaluates misses it elsewhere.
+    """Yield the examples of tasks, whatever the version of their files. Raises TaskError for missing or invalid files.
+
+    A missing train file is not an error here: a corpus need not be free of train examples, and the evaluation itself
+    reports the missing file.
     """
     for task, files in _files(names, splits):
         for split, path in files.items():
@@ -23,7 +25,7 @@ def evaluation_texts(names: Iterable[str], splits: tuple[str, ...] = SPLITS) -> 
 
 
 def text_inputs(names: Iterable[str], splits: tuple[str, ...] = SPLITS) -> dict[str, str]:
-    """A fingerprint for the text of each task: of its files and how they are read, not of what is published on it."""
+    """Return a fingerprint of each task's text: of its files and format, without the published scores."""
     return {
         f"text of {task.name}": artifact.fingerprint(
             task.model_dump(mode="json", include={"kind", "header", "pmids"})

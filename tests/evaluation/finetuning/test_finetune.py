@@ -1,4 +1,4 @@
-"""One run: each kind learns what decides it, and a run that was killed ends as one that was not."""
+"""One run: every kind of task learns, and a killed run ends like an undisturbed one."""
 
 import shutil
 
@@ -38,7 +38,7 @@ def pieces_of(model_dir, ids):
     return AutoTokenizer.from_pretrained(model_dir).convert_ids_to_tokens(ids)
 
 
-# What the model reads
+# Inputs
 
 
 def test_the_label_sits_on_the_first_piece_of_a_word(model_dir, small_task):
@@ -63,7 +63,7 @@ def test_a_word_without_pieces_shifts_no_label(model_dir, small_task):
     assert inputs.out_of_input["train"] == {"words": 3, "gold": 0}
 
 
-def test_two_texts_are_two_segments_and_the_context_alone_is_cut(model_dir, small_task):
+def test_two_texts_are_two_segments_and_only_the_context_is_truncated(model_dir, small_task):
     task, _ = small_task("small-qa")
     question, context = "patients with pain", "a daily dose was seen after treatment"
     [whole] = encode(model_dir, task, Text("1", (question, context), "yes")).splits["train"]
@@ -76,7 +76,7 @@ def test_two_texts_are_two_segments_and_the_context_alone_is_cut(model_dir, smal
     assert cut.out_of_input["train"] == {"words": 3, "gold": 1}
 
 
-def test_a_question_that_fills_the_input_is_cut_too(model_dir, small_task):
+def test_a_question_that_fills_the_input_is_truncated_too(model_dir, small_task):
     task, _ = small_task("small-qa")
     long = Text("1", ("pain " * 30, "dose of pain"), "yes")
     [each] = encode(model_dir, task, long, max_seq_length=16).splits["train"]
@@ -84,14 +84,14 @@ def test_a_question_that_fills_the_input_is_cut_too(model_dir, small_task):
     assert pieces_of(model_dir, each.input_ids)[-4:] == ["dose", "of", "pain", "[SEP]"]
 
 
-def test_of_two_sentences_the_longer_one_is_cut(model_dir, small_task):
+def test_the_longer_of_two_sentences_is_truncated(model_dir, small_task):
     task, _ = small_task("small-similarity")
     [each] = encode(model_dir, task, Text("1", ("pain " * 20, "a dose"), 3.0), max_seq_length=10).splits["train"]
     assert pieces_of(model_dir, each.input_ids) == ["[CLS]", *["pain"] * 5, "[SEP]", "a", "dose", "[SEP]"]
     assert each.target == pytest.approx(0.75)
 
 
-def test_dummies_are_text(model_dir, small_task):
+def test_dummies_are_ordinary_text(model_dir, small_task):
     task, _ = small_task("small-relation")
     [each] = encode(model_dir, task, Text("1", ("@GENE$ blocks @CHEMICAL$",), "inhibitor")).splits["train"]
     pieces = pieces_of(model_dir, each.input_ids)
@@ -154,7 +154,7 @@ def test_an_epoch_has_every_example_once(lengths, batch_size, seed, epoch):
 
 
 @given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=300), tokens=st.integers(1, 2_000))
-def test_batches_of_prediction_hold_every_example_and_no_more_than_they_may(lengths, tokens):
+def test_prediction_batches_hold_every_example_within_the_limit_of_tokens(lengths, tokens):
     batches = list(batches_by_length(lengths, tokens))
     assert sorted(n for batch in batches for n in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(lengths[n] for n in batch) <= tokens for batch in batches)
@@ -175,7 +175,7 @@ def test_a_prediction_does_not_depend_on_the_batch_it_is_in(model_dir, small_tas
     torch.manual_seed(3)
     model, _ = build_task_model(model_dir, "pretrained", task)
     tensors, _ = padded(inputs.splits["test"], inputs.pad_id)
-    with torch.no_grad():  # no class shall win everywhere, and none by a hair
+    with torch.no_grad():  # so that no class wins everywhere or by a narrow margin
         logits = model.eval()(**tensors).logits.flatten(0, -2).sort(0).values
         model.classifier.bias -= (logits[len(logits) // 2 - 1] + logits[len(logits) // 2]) / 2
     together = predict(model, task, inputs.splits["test"], inputs.pad_id)
@@ -192,7 +192,7 @@ def test_a_prediction_does_not_depend_on_the_batch_it_is_in(model_dir, small_tas
 
 
 CHANCE = {"ner": 0.5, "pico": 0.4, "relation": 0.6, "similarity": 0.3, "documents": 0.65, "qa": 0.5}
-"""What a model might score that learned no more than how frequent the labels are, rounded up."""
+"""Rounded-up score of a model that learned only the frequency of the labels."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -217,19 +217,18 @@ def test_each_kind_learns_and_the_same_seed_gives_the_same(model_dir, small_task
 KILLED = """
 import os, pathlib, random, signal, sys, time
 import torch
-from bert_pipeline.evaluation import finetune as module
-from bert_pipeline.evaluation.inputs import encode_task
-from bert_pipeline.evaluation.readers import read_task
-from bert_pipeline.evaluation.protocol import protocol
-from bert_pipeline.evaluation.runs import Run, Setting
-from bert_pipeline.evaluation.tasks import find_task
+from bert_pipeline.evaluation.finetuning import finetune as module
+from bert_pipeline.evaluation.finetuning.inputs import encode_task
+from bert_pipeline.evaluation.finetuning.protocol import Run, Setting, protocol
+from bert_pipeline.evaluation.tasks.readers import read_task
+from bert_pipeline.evaluation.tasks.task import find_task
 from bert_pipeline.recipe import TaskRecipe
 
 model_dir, data, out = map(pathlib.Path, sys.argv[1:])
 torch.set_num_threads(1)
 
 def start(name, seconds_between_checkpoints):
-    process = os.fork()  # what takes long, the imports, is done
+    process = os.fork()  # after the imports, which take long
     if process:
         return process
     module.SECONDS_BETWEEN_CHECKPOINTS = seconds_between_checkpoints
@@ -248,19 +247,19 @@ for wanted in (rng.randint(2, 12), rng.randint(15, 25), rng.randint(26, 35)):  #
     while int((steps.read_text().split() or ["0"])[-1]) < wanted:
         time.sleep(rng.random() / 500)
     os.kill(process, signal.SIGKILL)
-    assert os.waitpid(process, 0)[1] == signal.SIGKILL, "it was to be killed in the middle"
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL, "it ended before it was killed"
 for name, seconds in (("killed", 0), ("undisturbed", 1e9)):
     assert os.waitpid(start(name, seconds), 0)[1] == 0
 """
 
 
-def test_a_run_that_is_killed_goes_on_bit_for_bit(model_dir, small_tasks, tmp_path):
+def test_a_killed_run_resumes_bit_for_bit(model_dir, small_tasks, tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
     [process] = fork_ranks(tmp_path / "killed.py", [model_dir, small_tasks, tmp_path], 1, tmp_path / "said")
     assert exit_code(process) == 0, (tmp_path / "said").read_text()
     numbers = [int(line) for line in (tmp_path / "killed.steps").read_text().split()]
     begins = [now for before, now in zip([99, *numbers], numbers, strict=False) if now <= before]
-    assert len(begins) == 4 and begins[0] == 0 and all(begins[1:]), "it went on, and did not begin again"
+    assert len(begins) == 4 and begins[0] == 0 and all(begins[1:]), "every restart resumed"
     assert (tmp_path / "killed.txt").read_text() == (tmp_path / "undisturbed.txt").read_text()
 
 
@@ -270,7 +269,7 @@ def test_a_run_that_diverges_is_an_error_and_no_score(model_dir, small_task, tmp
         run_task(model_dir, task, data, tmp_path, setting=Setting(1e38, 16, 1))
 
 
-def test_sentences_that_are_nothing_to_the_tokenizer_are_tagged_but_not_learned(model_dir, small_task, tmp_path):
+def test_sentences_without_pieces_are_tagged_but_not_trained_on(model_dir, small_task, tmp_path):
     task, _ = small_task("small-ner")
     nothing, drug = Sentence("1", ("\x07",), ("O",)), Sentence("2", ("atenolol", "helps"), ("B", "O"))
     data = TaskData({"train": [nothing, drug], "dev": [drug], "test": [nothing, drug]}, {})
@@ -283,10 +282,10 @@ def test_sentences_that_are_nothing_to_the_tokenizer_are_tagged_but_not_learned(
     assert found.predicted["test"][0] == ("O",) and len(found.predicted["test"][1]) == 2
 
 
-# Checkpoints of all sorts
+# Checkpoints
 
 
-def test_random_init_differs_from_pretrained_in_the_weights_alone(model_dir, small_task):
+def test_random_init_differs_from_pretrained_only_in_the_weights(model_dir, small_task):
     task, _ = small_task("small-ner")
     stored = load_file(model_dir / "model.safetensors")
     models = {}
@@ -294,7 +293,7 @@ def test_random_init_differs_from_pretrained_in_the_weights_alone(model_dir, sma
         torch.manual_seed(1)
         models[encoder], _ = build_task_model(model_dir, encoder, task)
     pretrained, random_init = (models[name].state_dict() for name in ("pretrained", "random_init"))
-    unlike = {"architectures", "dtype", "_name_or_path"}  # where the config came from, not what it says
+    unlike = {"architectures", "dtype", "_name_or_path"}  # the origin of the config, not its values
     configs = [
         {key: value for key, value in model.config.to_dict().items() if key not in unlike} for model in models.values()
     ]
@@ -315,7 +314,7 @@ def is_random(tensor):
 
 
 def without(model_dir, folder, part, rename=lambda name: name):
-    """The model's directory, its weights without those whose name begins with `part`."""
+    """Copy the model without the weights whose names begin with `part`."""
     shutil.copytree(model_dir, folder)
     stored = load_file(model_dir / "model.safetensors")
     kept = {rename(name): value for name, value in stored.items() if not name.startswith(part)}
@@ -323,8 +322,8 @@ def without(model_dir, folder, part, rename=lambda name: name):
     return folder
 
 
-def test_a_plain_encoder_with_prefixless_names_is_taken(model_dir, small_task, tmp_path):
-    """As sentence encoders are stored."""
+def test_an_encoder_with_unprefixed_names_is_loaded(model_dir, small_task, tmp_path):
+    """Sentence encoders are stored like this."""
     task, _ = small_task("small-relation")
     plain = without(model_dir, tmp_path / "plain", "cls.", lambda name: name.removeprefix("bert."))
     model, fresh_pooler = build_task_model(plain, "pretrained", task)
@@ -334,7 +333,7 @@ def test_a_plain_encoder_with_prefixless_names_is_taken(model_dir, small_task, t
     assert not fresh_pooler
 
 
-def test_a_pooler_that_is_not_there_is_part_of_the_fresh_head(model_dir, small_task, tmp_path):
+def test_a_missing_pooler_becomes_part_of_the_fresh_head(model_dir, small_task, tmp_path):
     folder = without(model_dir, tmp_path / "poolerless", "bert.pooler.")
     for name, expected in (("small-relation", True), ("small-ner", False)):
         task, _ = small_task(name)
@@ -345,7 +344,7 @@ def test_weights_of_another_architecture_are_refused(model_dir, small_task, tmp_
     folder = without(model_dir, tmp_path / "short", "bert.encoder.layer.1.")
     for name in ("small-ner", "small-qa"):
         task, _ = small_task(name)
-        with pytest.raises(ValueError, match=r"short: its weights lack 16 of .*bert\.encoder\.layer\.1\..*remedy"):
+        with pytest.raises(ValueError, match=r"short: the weights lack 16 of .*bert\.encoder\.layer\.1\..*remedy"):
             build_task_model(folder, "pretrained", task)
 
 

@@ -1,4 +1,4 @@
-"""The runs of a task: which there are, side by side in real processes, and what failures do."""
+"""The runs of a task: settings, worker processes, failures and interruptions."""
 
 import os
 import shutil
@@ -11,23 +11,24 @@ from pathlib import Path
 import pytest
 from processes import commands
 
-from bert_pipeline.evaluation.finetuning import workers
+from bert_pipeline.evaluation.evaluate import best_on_dev
+from bert_pipeline.evaluation.finetuning import worker, workers
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
+from bert_pipeline.evaluation.finetuning.job import FinetuningJob, model_fingerprint
 from bert_pipeline.evaluation.finetuning.protocol import Run, Setting, protocol
-from bert_pipeline.evaluation.finetuning.runs import FinetuningJob, best, grid, make_run, model_fingerprint
+from bert_pipeline.evaluation.finetuning.runs import make_run
 from bert_pipeline.evaluation.finetuning.workers import RunFailed, make_runs
 from bert_pipeline.evaluation.scoring.predictions import read_predictions, write_predictions
 from bert_pipeline.evaluation.scoring.scores import gold_labels, scores
 from bert_pipeline.evaluation.tasks.readers import Sentence, Text
 from bert_pipeline.evaluation.tasks.task import find_task
 from bert_pipeline.recipe import TaskRecipe
-from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError
 
 ROOT = Path(__file__).parents[3]
 SHORT = Setting(3e-3, 32, 1)
 ENDLESS = Setting(1e-3, 1, 100)
-"""16,000 steps, minutes: what is begun so is ended by something else."""
+"""16,000 steps, which take minutes: such a run never ends by itself in a test."""
 
 
 @pytest.fixture
@@ -52,25 +53,25 @@ def make(job, *runs) -> dict[Run, Artifact]:
 
 def processes_of() -> list[int]:
     """The workers that this process started."""
-    return [number for number, command in commands(parent=os.getpid()).items() if workers.__name__ in command]
+    return [number for number, command in commands(parent=os.getpid()).items() if worker.__name__ in command]
 
 
 def test_the_grid_has_every_combination_in_order():
     how = protocol_with(learning_rate=(1e-5, 3e-5), batch_size=(16, 32), num_epochs=10)
-    assert grid(how) == [(1e-5, 16, 10), (1e-5, 32, 10), (3e-5, 16, 10), (3e-5, 32, 10)]
+    assert how.settings == [(1e-5, 16, 10), (1e-5, 32, 10), (3e-5, 16, 10), (3e-5, 32, 10)]
 
 
-def protocol_with(**asked):
-    return protocol(find_task("sample-chem"), TaskRecipe(name="sample-chem", **asked))
+def protocol_with(**values):
+    return protocol(find_task("sample-chem"), TaskRecipe(name="sample-chem", **values))
 
 
-def test_the_best_on_dev_is_taken_and_among_equals_the_first(tmp_path):
+def test_the_first_of_the_best_settings_on_dev_is_chosen(tmp_path):
     def scored(dev: float, test: float) -> Artifact:
         return Artifact(tmp_path, {"facts": {"dev": {"score": dev}, "test": {"score": test}}})
 
     settings = [Setting(rate, 16, 10) for rate in (1e-5, 3e-5, 5e-5, 7e-5)]
     tried = zip(settings, [scored(0.5, 0.9), scored(0.7, 0.1), scored(0.7, 0.8), scored(0.6, 1.0)], strict=True)
-    assert best([*tried]) == settings[1]
+    assert best_on_dev([*tried]) == settings[1]
 
 
 def test_names_tell_runs_apart():
@@ -80,7 +81,7 @@ def test_names_tell_runs_apart():
     assert Run("pretrained", Setting(5e-5, 32, 10), 1).name == "pretrained-lr5e-05-bs32-ep10-seed1"
 
 
-def test_one_worker_or_two_make_the_same_and_what_stands_is_not_made_again(job, small_task, monkeypatch, tmp_path):
+def test_one_worker_and_two_give_the_same_and_finished_runs_are_not_repeated(job, small_task, monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     runs = [Run("pretrained", SHORT, 1), Run("random_init", SHORT, 1), Run("pretrained", SHORT, 2)]
     contents = []
@@ -113,7 +114,7 @@ def test_one_worker_or_two_make_the_same_and_what_stands_is_not_made_again(job, 
         make(here.model_copy(update={"fingerprints": {"model": "another"}}), *runs)
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was_and_leaves_nothing_behind(job, small_task, monkeypatch, tmp_path):
+def test_an_interrupted_run_resumes_and_leaves_no_temporary_files(job, small_task, monkeypatch, tmp_path):
     from bert_pipeline.evaluation.finetuning import finetune
 
     _, data = small_task("small-relation")
@@ -129,7 +130,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_and_leaves_nothing_behind(j
 
     with pytest.raises(KeyboardInterrupt):
         make_run(job, run, data, inputs, stop_at_three)
-    assert not (job.runs / run.name).exists() and job.made(run) is None
+    assert not (job.runs / run.name).exists() and job.finished(run) is None
     found = make_run(job, run, data, inputs, stop_at_three)
     assert steps == [0, 1, 2, 3, 3, 4, 5]
     undisturbed = job.model_copy(update={"runs": tmp_path / "undisturbed"})
@@ -138,7 +139,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_and_leaves_nothing_behind(j
     assert {path.name for path in found.path.iterdir()} == {"dev.tsv", "record.json", "test.tsv"}
 
 
-def test_a_run_that_fails_ends_the_others_and_says_why(job, monkeypatch):
+def test_a_failing_run_stops_the_others_and_names_the_reason(job, monkeypatch):
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "2")
     endless, failing = Run("pretrained", ENDLESS, 1), Run("pretrained", Setting(1e38, 16, 1), 1)
     name = r"small-relation, pretrained-lr1e\+38-bs16-ep1-seed1"
@@ -147,7 +148,7 @@ def test_a_run_that_fails_ends_the_others_and_says_why(job, monkeypatch):
     assert not processes_of()
 
 
-def test_a_worker_that_cannot_begin_says_why(job):
+def test_a_worker_that_cannot_start_names_the_reason(job):
     with pytest.raises(RunFailed, match=r"small-relation, .*: max_seq_length is 99, but .* has 64 positions; remedy"):
         make(
             job.model_copy(update={"protocol": job.protocol.model_copy(update={"max_seq_length": 99})}),
@@ -155,12 +156,12 @@ def test_a_worker_that_cannot_begin_says_why(job):
         )
 
 
-def test_a_worker_that_is_killed_is_an_error_and_no_hang(job, monkeypatch):
+def test_a_killed_worker_is_an_error_not_a_hang(job, monkeypatch):
     real = workers.Progress.advance
 
     def kill(self, *args, **more):
         real(self, *args, **more)
-        for process in processes_of():  # none, when the next step that it told of is counted
+        for process in processes_of():  # none when a message sent before the kill is counted
             os.kill(process, signal.SIGKILL)
 
     monkeypatch.setattr(workers.Progress, "advance", kill)
@@ -181,8 +182,9 @@ def test_an_interrupt_leaves_no_process(job, monkeypatch):
 
 PARENT = """
 import pathlib, sys
-from bert_pipeline.evaluation import workers
-from bert_pipeline.evaluation.runs import FinetuningJob, Run, Setting
+from bert_pipeline.evaluation.finetuning import workers
+from bert_pipeline.evaluation.finetuning.job import FinetuningJob
+from bert_pipeline.evaluation.finetuning.protocol import Run, Setting
 
 real = workers.Progress.advance
 def advance(self, *args, **more):
@@ -212,7 +214,7 @@ def test_the_workers_end_with_the_process_that_started_them(job, how):
         pytest.fail("the worker outlived its parent")
 
 
-def test_predictions_come_back_as_they_were(small_task, tmp_path):
+def test_predictions_survive_writing_and_reading(small_task, tmp_path):
     separators = Sentence("1", ("a\u2028b", "c\rd", "\x85", '"'), ("O", "B", "I", "O"))
     cases = {
         "small-ner": ([separators, Sentence("2", ("x",), ("O",))], [("B", "O", "O", "I"), ("O",)]),
@@ -234,7 +236,7 @@ def test_predictions_come_back_as_they_were(small_task, tmp_path):
     assert "\tO\tB\n" in (tmp_path / "small-ner.tsv").read_text()
 
 
-def test_the_fingerprint_is_that_of_weights_and_vocabulary(model_dir, tmp_path):
+def test_the_fingerprint_covers_weights_config_and_tokenizer(model_dir, tmp_path):
     shutil.copytree(model_dir, tmp_path / "model")
     assert model_fingerprint(tmp_path / "model") == model_fingerprint(model_dir)
     (tmp_path / "model" / "record.json").write_text("{}")
@@ -243,5 +245,4 @@ def test_the_fingerprint_is_that_of_weights_and_vocabulary(model_dir, tmp_path):
         before = model_fingerprint(tmp_path / "model")
         with (tmp_path / "model" / name).open("ab") as file:
             file.write(b" ")
-        artifact._file_digest.cache_clear()
         assert model_fingerprint(tmp_path / "model") != before

@@ -155,5 +155,5 @@ def test_other_examples_are_refused():
             [statistics(SIMILARITY, [1.0, 2.0, 3.5], [0.0, 1.0, 2.0])],
             seed=0,
         )
-    with pytest.raises(ValueError, match="there is no run"):
+    with pytest.raises(ValueError, match="no run"):
         compare(QA, [known], [], seed=0)

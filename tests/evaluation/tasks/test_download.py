@@ -1,4 +1,4 @@
-"""BLURB's files from a real server on this machine; what servers do wrong is in tests/web/test_downloads.py."""
+"""Downloads of BLURB's files from a local HTTP server; tests/web/test_downloads.py tests misbehaving servers."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def source(site, path, becomes, content, form="as it is", **more):
     return Source.model_validate_json(json.dumps(row | more))
 
 
-def test_sets_are_fetched_made_and_found_again(site, tmp_path):
+def test_data_sets_are_downloaded_converted_and_found_again(site, tmp_path):
     site.answers = {"/devel.tsv": [Answer(TYPED)], "/train.tsv": [Answer(CONTENT)]}
     sources = {
         "Chem": source(site, "/devel.tsv", {"dev.tsv": sha256(PLAIN)}, TYPED, "tags without types"),
@@ -56,7 +56,7 @@ def test_sets_are_fetched_made_and_found_again(site, tmp_path):
     assert site.paths() == ["/devel.tsv", "/train.tsv", "/train.tsv"]
 
 
-def test_terms_come_first(site, tmp_path):
+def test_terms_must_be_accepted_before_the_download(site, tmp_path):
     site.answers["/f"] = [Answer(CONTENT)]
     sources = {"Own": source(site, "/f", {"dev.tsv": sha256(CONTENT)}, CONTENT, must_accept=True)}
     facts = download_blurb(tmp_path, sources=sources)
@@ -65,7 +65,7 @@ def test_terms_come_first(site, tmp_path):
     assert download_blurb(tmp_path, ["Own"], accept_terms=True, sources=sources)["Own"]["state"] == "fetched"
 
 
-def test_one_failure_leaves_the_others_whole_and_is_told_in_the_end(site, tmp_path):
+def test_a_failed_download_is_reported_after_the_others_are_done(site, tmp_path):
     site.answers["/f"] = [Answer(CONTENT)]
     right = {"dev.tsv": sha256(CONTENT)}
     sources = {
@@ -73,14 +73,14 @@ def test_one_failure_leaves_the_others_whole_and_is_told_in_the_end(site, tmp_pa
         "Other": source(site, "/f", {"dev.tsv": sha256(b"other")}, CONTENT),
         "Here": source(site, "/f", right, CONTENT),
     }
-    with pytest.raises(DownloadError, match=r"Gone: .*404.*; Other: .*though what was fetched is right"):
+    with pytest.raises(DownloadError, match=r"Gone: .*404.*; Other: .*although the download is right"):
         download_blurb(tmp_path, sources=sources)
     assert (tmp_path / "Here" / "dev.tsv").read_bytes() == CONTENT
     assert not (tmp_path / "Other" / "dev.tsv").exists()
 
 
 def test_pubmedqa_is_split_as_its_authors_split_it():
-    """500 and ten folds, each answer by itself. On their own questions the manifest's hashes prove it byte for byte."""
+    """500 and ten folds, drawn per answer. For the real questions, the manifest's hashes check it byte for byte."""
     answers = ["yes"] * 552 + ["no"] * 338 + ["maybe"] * 110
     random.Random(1).shuffle(answers)
     questions = {str(n): {"QUESTION": f"{n}?", "final_decision": answer} for n, answer in enumerate(answers)}
@@ -112,7 +112,7 @@ def test_the_manifest_is_pinned_and_complete():
         assert not made or made == (splits or ["train.tsv", "dev.tsv", "test.tsv"])
 
 
-def test_what_is_fetched_is_what_the_tasks_ask_for():
+def test_the_downloads_are_the_files_of_the_tasks():
     for name, each in load_sources().items():
         made = {file: known for pinned in each.downloads for file, known in pinned.becomes.items()}
         stated = find_task(name).splits
@@ -127,7 +127,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["download-blurb", "--out", str(tmp_path), "--task", "BC2GM"]) == 0
     assert "--accept-terms" in capsys.readouterr().out
     assert main(["download-blurb", "--out", str(tmp_path), "--task", "bioask"]) == 1
-    assert "no set is named bioask; remedy: name some of BC5CDR-chem" in capsys.readouterr().err
+    assert "unknown data set bioask; remedy: name some of BC5CDR-chem" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

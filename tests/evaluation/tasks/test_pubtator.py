@@ -1,4 +1,4 @@
-"""PubTator to token files: rules by example, faults by name, and the real corpus byte for byte."""
+"""PubTator to token files: the rules by example, errors, and the real corpus byte for byte."""
 
 import gzip
 import hashlib
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from bert_pipeline.cli import main
 from bert_pipeline.evaluation.tasks.pubtator import (
-    Document,
     Mention,
+    PubtatorDocument,
     convert_bc5cdr,
     read_pubtator,
     sentence_spans,
@@ -117,7 +117,7 @@ def test_sentences_cover_the_text_and_lines_end_them(text):
 def test_mentions_are_counted_whole(text, data):
     positions = st.integers(0, len(text))
     pairs = data.draw(st.lists(st.tuples(positions, positions).filter(lambda pair: pair[0] < pair[1]), max_size=6))
-    tagged = tag(Document("1", text, tuple(Mention(*pair, "Disease") for pair in pairs)), "Disease")
+    tagged = tag(PubtatorDocument("1", text, tuple(Mention(*pair, "Disease") for pair in pairs)), "Disease")
     tokens = [token for sentence in tagged.sentences for token, _ in sentence]
     assert "".join(tokens) == "".join(text.split())
     for sentence in tagged.sentences:
@@ -127,9 +127,9 @@ def test_mentions_are_counted_whole(text, data):
     assert tagged.num_mentions == len(pairs)
 
 
-def test_what_becomes_of_mentions_that_have_no_place():
+def test_overlapping_mentions_and_mentions_without_a_token_are_dropped():
     def tags(text, *spans):
-        tagged = tag(Document("1", text, tuple(Mention(*span, "Disease") for span in spans)), "Disease")
+        tagged = tag(PubtatorDocument("1", text, tuple(Mention(*span, "Disease") for span in spans)), "Disease")
         facts = tagged.num_entities, tagged.num_overlapping, tagged.num_without_token, tagged.num_cut
         return " ".join(tag for sentence in tagged.sentences for _, tag in sentence), facts
 
@@ -145,11 +145,11 @@ FAULTS = {
     "abstract of another": ("11|a|", "12|a|", ":2: no abstract line: '12|a|"),
     "another document": ("11\tCID", "12\tCID", ":8: a line of another document than 11: '12\\tCID"),
     "no tabs": ("11\t0\t7\t", "11 0 7 ", ":3: a line of another document"),
-    "no numbers": ("11\t0\t7", "11\tx\t7", ":3: no mention: '11\\tx\\t7"),
-    "too few fields": ("Chemical\tD1", "Chemical", ":3: no mention"),
-    "beyond the text": ("11\t0\t7\t", "11\t0\t900\t", ":3: a mention that is not within the 85 characters"),
-    "end before start": ("11\t0\t7\t", "11\t7\t7\t", ":3: a mention that is not within the 85 characters"),
-    "other text": ("11\t0\t7\t", "11\t1\t8\t", ":3: a mention where the text has 'spirin-': 'Aspirin'"),
+    "no numbers": ("11\t0\t7", "11\tx\t7", ":3: not a mention: '11\\tx\\t7"),
+    "too few fields": ("Chemical\tD1", "Chemical", ":3: not a mention"),
+    "beyond the text": ("11\t0\t7\t", "11\t0\t900\t", ":3: a mention outside the 85 characters"),
+    "end before start": ("11\t0\t7\t", "11\t7\t7\t", ":3: a mention outside the 85 characters"),
+    "other text": ("11\t0\t7\t", "11\t1\t8\t", ":3: a mention whose offsets select 'spirin-': 'Aspirin'"),
     "unknown type": ("Chemical", "Species", ":3: a mention of unknown type: 'Species'"),
 }
 
@@ -168,37 +168,37 @@ def test_faults_are_named_with_file_and_line(fault, tmp_path):
 def test_a_repeated_pmid_is_refused(tmp_path):
     path = tmp_path / "CDR_TestSet.PubTator.txt"
     path.write_text(record("9") + "\n\n" + record("9"))
-    with pytest.raises(TaskError, match=r":9: a PMID that stands before: '9'"):
+    with pytest.raises(TaskError, match=r":9: a duplicate PMID: '9'"):
         read_pubtator(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe", gzip.compress(record("9").encode())[:-9], b"no gzip"])
-def test_files_that_are_not_whole_are_refused(content, tmp_path):
+def test_incomplete_files_are_refused(content, tmp_path):
     suffix = ".gz" if content[:2] == b"\x1f\x8b" or content == b"no gzip" else ""
     path = tmp_path / f"CDR_TestSet.PubTator.txt{suffix}"
     path.write_bytes(content)
-    with pytest.raises(TaskError, match=r"CDR_TestSet.* remedy: fetch the file again"):
+    with pytest.raises(TaskError, match=r"CDR_TestSet.* remedy: download the file again"):
         read_pubtator(path)
 
 
-def test_line_ends_of_windows_and_a_missing_last_line_end_change_nothing(tmp_path):
+def test_windows_line_ends_and_a_missing_last_line_end_change_nothing(tmp_path):
     paths = [tmp_path / name for name in ("a", "b")]
     paths[0].write_text(record("9") + record("11"))
     paths[1].write_bytes((record("9") + record("11")).rstrip("\n").replace("\n", "\r\n").encode())
     assert read_pubtator(paths[0]) == read_pubtator(paths[1])
 
 
-def test_missing_doubled_and_mixed_up_files_are_refused(corpus, tmp_path):
+def test_missing_duplicate_and_inconsistent_files_are_refused(corpus, tmp_path):
     development = corpus / "CDR_DevelopmentSet.PubTator.txt"
     (corpus / f"{development.name}.gz").write_bytes(gzip.compress(development.read_bytes()))
     with pytest.raises(TaskError, match=r"both the DevelopmentSet; remedy"):
         convert_bc5cdr([corpus], tmp_path / "out")
     (corpus / f"{development.name}.gz").unlink()
     development.write_text(record("9").replace("Two had", "Six had"))
-    with pytest.raises(TaskError, match=r"PMID 9 stands in .*TrainingSet.* and, as another split, in .*DevelopmentSet"):
+    with pytest.raises(TaskError, match=r"PMID 9 is in both .*TrainingSet.* and .*DevelopmentSet"):
         convert_bc5cdr([corpus], tmp_path / "out")
     development.write_text(record("100"))
-    with pytest.raises(TaskError, match=r"PMID 100 stands in .*DevelopmentSet.*TestSet"):
+    with pytest.raises(TaskError, match=r"PMID 100 is in both .*DevelopmentSet.* and .*TestSet"):
         convert_bc5cdr([corpus], tmp_path / "out")
     development.unlink()
     with pytest.raises(TaskError, match=r"no CDR_DevelopmentSet.PubTator.txt .*remedy"):

@@ -1,4 +1,4 @@
-"""Files of all kinds, as they should be and damaged."""
+"""Data files of all kinds, valid and damaged."""
 
 import json
 from hashlib import sha256
@@ -44,7 +44,7 @@ TASKS = {
 
 
 def written(what: Task, examples: list[Example]) -> str:
-    """A split as its file, by the formats of the readers' docstring."""
+    """The content of a split's file, in the formats of the readers' docstring."""
     if what.splits.train.file.endswith(".json"):
         return json.dumps(
             {
@@ -93,7 +93,7 @@ def tagged(draw, what: Task):
 
 @st.composite
 def splits(draw, what: Task) -> list[Example]:
-    """What a split of the task may hold: one example at least that can be scored, and in train two classes."""
+    """A valid split: at least one example that can be scored, and two classes in train."""
     if what.kind in ("ner", "pico"):
         made = [(("first",), (what.tags[1],)), *draw(st.lists(tagged(what), max_size=5))]
         return [Sentence(str(number), *one) for number, one in enumerate(made, start=1)]
@@ -116,7 +116,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", TASKS)
 @given(data=st.data(), crlf=st.booleans(), mark=st.booleans())
-def test_what_was_written_is_read(folder, name, data, crlf, mark):
+def test_written_files_are_read_back(folder, name, data, crlf, mark):
     what = TASKS[name]
     examples = data.draw(splits(what))
     content = written(what, examples)
@@ -127,7 +127,7 @@ def test_what_was_written_is_read(folder, name, data, crlf, mark):
 
 @pytest.mark.parametrize("name", TASKS)
 @given(data=st.data())
-def test_damage_is_told_and_breaks_nothing(folder, name, data):
+def test_damaged_files_raise_only_task_errors(folder, name, data):
     what = TASKS[name]
     content = written(what, data.draw(splits(what))).encode()
     for _ in range(data.draw(st.integers(1, 3))):
@@ -166,8 +166,8 @@ def test_docstart_lines_name_documents_and_are_no_tokens(path):
     assert [sentence.tokens for sentence in found] == [("a",), ("b",), ("c",), ("d",)]
 
 
-def test_an_entity_does_not_go_on_across_a_docstart_line(path):
-    with pytest.raises(TaskError, match=r"dev\.tsv:3: tag I of 'b' follows no B but O"):
+def test_an_entity_does_not_continue_across_a_docstart_line(path):
+    with pytest.raises(TaskError, match=r"dev\.tsv:3: tag I of 'b' follows O, not B or I"):
         read(TASKS["ner"], path, b"a\tB\n-DOCSTART- 2\nb\tI\n\n")
 
 
@@ -214,9 +214,15 @@ PAIRS, SENTENCES = b"pair_id\tsent1\tsent2\tscore\n", b"labels\tsentence\tindex\
         (NER, b"aspirin\tB\nacid\n", 2, "'acid'", "one tab"),
         (NER, b"aspirin\tNN\tB\n", 1, r"'aspirin\tNN\tB'", "one tab"),
         (NER, b"\tB\n", 1, "", "one tab"),
-        (NER, b"of\tO\nacid\tI\n", 2, "'acid'", "first word bears B"),
-        (NER, b"acid\tB\n\nacid\tI\n", 3, "'acid'", "first word bears B"),
-        (TYPED, b"acid\tB-Drug\nrain\tI-Gene\n", 2, "follows no B-Gene but B-Drug", "first word bears B-Gene"),
+        (NER, b"of\tO\nacid\tI\n", 2, "'acid'", "first word of an entity with B"),
+        (NER, b"acid\tB\n\nacid\tI\n", 3, "'acid'", "first word of an entity with B"),
+        (
+            TYPED,
+            b"acid\tB-Drug\nrain\tI-Gene\n",
+            2,
+            "follows B-Drug, not B-Gene",
+            "first word of an entity with B-Gene",
+        ),
         (TYPED, b"acid\tB\n", 1, "'B'", "B-Drug, B-Gene, I-Drug, I-Gene, O"),
         (PICO, b"men\tB-PAR\n", 1, "'B-PAR'", "I-INT, I-PAR, O"),
         (NER, b"aspirin\tB\nna\xefve\tO\n", 2, "0xef", "convert the file to UTF-8"),
@@ -229,7 +235,7 @@ PAIRS, SENTENCES = b"pair_id\tsent1\tsent2\tscore\n", b"labels\tsentence\tindex\
         (RELATION, b"1\ta\tb\tup\n", 1, "4 column(s)", "3 (id, text, class)"),
         (RELATION, b"1\t \tup\n", 1, "the text of", "fill it"),
         (RELATION, b"\ta\tup\n", 1, "the id of", "fill it"),
-        (RELATION, b"1\ta\tup\n2\tb\tup\n1\tc\tdown\n", 3, "id '1' stands in line 1", "a name of its own"),
+        (RELATION, b"1\ta\tup\n2\tb\tup\n1\tc\tdown\n", 3, "id '1' is already used in line 1", "make it unique"),
         (SIMILARITY, b"1\ta\tb\t3.0\n", 1, "the header is", "pair_id TAB sent1 TAB sent2 TAB score"),
         (SIMILARITY, PAIRS + b"1\ta\tb\thigh\n", 2, "'high'", "0 to 4"),
         (SIMILARITY, PAIRS + b"1\ta\tb\t4.2\n", 2, "4.2", "0 to 4"),
@@ -244,10 +250,16 @@ PAIRS, SENTENCES = b"pair_id\tsent1\tsent2\tscore\n", b"labels\tsentence\tindex\
             HOC,
             SENTENCES + b"0_0,1_1,2_0\ta\t9_s0\n0_0,1_1,2_0\tb\t8_s0\n0_0,1_1,2_0\tc\t9_s1\n",
             4,
-            "9_s1 stands apart",
-            "put a document's sentences together",
+            "9_s1 is separated",
+            "keep the sentences of a document together",
         ),
-        (HOC, SENTENCES + b"0_0,1_1,2_0\ta\t9_s0\n0_0,1_1,2_0\tb\t9_s0\n", 3, "index '9_s0' stands in line 2", "own"),
+        (
+            HOC,
+            SENTENCES + b"0_0,1_1,2_0\ta\t9_s0\n0_0,1_1,2_0\tb\t9_s0\n",
+            3,
+            "index '9_s0' is already used in line 2",
+            "unique",
+        ),
     ],
 )
 def test_a_broken_line_is_named_with_its_value_and_a_remedy(path, what, content, line, value, remedy):
@@ -263,47 +275,47 @@ WHOLE = '{"QUESTION": "q", "CONTEXTS": ["c"], "final_decision": "up"}'
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "told"),
+    ("content", "line", "message"),
     [
         (f'{{"1": {WHOLE},\n"2": }}', 2, "not JSON"),
         ("[" * 100_000, 1, "not JSON"),
         (f"[{WHOLE}]", 1, "not an object of questions"),
-        (f'{{"1": {WHOLE},\n"2": {WHOLE},\n"1": {WHOLE}}}', 3, "id '1' is empty, broken or stands twice"),
+        (f'{{"1": {WHOLE},\n"2": {WHOLE},\n"1": {WHOLE}}}', 3, "id '1' is empty, duplicate"),
         (f'{{"": {WHOLE}}}', 1, "id '' is empty"),
-        (f'{{"1\\t2": {WHOLE}}}', 1, "broken"),
-        (f'{{"1": {WHOLE},\n"2": {WHOLE.replace("QUESTION", "Q")}}}', 2, "question '2' is not whole"),
-        (f'{{"1": {WHOLE},\n"2": {WHOLE.replace("[", "").replace("]", "")}}}', 2, "question '2' is not whole"),
-        (f'{{"1": {WHOLE.replace(chr(34) + "c", chr(34) + " ")}}}', 1, "question '1' is not whole"),
-        ('{"1": {"QUESTION": "q", "CONTEXTS": [], "final_decision": "up"}}', 1, "question '1' is not whole"),
-        ('{"1": [["QUESTION", "q"]]}', 1, "question '1' is not whole"),
+        (f'{{"1\\t2": {WHOLE}}}', 1, "tab or line break"),
+        (f'{{"1": {WHOLE},\n"2": {WHOLE.replace("QUESTION", "Q")}}}', 2, "question '2' is incomplete"),
+        (f'{{"1": {WHOLE},\n"2": {WHOLE.replace("[", "").replace("]", "")}}}', 2, "question '2' is incomplete"),
+        (f'{{"1": {WHOLE.replace(chr(34) + "c", chr(34) + " ")}}}', 1, "question '1' is incomplete"),
+        ('{"1": {"QUESTION": "q", "CONTEXTS": [], "final_decision": "up"}}', 1, "question '1' is incomplete"),
+        ('{"1": [["QUESTION", "q"]]}', 1, "question '1' is incomplete"),
         (f'{{"1": {WHOLE},\n"2": {WHOLE.replace("up", "perhaps")}}}', 2, "label 'perhaps' is unknown"),
     ],
 )
-def test_a_broken_question_is_named_with_its_line(tmp_path, content, line, told):
+def test_a_broken_question_is_named_with_its_line(tmp_path, content, line, message):
     path = tmp_path / "dev.json"
     with pytest.raises(TaskError) as error:
         read(TASKS["qa in json"], path, content.encode())
-    assert str(error.value).startswith(f"{path}:{line}: ") and told in str(error.value)
+    assert str(error.value).startswith(f"{path}:{line}: ") and message in str(error.value)
     assert "remedy: " in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("what", "content", "told"),
+    ("what", "content", "message"),
     [
         (NER, b"", "0 examples and no entity"),
         (NER, b"\n\n", "0 examples and no entity"),
         (NER, b"no\tO\nchemicals\tO\n\n", "1 examples and no entity"),
         (PICO, b"no\tO\n\n", "no label word"),
-        (RELATION, b"1\ta\tnone\n2\tb\tnil\n", "2 examples and no class that is scored"),
-        (SIMILARITY, PAIRS + b"1\ta\tb\t3\n2\ta\tc\t3.0\n", "2 examples and no two scores that differ"),
-        (DOCUMENTS, b"1\ta\t\n", "no class in any of them"),
+        (RELATION, b"1\ta\tnone\n2\tb\tnil\n", "2 examples and no scored class"),
+        (SIMILARITY, PAIRS + b"1\ta\tb\t3\n2\ta\tc\t3.0\n", "2 examples and no two different scores"),
+        (DOCUMENTS, b"1\ta\t\n", "examples and no class"),
         (TASKS["qa"], b"\n", "0 examples and no question"),
     ],
 )
-def test_a_split_with_nothing_to_score_is_refused(path, what, content, told):
+def test_a_split_with_nothing_to_score_is_refused(path, what, content, message):
     with pytest.raises(TaskError) as error:
         read(what, path, content)
-    assert str(error.value).startswith(f"{path}: ") and told in str(error.value) and "remedy" in str(error.value)
+    assert str(error.value).startswith(f"{path}: ") and message in str(error.value) and "remedy" in str(error.value)
 
 
 def write_splits(folder: Path, **contents: str) -> Path:
@@ -318,7 +330,7 @@ def test_a_training_split_of_one_class_is_refused(tmp_path):
         read_task(RELATION, tmp_path)
 
 
-def test_what_a_split_holds_is_counted(tmp_path):
+def test_the_sizes_of_splits_are_counted(tmp_path):
     write_splits(
         tmp_path,
         train="a\tB\nb\tI\nc\tB\n\nd\tO\n\n",
@@ -333,11 +345,11 @@ def test_what_a_split_holds_is_counted(tmp_path):
     assert size(PICO, [Sentence("1", ("a", "b", "c"), ("I-PAR", "O", "I-INT"))]) == 2
 
 
-def test_an_example_that_stands_in_train_too_is_counted_not_refused(tmp_path):
+def test_an_example_that_is_also_in_train_is_counted_not_refused(tmp_path):
     write_splits(tmp_path, train="1\ta\tup\n2\tb\tdown\n", dev="1\tb\tup\n2\tc\tup\n", test="1\td\tup\n")
     data = read_task(RELATION, tmp_path)
     assert data.files["dev"]["also_in_train"] == 1
-    assert data.remarks == ["1 of 2 examples of dev stand in train as well"]
+    assert data.remarks == ["1 of 2 examples of dev are also in train"]
 
 
 def test_other_data_is_refused_with_both_values_unless_allowed(tmp_path):
@@ -351,8 +363,8 @@ def test_other_data_is_refused_with_both_values_unless_allowed(tmp_path):
     other_bytes = task("ner", splits={"dev": {"file": "dev.tsv", "sha256": "0" * 64}})
     with pytest.raises(TaskError, match=rf"dev\.tsv: sha256 {digest}, but mine's dev has 0000.*remedy"):
         read_task(other_bytes, tmp_path)
-    for what, told in ((other_size, "test.tsv: 1 entities, but"), (other_bytes, "dev.tsv: sha256")):
+    for what, message in ((other_size, "test.tsv: 1 entities, but"), (other_bytes, "dev.tsv: sha256")):
         data = read_task(what, tmp_path, other_data=True)
         assert data.splits["test"] == [Sentence("1", ("c",), ("B",))]
         [remark] = data.remarks
-        assert told in remark and remark.endswith("its scores compare with no published ones")
+        assert message in remark and remark.endswith("scores are not comparable with published ones")

@@ -54,7 +54,7 @@ labels = ["none", "confirms"]
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch) -> Path:
-    """A folder of one's own tasks."""
+    """An empty folder in BERT_PIPELINE_TASKS."""
     folder = tmp_path / "mine"
     folder.mkdir()
     monkeypatch.setenv("BERT_PIPELINE_TASKS", str(folder))
@@ -78,7 +78,7 @@ def test_the_thirteen_tasks_of_blurb_are_there():
 
 @pytest.mark.parametrize("model", PUBLISHED_TOTALS)
 def test_the_published_scores_give_the_published_total(model):
-    """A typing error in any of a column's 13 figures shows here, unless another makes up for it."""
+    """Detects a typing error in any of a column's 13 figures, unless errors cancel."""
     scores = {name: find_task(name).published_scores[model] for name in MEMBERS}
     means = [sum(scores[name] for name in names) / len(names) for names in BLURB.values()]
     assert 100 * sum(means) / len(means) == pytest.approx(PUBLISHED_TOTALS[model], abs=0.0051)
@@ -94,12 +94,12 @@ def test_what_is_scored():
     assert len(find_task("HoC").labels) == 10
 
 
-def test_an_unknown_task_is_answered_with_the_nearest():
+def test_an_unknown_task_gets_a_suggestion():
     with pytest.raises(TaskError, match=r"'BC5CDR-chemical'; did you mean BC5CDR-chem\?"):
         find_task("BC5CDR-chemical")
 
 
-def test_a_task_of_ones_own_is_a_file_and_a_folder(mine, tmp_path, monkeypatch):
+def test_your_own_task_is_a_file_and_a_folder(mine, tmp_path, monkeypatch):
     (mine / "Findings_2-b.toml").write_text(MINE)
     (tmp_path / "findings").mkdir()
     for split in SPLITS:
@@ -121,9 +121,9 @@ def test_two_tasks_of_one_name_are_refused(mine, name):
         task_files()
 
 
-def test_a_folder_of_tasks_that_is_not_there_is_named(monkeypatch, tmp_path):
+def test_a_missing_folder_of_tasks_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("BERT_PIPELINE_TASKS", str(tmp_path / "nowhere"))
-    with pytest.raises(TaskError, match=r"BERT_PIPELINE_TASKS: .*nowhere is no folder; remedy"):
+    with pytest.raises(TaskError, match=r"BERT_PIPELINE_TASKS: .*nowhere is not a folder; remedy"):
         task_files()
 
 
@@ -136,45 +136,45 @@ def test_the_name_is_safe_in_paths_and_assets(tmp_path, stem):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (("kind", '"relations"'), "kind: Input should be 'ner'"),
         (("lables", '["a"]'), "lables: unknown key; did you mean labels?"),
         (("splits", '{ train = { fil = "x" } }'), "splits.train.fil: unknown key; did you mean file?"),
         (("splits", '{ train = { file = "x", size = 0 } }'), "splits.train.size: "),
         (("splits", '{ train = { file = "x", sha256 = "abc" } }'), "splits.train.sha256: "),
-        (("splits", '{ train = { file = "dev.tsv" } }'), "are not three files"),
+        (("splits", '{ train = { file = "dev.tsv" } }'), "are not three different files"),
         (("published_scores", '{ "Our BERT" = 93.3 }'), "published_scores.Our BERT: "),
         (("published", "{ num_epochs = [] }"), "published.num_epochs: "),
-        (("labels", '["none"]'), "task: labels: 1 of them, and a relation task has at least 2"),
-        (("labels", '["none", "none"]'), "labels: one stands twice"),
-        (("labels", '["none", "a,b"]'), "labels: 'a,b' cannot stand in a file"),
-        (("unscored_labels", '["maybe"]'), "unscored_labels: ['maybe'] are none of the labels"),
+        (("labels", '["none"]'), "task: labels: 1 given, but a relation task needs at least 2"),
+        (("labels", '["none", "none"]'), "labels: ['none', 'none'] has a duplicate"),
+        (("labels", '["none", "a,b"]'), "labels: 'a,b' has a tab, comma or line break"),
+        (("unscored_labels", '["maybe"]'), "unscored_labels: ['maybe'] not in labels"),
         (("unscored_labels", '["none", "confirms"]'), "no label is left to score"),
         (("label_aliases", '{ "None" = "nothing" }'), "label_aliases: 'None' = 'nothing'"),
         (("label_aliases", '{ "none" = "confirms" }'), "label_aliases: 'none' = 'confirms'"),
-        (("score_range", "[0.0, 4.0]"), "score_range belongs to similarity tasks"),
-        (("kind", '"similarity"'), "score_range belongs to similarity tasks"),
-        (("kind", '"ner"\nheader = ["token", "tag"]'), "header: the files of this ner task have no columns"),
-        (("header", '["id", "text"]'), "header: 2 names; remedy: one for each column (id, text, class)"),
+        (("score_range", "[0.0, 4.0]"), "score_range has no effect in a relation task"),
+        (("kind", '"similarity"'), "score_range: missing; remedy"),
+        (("kind", '"ner"\nheader = ["token", "tag"]'), "header: the files of this ner task have no header"),
+        (("header", '["id", "text"]'), "header: 2 names; remedy: name 3 columns (id, text, class)"),
         (("folder", '""'), "folder: missing; remedy"),
-        (("generated", "true"), "folder has no effect where the data is generated"),
+        (("generated", "true"), "folder has no effect if the data is generated"),
         (("name", '"other"'), "name: the file's stem (mine) is the name"),
         (("title", '"'), "not a TOML file"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),
 )
-def test_a_faulty_file_is_told_with_its_faults(tmp_path, change, told):
+def test_a_fault_in_a_task_file_is_named(tmp_path, change, message):
     key, value = change
     lines = [line for line in MINE.strip().split("\n") if not line.startswith(f"{key} =")]
     path = tmp_path / "mine.toml"
     path.write_text("\n".join([*lines, f"{key} = {value}"]))
     with pytest.raises(TaskError) as error:
         load_task(path)
-    assert str(error.value).startswith(f"{path}: ") and told in str(error.value)
+    assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
 
 
-def test_all_faults_are_told_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('title = 3\nkind = "qa"\nversion = "1"\nquick = { num_epochs = 0 }')
     with pytest.raises(
@@ -199,7 +199,7 @@ def test_the_published_profile_is_the_grid_of_the_paper():
         assert how.num_settings == 6 * len(how.nums_epochs) and how.seeds == tuple(range(1, num_seeds + 1))
 
 
-def test_what_the_recipe_says_stands_above_the_profile():
+def test_the_recipe_overrides_the_profile():
     task = find_task("BC5CDR-chem")
     recipe = TaskRecipe(name=task.name, profile="published", learning_rate=(1e-4, 2e-4), batch_size=8, seeds=(7,))
     how = protocol(task, recipe)
@@ -208,7 +208,7 @@ def test_what_the_recipe_says_stands_above_the_profile():
     assert how.warmup_fraction == recipe.warmup_fraction and how.weight_decay == recipe.weight_decay
 
 
-def test_inputs_are_as_long_as_the_model_reads():
+def test_inputs_are_limited_by_the_models_positions():
     task = find_task("ChemProt")
     settings = TaskRecipe(name=task.name)
     assert [protocol(task, settings, positions).max_seq_length for positions in (None, 512, 256, 64)] == [
@@ -219,18 +219,18 @@ def test_inputs_are_as_long_as_the_model_reads():
     ]
     longer = settings.model_copy(update={"max_seq_length": 300})
     assert protocol(task, longer).max_seq_length == protocol(task, longer, 512).max_seq_length == 300
-    with pytest.raises(TaskError, match="max_seq_length is 300, and the model reads 256 pieces; remedy"):
+    with pytest.raises(TaskError, match="max_seq_length is 300, but the model has 256 positions; remedy"):
         protocol(task, longer, 256)
 
 
-def test_a_grid_names_no_value_twice():
+def test_a_grid_with_duplicate_or_missing_values_is_refused():
     task = find_task("ChemProt")
     for twice in ({"learning_rate": (1e-5, 1e-5)}, {"seeds": (1, 2, 1)}, {"batch_size": ()}):
         with pytest.raises(TaskError, match=rf"{next(iter(twice))} is \[.*\]; remedy"):
             protocol(task, TaskRecipe(name=task.name, **twice))
 
 
-def test_missing_splits_are_named_all_at_once(tmp_path, monkeypatch):
+def test_all_missing_splits_are_named(tmp_path, monkeypatch):
     (tmp_path / "train.tsv").write_text("")
     task = find_task("BC5CDR-chem")
     with pytest.raises(TaskError) as error:
@@ -242,7 +242,7 @@ def test_missing_splits_are_named_all_at_once(tmp_path, monkeypatch):
         require_files(task, task_folder(task, None, tmp_path))
 
 
-def test_the_sample_task_is_generated_and_reads_well(tmp_path):
+def test_the_sample_task_is_generated(tmp_path):
     task = find_task("sample-chem")
     folder = task_folder(task, None, tmp_path / "data")
     data = read_task(task, folder)
@@ -277,7 +277,7 @@ def listed(capsys) -> dict[str, dict]:
     return {row["name"]: row for row in json.loads(capsys.readouterr().out)}
 
 
-def test_the_list_tells_of_each_task_and_its_data(capsys, tmp_path, monkeypatch, mine):
+def test_the_list_describes_each_task_and_its_data(capsys, tmp_path, monkeypatch, mine):
     (mine / "findings.toml").write_text(MINE)
     monkeypatch.setenv("BERT_PIPELINE_DATA", str(tmp_path))
     for name, splits in {"findings": SPLITS, "blurb/BC5CDR-chem": ("train", "dev"), "blurb/BC2GM": SPLITS}.items():
@@ -300,11 +300,12 @@ def test_the_list_tells_of_each_task_and_its_data(capsys, tmp_path, monkeypatch,
 
     assert main(["evaluate", "--list"]) == 0
     table = capsys.readouterr().out
+    assert table.startswith("task  ")
     [line] = [line for line in table.splitlines() if line.startswith("  NCBI-disease")]
     for part in ("5,134 / 787 / 960 entities", "87.82", "89.13 BioBERT", "missing train, dev, test"):
         assert part in line
-    assert "  ~339,167 / 87,308 / 16,364 label words" in table, "the paper's count of another draw"
-    assert "terms: CC BY-NC 4.0" in table and f"data: in {tmp_path}" in table
+    assert "  ~339,167 / 87,308 / 16,364 label words" in table, "the paper's count"
+    assert "CC BY-NC 4.0; cite Herrero-Zazo" in table and f"data folder: {tmp_path}" in table
 
 
 def test_the_list_needs_no_torch(run_python):
@@ -315,12 +316,12 @@ def test_the_list_needs_no_torch(run_python):
     assert run_python("-c", code).returncode == 0
 
 
-def test_an_evaluation_without_a_model_is_told_what_it_lacks(capsys):
+def test_an_evaluation_without_a_model_names_the_missing_options(capsys):
     assert main(["evaluate", "--task", "BC5CDR-chem"]) == 1
     assert "--model, --out missing; remedy" in capsys.readouterr().err
 
 
-def test_a_task_says_the_same_after_a_journey_as_json():
+def test_a_task_survives_serialisation_as_json():
     for path in task_files().values():
         task = load_task(path)
         assert Task.model_validate_json(task.model_dump_json()) == task
