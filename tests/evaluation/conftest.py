@@ -1,4 +1,4 @@
-"""A small task of each kind that a few words decide, and a small BERT with its tokenizer, made here."""
+"""A small task of each kind whose labels depend on a few words, and a small BERT with its tokenizer."""
 
 import random
 from pathlib import Path
@@ -98,7 +98,7 @@ def write_task(name: str, folder: Path, seed: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def small_tasks(tmp_path_factory):
-    """Tasks of one's own, as the environment names them."""
+    """Write the small tasks and their data, and point the environment variables to them."""
     root = tmp_path_factory.mktemp("tasks")
     (root / "tasks").mkdir()
     for name, (fields, _) in TASKS.items():
@@ -113,7 +113,7 @@ def small_tasks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small_task(small_tasks):
-    """Its description and its data, by name."""
+    """A function that returns a small task and its data by name."""
 
     def load(name: str) -> tuple[Task, TaskData]:
         task = find_task(name)
@@ -128,7 +128,7 @@ def model_dir(tmp_path_factory) -> Path:
 
 
 def save_model(folder: Path) -> Path:
-    # Listed, not trained: the trainer of `tokenizers` breaks ties differently from process to process.
+    # A fixed vocabulary: the trainer of `tokenizers` breaks ties differently in each process.
     letters = sorted(set("abcdefghijklmnopqrstuvwxyz().,@$"))
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     pieces += [*DRUG_BEGINNINGS, *(f"##{ending}" for ending in DRUG_ENDINGS), "hydro", "##chloride", "tartrate"]

@@ -87,7 +87,7 @@ def statistics(task: Task, gold: Sequence[Label], predicted: Sequence[Label]) ->
 
 
 def score_of(task: Task, sums: np.ndarray) -> np.ndarray:
-    """Compute the task's metric from sums (..., k) of `statistics`: float64 (...), 0 if nothing was found, never NaN."""
+    """Compute the metric from sums (..., k) of `statistics`: float64 (...), 0 if nothing was found, never NaN."""
     if task.kind == "similarity":
         return _correlation(sums)
     right, guessed, true = _scored(task, sums)

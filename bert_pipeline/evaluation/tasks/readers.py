@@ -228,7 +228,7 @@ def _token(where: str, line: str, known: frozenset[str], after: str) -> tuple[st
 
 
 def _rows(task: Task, path: Path, id_column: int = 0) -> Iterator[tuple[str, list[str]]]:
-    """Yield `file:line` and the cells of each row. Raises TaskError for missing, extra or empty cells and repeated ids."""
+    """Yield `file:line` and the cells of each row. Raises TaskError for missing, extra or empty cells, repeated ids."""
     names = task.header or COLUMNS[task.kind]
     found_at: dict[str, int] = {}
     for number, line in enumerate(_lines(path), start=1):

@@ -99,7 +99,7 @@ def test_dummies_are_ordinary_text(model_dir, small_task):
 
 
 def test_entities_beyond_the_models_input_count_as_missed(model_dir, small_task):
-    """The gold of a cut sentence stays whole, so cutting can only lower recall."""
+    """Truncation keeps all gold labels, so it can only lower recall."""
     task, data = small_task("small-ner")
     inputs = encode_task(model_dir, task, data, max_seq_length=8)
     cut, gold = inputs.splits["test"], gold_labels(data.splits["test"])

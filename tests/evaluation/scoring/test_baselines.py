@@ -1,4 +1,4 @@
-"""What answers without a model score on the published test sets: known figures, which a metric has to give back."""
+"""Known scores of trivial answers (all yes, all positive) on the published test sets, which the metrics must reproduce."""
 
 import csv
 import json
@@ -28,9 +28,9 @@ def blurb() -> Path:
     return folder
 
 
-def at_hand(path: Path) -> Path:
+def available(path: Path) -> Path:
     if not path.is_file():
-        pytest.skip(f"{path} is not at hand")
+        pytest.skip(f"{path} is not available")
     return path
 
 
@@ -58,7 +58,7 @@ def test_bioasq_all_yes():
 
 
 def test_the_test_set_of_bioasq_holds_those_answers(blurb):
-    assert Counter(last_column(at_hand(blurb / "BioASQ" / "test.tsv"))) == {"yes": 94, "no": 46}
+    assert Counter(last_column(available(blurb / "BioASQ" / "test.tsv"))) == {"yes": 94, "no": 46}
 
 
 def test_gad_all_positive(blurb):
@@ -77,7 +77,7 @@ def test_relations_all_false(blurb, path, labels):
 
 @pytest.mark.parametrize(("name", "entities"), ENTITIES.items())
 def test_gold_tags_hold_the_published_number_of_entities(blurb, name, entities):
-    gold = sentences(at_hand(blurb / name / "test.tsv"))
+    gold = sentences(available(blurb / name / "test.tsv"))
     ner = task("ner")
     assert statistics(ner, gold, gold).sum(0).tolist() == [entities] * 3
     found = scores(ner, gold, gold)

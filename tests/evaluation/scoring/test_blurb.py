@@ -55,12 +55,12 @@ def test_published_totals_follow_from_the_published_rows(model):
     assert found["missing"] == [] and list(found["groups"]) == list(GROUP_SIZES)
 
 
-def test_what_is_no_part_of_blurb_does_not_count():
+def test_tasks_outside_blurb_do_not_count():
     means = dict.fromkeys(TASKS, 0.5)
     assert blurb_score(means | {"sample-chem": 1.0}, BLURB) == blurb_score(means, BLURB)
 
 
-def test_without_all_tasks_there_is_a_partial_score_that_says_what_is_missing():
+def test_with_missing_tasks_there_is_a_partial_score_that_names_them():
     found = blurb_score({"PubMedQA": 0.6, "BioASQ": 0.8, "HoC": 0.9, "DDI": 0.1, "BC2GM": 0.1}, BLURB)
     assert found["score"] is None
     assert found["groups"] == pytest.approx({"document classification": 0.9, QA: 0.7})
@@ -69,13 +69,13 @@ def test_without_all_tasks_there_is_a_partial_score_that_says_what_is_missing():
     assert found["missing"] == [name for name in TASKS if name not in there]
 
 
-def test_without_any_whole_group_there_is_no_score():
+def test_without_a_complete_group_there_is_no_score():
     found = blurb_score({"BioASQ": 0.8}, BLURB)
     assert (found["score"], found["partial_score"], found["groups"]) == (None, None, {})
     assert len(found["missing"]) == 12
 
 
-def test_a_task_of_ones_own_does_not_pass_for_one_of_blurb():
+def test_your_own_task_in_a_group_of_blurb_is_refused():
     with pytest.raises(
         ValueError, match=r"question answering has 2 task\(s\), not 3 \(PubMedQA, BioASQ, my-questions\)"
     ):

@@ -1,5 +1,4 @@
-"""Saved predictions are enough: code that knows nothing of this project gets the reported scores from them, for each
-kind of task, through the front door."""
+"""Independent code computes the reported scores from the saved predictions, for each kind of task, end to end."""
 
 import csv
 import json
@@ -20,7 +19,7 @@ SEEDS = (1, 2)
 
 @pytest.fixture(scope="module", params=KINDS)
 def evaluated(request, model_dir, small_tasks, tmp_path_factory, evaluation_in_this_process) -> tuple[str, Path]:
-    """The kind and its results: two seeds, trained a little, with words cut off: partly right, partly wrong."""
+    """The kind and its results: two seeds, briefly trained, on truncated inputs, so that predictions are partly wrong."""
     out = tmp_path_factory.mktemp("evaluated")
     length = "14" if request.param in ("ner", "pico") else "24"
     epochs = "8" if request.param == "relation" else "5"
@@ -31,7 +30,7 @@ def evaluated(request, model_dir, small_tasks, tmp_path_factory, evaluation_in_t
 
 
 def columns(path: Path) -> list[list[list[str]]]:
-    """The columns of a file with tabs: one block for each sentence, or one in all."""
+    """The columns of a tab-separated file: one block per sentence, or a single block."""
     blocks: list[list[list[str]]] = [[]]
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
@@ -95,21 +94,23 @@ def test_other_code_gets_the_reported_scores_from_the_files(evaluated):
             score = SCORES[kind](folder / "predictions" / f"pretrained-seed{run['seed']}-{split}.tsv")
             assert run[split]["score"] == pytest.approx(score, abs=1e-12)
             found[split, run["seed"]] = score
-    assert len(set(found.values())) > 1 and max(found.values()) > 0 and min(found.values()) < 1, "else it shows nothing"
+    assert len(set(found.values())) > 1 and max(found.values()) > 0 and min(found.values()) < 1, (
+        "otherwise this proves nothing"
+    )
     of_test = [found["test", seed] for seed in SEEDS]
     assert reported["pretrained"]["score_mean"] == pytest.approx(statistics.mean(of_test), abs=1e-12)
     assert reported["pretrained"]["score_sd"] == pytest.approx(statistics.stdev(of_test), abs=1e-12)
 
 
-def test_the_gold_in_them_is_that_of_the_whole_file_in_its_order(evaluated, small_tasks):
-    """Words that the input cut off as well: they stand there as O."""
+def test_prediction_files_hold_all_gold_labels_in_the_order_of_the_data(evaluated, small_tasks):
+    """Including the words that were cut off from the input, which are predicted as O."""
     kind, folder = evaluated
     path = folder / "predictions" / "pretrained-seed1-test.tsv"
     [*data] = columns(small_tasks / f"small-{kind}" / "test.tsv")
     if kind in ("ner", "pico"):
         assert [[tokens, gold] for tokens, gold, _ in columns(path)] == data
         lost = json.loads((folder / "scores.json").read_text())["words_out_of_input"]["test"]
-        assert lost > 0, "none was cut off, so nothing is shown"
+        assert lost > 0, "no word was cut off, so this proves nothing"
     else:
         [(ids, gold, _)], [rows] = columns(path), data
         assert ids[1:] == rows[0]

@@ -48,7 +48,7 @@ def same(ours, theirs):
 
 
 def slow_entities(tags, strict):
-    """The oracle: every stretch of words, tested against the definition of an entity."""
+    """Reference implementation: test every span of words against the definition of an entity."""
     kinds = {tag[2:] for tag in tags}
     whole = ["O", *tags, "O"]
 
@@ -96,7 +96,7 @@ def assert_as_seqeval(ner, gold, predicted):
 
 
 def random_tags(rng, ner, length):
-    """Sequences of every make: mostly O, mostly entities, ill-formed, all of one tag."""
+    """Varied sequences: mostly O, mostly entities, ill-formed, all of one tag."""
     weights = rng.dirichlet(np.full(len(ner.tags), 0.4))
     return [str(tag) for tag in rng.choice(ner.tags, size=length, p=weights)]
 
@@ -159,7 +159,7 @@ def test_entity_scores_are_seqevals_on_adversarial_sequences(gold, predicted):
     assert_as_seqeval(ner, gold, predicted)
 
 
-def test_an_entity_counts_only_whole_and_only_of_its_type():
+def test_an_entity_counts_only_with_exact_span_and_type():
     found = scores(TYPED, [["B-gene", "I-gene", "O", "B-cell-line"]], [["B-gene", "O", "O", "B-cell-line"]])
     assert (found["precision"], found["recall"], found["score"]) == (0.5, 0.5, 0.5)
     assert (found["f1_gene"], found["f1_cell-line"]) == (0.0, 1.0)
@@ -211,7 +211,7 @@ def test_relation_scores_are_scikit_learns(pairs):
     assert "f1_false" not in found
 
 
-def test_of_two_classes_with_one_scored_the_score_is_the_f1_of_that_one():
+def test_with_one_scored_class_the_score_is_its_f1():
     gad = task("relation", ("0", "1"), ("0",))
     rng = np.random.default_rng(7)
     for _ in range(50):
@@ -331,7 +331,7 @@ KINDS = pytest.mark.parametrize(
 
 @KINDS
 def test_the_score_is_a_function_of_sums_over_examples(kind):
-    """What the resampling rests on: weights count as repetitions."""
+    """Resampling relies on this: a weight counts as a repetition."""
     rng = np.random.default_rng(9)
     gold, predicted = random_labels(kind, 30, rng), random_labels(kind, 30, rng)
     weights = rng.integers(0, 4, size=(5, 30))
@@ -353,7 +353,7 @@ def test_gold_itself_scores_one_and_no_examples_score_zero(kind):
 
 
 @KINDS
-def test_predictions_must_be_as_many_as_examples(kind):
+def test_the_number_of_predictions_must_match(kind):
     gold = random_labels(kind, 3, np.random.default_rng(11))
     with pytest.raises(ValueError, match="2 predictions for 3 examples"):
         scores(kind, gold, gold[:2])
@@ -375,7 +375,7 @@ def test_predictions_must_be_as_many_as_examples(kind):
         (SIMILARITY, [1.0], [float("inf")], "predicted score of example 1 is inf"),
     ],
 )
-def test_what_the_task_does_not_know_is_refused_by_number_and_value(kind, gold, predicted, message):
+def test_invalid_labels_are_refused_with_number_and_value(kind, gold, predicted, message):
     with pytest.raises(ValueError, match=message):
         statistics(kind, gold, predicted)
 
@@ -398,7 +398,7 @@ def test_the_interval_of_one_accuracy_is_the_binomials():
 
 
 def test_the_interval_is_that_of_all_resamples():
-    """Four sentences, two runs: all 4^4 draws of sentences times 2^2 of runs, counted out."""
+    """Four sentences, two runs: enumerates all 4^4 draws of sentences times 2^2 draws of runs."""
     gold = [["B", "B"], ["B", "O"], ["O", "O"], ["B", "I"]]
     predicted = [
         [["B", "B"], ["O", "O"], ["O", "B"], ["B", "I"]],
@@ -416,14 +416,14 @@ def test_the_interval_is_that_of_all_resamples():
         assert (exact < end - 1e-9).mean() - 0.006 <= percentile <= (exact <= end + 1e-9).mean() + 0.006
 
 
-def test_the_interval_knows_the_luck_of_the_seed():
+def test_the_interval_covers_the_variance_over_seeds():
     good, bad = answers(100, 100), answers(0, 100)
     assert interval(QA, [good], seed=0) == (1.0, 1.0), "of one run only the examples can vary"
     assert interval(QA, [good, bad], seed=0) == (0.0, 1.0)
 
 
 def test_the_interval_covers_the_truth(monkeypatch):
-    """Runs with luck of their own and questions of different difficulty, 200 times: 95 %, or somewhat more."""
+    """Simulates runs that vary and questions of different difficulty 200 times: covered in 95 % or slightly more."""
     monkeypatch.setattr(scores_module, "RESAMPLES", 1000)
     rng, covered = np.random.default_rng(12), 0
     for _ in range(200):
@@ -457,7 +457,7 @@ def test_the_interval_of_a_correlation_is_finite_where_a_resample_is_constant():
     assert -1 <= low <= high <= 1
 
 
-def test_an_interval_of_nothing_or_of_runs_on_different_examples_is_refused():
+def test_an_interval_without_runs_or_of_runs_on_different_examples_is_refused():
     with pytest.raises(ValueError, match="no run"):
         interval(QA, [], seed=0)
     with pytest.raises(ValueError, match="without examples"):

@@ -26,7 +26,7 @@ def fewer_draws(monkeypatch):
 
 
 def runs_of_a_model(rng, gold, difficulty, num_runs, skill=0.0, luck=0.0):
-    """NER as counts: sentences with `gold` entities, some harder than others; `luck` moves a whole run."""
+    """Simulated NER counts: sentences with `gold` entities of varying difficulty; `luck` shifts a whole run."""
     runs = []
     for _ in range(num_runs):
         chance = 1 / (1 + np.exp(difficulty - 1.5 - skill - rng.normal(0, luck)))
@@ -45,7 +45,7 @@ def mean_score(of, runs):
 
 
 def p_of_all_exchanges(of, ours, theirs):
-    """The oracle: every way to exchange examples between paired runs, counted out."""
+    """Reference implementation: enumerates every way to exchange examples between paired runs."""
     differences = []
     for exchanged in itertools.product([False, True], repeat=len(ours[0])):
         mask = np.array(exchanged)[:, None]
@@ -82,8 +82,8 @@ def test_p_is_about_uniform_where_the_models_are_alike(fewer_draws):
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
 
 
-def test_the_luck_of_seeds_makes_no_significance(fewer_draws):
-    """Whole runs go up and down: p takes the runs as they are and claims too much; the interval does not."""
+def test_variance_over_seeds_alone_is_not_significant(fewer_draws):
+    """Seeds shift whole runs: p does not resample runs and is too small; the interval is not too narrow."""
     rng = np.random.default_rng(5)
     found = [compare(NER, *two_models(rng, num_runs=5, luck=0.3), seed=n) for n in range(100)]
     assert np.mean([comparison.p_value < 0.05 for comparison in found]) > 0.2
@@ -93,7 +93,7 @@ def test_the_luck_of_seeds_makes_no_significance(fewer_draws):
 def test_a_clear_difference_is_found():
     found = compare(NER, *two_models(np.random.default_rng(6), num_sentences=500, num_runs=3, skill=0.6), seed=0)
     assert found.significant
-    assert found.p_value == pytest.approx(1 / 10_001), "no draw was as large; what was seen is itself one of them"
+    assert found.p_value == pytest.approx(1 / 10_001), "no draw was as large; the observed assignment counts as one"
     assert 0 < found.low < found.difference < found.high
 
 
@@ -110,20 +110,20 @@ def test_the_interval_holds_the_true_difference(fewer_draws):
 
 
 @pytest.mark.parametrize("num_runs", [1, 3])
-def test_the_other_way_round_is_the_same_with_the_other_sign(num_runs):
+def test_swapping_the_models_changes_only_the_sign(num_runs):
     ours, theirs = two_models(np.random.default_rng(8), num_runs=num_runs, skill=0.2)
     found, swapped = compare(NER, ours, theirs, seed=1), compare(NER, theirs, ours, seed=1)
     assert (swapped.difference, swapped.p_value) == (-found.difference, found.p_value)
     assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low), abs=0.003)
 
 
-def test_the_same_predictions_differ_by_nothing():
+def test_identical_predictions_have_no_difference():
     run, other = two_models(np.random.default_rng(9), num_runs=2)[0]
     alone = compare(NER, [run], [run], seed=0)
     assert (alone.difference, alone.low, alone.high, alone.p_value) == (0.0, 0.0, 0.0, 1.0)
     both = compare(NER, [run, other], [run, other], seed=0)
     assert (both.difference, both.p_value, both.significant) == (0.0, 1.0, False)
-    assert both.low < 0 < both.high, "the runs of either side are drawn by themselves"
+    assert both.low < 0 < both.high, "the runs of each model are resampled separately"
 
 
 def test_runs_of_unequal_number_weigh_alike():

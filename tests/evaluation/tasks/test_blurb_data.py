@@ -1,4 +1,4 @@
-"""The benchmark's own files, as far as they are at hand: each has the size and the sha256 that its task states."""
+"""The benchmark's own files, where available: each has the size and the sha256 that its task states."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ def file_of(name: str, split: str) -> Path:
     task = find_task(name)
     path = split_files(task, task_folder(task, None, Path()))[split]
     if not path.is_file():
-        pytest.skip(f"{path} is not at hand")
+        pytest.skip(f"{path} is not available")
     return path
 
 
@@ -47,7 +47,7 @@ def file_of(name: str, split: str) -> Path:
         if count is not None
     ],
 )
-def test_a_split_is_what_its_task_states(name, split, num_examples):
+def test_a_split_has_the_size_and_hash_that_its_task_states(name, split, num_examples):
     task, path = find_task(name), file_of(name, split)
     stated = getattr(task.splits, split)
     examples = read_split(task, path)
@@ -56,7 +56,7 @@ def test_a_split_is_what_its_task_states(name, split, num_examples):
     assert len({example.id for example in examples}) == num_examples
 
 
-def test_sentences_that_stand_in_train_too_are_counted(tmp_path):
+def test_sentences_that_are_also_in_train_are_counted(tmp_path):
     for split in SPLITS:
         file_of("BC5CDR-chem", split)
     task = find_task("BC5CDR-chem")

@@ -228,7 +228,7 @@ PAIRS, SENTENCES = b"pair_id\tsent1\tsent2\tscore\n", b"labels\tsentence\tindex\
         (NER, b"aspirin\tB\nna\xefve\tO\n", 2, "0xef", "convert the file to UTF-8"),
         (NER, b"\xef\xbb\xbfaspirin\tB\n\xff\tO\n", 2, "0xff", "convert the file to UTF-8"),
         (NER, b"a\tB\n" * (MAX_SENTENCE_WORDS + 1), MAX_SENTENCE_WORDS + 1, "line 1", "blank line"),
-        (NER, b"a\tB\n.\tO\nb\tB\n.\tO\n", 4, "without a blank line", "blank line after each sentence"),
+        (NER, b"a\tB\n.\tO\nb\tB\n.\tO\n", 4, "has no blank line", "blank line after each sentence"),
         (RELATION, b"1\ta\tup\n2\tb\tsideways\n", 2, "'sideways'", "one of none, up, down"),
         (RELATION, b"1\ta\tup\n2\tb \tup \n", 2, "'up '", "one of none, up, down"),
         (RELATION, b"1\ta\tup\n\n2\tb\n", 3, "2 column(s)", "3 (id, text, class)"),

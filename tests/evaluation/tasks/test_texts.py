@@ -1,4 +1,4 @@
-"""What of the evaluation sets is looked for in a corpus."""
+"""The texts of evaluation sets that contamination searches for in a corpus."""
 
 import shutil
 
@@ -8,8 +8,8 @@ from bert_pipeline.evaluation.tasks.task import TaskError
 from bert_pipeline.evaluation.tasks.texts import evaluation_texts, text_inputs
 
 
-def test_a_set_without_its_train_file_is_searched_for_and_one_without_test_is_not(small_tasks, tmp_path, monkeypatch):
-    """As EBM-PICO is where only its dev and test files could be had."""
+def test_a_missing_train_file_is_skipped_and_a_missing_test_file_is_an_error(small_tasks, tmp_path, monkeypatch):
+    """EBM-PICO, for example, may be available without its train file."""
     monkeypatch.setenv("BERT_PIPELINE_DATA", str(shutil.copytree(small_tasks, tmp_path / "data")))
     splits = [text.split for text in evaluation_texts(["small-pico"])]
     assert [splits.count(split) for split in ("train", "dev", "test")] == [120, 20, 30]
