@@ -19,7 +19,7 @@ SEEDS = (1, 2)
 
 @pytest.fixture(scope="module", params=KINDS)
 def evaluated(request, model_dir, small_tasks, tmp_path_factory, evaluation_in_this_process) -> tuple[str, Path]:
-    """The kind and its results: two seeds, briefly trained, on truncated inputs, so that predictions are partly wrong."""
+    """The kind and its results: two seeds, brief training, truncated inputs, so that predictions are partly wrong."""
     out = tmp_path_factory.mktemp("evaluated")
     length = "14" if request.param in ("ner", "pico") else "24"
     epochs = "8" if request.param == "relation" else "5"
