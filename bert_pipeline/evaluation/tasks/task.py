@@ -94,7 +94,7 @@ class Split(Section):
     size: int | None = Field(None, ge=1)
     """Expected size in the kind's unit (UNITS); a file of another size is refused."""
     printed: int | None = Field(None, ge=1)
-    """The paper's count, if it differs or probably belongs to another random split. No file is refused because of it."""
+    """The paper's count, if it differs or probably belongs to another random split. It never causes a refusal."""
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """Expected SHA-256; another file is refused. Empty if the benchmark's file was not available."""
 
