@@ -18,7 +18,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR := 1
 # MLflow's job execution starts eight processes that this project does not use, and doubles the start-up time.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
-# For training on the CPU; see TRAINING_DEFAULTS.
+# For training on the CPU; see CPU_ENVIRONMENT in bert_pipeline/settings.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 3000
 export MALLOC_MMAP_MAX_ ?= 0
