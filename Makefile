@@ -1,8 +1,8 @@
-# make demo              the whole graph on the embedded sample, from an empty machine to a registered model
-# make run RECIPE=name   the same for another recipe
-# make test, make lint   tests; style and types
-# make docs              the documentation, into site/index.html, each of its links checked
-# make ui                Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000; Ctrl-C stops both
+# make demo              run the whole graph on generated text, from installation to a registered model
+# make run RECIPE=name   run the whole graph for another recipe
+# make test, make lint   run the tests; check style, types and language
+# make docs              build the documentation into site/index.html and check its links
+# make ui                start Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000; Ctrl-C stops both
 
 RECIPE ?= demo
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -14,11 +14,11 @@ export DAGSTER_HOME := $(BERT_PIPELINE_HOME)/dagster
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
-# A backfill that is looked at while the code server is down is looked at again.
+# If the code server is down while the daemon evaluates a backfill, the daemon retries.
 export DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR := 1
-# Eight processes of the server for jobs that nothing here gives it; they take as long to start as all the rest.
+# MLflow's job execution starts eight processes that this project does not use, and doubles the start-up time.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
-# For training on the CPU; see CPU_SETTINGS in bert_pipeline/training/launch/build.py.
+# For training on the CPU; see CPU_ENVIRONMENT in bert_pipeline/settings.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 3000
 export MALLOC_MMAP_MAX_ ?= 0
@@ -45,6 +45,7 @@ lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy bert_pipeline orchestration
+	python -m pytest -q tests/test_language.py
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet

@@ -1,4 +1,4 @@
-"""Every link of a built site: internal ones must lead to a file and an anchor in it, external ones have a link's form.
+"""Check the links of a built site: internal ones need an existing file and anchor, external ones a valid form.
 
 python docs/links.py site
 """
@@ -11,11 +11,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 EXTERNAL = re.compile(r"https?://[\w.-]+(:\d+)?([/?#]\S*)?|mailto:\S+@\S+")
-WHERE = {"a": "href", "link": "href", "img": "src", "script": "src", "iframe": "src"}
+LINK_ATTRIBUTES = {"a": "href", "link": "href", "img": "src", "script": "src", "iframe": "src"}
 
 
 class Page(HTMLParser):
-    """The links of a page, and the places in it that links can lead to."""
+    """The links of a page, and its anchors."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -25,18 +25,18 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
-        self.anchors |= {place for place in (values.get("id"), values.get("name")) if place}
-        if (link := values.get(WHERE.get(tag, ""))) is not None:
+        self.anchors |= {anchor for anchor in (values.get("id"), values.get("name")) if anchor}
+        if (link := values.get(LINK_ATTRIBUTES.get(tag, ""))) is not None:
             self.links.append(link)
 
 
 def faults(site: Path) -> Iterator[str]:
-    """Each broken link, with the page that it stands on. Raises FileNotFoundError without a site."""
+    """Yield each broken link with its page and the reason. Raises FileNotFoundError if there is no site."""
     if not (site / "index.html").is_file():
         raise FileNotFoundError(f"{site} has no index.html; remedy: make docs")
     pages = {path.resolve(): Page(path) for path in sorted(site.rglob("*.html"))}
     for path, page in pages.items():
-        if path.name == "404.html":  # which a server shows at any address, so it links from the root
+        if path.name == "404.html":  # servers show it at any address, so its links start at the root
             continue
         for link in page.links:
             if reason := _fault(path, link, pages):
@@ -49,9 +49,9 @@ def _fault(path: Path, link: str, pages: dict[Path, Page]) -> str:
     except ValueError as error:
         return str(error)
     if parts.scheme or parts.netloc:
-        return "" if EXTERNAL.fullmatch(link) else "has not the form of an address"
+        return "" if EXTERNAL.fullmatch(link) else "is not a valid address"
     if link.startswith("/"):
-        return "leads out of the site, which may lie in any folder"
+        return "is absolute, but the site may be in any folder"
     target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
     if target.is_dir():
         target /= "index.html"
@@ -64,7 +64,7 @@ def _fault(path: Path, link: str, pages: dict[Path, Page]) -> str:
 
 def main(site: Path) -> int:
     found = list(faults(site))
-    print("\n".join(found) if found else f"{site}/index.html: all links lead somewhere")
+    print("\n".join(found) if found else f"{site}/index.html: all links are valid")
     return bool(found)
 
 

@@ -1,4 +1,4 @@
-"""A real browser: Debian's Chromium, driven by selenium, with a profile that is thrown away."""
+"""Debian's Chromium, driven by selenium, with a temporary profile."""
 
 import io
 import os
@@ -28,7 +28,7 @@ COLOURS = 128
 
 
 class Browser:
-    """What a person does: open, look, click, go back. What is looked for is waited for."""
+    """Open pages, look for elements, click, follow links. Each method waits for its element or text."""
 
     def __init__(self, chromium: str, chromedriver: str, profile: Path, pictures: str | None) -> None:
         options = webdriver.ChromeOptions()
@@ -40,20 +40,20 @@ class Browser:
         self._pictures = pictures
 
     def open(self, url: str) -> None:
-        """In the first tab, alone: MLflow draws its tables to their end in no other."""
+        """Open the page in the first tab and close all others: MLflow renders its tables completely only there."""
         while self._left:
             self.close_tab()
         self.driver.get(url)
 
     def look(self, xpath: str, seconds: float = PATIENCE_SECONDS) -> WebElement:
-        """The first element of these that is shown."""
+        """Wait for a visible element that matches, and return the first."""
         return self._wait(lambda: next(iter(self.shown(xpath)), None), xpath, seconds)
 
     def shown(self, xpath: str) -> list[WebElement]:
         return [each for each in self.driver.find_elements(By.XPATH, xpath) if each.is_displayed()]
 
     def read(self, text: str, seconds: float = PATIENCE_SECONDS) -> None:
-        """Wait until the page tells this."""
+        """Wait until the page contains this text."""
         self._wait(lambda: text in self.text, f"the text {text!r}", seconds)
 
     @property
@@ -68,7 +68,7 @@ class Browser:
         self._wait(clicked, f"a click at {xpath}")
 
     def follow(self, xpath: str) -> None:
-        """Click a link, and go where it leads: to another tab, where it opens one."""
+        """Click a link and switch to the tab that it opens, if any."""
         before = set(self.driver.window_handles)
         self.click(xpath)
         time.sleep(1)
@@ -77,7 +77,7 @@ class Browser:
             self._show_tab(opened)
 
     def close_tab(self) -> None:
-        """Back to the page whose link was followed to this one."""
+        """Close the tab and return to the page whose link opened it."""
         self.driver.close()
         self._show_tab(self._left.pop())
 
@@ -86,22 +86,22 @@ class Browser:
         self.driver.execute_cdp_cmd("Page.bringToFront", {})
 
     def arrives(self, part: str) -> None:
-        """Wait until the address holds this part."""
+        """Wait until the address contains this part."""
         self._wait(lambda: part in unquote(self.driver.current_url), f"an address with {part}")
 
     def keep(self, name: str, width: int, height: int) -> None:
-        """A picture of the page, where pictures are asked for."""
+        """Save a picture of the page if a folder for pictures is set."""
         if self._pictures is None:
             return
         self.resize(width, height)
-        time.sleep(3)  # charts are drawn anew, and what moves comes to rest
+        time.sleep(3)  # charts are redrawn, animations end
         drawn = Image.open(io.BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
         Path(self._pictures).mkdir(parents=True, exist_ok=True)
         path = Path(self._pictures, f"{name}.png")
         drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
     def resize(self, width: int, height: int) -> None:
-        """The page itself, without the frame of the window."""
+        """Set the size of the page, without the window frame."""
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
@@ -125,9 +125,9 @@ class Browser:
     def _failed(self, what: str) -> None:
         if folder := os.environ.get("BERT_PIPELINE_FAILED_PAGES"):
             self.driver.save_screenshot(str(Path(folder, "failed.png")))
-        raise AssertionError(f"{what} never came at {self.driver.current_url}; the page tells:\n{self.text[:3000]}")
+        raise AssertionError(f"{what} did not appear at {self.driver.current_url}; the page says:\n{self.text[:3000]}")
 
 
 def says(text: str, tag: str = "*") -> str:
-    """XPath of the innermost elements with this text."""
+    """Return the XPath of the innermost elements with this text."""
     return f"//{tag}[normalize-space(text())='{text}']"

@@ -1,4 +1,4 @@
-"""What all tests share: a tiny recipe, and the datasets that it makes from a generated corpus."""
+"""Shared fixtures: a tiny recipe, its datasets from a generated corpus, servers, a Dask cluster."""
 
 import contextlib
 import json
@@ -17,30 +17,30 @@ import pytest
 from hypothesis import settings
 from servers import Database, Servers, make_secrets
 
-from bert_pipeline.evaluation.finetuning.job import FinetuningJob
 from bert_pipeline.evaluation.finetuning.protocol import Run
+from bert_pipeline.evaluation.finetuning.runs import FinetuningJob, make_run
 from bert_pipeline.evaluation.tasks.readers import read_task
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import make_stage
 from bert_pipeline.store.artifact import Artifact
 
-settings.register_profile("default", deadline=None)  # the first call of a compiled function compiles it
+settings.register_profile("default", deadline=None)  # the first call of a jitted function includes its compilation
 settings.load_profile("default")
 
 ROOT = Path(__file__).parents[1]
 
-# Here and in all processes that tests start, before any of them imports torch: models this small gain nothing from
-# threads, and threads that spin while they wait starve their neighbours. A machine may show many cores and grant two.
+# Set before any import of torch, also for the processes that tests start: models this small gain nothing from threads,
+# and threads that spin while waiting slow down other processes. A machine may show more cores than it grants.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # which each of hundreds of processes would take the time to compile
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of hundreds of processes compiles every module
 CORES = sorted(os.sched_getaffinity(0))
 os.sched_setaffinity(0, random.sample(CORES, min(2, len(CORES))))
 
 PATIENCE_SECONDS = 900
-"""For a test with its fixtures, which take a minute at most on two cores."""
+"""Time limit of a test with its fixtures, which take at most a minute on two cores."""
 
 TINY = """
 [corpus]
@@ -89,12 +89,12 @@ learning_rate_handover = "continue"
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    """A test that waits for what never comes fails, and its `finally` clauses end what it started."""
+    """Fail a test that hangs, so that its `finally` clauses end the processes that it started."""
 
-    def give_up(*_: object) -> None:
-        raise TimeoutError(f"not done after {PATIENCE_SECONDS} s")
+    def time_out(*_: object) -> None:
+        raise TimeoutError(f"the test did not end within {PATIENCE_SECONDS} s")
 
-    signal.signal(signal.SIGALRM, give_up)
+    signal.signal(signal.SIGALRM, time_out)
     signal.alarm(0 if item.get_closest_marker("slow") else PATIENCE_SECONDS)
     try:
         return (yield)
@@ -121,8 +121,8 @@ def tiny(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture(scope="module")
 def training_in_a_fork():
-    """The stage pretrained_checkpoint without accelerate's launcher, which takes six seconds to import all it imports;
-    for tests of what comes before and after it. tests/training/launch/test_launch.py tests the launcher.
+    """Run the stage pretrained_checkpoint without accelerate's launcher, whose imports take six seconds; for tests of
+    other parts of the stage. tests/training/launch/test_launch.py tests the launcher.
     """
     from training.runs import train_in_a_fork
 
@@ -133,20 +133,19 @@ def training_in_a_fork():
 
 @pytest.fixture(scope="module")
 def evaluation_in_this_process():
-    """Make the runs of an evaluation in this process: a worker process takes four seconds to import torch. For tests of
-    what follows the runs; tests/evaluation/finetuning/test_runs.py tests the workers.
+    """Run evaluations without worker processes, each of which takes four seconds to import torch; for tests of the
+    results. tests/evaluation/finetuning/test_runs.py tests the workers.
     """
 
     def make_runs(
         job: FinetuningJob, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]
     ) -> None:
         from bert_pipeline.evaluation.finetuning.inputs import encode_task
-        from bert_pipeline.evaluation.finetuning.runs import make_run
 
         data = read_task(job.task, job.data, job.other_data)
         inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)
         for run in runs:
-            on_run(run, job.finished(run) or make_run(job, run, data, inputs, lambda step, of: None))
+            on_run(run, job.made(run) or make_run(job, run, data, inputs, lambda step, of: None))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bert_pipeline.evaluation.evaluate.make_runs", make_runs)
@@ -155,7 +154,7 @@ def evaluation_in_this_process():
 
 @pytest.fixture(scope="session")
 def run_python():
-    """Run a Python program from the repository's root; returns the completed process."""
+    """Run a Python program in the repository's root; returns the completed process."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -166,7 +165,7 @@ def run_python():
 
 
 class DaskCluster:
-    """A scheduler and two workers of one thread, each a process of its own, as on a cluster."""
+    """A scheduler and two single-threaded workers, each in its own process, as on a cluster."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -197,7 +196,7 @@ class DaskCluster:
 
     def stop(self) -> None:
         for process in self.processes:
-            os.killpg(process.pid, signal.SIGKILL)  # a worker and the nanny that would start it again
+            os.killpg(process.pid, signal.SIGKILL)  # the worker and the nanny that would restart it
             process.wait()
 
 
@@ -210,7 +209,7 @@ def dask_cluster(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Not pytest's own, which is its user's alone: PostgreSQL does not run as root."""
+    """A world-readable folder, unlike pytest's: PostgreSQL does not run as root."""
     path = Path(tempfile.mkdtemp(prefix="bert-pipeline-servers-"))
     path.chmod(0o755)
     yield path
@@ -244,6 +243,6 @@ def small_disk(tmp_path: Path):
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+        pytest.skip(f"cannot mount a file system: {mounted.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine that cuts, stalls, lies and redirects as each path's script says."""
+"""A real local HTTP server that truncates, stalls, misreports and redirects, as scripted for each path."""
 
 import http.server
 import re
@@ -17,7 +17,7 @@ import pytest
 
 @dataclass(frozen=True)
 class Answer:
-    """Well-behaved as it stands here: whole files, and ranges of them for whoever holds the same version."""
+    """By default well-behaved: complete files, and ranges for clients that have the same version."""
 
     content: bytes = b""
     status: int = 200
@@ -28,30 +28,30 @@ class Answer:
     ignores_ranges: bool = False
     ignores_if_range: bool = False
     range_begins: int | None = None
-    """What a 206 says of where it begins."""
+    """First byte that a 206 claims to send."""
     length: int | str | None = 0
-    """What is added to the right Content-Length; "chunked" for that encoding, None for no length at all."""
+    """Added to the correct Content-Length; "chunked" for chunked encoding, None to send no length."""
     cut_at: int | None = None
-    """Where in the content the connection ends."""
+    """Byte of the content at which the connection ends."""
     resets: bool = False
-    """The connection ends with a reset, not in order."""
+    """End the connection with a reset."""
     drip: float = 0.0
-    """Seconds between one byte and the next, from `drips_at` on."""
+    """Seconds between consecutive bytes, starting at byte `drips_at`."""
     drips_at: int = 0
     drips_header: bool = False
 
 
 @dataclass
 class Site:
-    """What a path answers, answer after answer; the last one stays. Others are 404."""
+    """The answers of each path in sequence; the last one repeats. Unknown paths return 404."""
 
     port: int = 0
     answers: dict[str, list[Answer]] = field(default_factory=dict)
     requests: list[tuple[str, str | None]] = field(default_factory=list)
-    """Path and Range."""
+    """Path and Range header."""
     headers: list[dict[str, str]] = field(default_factory=list)
     at_once: set[object] = field(default_factory=set)
-    """Requests whose last byte is still to be sent."""
+    """Requests in progress."""
     most_at_once: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -80,7 +80,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             self._answer(answer)
         except OSError:
-            pass  # the client has gone
+            pass  # the client closed the connection
         finally:
             self._leave()
 
@@ -132,7 +132,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if n > 1 and answer.drip:
                 time.sleep(answer.drip)
             if n == len(pieces):
-                self._leave()  # the client may open its next connection before it is done here
+                self._leave()  # the client may open its next connection before this handler returns
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if answer.length == "chunked" else piece)
 
     def log_message(self, *arguments: object) -> None:
@@ -141,7 +141,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def misbehaving_server(certificate: Path | None = None) -> Iterator[Site]:
-    """With a certificate (and its key, in one file) it speaks https."""
+    """Start the server. With a certificate (and its key, in one file) it uses HTTPS."""
     site = Site()
     handler = type("ScriptedHandler", (Handler,), {"site": site})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -149,7 +149,7 @@ def misbehaving_server(certificate: Path | None = None) -> Iterator[Site]:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.block_on_close = False  # one that drips is not waited for
+    server.block_on_close = False  # do not wait for slow responses
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     site.port = server.server_address[1]

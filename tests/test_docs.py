@@ -1,4 +1,4 @@
-"""The documentation says what is: its commands run, what is not run exists, and every key and variable is explained."""
+"""The documentation matches the code: its commands run or exist, and every key and variable is explained."""
 
 import json
 import re
@@ -32,19 +32,18 @@ SAYS = {
     "operate/retraining.md": ["Started sensor corpus_folder", "Started schedule weekly_retraining"],
     "operate/upgrade.md": [],
 }
-"""By page that has commands, beside the tutorial: what they must print."""
+"""Text that the commands of each page, besides the tutorial, must print."""
 
 
 @pytest.fixture(scope="module")
 def working_copy(tmp_path_factory):
-    """A checkout for all pages, as a user has."""
+    """One checkout for all pages, like a user's."""
     return check_out(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture(scope="module")
 def report(working_copy):
-    """What is printed by the tutorial's first half, from bringing text to the run; without the plan, which stands in
-    the second."""
+    """Output of the tutorial's first half, from the text to the run. The plan is part of the second half."""
     first, _ = halves()
     script = smaller("".join(first)).replace("vocab_size = 800", "vocab_size = 100").replace("make run", f"{MAKE} run")
     return run(script, working_copy, **environment_of(working_copy))
@@ -52,12 +51,12 @@ def report(working_copy):
 
 @pytest.fixture(scope="module")
 def rest(working_copy, report):
-    """What is printed by the tutorial's second half, which the other pages go on from."""
+    """Output of the tutorial's second half, whose state the other pages continue from."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    begin, (_, second) = TUTORIAL[0], halves()
-    script = "".join([begin, *second]).replace("8080", port)
+    setup, (_, second) = TUTORIAL[0], halves()
+    script = "".join([setup, *second]).replace("8080", port)
     return run(script, working_copy, **environment_of(working_copy))
 
 
@@ -73,8 +72,8 @@ def test_the_tutorial_brings_text_and_runs(report):
 
 
 @pytest.mark.slow
-def test_the_tutorial_goes_on_to_a_model_in_use_and_the_same_again(rest):
-    for words in (
+def test_the_tutorial_promotes_serves_and_rebuilds_the_model(rest):
+    for text in (
         *(
             "This machine",
             "data_card.html",
@@ -85,15 +84,15 @@ def test_the_tutorial_goes_on_to_a_model_in_use_and_the_same_again(rest):
         ),
         *("Started schedule weekly_retraining", "Stopped schedule weekly_retraining", "bit for bit what it was"),
     ):
-        assert words in rest
+        assert text in rest
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SAYS)
 def test_the_commands_of_a_page_run(page, working_copy, rest):
     script = "".join([TUTORIAL[0], *blocks(WRITTEN[page])])
-    said = run(script, working_copy, **environment_of(working_copy))
-    assert [words for words in SAYS[page] if words not in said] == []
+    output = run(script, working_copy, **environment_of(working_copy))
+    assert [text for text in SAYS[page] if text not in output] == []
 
 
 @pytest.fixture(scope="module")
@@ -106,21 +105,21 @@ def test_every_page_with_commands_is_run():
 
 
 def commands_of(page):
-    """Those in blocks of any title, and those within sentences that begin with a program of ours."""
+    """Commands in all blocks, also titled ones, and commands of this project quoted in sentences."""
     in_blocks = re.findall(r"^```bash.*?\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     lines = "\n".join(in_blocks).replace("\\\n", " ").splitlines()
     return lines + re.findall(r"(?<!`)`((?:bert-pipeline|make) [^`\n]+)`(?!`)", page)
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_what_a_page_names_exists(name):
+def test_commands_options_and_paths_of_a_page_exist(name):
     page = GUIDES[name]
     titles = re.findall(r"^```bash (.*)$", page, re.MULTILINE)
     assert all(title.startswith(f'title="{NOT_RUN}') for title in titles), titles
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for line in (command for each in commands_of(page) for command in each.split(" && ")):
         words = shlex.split(line, comments=True) if line.count("'") % 2 == 0 and line.count('"') % 2 == 0 else []
-        while words and "=" in words[0]:  # settings before a command
+        while words and "=" in words[0]:  # variables set before the command
             words.pop(0)
         if words[:1] == ["make"]:
             assert words[1] in targets, line
@@ -131,8 +130,8 @@ def test_what_a_page_names_exists(name):
         assert (ROOT / path.rstrip("./")).exists(), path
 
 
-def test_options_of_what_is_not_run_exist():
-    """Of Python programs; those of Docker and Kubernetes stand in infra/, which tests/infra/test_infra.py checks."""
+def test_options_in_blocks_that_are_not_run_exist():
+    """For Python programs. tests/infra/test_infra.py checks the Docker and Kubernetes files of infra/."""
     for page in WRITTEN.values():
         for line in "\n".join(
             re.findall(rf'^```bash title="{NOT_RUN}.*?\n(.*?)^```', page, re.DOTALL | re.M)
@@ -145,7 +144,7 @@ def test_options_of_what_is_not_run_exist():
                 assert all(re.search(rf"{option}\b", known) for option in options), line
 
 
-def test_every_recipe_in_the_pages_is_one():
+def test_every_recipe_in_the_pages_is_valid():
     recipes = re.findall(r"^```toml\n(.*?)^```", "\n".join(WRITTEN.values()), re.DOTALL | re.MULTILINE)
     assert recipes
     for recipe in recipes:
@@ -158,7 +157,7 @@ def test_every_key_has_a_meaning_in_the_reference(generated):
         assert {name for name, meaning in rows if not meaning} == set()
         keys = {name for section in sections(model) for name in section.model_fields}
         headed = {name for name in model.model_fields if re.search(rf"^## .*\[{name}\]", generated[page], re.MULTILINE)}
-        assert keys - {name for name, _ in rows} <= headed | {"name"}  # the name of the whole is its file's
+        assert keys - {name for name, _ in rows} <= headed | {"name"}  # `name` is the name of the file
 
 
 def test_every_command_is_in_the_reference(generated):
@@ -167,23 +166,23 @@ def test_every_command_is_in_the_reference(generated):
 
 
 def test_every_module_of_the_library_is_in_the_reference(generated):
-    told = "".join(generated.values())
+    text = "".join(generated.values())
     modules = [path for path in (ROOT / "bert_pipeline").rglob("*.py") if path.name != "__init__.py"]
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules}
-    assert len(names) > 100 and names == set(re.findall(r"^::: (.*)$", told, re.MULTILINE))
+    assert len(names) > 100 and names == set(re.findall(r"^::: (.*)$", text, re.MULTILINE))
 
 
-def test_every_variable_is_explained_and_none_that_is_not_there():
+def test_exactly_the_variables_in_use_are_explained(generated):
     used: set[str] = set()
     for path in (path for top in ("bert_pipeline", "orchestration", "infra") for path in (ROOT / top).rglob("*")):
         if path.is_file() and path.suffix != ".md" and path.parent.name != "__pycache__":
             used |= set(re.findall(r"\bBERT_PIPELINE_[A-Z_]+", path.read_text(encoding="utf-8")))
-    explained = set(re.findall(r"\bBERT_PIPELINE_[A-Z_]+", WRITTEN["reference/environment.md"]))
+    explained = set(re.findall(r"\bBERT_PIPELINE_[A-Z_]+", generated["reference/environment.md"]))
     assert explained == used
     assert {name for page in GUIDES.values() for name in re.findall(r"\bBERT_PIPELINE_[A-Z_]+", page)} <= used
 
 
-def test_broken_links_of_a_site_are_named(tmp_path):
+def test_broken_links_of_a_site_are_reported(tmp_path):
     (tmp_path / "more").mkdir()
     links = [
         "more/",
@@ -205,7 +204,7 @@ def test_broken_links_of_a_site_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "infra/README.md"])
-def test_links_between_files_lead_somewhere(page):
+def test_links_between_files_are_valid(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if not link.startswith(("http://", "https://", "#")):

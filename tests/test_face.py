@@ -1,7 +1,7 @@
-"""The pages of Dagster and MLflow as a person uses them: `make ui` and a real browser, from the graph to the model and
-back. A text and a recipe that try to be more than text are shown as text.
+"""`make ui` in a real browser: the pages of Dagster and MLflow, from the graph to the model and back. HTML, links and
+escape sequences in text and recipe are displayed as plain text.
 
-The pictures of README and docs are taken from the recipe `demo`, as it is, by
+To take the pictures of README and docs, from the recipe `demo`:
 
     BERT_PIPELINE_PICTURES=docs/images python -m pytest -m slow tests/test_face.py
 """
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipes(folder):
-    """The tiny recipe, called `face`: its text and its description are hostile."""
+    """The tiny recipe, named `face`, with hostile text and description."""
     texts = [SENTENCES.format(n, n % 9) + (f" {HOSTILE}" if n < 20 else "") for n in range(300)]
     documents = [{"id": f"{n} {HOSTILE}", "text": text} for n, text in enumerate(texts)]
     corpus = folder / "corpus.jsonl"
@@ -56,7 +56,7 @@ def recipes(folder):
 
 @pytest.fixture(scope="module")
 def pages(folder, recipes):
-    """`make ui` on ports of its own; the addresses of Dagster and MLflow."""
+    """`make ui` on free ports; returns the addresses of Dagster and MLflow."""
     dagster, mlflow = free_port(), free_port()
     ports = {"--port 3000": f"--port {dagster}", "--port 5000": f"--port {mlflow}"}
     (folder / "Makefile").write_text(changed((ROOT / "Makefile").read_text(), **ports))
@@ -78,12 +78,12 @@ def pages(folder, recipes):
 
 @pytest.fixture(scope="module")
 def browser(folder, pages):
-    programs = [shutil.which(name) or pytest.skip(f"{name} is not here") for name in ("chromium", "chromedriver")]
+    programs = [shutil.which(name) or pytest.skip(f"{name} is not installed") for name in ("chromium", "chromedriver")]
     browser = Browser(*programs, folder / "profile", PICTURES)
     try:
         browser.resize(1400, 900)
         browser.open(pages["mlflow"])
-        browser.click("//*[@data-component-id='mlflow.assistant.chat_panel.close']")  # it takes a quarter of the page
+        browser.click("//*[@data-component-id='mlflow.assistant.chat_panel.close']")  # it covers a quarter of the page
         yield browser
     finally:
         browser.stop()
@@ -91,14 +91,14 @@ def browser(folder, pages):
 
 @pytest.fixture(scope="module")
 def run(browser, pages):
-    """The address of the run that made everything, started by clicks in the graph."""
+    """The address of the run that materialized all assets, started by clicks in the graph."""
     browser.open(f"{pages['dagster']}/asset-groups")
     for group in ("data", "training", "evaluation", "evaluation_tasks", "registry"):
         browser.look(says(group))
     browser.click("//button[contains(., 'Materialize all')]")
     browser.click(says("Select a partition or create one"))
     browser.click(says(RECIPE, "span"))
-    browser.click("//*[contains(text(), 'Launch runs to materialize')]")  # which closes the list
+    browser.click("//*[contains(text(), 'Launch runs to materialize')]")  # this closes the list
     browser.click("//button[contains(., 'Launch 1 run')]")
     browser.follow("//a[contains(@href, '/runs/')]")
     browser.arrives("/runs/")
@@ -106,11 +106,11 @@ def run(browser, pages):
     return browser.driver.current_url.partition("?")[0]
 
 
-def nothing_ran(browser) -> bool:
+def no_script_ran(browser) -> bool:
     return browser.driver.execute_script("return window.forged") is None and not browser.shown("//img[@src='x']")
 
 
-def test_the_graph_is_a_chain_that_can_be_read(browser, pages, run):
+def test_the_graph_shows_all_assets(browser, pages, run):
     groups = ",".join(f"global@global:{group}" for group in ("data", "training", "evaluation", "registry"))
     browser.resize(1700, 760)
     browser.open(f"{pages['dagster']}/asset-groups?expanded={groups.replace('@', '%40').replace(':', '%3A')}")
@@ -121,7 +121,7 @@ def test_the_graph_is_a_chain_that_can_be_read(browser, pages, run):
     browser.keep("graph", 1500, 740)
 
 
-def test_a_run_tells_what_it_did(browser, run):
+def test_the_page_of_a_run_shows_its_steps(browser, run):
     browser.resize(1400, 900)
     browser.open(run)
     browser.read("raw_corpus")
@@ -131,8 +131,8 @@ def test_a_run_tells_what_it_did(browser, run):
 
 def test_from_an_asset_to_its_run_in_mlflow_and_back(browser, pages, run):
     browser.open(f"{pages['dagster']}/assets/pretrained_checkpoint")
-    for told in ("A BERT trained from scratch on both tasks", "PyTorch", "nlp", "mlflow_run", "loss_curve"):
-        browser.read(told)
+    for text in ("A BERT trained from scratch on both tasks", "PyTorch", "nlp", "mlflow_run", "loss_curve"):
+        browser.read(text)
     browser.keep("asset", 1500, 1000)
     browser.click("//tr[contains(., 'loss_curve')]//*[contains(text(), 'Show Markdown')]")
     browser.look("//img[starts-with(@src, 'data:image/png;base64,')]")
@@ -141,7 +141,7 @@ def test_from_an_asset_to_its_run_in_mlflow_and_back(browser, pages, run):
     browser.follow("//a[contains(@href, '/runs/') and contains(@href, '#/experiments/')]")
     browser.read(f"{RECIPE} pretrained_checkpoint")
     browser.read("Made by asset pretrained_checkpoint")
-    assert nothing_ran(browser)
+    assert no_script_ran(browser)
     browser.keep("mlflow-run", 1400, 1000)
     browser.click(says("Model metrics"))
     browser.look(says("curves"))
@@ -152,7 +152,7 @@ def test_from_an_asset_to_its_run_in_mlflow_and_back(browser, pages, run):
     browser.look(says("Success"))
 
 
-def test_evaluations_stand_below_their_training(browser, pages, run):
+def test_evaluations_are_nested_under_their_training(browser, pages, run):
     browser.open(f"{pages['mlflow']}/#/experiments/1/runs?workflowType=machine_learning")
     training, below = f"{RECIPE} pretrained_checkpoint", f"sample-chem of {RECIPE}"
     browser.look(says(training))
@@ -172,7 +172,7 @@ def test_from_the_registered_model_to_its_version_its_training_and_back(browser,
     browser.read("Version 1")
     browser.look(says("Limits", "h2"))
     browser.read("fine-tuning")
-    assert "library_name" not in browser.text and nothing_ran(browser)
+    assert "library_name" not in browser.text and no_script_ran(browser)
     browser.keep("mlflow-version", 1400, 1100)
     browser.follow(f"//a[contains(@href, '{pages['dagster']}/assets/registered_model')]")
     browser.read("mlflow_model")
@@ -183,12 +183,12 @@ def test_from_the_registered_model_to_its_version_its_training_and_back(browser,
 
 
 @pytest.mark.skipif(RECIPE == "demo", reason="the text of `demo` is generated")
-def test_text_stays_text(browser, pages, run):
+def test_hostile_text_is_displayed_as_text(browser, pages, run):
     browser.open(f"{pages['dagster']}/assets/raw_corpus?view=partitions&partition={RECIPE}")
     browser.read("<script>window.forged=1</script> [relieved](javascript:forged=1)")
     browser.click("//tr[contains(., 'data_card')]//*[contains(text(), 'Show Markdown')]")
     browser.look("//img[starts-with(@src, 'data:image/png;base64,')]")
-    assert nothing_ran(browser)
+    assert no_script_ran(browser)
     browser.open(f"{pages['mlflow']}/#/models/bert-{RECIPE}?workflowType=machine_learning")
     browser.read("HYPERLINK")
-    assert nothing_ran(browser) and not browser.shown("//a[starts-with(@href, 'javascript:')]")
+    assert no_script_ran(browser) and not browser.shown("//a[starts-with(@href, 'javascript:')]")

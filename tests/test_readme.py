@@ -1,4 +1,4 @@
-"""Every command of the README is run: by this file, or by the continuous integration that it names."""
+"""Run every command of the README; .ci/run runs the others (`make demo`, `make test`, `make lint`, `make docs`)."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ def block(start: str) -> str:
 
 @pytest.fixture(scope="module")
 def working_copy(tmp_path_factory):
-    """A checkout beside the real one. One for all commands, as a user has."""
+    """A copy of the checkout, shared by all commands, like a user's."""
     return check_out(tmp_path_factory.mktemp("checkout"))
 
 
@@ -40,8 +40,8 @@ def test_every_block_is_run_by_a_test_here_or_by_ci():
 
 def test_stage_by_stage(working_copy):
     script = block(". .venv/bin/activate").partition("\n")[2]
-    said = run(script, working_copy, **environment_of(working_copy))
-    assert "asked_for" in said and "heldout_after" in said and "sample-chem: entity F1" in said
+    output = run(script, working_copy, **environment_of(working_copy))
+    assert "asked_for" in output and "heldout_after" in output and "sample-chem: entity F1" in output
 
 
 def test_dagsters_own_commands(working_copy):
@@ -57,7 +57,7 @@ def test_make_ui_serves_both_pages_on_loopback_and_stops(working_copy):
     for port in (3000, 5000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
-                pytest.skip(f"something is served on port {port} already")
+                pytest.skip(f"port {port} is in use")
     [recipe_lines] = re.findall(r"^ui:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert "--host 127.0.0.1" in recipe_lines and "0.0.0.0" not in recipe_lines
     environment = os.environ | environment_of(working_copy)
@@ -67,7 +67,7 @@ def test_make_ui_serves_both_pages_on_loopback_and_stops(working_copy):
         cwd=working_copy,
         env=environment,
         start_new_session=True,
-        # Ctrl-C reaches it also where this test runs in the background of a shell, which ignores SIGINT there.
+        # A shell ignores SIGINT in its background jobs; restore the default in case this test is one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -85,7 +85,7 @@ def test_make_ui_serves_both_pages_on_loopback_and_stops(working_copy):
 
 def wait_for(url: str, process: subprocess.Popen) -> None:
     for _ in range(600):
-        assert process.poll() is None, "make ui ended by itself"
+        assert process.poll() is None, "make ui exited"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 assert answer.status == 200

@@ -1,4 +1,4 @@
-"""What never happens: that data runs as code, and that the pipeline asks the network for anything."""
+"""Data is never executed as code, and the pipeline makes no network requests."""
 
 import ast
 import os
@@ -13,12 +13,12 @@ import pytest
 
 from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.tasks.task import find_task
-from bert_pipeline.training.model.model import initial_model
+from bert_pipeline.training.model.model import build_model, initial_model
 
 ROOT = Path(__file__).parents[1]
 CODE = [path for part in ("bert_pipeline", "orchestration", "infra") for path in sorted((ROOT / part).rglob("*.py"))]
-RUN_WHAT_THEY_READ = {"pickle.load", "pickle.loads", "torch.load", "joblib.load", "yaml.load", "yaml.unsafe_load"}
-RUN_WHAT_THEY_READ |= {"eval", "exec", "os.system", "marshal.loads", "dill.load", "cloudpickle.load"}
+EXECUTES_ITS_INPUT = {"pickle.load", "pickle.loads", "torch.load", "joblib.load", "yaml.load", "yaml.unsafe_load"}
+EXECUTES_ITS_INPUT |= {"eval", "exec", "os.system", "marshal.loads", "dill.load", "cloudpickle.load"}
 FORBIDDEN = {"trust_remote_code": True, "weights_only": False, "allow_pickle": True, "shell": True}
 WITHOUT_WEIGHTS = ("AutoTokenizer", "AutoConfig", "BertConfig")
 
@@ -26,14 +26,14 @@ WITHOUT_WEIGHTS = ("AutoTokenizer", "AutoConfig", "BertConfig")
 def faults(tree: ast.AST):
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name = ast.unparse(call.func)
-        told = {each.arg: getattr(each.value, "value", None) for each in call.keywords}
-        if name in RUN_WHAT_THEY_READ:
+        given = {each.arg: getattr(each.value, "value", None) for each in call.keywords}
+        if name in EXECUTES_ITS_INPUT:
             yield call.lineno, name
-        yield from ((call.lineno, f"{key}={value}") for key, value in FORBIDDEN.items() if told.get(key, ...) is value)
+        yield from ((call.lineno, f"{key}={value}") for key, value in FORBIDDEN.items() if given.get(key, ...) is value)
         if (
             name.endswith(".from_pretrained")
             and not name.startswith(WITHOUT_WEIGHTS)
-            and not told.get("use_safetensors")
+            and not given.get("use_safetensors")
         ):
             yield call.lineno, f"{name} without use_safetensors=True"
 
@@ -49,17 +49,17 @@ def faults(tree: ast.AST):
         "subprocess.run(text, shell=True)",
     ],
 )
-def test_what_is_looked_for_is_found(code):
+def test_unsafe_calls_are_detected(code):
     assert len(list(faults(ast.parse(code)))) == 1
 
 
 @pytest.mark.parametrize("path", CODE, ids=[path.relative_to(ROOT).as_posix() for path in CODE])
-def test_nothing_that_is_read_can_run(path):
+def test_no_module_executes_its_input(path):
     assert list(faults(ast.parse(path.read_text(encoding="utf-8")))) == []
 
 
 class Payload:
-    """Of a pickle: touches a file when it is loaded."""
+    """Touches a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,24 +70,22 @@ class Payload:
 
 @pytest.fixture
 def hostile(tiny, tiny_recipe, tmp_path):
-    """A model without safetensors, whose other files would run, and the file that tells if they did."""
-    from bert_pipeline.training.model.model import build_task_model as fresh
-
+    """A model without safetensors whose pickle files touch a file when loaded; returns the folder and that file."""
     tokenizer, folder, ran = tiny["tokenizer"].path, tmp_path / "hostile", tmp_path / "ran"
     shutil.copytree(tokenizer, folder)
-    fresh(tiny_recipe.model, 512, 1).config.save_pretrained(folder)
+    build_model(tiny_recipe.model, 512, 1).config.save_pretrained(folder)
     for name in ("pytorch_model.bin", "model.bin", "optimizer.pt", "training_args.bin", "rng_state.pth"):
         (folder / name).write_bytes(pickle.dumps(Payload(ran)))
     pickle.loads((folder / "model.bin").read_bytes())
-    ran.unlink()  # it does run where it is loaded
+    ran.unlink()  # loading the pickle does execute it
     return folder, ran
 
 
-@pytest.mark.parametrize("load", ["begin with", "fine-tune"])
-def test_a_model_of_pickles_is_refused_and_does_not_run(hostile, tiny, tiny_recipe, load):
+@pytest.mark.parametrize("load", ["initialize", "fine-tune"])
+def test_a_model_without_safetensors_is_refused_and_not_executed(hostile, tiny, tiny_recipe, load):
     folder, ran = hostile
     with pytest.raises(OSError, match="safetensors"):
-        if load == "begin with":
+        if load == "initialize":
             initial_model(tiny_recipe.model, tiny["tokenizer"].path, 1, str(folder))
         else:
             build_task_model(folder, "pretrained", find_task("sample-chem"))
@@ -97,7 +95,7 @@ def test_a_model_of_pickles_is_refused_and_does_not_run(hostile, tiny, tiny_reci
 CHAIN = """
 import sys
 from pathlib import Path
-from bert_pipeline.recipe import load_recipe
+from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import kinds_of, make_stage, resolve_recipe
 
 if __name__ == "__main__":
@@ -108,9 +106,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_from_text_to_scores_nothing_asks_the_network(tmp_path):
-    """Every connection of every process, by strace, in a network of which there is loopback alone."""
-    tools = [shutil.which(name) or pytest.skip(f"{name} is not installed here") for name in ("strace", "unshare", "ip")]
+def test_the_pipeline_makes_no_network_connections(tmp_path):
+    """Trace every connection of every process with strace, in a network namespace with loopback only."""
+    tools = [shutil.which(name) or pytest.skip(f"{name} is not installed") for name in ("strace", "unshare", "ip")]
     strace, unshare, ip = tools
     (tmp_path / "chain.py").write_text(CHAIN)
     recipe = ROOT / "tests" / "orchestration" / "recipes" / "tiny.toml"

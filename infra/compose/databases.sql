@@ -1,4 +1,4 @@
--- A database and a role for each service; none sees the others'. Runs once, on an empty data directory.
+-- One role and its databases per service; no role can access another's. Runs once, on an empty data directory.
 \set ON_ERROR_STOP on
 \set dagster `cat "${SECRETS:-/run/secrets}/postgres_dagster"`
 \set mlflow `cat "${SECRETS:-/run/secrets}/postgres_mlflow"`

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Make every secret of the stack that is not there yet. To change one: remove its file, run this, and see README.md.
+# Generate the missing secrets of the stack. To rotate one, remove its file, run this script, and see README.md.
 #
-# The folder is the owner's alone. The files in it are readable by anyone who gets that far, because compose mounts them
-# as they are, and each service reads its own under a user that does not exist on this machine.
+# Only the owner can enter the folder. The files in it are world-readable because Compose mounts them with their
+# permissions, and each service reads them as a user that does not exist on this machine.
 set -eu
 umask 077
 cd "$(dirname "$0")"

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Write the *.lock files, from which the images install: every package by version (constraints.txt) and by SHA-256.
-# Run again after a change of pyproject.toml or constraints.txt; needs uv (pip install uv) and the package index.
+# Write the *.lock files that the images install from: each package with its version (constraints.txt) and SHA-256.
+# Run after each change of pyproject.toml or constraints.txt. Requires uv (pip install uv) and the package index.
 set -eu
 cd "$(dirname "$0")/../.."
 
-lock() { # file, what uv shall compile
+lock() { # name, arguments of `uv pip compile`
   file=infra/docker/$1.lock
   shift
   uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --only-binary :all: \
@@ -15,7 +15,7 @@ lock() { # file, what uv shall compile
 given=$(mktemp -d)
 trap 'rm -rf "$given"' EXIT
 echo torch >"$given/torch.in"
-echo "torch; sys_platform == 'none'" >"$given/without-torch.txt" # it comes from torch.lock, or from the index for CPUs
+echo "torch; sys_platform == 'none'" >"$given/without-torch.txt" # torch comes from torch.lock or the CPU index
 printf '%s\n' 'mlflow[auth]' psycopg2-binary boto3 'sqlalchemy<2.1' >"$given/mlflow.in"
 
 lock torch "$given/torch.in"

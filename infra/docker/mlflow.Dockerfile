@@ -1,4 +1,4 @@
-# MLflow's server, with what its own image lacks: PostgreSQL, S3, users. No pipeline, no PyTorch.
+# MLflow server with PostgreSQL, S3 and user management, which the official image lacks. No pipeline, no PyTorch.
 #   docker build -f infra/docker/mlflow.Dockerfile -t bert-pipeline-mlflow:3.17.2 .
 ARG PYTHON=python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
 

@@ -1,7 +1,7 @@
-# The pipeline: code server (which runs the graph), web server, daemon, Dask workers, training processes.
+# The pipeline image: code server (executes the graph), web server, daemon, Dask workers, training processes.
 #   docker build -f infra/docker/pipeline.Dockerfile -t bert-pipeline:0.1.0 .
 #   docker build -f infra/docker/pipeline.Dockerfile -t bert-pipeline:0.1.0-cuda --build-arg VARIANT=cuda .
-# A digest names the image as it was when it was last looked at; to renew: docker buildx imagetools inspect NAME:TAG
+# The digest pins the base image. To look up the current digest: docker buildx imagetools inspect NAME:TAG
 ARG PYTHON=python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
 ARG VARIANT=cpu
 
@@ -12,8 +12,8 @@ ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 COPY constraints.txt infra/docker/*.lock ./
 
-# The wheel of PyTorch's own index for CPUs is a tenth of the one with CUDA, which is what plain pip takes. It is another
-# file, so torch.lock does not know it.
+# The wheel on PyTorch's CPU index is a tenth the size of the CUDA wheel, which pip installs by default. It is another
+# file, so torch.lock does not list it.
 FROM build AS build-cpu
 RUN TORCH=$(sed -n 's/^torch==//p' constraints.txt) \
     && pip install -c constraints.txt --index-url https://download.pytorch.org/whl/cpu "torch==$TORCH"
@@ -32,7 +32,7 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation . && pip check
 
 FROM ${PYTHON} AS runtime-cpu
 
-# Triton compiles the launcher of each kernel when it first runs.
+# Triton compiles the launcher of each kernel on first use, hence gcc.
 FROM ${PYTHON} AS runtime-cuda
 # hadolint ignore=DL3008
 RUN apt-get update \

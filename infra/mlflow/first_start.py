@@ -1,6 +1,6 @@
-"""What a new stack needs before its first run: buckets, and the user as which the pipeline writes to MLflow.
+"""Create the buckets and the MLflow user of the pipeline. A stack needs both before its first run.
 
-Run again, it finds the buckets standing, and gives the user the password that is in force now (rotation).
+Safe to repeat: existing buckets are kept, and the user gets the current password (rotation).
 """
 
 import base64
@@ -17,8 +17,8 @@ USER = "pipeline"
 
 def make_buckets() -> None:
     store = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"], region_name="us-east-1")
-    standing = {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}
-    for name in sorted({*BUCKETS} - standing):
+    existing = {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}
+    for name in sorted({*BUCKETS} - existing):
         store.create_bucket(Bucket=name)
 
 

@@ -1,4 +1,4 @@
-"""Is MLflow ready? Asks for experiments, as a client does: /health says yes while the database is down."""
+"""Check that MLflow is ready by listing experiments: /health succeeds even while the database is down."""
 
 import base64
 import os

@@ -1,4 +1,4 @@
-"""What is shipped in infra/ is valid and as closed as it says: read, not run (see test_infra_servers.py)."""
+"""Validate and lint the files of infra/ and their security rules, without running them (see test_infra_servers.py)."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from bert_pipeline.training.pretrain import EXIT_RESUME
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 COMPOSE = INFRA / "compose"
-GRACE = STOP_SECONDS + 60  # and what torchrun and Python take to end
+GRACE = STOP_SECONDS + 60  # plus the time that torchrun and Python need to exit
 STYLE = {
     "extends": "default",
     "rules": {
@@ -32,7 +32,7 @@ STYLE = {
 
 def tool(name: str) -> str:
     found = shutil.which(name, path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/usr/sbin")
-    return found or pytest.skip(f"{name} is not installed here")
+    return found or pytest.skip(f"{name} is not installed")
 
 
 def run(*command: object, **options) -> None:
@@ -41,7 +41,7 @@ def run(*command: object, **options) -> None:
 
 
 def documents(*names: str) -> list[dict]:
-    """Of the manifests of k8s/, by file; all without names."""
+    """Return the manifests in these files of k8s/; without names, in all files."""
     paths = [INFRA / "k8s" / name for name in names] or sorted((INFRA / "k8s").glob("*.yaml"))
     return [each for path in paths for each in yaml.safe_load_all(path.read_text())]
 
@@ -74,15 +74,15 @@ def test_manifests_by_the_schemas_of_kubernetes():
 def test_the_trainjob_by_kubeflows_models():
     models = pytest.importorskip("kubeflow_trainer_api.models")
 
-    def unknown(told, understood, path=""):
-        if isinstance(told, dict):
-            for key, value in told.items():
+    def unknown(written, understood, path=""):
+        if isinstance(written, dict):
+            for key, value in written.items():
                 if key not in (understood or {}):
-                    yield f"{path}/{key}"  # the models drop what they do not know
+                    yield f"{path}/{key}"  # the models drop unknown keys
                 else:
                     yield from unknown(value, understood[key], f"{path}/{key}")
-        elif isinstance(told, list):
-            for n, value in enumerate(told):
+        elif isinstance(written, list):
+            for n, value in enumerate(written):
                 yield from unknown(value, understood[n], f"{path}/{n}")
 
     for each in documents("trainjob.yaml"):
@@ -133,13 +133,13 @@ def test_the_chart_configures_the_same_instance(tmp_path):
     production = yaml.safe_load((INFRA / "dagster" / "production" / "dagster.yaml").read_text())
     more = values["additionalInstanceConfig"]
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(more))
-    dagster_instance_config(str(tmp_path), "dagster.yaml")  # raises where it is none
+    dagster_instance_config(str(tmp_path), "dagster.yaml")  # raises if it is invalid
     assert more["run_retries"] == production["run_retries"]
     assert more["concurrency"]["pools"] == production["concurrency"]["pools"]
     told = values["dagsterDaemon"]["runMonitoring"]
     snake = {re.sub("(?=[A-Z])", "_", name).lower(): value for name, value in told.items()}
     assert snake == production["run_monitoring"]
-    assert not values["dagsterDaemon"]["runRetries"]["enabled"], "else the file has run_retries twice"
+    assert not values["dagsterDaemon"]["runRetries"]["enabled"], "otherwise the file contains run_retries twice"
     assert (
         not values["telemetry"]["enabled"] and not values["postgresql"]["enabled"] and not values["ingress"]["enabled"]
     )
@@ -153,7 +153,7 @@ def test_the_chart_configures_the_same_instance(tmp_path):
 
 
 def assert_restricted(pod: dict, container: dict) -> None:
-    """The profile `restricted` of Kubernetes' Pod Security Standards, and a root file system that is read-only."""
+    """Check the profile `restricted` of Kubernetes' Pod Security Standards and a read-only root file system."""
     assert pod["runAsNonRoot"] is True and pod["runAsUser"] > 0
     assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container["allowPrivilegeEscalation"] is False and container["readOnlyRootFilesystem"] is True
@@ -164,7 +164,7 @@ PODS = ["dask-scheduler", "dask-worker", "download-pubmed", "mlflow", "proxy", "
 
 
 def pods() -> dict[str, dict]:
-    """Every pod template of k8s/, by the name of its manifest."""
+    """Return every pod template of k8s/ by the name of its manifest."""
     found = {}
     for each in documents():
         spec = each.get("spec", {})
@@ -178,7 +178,7 @@ def pods() -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("name", PODS)
-def test_a_pod_may_do_no_more_than_it_must(name):
+def test_a_pod_has_minimal_privileges(name):
     pod = pods()[name]
     spec = pod["spec"]
     assert spec["automountServiceAccountToken"] is False
@@ -189,7 +189,7 @@ def test_a_pod_may_do_no_more_than_it_must(name):
     for container in spec["containers"]:
         assert_restricted(spec["securityContext"], container["securityContext"])
         assert_pinned(container["image"])
-        if name != "trainjob":  # there the TrainJob says so
+        if name != "trainjob":  # its limits are in the TrainJob
             assert "memory" in container["resources"]["limits"]
     policies = {each["metadata"]["name"]: each["spec"] for each in documents("network.yaml")}
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
@@ -197,8 +197,8 @@ def test_a_pod_may_do_no_more_than_it_must(name):
     assert pod["metadata"]["labels"]["role"] in roles
 
 
-def test_pubmed_is_fetched_by_who_sees_nothing_else():
-    """On Kubernetes as by compose; neither can be meant by the schedule of Dagster, whose runs reach no internet."""
+def test_only_a_separate_service_downloads_pubmed():
+    """With Compose and on Kubernetes, it sees only the text folder; Dagster's runs cannot reach the internet."""
     [cron] = documents("download-pubmed.yaml")
     assert cron["spec"]["suspend"] is True
     [container] = pods()["download-pubmed"]["spec"]["containers"]
@@ -211,9 +211,9 @@ def test_pubmed_is_fetched_by_who_sees_nothing_else():
     assert outside == ["download"] and service["networks"] == ["edge"]
 
 
-def test_what_is_applied_is_all_there_is():
+def test_the_kustomization_lists_every_manifest():
     told = yaml.safe_load((INFRA / "k8s" / "kustomization.yaml").read_text())
-    trainings = {"training-job.yaml", "trainjob.yaml"}  # one at a time, by hand
+    trainings = {"training-job.yaml", "trainjob.yaml"}  # applied by hand, one at a time
     assert {*told["resources"]} | trainings | {"kustomization.yaml"} == {
         path.name for path in (INFRA / "k8s").iterdir()
     }
@@ -224,17 +224,17 @@ def test_what_is_applied_is_all_there_is():
     assert named == {generated["name"]}
 
 
-def test_all_pods_are_looked_at():
+def test_all_pods_are_checked():
     assert [*pods()] == PODS
     labels = documents("namespace.yaml")[0]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-def test_a_training_has_the_time_to_save_its_checkpoint():
+def test_a_training_has_time_to_save_its_checkpoint():
     for name in ("bert-pretrain", "trainjob"):
         assert pods()[name]["spec"]["terminationGracePeriodSeconds"] >= GRACE
     code = services()["code"]
-    assert code["init"] is True and code["environment"]["TINI_KILL_PROCESS_GROUP"] == "1", "the runs hear of a stop"
+    assert code["init"] is True and code["environment"]["TINI_KILL_PROCESS_GROUP"] == "1", "a stop must reach the runs"
     minutes = re.fullmatch(r"(\d+)m", code["stop_grace_period"])
     assert minutes and int(minutes[1]) * 60 >= GRACE
     script = (INFRA / "slurm" / "train.sbatch").read_text()
@@ -254,7 +254,7 @@ def test_every_launcher_knows_the_exit_codes():
 
 
 def assert_pinned(image: str) -> None:
-    """By digest where it is another's, by version where it is built here."""
+    """Third-party images are pinned by digest, images built here by version."""
     own = re.fullmatch(r"(registry\.example\.org/)?bert-pipeline[a-z0-9-]*:(\d[\w.-]*|\$\{VERSION\}(-cuda)?)", image)
     assert own or re.fullmatch(r".+:\d[\w.-]*@sha256:[0-9a-f]{64}", image), image
 
@@ -271,12 +271,12 @@ def test_images_are_pinned():
 
 
 def pinned(text: str) -> dict[str, str]:
-    """Version by package, of a constraints or lock file."""
+    """Return the version of each package in a constraints or lock file."""
     found = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M)
     return {re.sub("[-_.]+", "-", name).lower(): version for name, version in found}
 
 
-def test_images_install_what_is_tested_by_its_checksum():
+def test_images_install_the_tested_versions_by_checksum():
     tested = pinned((ROOT / "constraints.txt").read_text())
     locks = {path.name: path.read_text() for path in (INFRA / "docker").glob("*.lock")}
     assert locks.keys() == {"mlflow.lock", "pipeline.lock", "torch.lock"}
@@ -285,16 +285,16 @@ def test_images_install_what_is_tested_by_its_checksum():
             assert re.match(r"[\w.-]+==\S+( ;.*)? \\\n    --hash=sha256:[0-9a-f]{64}", requirement), (name, requirement)
         assert {package: tested.get(package, version) for package, version in pinned(text).items()} == pinned(text)
     installed = pinned(locks["pipeline.lock"]).keys() | pinned(locks["mlflow.lock"]).keys()
-    assert installed - tested.keys() <= {"setuptools"}, "remedy: infra/docker/lock.sh"
-    assert "torch" not in pinned(locks["pipeline.lock"]), "the CPU's is another file than CUDA's"
+    assert installed - tested.keys() <= {"setuptools"}, "remedy: run infra/docker/lock.sh"
+    assert "torch" not in pinned(locks["pipeline.lock"]), "the CPU and CUDA wheels are different files"
     for path in (INFRA / "docker").glob("*.Dockerfile"):
         for command in re.findall(r"pip install .*", path.read_text()):
-            told = "--require-hashes" in command or "--no-deps --no-build-isolation ." in command
-            assert told or "download.pytorch.org/whl/cpu" in command, command
+            checked = "--require-hashes" in command or "--no-deps --no-build-isolation ." in command
+            assert checked or "download.pytorch.org/whl/cpu" in command, command
 
 
 @pytest.mark.parametrize("name", services())
-def test_a_service_may_do_no_more_than_it_must(name):
+def test_a_service_has_minimal_privileges(name):
     service = services()[name]
     assert service["read_only"] is True and service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -303,12 +303,12 @@ def test_a_service_may_do_no_more_than_it_must(name):
     assert not {"privileged", "cap_add", "network_mode", "pid", "ipc"} & service.keys()
     assert "docker.sock" not in json.dumps(service)
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
-    assert name in ("proxy",) or "ports" not in service, "one door"
+    assert name in ("proxy",) or "ports" not in service, "only the proxy publishes ports"
     lasting = service.get("restart") == "unless-stopped" and name != "dask-worker"
     assert "healthcheck" in service or not lasting
 
 
-def test_only_who_has_to_leads_out():
+def test_only_the_proxy_and_the_download_reach_outside():
     told = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
     outside = {name for name, network in told["networks"].items() if not network.get("internal")}
     assert outside == {"edge"}
@@ -329,7 +329,7 @@ def test_only_who_has_to_leads_out():
     }
 
 
-def test_secrets_are_files_and_settings_are_none(tmp_path):
+def test_secrets_are_in_files_and_settings_contain_none(tmp_path):
     tool("openssl")
     shutil.copytree(COMPOSE, tmp_path / "compose", ignore=shutil.ignore_patterns("secrets", ".env"))
     make = tmp_path / "compose" / "make-secrets.sh"
@@ -343,7 +343,7 @@ def test_secrets_are_files_and_settings_are_none(tmp_path):
     assert json.loads(made["s3.json"].read_text())["identities"][0]["name"] == "admin"
     before = {name: path.read_text() for name, path in made.items() if name != "proxy_users"}
     run(make)
-    assert {name: made[name].read_text() for name in before} == before, "what stands is kept"
+    assert {name: made[name].read_text() for name in before} == before, "existing secrets are kept"
     for name, service in told["services"].items():
         for variable, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|KEY$", variable):
@@ -369,7 +369,7 @@ def test_nothing_starts_with_an_empty_or_a_default_secret(secret, tmp_path):
     assert f"{tmp_path}/it" in found.stderr and "remedy" in found.stderr
 
 
-def test_a_secret_reaches_the_command_as_it_is(tmp_path):
+def test_a_secret_reaches_the_command_unchanged(tmp_path):
     (tmp_path / "it").write_text("a b'$(exit 1)\"\\")
     told = {
         "SECRETS": str(tmp_path),
@@ -379,10 +379,10 @@ def test_a_secret_reaches_the_command_as_it_is(tmp_path):
     }
     found = subprocess.run([INFRA / "docker" / "with-secrets.sh", "env"], env=told, capture_output=True, text=True)
     assert "IT=a b'$(exit 1)\"\\\n" in found.stdout
-    assert "\nOTHER=" not in found.stdout, "only what lies among the secrets"
+    assert "\nOTHER=" not in found.stdout, "only files in the secrets folder"
 
 
-def test_the_executor_of_the_compose_file_is_one(monkeypatch):
+def test_the_executor_of_the_compose_file_is_valid(monkeypatch):
     settings = dict(re.findall(r"^(\w+)=(.*)", (COMPOSE / ".env.example").read_text(), re.M))
     monkeypatch.setenv("BERT_PIPELINE_EXECUTOR", settings["BERT_PIPELINE_EXECUTOR"])
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "1")

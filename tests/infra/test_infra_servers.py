@@ -1,8 +1,8 @@
 """The stack of infra/ with real servers on loopback: PostgreSQL, an S3 store, MLflow, Dagster and nginx.
 
-Everything comes from the files that are shipped; addresses, folders and ports alone are replaced. What is not installed
-here (PostgreSQL 15 or later, nginx, the packages of the extra `production`) skips, visibly. Where SeaweedFS is not,
-moto's S3 server is in its place, and what SeaweedFS alone can show is skipped.
+The servers use the shipped files; only addresses, folders and ports are replaced. Tests are skipped if PostgreSQL 15
+or later, nginx or the extra `production` is not installed. If SeaweedFS is not installed, moto's S3 server replaces it,
+and tests that need SeaweedFS are skipped.
 """
 
 import base64
@@ -42,13 +42,13 @@ RECIPE = "demo"
 
 @pytest.fixture(scope="module")
 def environment(secrets) -> dict[str, str]:
-    """For what runs through with-secrets.sh."""
+    """The environment of commands that run through with-secrets.sh."""
     return {"SECRETS": str(secrets), "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="module")
 def store(servers, folder, secrets) -> int:
-    """SeaweedFS as s3.Dockerfile starts it, where it is installed; its port."""
+    """Start SeaweedFS as s3.Dockerfile does, or moto if it is not installed; returns the port."""
     port = free_port()
     if not installed("weed"):
         pytest.importorskip("moto")
@@ -76,13 +76,13 @@ def store(servers, folder, secrets) -> int:
 
 @pytest.fixture(scope="module")
 def door_ports() -> tuple[int, int]:
-    """Of Dagster and MLflow at the proxy."""
+    """Ports of Dagster and MLflow at the proxy."""
     return free_port(), free_port()
 
 
 @pytest.fixture(scope="module")
 def mlflow(servers, folder, database, store, environment, door_ports) -> int:
-    """MLflow as compose starts it, with its user and buckets; its port."""
+    """Start MLflow as Compose does, with its user and buckets; returns the port."""
     pytest.importorskip("flask_wtf")
     port = free_port()
     ini = folder / "basic_auth.ini"
@@ -104,7 +104,7 @@ def mlflow(servers, folder, database, store, environment, door_ports) -> int:
     first = [with_secrets, sys.executable, str(INFRA / "mlflow" / "first_start.py")]
     told = compose_environment("first-start", environment["SECRETS"]) | environment
     told |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{store}"}
-    for _ in range(2):  # the second time all stands
+    for _ in range(2):  # the second call finds everything in place
         subprocess.run(first, env=os.environ | told, check=True)
     return port
 
@@ -118,7 +118,7 @@ def compose_environment(service: str, secrets: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def dagster(servers, folder, database, store, mlflow, environment) -> int:
-    """Code server, daemon and web server on the production instance; the web server's port."""
+    """Start code server, daemon and web server on the production instance; returns the web server's port."""
     pytest.importorskip("dagster_postgres")
     home, code, port = folder / "dagster", free_port(), free_port()
     shutil.copytree(INFRA / "dagster" / "production", home)
@@ -160,7 +160,7 @@ def door(servers, secrets, dagster, mlflow, door_ports):
     return Door(servers, secrets, dagster, mlflow, door_ports)
 
 
-def test_each_role_sees_its_own_databases_alone(database):
+def test_each_role_can_access_only_its_own_databases(database):
     import psycopg2
 
     assert database.rows("dagster", "dagster", "SELECT current_user") == [("dagster",)]
@@ -178,7 +178,7 @@ def test_each_role_sees_its_own_databases_alone(database):
             database.connect("dagster", "dagster", wrong)
 
 
-def test_a_key_of_the_store_opens_its_own_bucket_alone(store, mlflow, secrets):
+def test_each_key_of_the_store_opens_only_its_own_bucket(store, mlflow, secrets):
     program("weed")
     import boto3
     from botocore.exceptions import ClientError
@@ -199,7 +199,7 @@ def test_a_key_of_the_store_opens_its_own_bucket_alone(store, mlflow, secrets):
     assert ask(store, "GET", "/artifacts/a")[0] == 403, "anonymous"
 
 
-def test_mlflow_knows_who_asks_and_by_what_name(door, mlflow, secrets):
+def test_mlflow_checks_user_and_host_name(door, mlflow, secrets):
     search = "/api/2.0/mlflow/experiments/search?max_results=1"
     admin = basic("admin", (secrets / "mlflow_admin").read_text().strip())
     for port in (mlflow, door.mlflow):
@@ -217,7 +217,7 @@ def test_mlflow_knows_who_asks_and_by_what_name(door, mlflow, secrets):
     assert b"forged" not in ask(mlflow, "GET", search.replace("=1", "=100"), Authorization=admin)[1]
 
 
-def test_nothing_of_dagster_opens_without_the_password(door):
+def test_dagster_requires_the_password(door):
     for method, path in (("GET", "/"), ("GET", "/server_info"), ("GET", "/logs/x"), ("POST", "/graphql")):
         assert ask(door.dagster, method, path)[0] == 401, path
         assert ask(door.dagster, method, path, Authorization=basic("dagster", "dagster"))[0] == 401, path
@@ -241,7 +241,7 @@ mutation ($recipe: String!, $job: String!) {
 """
 
 
-def test_no_page_of_another_site_changes_anything(door, dagster, database):
+def test_cross_site_requests_are_rejected(door, dagster, database):
     variables = {"recipe": RECIPE, "job": "whole_graph"}
     forged = [
         {"Origin": "http://evil.example"},
@@ -279,12 +279,12 @@ def test_no_page_of_another_site_changes_anything(door, dagster, database):
     own = f"http://localhost:{door.dagster}"
     assert ask(door.dagster, "GET", "/graphql", **told, **socket_opens, Origin=own)[0] == 101
     assert database.rows("dagster", "dagster", "SELECT count(*) FROM runs") == [(0,)]
-    assert ask(dagster, "GET", "/graphql" + mutation)[0] == 200, "without the door it goes through"
+    assert ask(dagster, "GET", "/graphql" + mutation)[0] == 200, "without the proxy the request succeeds"
 
 
 @pytest.fixture(scope="module")
 def graph(door, database, folder) -> None:
-    """The whole graph of the demo, launched in Dagster's pages, has run."""
+    """Launch the whole graph of the demo through the proxy and wait for its end."""
     own = {"Origin": f"http://localhost:{door.dagster}", "Sec_Fetch_Site": "same-origin"}
     status, content = door.graphql(LAUNCH, {"recipe": RECIPE, "job": "whole_graph"}, **own)
     assert (status, b"LaunchRunSuccess" in content) == (200, True), content
@@ -303,7 +303,7 @@ def test_the_whole_graph_runs_on_postgresql_and_s3(graph, store, mlflow, secrets
     import boto3
 
     written = {path.name for path in (folder / "dagster").rglob("*") if path.is_file()}
-    assert written == {"dagster.yaml", "workspace.yaml"}, "which lie in an image that is read-only"
+    assert written == {"dagster.yaml", "workspace.yaml"}, "both are in a read-only image"
     pipeline = basic("pipeline", (secrets / "mlflow_pipeline").read_text().strip())
     _, versions = ask(mlflow, "GET", "/api/2.0/mlflow/model-versions/search", Authorization=pipeline)
     [version] = json.loads(versions)["model_versions"]
@@ -321,11 +321,11 @@ def test_the_whole_graph_runs_on_postgresql_and_s3(graph, store, mlflow, secrets
     remote = Remote(open_store("s3://artifacts", Patience(attempts=3)))
     for kind in ("raw_corpus", "pretrained_checkpoint"):
         here, there = folder / "work" / "artifacts" / kind / tags[kind], folder / "elsewhere" / kind
-        assert remote.pull(kind, tags[kind], there), "what was made here another machine has"
+        assert remote.pull(kind, tags[kind], there), "another machine can pull the artifact"
         assert describe(artifact.load(there)).files == describe(artifact.load(here)).files
 
 
-def test_the_champion_is_told_link_by_link_and_built_again_bit_for_bit(graph, mlflow, secrets, folder):
+def test_the_champion_has_a_verified_lineage_and_is_rebuilt_bit_for_bit(graph, mlflow, secrets, folder):
     environment = os.environ | {
         "BERT_PIPELINE_HOME": str(folder / "work"),
         "BERT_PIPELINE_DATA": str(folder),
@@ -336,8 +336,8 @@ def test_the_champion_is_told_link_by_link_and_built_again_bit_for_bit(graph, ml
     }
 
     def run(*command: str, **more: str) -> str:
-        whole = [sys.executable, "-m", "bert_pipeline.cli", *command]
-        done = subprocess.run(whole, env=environment | more, capture_output=True, text=True)
+        arguments = [sys.executable, "-m", "bert_pipeline.cli", *command]
+        done = subprocess.run(arguments, env=environment | more, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -354,7 +354,7 @@ def test_the_champion_is_told_link_by_link_and_built_again_bit_for_bit(graph, ml
 
 
 def test_no_secret_is_written_anywhere(graph, database, store, mlflow, secrets, folder):
-    """Into a log, a database (Dagster's events, MLflow's parameters and tags), an artifact, an object of the store."""
+    """Search logs, databases (Dagster's events, MLflow's parameters and tags), artifacts and objects of the store."""
     import boto3
 
     canaries = {path.name: path.read_bytes().strip() for path in secrets.iterdir() if "." not in path.name}
