@@ -240,7 +240,7 @@ def rebuild(folder: Path, store: Path) -> dict[str, Artifact]:
                 f"{kind} would be made from something else than {expected[kind]['fingerprint']}: "
                 f"{'; '.join(differing)}; remedy: the commit, the files and the recipe that {folder}/README.md names"
             )
-        made[kind] = make_stage(kind, recipe, made, store / kind / artifact.fingerprint(origin))
+        made[kind] = make_stage(kind, recipe, made, store / kind / artifact.fingerprint(origin), origin=origin)
         _assert_same_bytes(made[kind], expected[kind], folder)
     return made
 

@@ -77,7 +77,7 @@ def test_a_retraining_that_goes_on_from_a_pinned_model_finds_it_when_text_arrive
     assert stage_origin("raw_corpus", further, {}) != before
     assert initial_directory(further) == made
     (recipes / "base.toml").write_text('[corpus]\npath = "texts"\n')
-    with pytest.raises(RecipeError, match=r"begins with the model of recipe base, .* where its text grows, pin it"):
+    with pytest.raises(RecipeError, match=r"starts from the model of recipe base, .* if its text grows, pin it"):
         initial_directory(further)
 
 
@@ -94,9 +94,9 @@ def test_a_new_sequence_length_rebuilds_the_pairs(tiny_recipe):
 def test_a_tokenizer_that_does_not_belong_to_the_dataset_is_refused(tiny, tiny_recipe, tmp_path):
     smaller = tiny_recipe.model_copy(update={"tokenizer": tiny_recipe.tokenizer.model_copy(update={"vocab_size": 600})})
     other = make_stage("tokenizer", smaller, tiny, tmp_path / "tokenizer")
-    with pytest.raises(ArtifactError, match=r"was made from tokenizer .* remedy: give the tokenizer that it was made"):
+    with pytest.raises(ArtifactError, match=r"was built from tokenizer .* remedy: pass the tokenizer that it was built"):
         make_stage("masked_dataset", tiny_recipe, tiny | {"tokenizer": other}, tmp_path / "masked")
-    with pytest.raises(ArtifactError, match="nsp_dataset is made from raw_corpus, tokenizer, and tokenizer was not"):
+    with pytest.raises(ArtifactError, match="nsp_dataset is built from raw_corpus, tokenizer, but tokenizer was not"):
         make_stage("nsp_dataset", tiny_recipe, {"raw_corpus": tiny["raw_corpus"]}, tmp_path / "nsp")
 
 

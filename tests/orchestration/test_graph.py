@@ -205,7 +205,7 @@ def test_a_registered_model_that_was_changed_is_refused(first, mlflow, tmp_path,
     kept = mlflow_module.artifacts.download_artifacts(f"models:/bert-tiny@{registry.ALIAS}", dst_path=str(tmp_path))
     mlflow_module.pyfunc.load_model(kept)
     harm(Path(kept, name))
-    with pytest.raises(MlflowException, match=f"{name} is not what was registered; remedy: register the model again"):
+    with pytest.raises(MlflowException, match=f"{name} changed since registration; remedy: register the model again"):
         mlflow_module.pyfunc.load_model(kept)
 
 
@@ -230,10 +230,10 @@ def test_what_was_changed_in_the_store_does_not_become_champion(first, home, mlf
     try:
         harm(path)
         assert changed_files(client, version) == named.split(", ")
-        with pytest.raises(PromotionError, match=f"is not what was registered: {named}; remedy"):
+        with pytest.raises(PromotionError, match=f"changed since registration: {named}; remedy"):
             promote(client, "bert-tiny", version.version, "a look was enough", None)
         faults = describe(f"models:/bert-tiny@{registry.ALIAS}", resources(home)["workshop"])["faults"]
-        assert any(f"{named} of {version.source} is not what was registered" in fault for fault in faults)
+        assert any(f"{named} of {version.source} changed since registration" in fault for fault in faults)
     finally:
         shutil.rmtree(path)
         shutil.copytree(tmp_path / "kept", path)
@@ -325,7 +325,7 @@ def test_again_builds_nothing_and_says_so(first, home, instance, mlflow):
     for kind in TRACKED:
         assert metadata_of(again, kind)["mlflow_run_id"] == metadata_of(first, kind)["mlflow_run_id"]
     assert metadata_of(again, "registered_model")["version"] == 1
-    assert metadata_of(again, "registered_model")["built"] == "nothing: text, recipe and code are what they were"
+    assert metadata_of(again, "registered_model")["built"] == "nothing: text, recipe and code are unchanged"
     built = [instance.get_run_by_id(run.run_id).tags[BUILT] for run in (first, again)]
     assert built[0].startswith("raw_corpus, contamination, tokenizer, ") and built[1] == "nothing"
     assert len(mlflow.client().search_model_versions("name = 'bert-tiny'")) == 1
@@ -340,7 +340,7 @@ def test_a_task_is_an_asset_of_its_own(first, home, instance):
     other = dg.AssetKey(["evaluation", "GAD"])
     refused = materialize(home, instance, selection=[other], raise_on_error=False)
     error = str(refused.failure_data_for_node("evaluation").error)
-    assert "recipe tiny asks for none of evaluation/GAD; remedy: [[evaluation.tasks]]" in error
+    assert "recipe tiny evaluates none of evaluation/GAD; remedy: add [[evaluation.tasks]]" in error
 
 
 def test_the_report_names_what_was_made(first, home):
@@ -399,7 +399,7 @@ def test_a_recipe_that_begins_with_another_waits_for_it_and_names_it(
     """Dagster knows no edge between partitions of one asset: the records of the artifacts bear it, and MLflow's run."""
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(tmp_path))
     refused = materialize(tmp_path, instance, "tiny-further", selection=["raw_corpus"], raise_on_error=False)
-    assert "begins with the model of recipe tiny" in str(refused.failure_data_for_node("raw_corpus").error)
+    assert "starts from the model of recipe tiny" in str(refused.failure_data_for_node("raw_corpus").error)
     assert not list(tmp_path.rglob("shard-*")), "before anything is built"
 
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(home))
@@ -433,7 +433,7 @@ def test_a_challenger_stands_beside_the_champion(first, home, instance, mlflow, 
     assert int(version.version) == 2
     shown = metadata_of(again, "champion")
     assert shown["champion"] == "1" and shown["candidate"] == "2" and "| sample-chem |" in shown["comparison"]
-    assert shown["verdict"].startswith("beside version 1, of 1 tasks significantly better on ")
+    assert shown["verdict"].startswith("compared with version 1 on 1 task(s): significantly better on ")
     assert shown["verdict"] == version.tags["challenge"] and "to_promote" not in shown
     assert "## Beside the champion (version 1)" in version.description
     model = mlflow.client().get_logged_model(version.source.removeprefix("models:/"))
