@@ -56,7 +56,7 @@ class Workshop(dg.ConfigurableResource):
     mlflow: Mlflow
 
     def make(self, context: dg.AssetExecutionContext, **inputs: Artifact) -> dg.MaterializeResult[Artifact]:
-        """Return the asset's artifact for the partition's recipe, built if it does not exist, and evaluate its gates."""
+        """Return the asset's artifact for the partition's recipe, built if missing, with the results of its gates."""
         recipe = _recipe(context)
         return self._materialize(context, recipe, context.asset_key.to_user_string(), inputs)
 

@@ -33,9 +33,9 @@ class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         """Return one answer per text, in order; the texts are the first column of a table.
 
         `fills` lists for each [MASK] the `top_k` most probable tokens with their probabilities, highest first.
-        `embedding`, with `return_embeddings`, is the mean of the last layer over the tokens that are neither special nor
-        padding (Reimers and Gurevych 2019, section 3), or 0 if there are none. Raises MlflowException if a text has
-        more tokens than the model reads, or top_k is out of range.
+        `embedding`, with `return_embeddings`, is the mean of the last layer over the tokens that are neither special
+        nor padding (Reimers and Gurevych 2019, section 3), or 0 if there are none. Raises MlflowException if a text
+        has more tokens than the model reads, or top_k is out of range.
         """
         texts, vocabulary = model_input.iloc[:, 0].tolist(), self.model.config.vocab_size
         if not 1 <= params["top_k"] <= vocabulary:

@@ -93,7 +93,7 @@ def confirmed_promotions(client: "MlflowClient", name: str) -> list[Promotion]:
 
 
 def find_champion(client: "MlflowClient", name: str) -> str | None:
-    """The version that the alias `champion` points to, which may be deleted. Raises PromotionError without the model."""
+    """The version that the alias points to, which may be deleted. Raises PromotionError if there is no such model."""
     return _aliases(client, name).get(ALIAS)
 
 
@@ -101,7 +101,7 @@ def find_version(client: "MlflowClient", name: str, alias: str) -> str:
     """The version that an alias points to. Raises PromotionError if the model or the alias does not exist."""
     aliases = _aliases(client, name)
     if alias not in aliases:
-        raise PromotionError(f"{name} has no alias {alias}; remedy: one of its aliases ({', '.join(aliases) or 'it has none'})")
+        raise PromotionError(f"{name} has no alias {alias}; remedy: one of {', '.join(aliases) or '(it has no alias)'}")
     return aliases[alias]
 
 
@@ -151,7 +151,7 @@ def _append(client: "MlflowClient", name: str, entry: Promotion) -> list[Promoti
     for pause in (*PAUSES, None):
         failure = None
         try:
-            if not entry.seen:  # asking first does not work: without permission MLflow does not say "missing"
+            if not entry.seen:  # not on a "missing" error: users without access get PERMISSION_DENIED instead
                 _open_ledger(client, name)
             client.create_model_version(
                 ledger(name),

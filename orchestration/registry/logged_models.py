@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SERVICE = Path(__file__).with_name("fill_mask.py")
 SEAL = "SHA256SUMS"
-"""File beside the weights with the SHA-256 of every other file. fill_mask.py, which imports nothing from here, reads it.
+"""File beside the weights with the SHA-256 of every other file; fill_mask.py reads it and repeats this name.
 
 Its own SHA-256 is the tag of this name on the logged model and its versions. The tag is in MLflow's database, so write
 access to the artifact store alone is not enough to change a model unnoticed.

@@ -119,7 +119,7 @@ def _require_usable(client: "MlflowClient", name: str, version: str) -> None:
         raise PromotionError(
             f"version {version} of {name} is {found.status}, not READY; remedy: wait until it is, or register it again"
         )
-    if SEAL in found.tags and (changed := changed_files(client, found)):  # versions registered by other tools have no seal
+    if SEAL in found.tags and (changed := changed_files(client, found)):  # other tools seal nothing
         raise PromotionError(
             f"files of version {version} of {name} changed since registration: {', '.join(changed)}; remedy: check who "
             f"can write to {found.source}, delete the version and register it again"

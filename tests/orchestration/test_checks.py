@@ -131,7 +131,7 @@ def test_registration_is_refused_with_every_fault(tmp_path):
     checks.assert_all_pass(artifacts, RECIPE)
     artifacts["tokenizer"] = artifact_of("tokenizer", GOOD["tokenizer"] | {"heldout_unk_fraction": 0.5}, tmp_path)
     artifacts["raw_corpus"] = artifact_of("raw_corpus", GOOD["raw_corpus"] | {"train_documents": 0}, tmp_path)
-    with pytest.raises(checks.GateClosed, match=r"(?s)train_documents is 0.*50.00% of the held-out pieces"):
+    with pytest.raises(checks.GateClosed, match=r"(?s)train_documents is 0.*50.00% of the held-out tokens"):
         checks.assert_all_pass(artifacts, RECIPE)
 
 

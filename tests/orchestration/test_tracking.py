@@ -209,7 +209,7 @@ def test_what_waited_is_sent_when_the_server_is_back(mlflow, tmp_path, monkeypat
     run = the_run(mlflow, "back", "FINISHED")
     assert curve(mlflow, run) == [(0, 0.0), (1, 1.0), (2, 2.0)]
     said = [record.getMessage() for record in caplog.records if record.name == "bert_pipeline.tracking"]
-    assert len(said) == 2 and "refused; what it is to be told waits" in said[0] and "answers again" in said[1]
+    assert len(said) == 2 and "refused; metrics are kept until it answers" in said[0] and "answers again" in said[1]
 
 
 def the_run_is_known(mlflow: Mlflow, fingerprint: str) -> bool:
