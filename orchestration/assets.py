@@ -57,7 +57,7 @@ def stage(
 
 @stage("data", "parquet", freshness=FRESH_WITHIN_A_WEEK)
 def raw_corpus(context: Context, workshop: Workshop):
-    """The cleaned text corpus: documents as lists of sentences, in Parquet shards for training and for held-out measures.
+    """The cleaned text corpus: documents as lists of sentences, in Parquet shards for training and for held-out text.
 
     Reads the files or the PubMed mirror that the recipe names, cleans them, and drops duplicates, other languages and
     text of excluded evaluation tasks as the recipe says. The data card in the metadata shows what was kept and dropped.
@@ -131,7 +131,7 @@ def _evaluated(kind: str, group: str, description: str) -> dg.AssetOut:
             output_name(kind): _evaluated(
                 kind,
                 "evaluation_tasks",
-                f"{task.title}: {task.metric} after fine-tuning the checkpoint, and of the same model with random weights.",
+                f"{task.title}: {task.metric} after fine-tuning the checkpoint, compared with random weights.",
             )
             for kind, task in TASKS.items()
         },

@@ -1,10 +1,10 @@
 """When Dagster rebuilds an asset automatically, and when an asset counts as stale.
 
 Cheap assets follow new content: Dagster rebuilds `contamination`, `nsp_dataset` and `masked_dataset` when the data
-version of one of their inputs changes and all blocking checks of the inputs pass. The tokenizer and everything after the
-datasets have no condition, because it would spend GPU hours without a person's decision. If a condition is evaluated
-between two stages of a running run, it may request an asset that this run is about to build: the second build finds the
-artifact and ends at once. No condition is evaluated before the sensor `new_content` (automation/schedules.py) is on.
+version of one of their inputs changes and all blocking checks of the inputs pass. The tokenizer and everything after
+the datasets have no condition, because it would spend GPU hours without a person's decision. If a condition is
+evaluated between two stages of a run, it may request an asset that this run is about to build: the second build finds
+the artifact and ends at once. Nothing is evaluated before the sensor `new_content` (automation/schedules.py) is on.
 """
 
 from datetime import timedelta

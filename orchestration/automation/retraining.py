@@ -10,13 +10,13 @@ A retraining is a run of the job `whole_graph`, so existing artifacts are not bu
 unchanged, it builds nothing, and says so in the metadata of `registered_model` and in the tag `bert-pipeline/built` of
 its run.
 
-The recipe decides whether a retraining starts from scratch. With `pretrain.init_from = "other"` it starts each time from
+The recipe decides whether a retraining starts from scratch. With `pretrain.init_from = "other"`, each one starts from
 the checkpoint of `other`, with all the text of that time. The text of `other` must be pinned (corpus.sources_file or
 corpus.cutoff), because the checkpoint is found by the fingerprint of its inputs. Starting from the newest champion
 instead would make each model depend on all before it, and two retrainings on the same text would differ.
 
-No run is requested for a recipe while a run that would do the same has not ended, so a schedule and a sensor in the same
-tick give one run. If two start all the same, the second waits for the first (the locks of the store, the pool
+No run is requested for a recipe while a run that would do the same has not ended, so a schedule and a sensor that fire
+together give one run. If two start all the same, the second waits for the first (the locks of the store, the pool
 `training`) and builds nothing.
 """
 
@@ -45,8 +45,8 @@ UNFINISHED = [status for status in dg.DagsterRunStatus if status not in ENDED]
 whole_graph = dg.define_asset_job(
     "whole_graph",
     selection=dg.AssetSelection.all(),
-    description="Build everything for one recipe, from text to registered model. Existing artifacts are not built again, and "
-    "a training that was stopped resumes from its last checkpoint.",
+    description="Build everything for one recipe, from text to registered model. Existing artifacts are kept, and a "
+    "training that was stopped resumes from its last checkpoint.",
 )
 
 new_text = dg.define_asset_job(
@@ -61,8 +61,8 @@ new_text = dg.define_asset_job(
     job=whole_graph,
     cron_schedule="0 3 * * 0",  # Sundays at 03:00
     default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Every Sunday at 03:00, run whole_graph for each recipe that has a registered model. A recipe whose text, "
-    "recipe and code are unchanged builds nothing. Off until you switch it on.",
+    description="Every Sunday at 03:00, run whole_graph for each recipe that has a registered model. If text, recipe "
+    "and code are unchanged, the run builds nothing. Off until you switch it on.",
 )
 def weekly_retraining(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
     requests, skipped = [], []
@@ -101,9 +101,9 @@ class Seen:
     jobs=[new_text, whole_graph],
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Watch the files of every corpus that was built once. When files were added, removed or changed and are "
-    "the same at two ticks in a row, build raw_corpus, or run whole_graph if the recipe has retraining.hours_per_month. "
-    "Off until you switch it on.",
+    description="Watch the files of every corpus that was built once. When files were added, removed or changed, and "
+    "two ticks in a row find the same files, build raw_corpus, or run whole_graph if the recipe has "
+    "retraining.hours_per_month. Off until you switch it on.",
 )
 def corpus_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Request one run per recipe whose text changed.
@@ -144,7 +144,7 @@ def _state_of_text(recipe: Recipe) -> str | None:
 def _decide(
     instance: dg.DagsterInstance, recipe: Recipe, before: Seen, now: str
 ) -> tuple[Seen, dg.RunRequest | None, str]:
-    """Return what to remember, the run to request if any, and the reason if less is requested than the text suggests."""
+    """Return what to remember, the run to request if any, and why new text leads to no run or to a smaller one."""
     looked, hours = replace(before, last=now), recipe.retraining.hours_per_month
     wants_corpus, wants_training = now != before.corpus, hours > 0 and now != before.trained
     if now != before.last:

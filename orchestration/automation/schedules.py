@@ -20,8 +20,8 @@ new_content = dg.AutomationConditionSensorDefinition(
     target=[contamination, nsp_dataset, masked_dataset],
     default_status=dg.DefaultSensorStatus.STOPPED,
     emit_backfills=False,  # one run per recipe: each recipe is an experiment
-    description="Rebuild contamination, nsp_dataset and masked_dataset when the content of their inputs changes and all "
-    "checks of the inputs pass. Starts no training. Off until you switch it on.",
+    description="Rebuild contamination, nsp_dataset and masked_dataset when the content of their inputs changes and "
+    "the checks of the inputs pass. Starts no training. Off until you switch it on.",
 )
 
 SCHEDULES = [weekly_retraining, daily_pubmed_updates]

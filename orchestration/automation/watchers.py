@@ -25,9 +25,9 @@ SECONDS = 10.0
 @dg.sensor(
     minimum_interval_seconds=60,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Report to MLflow how trainings ended, and the metrics that it lacks, if their process could not: it was "
-    "killed, or MLflow was down. If a tick says that MLflow cannot be reached, start its server; the next tick tries "
-    "again.",
+    description="Report to MLflow how trainings ended, and the metrics that it lacks, if their process could not: the "
+    "process was killed, or MLflow was down. If a tick says that MLflow cannot be reached, start its server; the next "
+    "tick tries again.",
 )
 def mlflow_is_told(context: dg.SensorEvaluationContext, workshop: Workshop) -> dg.SkipReason:
     try:

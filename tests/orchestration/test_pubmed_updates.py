@@ -42,12 +42,12 @@ def test_what_was_published_since_is_fetched_from_where_the_mirror_came_from(sit
     publish(site, updates=(4, 5, 6, 7))
     with dg.instance_for_test() as instance:
         done = update(instance)
-        assert done.success and "2 new files, 7 in all" in logged(instance, done.run_id)
+        assert done.success and "2 new files, 7 in total" in logged(instance, done.run_id)
         assert "broken.toml: not a TOML file" in logged(instance, done.run_id)
         assert (mirror / "updatefiles" / name(7)).exists()
         site.requests.clear()
         again = update(instance)
-        assert "0 new files, 7 in all" in logged(instance, again.run_id)
+        assert "0 new files, 7 in total" in logged(instance, again.run_id)
         assert site.paths() == ["/baseline/", "/updatefiles/"]
 
 
@@ -69,7 +69,7 @@ def test_a_server_that_fails_fails_the_run_by_name_and_the_next_goes_on(site, mi
         error = str(failed.failure_data_for_node("update_mirrors").error)
         assert "failed files: 1 (6 stand in" in error and f"updatefiles/{name(6)}: the server says 404" in error
         site.answers[f"/updatefiles/{name(6)}"] = answer
-        assert "1 new files, 7 in all" in logged(instance, update(instance).run_id)
+        assert "1 new files, 7 in total" in logged(instance, update(instance).run_id)
 
 
 def test_the_sensor_sees_what_was_fetched(site, mirror):

@@ -98,7 +98,7 @@ def test_a_change_asks_for_one_run_once_the_files_are_at_rest(notes, sensor, cha
         os.utime(notes / "one.txt", (1, 1))
     else:
         (notes / "two.txt").unlink()
-    assert sensor.jobs() == [] and "notes has files that are changing" in sensor.told
+    assert sensor.jobs() == [] and "notes has files that are still changing" in sensor.told
     assert sensor.jobs() == [("new_text", "notes")]
     assert sensor.jobs() == [], "one change, one run"
 
@@ -120,7 +120,7 @@ def test_text_that_is_as_it_was_before_is_asked_for_again(notes, sensor):
 def test_a_folder_that_is_away_for_a_while_is_no_change(notes, sensor):
     sensor.look()
     hidden = notes.rename(notes.with_name("away"))
-    assert sensor.jobs() == [] and "notes is not watched at the moment: " in sensor.told
+    assert sensor.jobs() == [] and "notes cannot be watched at the moment: " in sensor.told
     hidden.rename(notes)
     assert [sensor.jobs() for _ in range(2)] == [[], []]
     hidden = notes.rename(notes.with_name("away"))
@@ -192,7 +192,7 @@ def test_where_the_hours_are_spent_new_text_is_prepared_and_the_training_waits(
     spent(instance, 0.25, STARTED_BY, "new text")
     (notes / "three.txt").write_text("Third.\n")
     assert [sensor.jobs() for _ in range(3)] == [[], [("new_text", "notes")], []]
-    assert "the 1 hours of retraining.hours_per_month are spent; remedy" in sensor.told
+    assert "the 1 hours of retraining.hours_per_month are used up; remedy" in sensor.told
     monkeypatch.setattr(retraining, "MONTH", 0 * retraining.MONTH)  # a month later
     assert sensor.jobs() == [("whole_graph", "notes")]
     assert sensor.jobs() == []
@@ -233,7 +233,7 @@ def scheduled(instance):
 
 
 def test_the_schedule_retrains_what_was_registered_and_nothing_else(instance):
-    assert scheduled(instance).skip_message == "no model was registered yet"
+    assert scheduled(instance).skip_message == "no model is registered yet"
     made(instance, "registered_model", "tiny")
     [request] = scheduled(instance).run_requests
     assert request.partition_key == "tiny" and request.tags[STARTED_BY] == "schedule"
@@ -243,7 +243,7 @@ def test_the_schedule_retrains_what_was_registered_and_nothing_else(instance):
 def test_the_schedule_asks_for_no_second_run_beside_one_that_has_not_ended(instance):
     made(instance, "registered_model", "tiny")
     run = run_of(instance, "tiny", "whole_graph", dg.DagsterRunStatus.STARTING)
-    assert f"recipe tiny is being trained by run {run}" in scheduled(instance).skip_message
+    assert f"recipe tiny is already being trained by run {run}" in scheduled(instance).skip_message
     instance.report_run_canceled(instance.get_run_by_id(run))
     run_of(instance, "tiny", "new_text", dg.DagsterRunStatus.STARTED)
     assert [request.partition_key for request in scheduled(instance).run_requests] == ["tiny"], (

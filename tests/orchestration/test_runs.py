@@ -169,7 +169,7 @@ def test_a_killed_run_is_tried_again_goes_on_and_blocks_nobody(stack, mlflow, po
     assert {each["run_id"] for each in told} >= set(killed)
     first = next(each for each in told if each["run_id"] == killed[0])
     assert first["recipe"] == "killed" and first["will_retry"] and first["failed"] == []
-    assert "was lost: its process ended; it is tried again" in first["text"] and killed[0] in first["page"]
+    assert "was lost: its process ended; Dagster retries it" in first["text"] and killed[0] in first["page"]
     for _, body in received:
         assert len(body) < 1000 and SECRET.encode() not in body
     assert SECRET not in stack.said("code") + stack.said("daemon")

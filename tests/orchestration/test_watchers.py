@@ -1,4 +1,4 @@
-"""What looks after runs: the webhook, MLflow's status, and whether a run's process still lives."""
+"""Follow-up on runs: the failure webhook, MLflow's status, and the health check of a run's process."""
 
 import http.server
 import json
@@ -100,11 +100,11 @@ def test_a_webhook_that_fails_hurts_nothing_and_is_not_named(instance, workshop,
             f"http://127.0.0.1:{silent.getsockname()[1]}/{TOKEN}": "TimeoutError",
             f"http://127.0.0.1:9/{TOKEN}": "URLError",
             f"http://127.0.0.1:x/{TOKEN}": "InvalidURL",
-            f"file:///etc/{TOKEN}": "its value is no address",
+            f"file:///etc/{TOKEN}": "its value is not a URL",
         }.items():
             monkeypatch.setenv(WEBHOOK, url)
             with pytest.raises(
-                RuntimeError, match=f"was not told of run {context.dagster_run.run_id}: {told}"
+                RuntimeError, match=f"run {context.dagster_run.run_id} was not posted to {WEBHOOK}: {told}"
             ) as error:
                 failure_webhook(context)
             assert TOKEN not in "".join(traceback.format_exception(error.value)), url
@@ -123,8 +123,8 @@ def test_the_sensor_tells_mlflow_what_it_does_not_know(workshop, tmp_path):
     for each in (nowhere, workshop, workshop):
         with dg.build_sensor_context(resources={"workshop": each}) as context:
             said.append(mlflow_is_told(context).skip_message)
-    assert "http://127.0.0.1:9 cannot be told" in said[0]
-    assert said[1:] == ["MLflow was told of a training", "MLflow knows everything"]
+    assert "http://127.0.0.1:9 cannot be reached" in said[0]
+    assert said[1:] == ["reported to MLflow: a training", "MLflow is up to date"]
     assert [run.info.status for run in workshop.mlflow.runs("aaaa")] == ["KILLED"]
 
 
@@ -147,5 +147,5 @@ def test_the_launcher_knows_whether_a_runs_process_lives(tmp_path):
             process.kill()
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             found = instance.run_launcher.check_run_worker_health(run)
-            assert found.status == WorkerStatus.FAILED and f"{process.pid}, is gone" in found.msg, "a zombie"
+            assert found.status == WorkerStatus.FAILED and f"{process.pid} has ended" in found.msg, "a zombie"
         assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
