@@ -62,7 +62,7 @@ def folder(tmp_path):
 def test_files_that_came_went_or_changed_are_named_before_anything_is_built(folder, tmp_path):
     texts, store = tmp_path / "texts", tmp_path / "store"
     (texts / "c.txt").write_text("More.")
-    with pytest.raises(ReproductionError, match=r"1 file\(s\) lie there that the corpus was not made of.* c\.txt;"):
+    with pytest.raises(ReproductionError, match=r"1 file\(s\) are not in .*sources\.jsonl, such as .*c\.txt;"):
         rebuild(folder, store)
     (texts / "c.txt").unlink()
     with pytest.raises(ReproductionError, match=r'code_version was "0" and is '):

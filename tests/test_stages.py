@@ -94,7 +94,7 @@ def test_a_new_sequence_length_rebuilds_the_pairs(tiny_recipe):
 def test_a_tokenizer_that_does_not_belong_to_the_dataset_is_refused(tiny, tiny_recipe, tmp_path):
     smaller = tiny_recipe.model_copy(update={"tokenizer": tiny_recipe.tokenizer.model_copy(update={"vocab_size": 600})})
     other = make_stage("tokenizer", smaller, tiny, tmp_path / "tokenizer")
-    with pytest.raises(ArtifactError, match=r"was built from tokenizer .* remedy: pass the tokenizer that it was built"):
+    with pytest.raises(ArtifactError, match=r"was built from tokenizer .* remedy: pass the tokenizer that it was"):
         make_stage("masked_dataset", tiny_recipe, tiny | {"tokenizer": other}, tmp_path / "masked")
     with pytest.raises(ArtifactError, match="nsp_dataset is built from raw_corpus, tokenizer, but tokenizer was not"):
         make_stage("nsp_dataset", tiny_recipe, {"raw_corpus": tiny["raw_corpus"]}, tmp_path / "nsp")

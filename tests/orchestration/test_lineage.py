@@ -168,7 +168,7 @@ def test_what_was_removed_by_hand_is_named_and_the_rest_is_told(copy, capsys, mo
     shutil.rmtree(place(copy, "evaluation/sample-chem"))
     code, chain, err = told(capsys, monkeypatch, copy)
     assert code == 1 and "3 link(s) of the chain are broken" in err
-    hints = ("removed by hand, or made on another machine", "dg launch", "bert-pipeline pull nsp_dataset ")
+    hints = ("removed by hand, or built on another machine", "dg launch", "bert-pipeline pull nsp_dataset ")
     for words in ("nsp_dataset", "evaluation/sample-chem", *hints):
         assert words in "\n".join(chain["faults"])
     _, text, _ = run(capsys, monkeypatch, copy, "lineage", "models:/bert-tiny/1")
@@ -195,7 +195,7 @@ def of_another_corpus(path: Path) -> None:
     ("kind", "harm", "expected"),
     [
         ("masked_dataset", cut_short, "and it was made with"),
-        ("tokenizer", of_another_corpus, "holds another tokenizer"),
+        ("tokenizer", of_another_corpus, "contains another tokenizer"),
         ("raw_corpus", lambda path: (path / "sources.jsonl").unlink(), "sources.jsonl is missing or damaged"),
         ("raw_corpus", lambda path: (path / "sources.jsonl").write_text(
             '{"name": "a", "bytes": 1, "sha256": "b", "released": ""}\n'), "lists other files"),
@@ -218,7 +218,7 @@ def test_tags_that_disagree_with_a_record_are_named(copy, capsys, monkeypatch):
     client.set_model_version_tag("bert-tiny", "1", "tokenizer", other)
     code, chain, _ = told(capsys, monkeypatch, copy)
     assert code == 1
-    assert any("holds another tokenizer" in fault for fault in chain["faults"])
+    assert any("contains another tokenizer" in fault for fault in chain["faults"])
     assert any("but the version's tags name(s) tokenizer fedcba9876543210" in fault for fault in chain["faults"])
 
 
