@@ -15,21 +15,18 @@ os.environ["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_server():
-    """Each module's runs and models go to its own database, whatever tracking URI another module has left set."""
-    if mlflow := sys.modules.get("mlflow"):
-        mlflow.set_tracking_uri(None)
+def no_tracking_uri():
+    """Each module uses its own database. A registration sets MLflow's URI for this process and its children."""
+
+    def reset():
+        if mlflow := sys.modules.get("mlflow"):
+            mlflow.set_tracking_uri(None)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        reset()
         yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_address_of_another_module():
-    """A registration sets MLflow's tracking URI for this process and its children: reset it after each module."""
-    yield
-    if "mlflow" in sys.modules:
-        sys.modules["mlflow"].set_tracking_uri(None)
+        reset()
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_good_facts_pass(kind, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "path", "value", "check"), BAD)
-def test_a_bad_fact_fails_its_gate_and_says_its_value(kind, path, value, check, tmp_path):
+def test_a_bad_fact_fails_its_gate_and_shows_its_value(kind, path, value, check, tmp_path):
     made = artifact_of(kind, changed(GOOD[kind], path, value), tmp_path)
     failed = {
         result.check_name: result.description for result in checks.check_results(made, RECIPE) if not result.passed

@@ -1,14 +1,12 @@
 """Concurrent promotions: exactly one wins, and a crash leaves nothing half done."""
 
 import json
-import os
-import sys
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from promoters import NAME, create_versions, race
-from servers import BIN, INFRA, Servers, answers, ask, basic, changed, free_port
+from servers import INFRA, Servers, ask, basic, changed
 
 from orchestration.registry import ledger
 from orchestration.registry.ledger import PromotionConflict, find_champion, history
@@ -57,12 +55,9 @@ def test_one_of_many_concurrent_promotions_wins_on_postgresql(postgres):
 @pytest.mark.slow
 def test_one_of_many_concurrent_promotions_wins_through_a_server(postgres, tmp_path):
     """Like production: clients know only the URL. Four workers, so that requests run concurrently."""
-    port, servers = free_port(), Servers(tmp_path)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", postgres("mlflow_auth")]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "4", "--artifacts-destination", str(tmp_path)]
+    servers = Servers(tmp_path)
     try:
-        servers.start("mlflow", command, PATH=f"{BIN}:{os.environ['PATH']}")
-        servers.wait("mlflow", answers(port, "/health"), 180)
+        port = servers.start_mlflow(postgres("mlflow_auth"), "--artifacts-destination", str(tmp_path), workers=4)
         client = MlflowClient(f"http://127.0.0.1:{port}")
         create_versions(client, NAME, 16)
         assert_one_winner_a_round(client, 30)
@@ -74,16 +69,13 @@ def test_one_of_many_concurrent_promotions_wins_through_a_server(postgres, tmp_p
 def test_the_user_of_the_pipeline_may_promote(tmp_path, monkeypatch):
     """Like production: MLflow authenticates users, and the user who registered a model may change it."""
     pytest.importorskip("flask_wtf")
-    port, servers = free_port(), Servers(tmp_path)
+    servers = Servers(tmp_path)
     users = {"postgresql+psycopg2:///mlflow_auth": f"sqlite:///{tmp_path}/users.db"}
     (tmp_path / "auth.ini").write_text(changed((INFRA / "mlflow" / "basic_auth.ini").read_text(), **users))
-    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--host", "127.0.0.1", "--port", str(port)]
     settings = {"MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"), "MLFLOW_AUTH_ADMIN_PASSWORD": "of-the-admin"}
-    settings |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "a-key", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    settings |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "a-key"}
     try:
-        servers.start("mlflow", command, PATH=f"{BIN}:{os.environ['PATH']}", **settings)
-        servers.wait("mlflow", answers(port, "/health"), 180)
+        port = servers.start_mlflow(f"sqlite:///{tmp_path}/mlflow.db", "--app-name", "basic-auth", **settings)
         account = json.dumps({"username": "pipeline", "password": "of-the-pipeline"}).encode()
         admin = {"Authorization": basic("admin", "of-the-admin"), "Content_Type": "application/json"}
         assert ask(port, "POST", "/api/2.0/mlflow/users/create", account, **admin)[0] == 200

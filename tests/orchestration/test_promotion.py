@@ -14,9 +14,7 @@ def test_a_promotion_is_written_to_the_tags_that_mlflow_shows(client, name, monk
     promote(client, name, "1", "the first", None)
     done = promote(client, name, "2", "fewer errors", "1", how="rule", comparison={"GAD": {"difference": 0.02}})
     version, model = client.get_model_version_by_alias(name, "champion"), client.get_registered_model(name)
-    described = (
-        f"version 2 after version 1 since {done.at}, by rule (ada; promotion 2 in {name}.champions): fewer errors"
-    )
+    text = f"version 2 after version 1 since {done.at}, by rule (ada; promotion 2 in {name}.champions): fewer errors"
     assert str(version.version) == "2" and version.tags["champion"] == model.tags["champion"] == text
     assert json.loads(version.tags["champion.comparison"]) == {"GAD": {"difference": 0.02}}
     assert history(client, name)[-1] == done and done.comparison == {"GAD": {"difference": 0.02}}
