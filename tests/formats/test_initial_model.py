@@ -168,5 +168,5 @@ def test_a_circle_of_recipes_and_a_recipe_without_a_checkpoint(tmp_path, monkeyp
         )
     with pytest.raises(RecipeError, match="forms a cycle: one -> two -> three -> two; remedy"):
         resolve_recipe(load_recipe(tmp_path / "one.toml"))
-    with pytest.raises(RecipeError, match=r"recipe after-demo begins with .* recipe demo, .*remedy: dg launch"):
+    with pytest.raises(RecipeError, match=r"recipe after-demo starts from .* recipe demo, .*remedy: dg launch"):
         resolve_recipe(load_recipe(tmp_path / "after-demo.toml"))
