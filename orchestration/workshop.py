@@ -32,10 +32,11 @@ from orchestration.registry.champion import challenge, judge, table
 from orchestration.registry.ledger import find_champion, find_version
 from orchestration.tracking import metadata
 from orchestration.tracking.logs import library_log_in
-from orchestration.tracking.mlflow_runs import DESCRIPTION, About, Mlflow, not_stopped_by
+from orchestration.tracking.mlflow_runs import DESCRIPTION, About, Mlflow, failures_as_warnings
 from orchestration.tracking.outstanding import deliver
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 UNTRACKED = ("raw_corpus", "contamination", "tokenizer", "nsp_dataset", "masked_dataset")
@@ -110,7 +111,7 @@ class Workshop(dg.ConfigurableResource):
 
             asked_by = {"dagster_run": context.run.run_id}
             made = make_stage(kind, recipe, inputs, about.destination, origin=origin, track=track, asked_by=asked_by)
-            links = {} if kind in UNTRACKED else self._links(about, made)
+            links = {} if kind in UNTRACKED else self._links_to_run(about, made)
         gates = checks.check_results(made, recipe)
         for gate in gates:
             if not gate.passed:
@@ -141,18 +142,11 @@ class Workshop(dg.ConfigurableResource):
                 "version": int(version.version),
                 "alias": versions.ALIAS,
                 "mlflow_model": dg.MetadataValue.url(self.mlflow.model_url(version.name, version.version)),
-                **self._link_to_run(version),
+                **self._links_to_training(version),
                 "model_card": dg.MetadataValue.md(version.description or ""),
             },
             data_version=dg.DataVersion(version.tags["fingerprint"]),
         )
-
-    def _link_to_run(self, version: "ModelVersion") -> dict[str, Any]:
-        """Metadata that links to the run that trained the version; empty if the run was deleted since."""
-        with not_stopped_by(self.mlflow):
-            run = self.mlflow.client().get_run(version.run_id or "")
-            return {"mlflow_run": dg.MetadataValue.url(self.mlflow.run_url(run)), "mlflow_run_id": run.info.run_id}
-        return {}
 
     def champion(self, context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Compare the newest version with the champion; promote it if it is better and the recipe allows it."""
@@ -181,13 +175,21 @@ class Workshop(dg.ConfigurableResource):
             data_version=dg.DataVersion(now or "none"),
         )
 
-    def _links(self, about: About, made: Artifact) -> dict[str, Any]:
-        """Metadata that links to the MLflow run of the artifact, after sending from its records what MLflow lacks."""
-        with not_stopped_by(self.mlflow):
+    def _links_to_run(self, about: About, made: Artifact) -> dict[str, Any]:
+        """Links to the MLflow run of the artifact, after sending from its records what MLflow lacks."""
+        with failures_as_warnings(self.mlflow):
             deliver(self.mlflow, about, wait=True)
-            run = self.mlflow.runs(made.fingerprint, "FINISHED")[0]
-            return {"mlflow_run": dg.MetadataValue.url(self.mlflow.run_url(run)), "mlflow_run_id": run.info.run_id}
+            return self._links(self.mlflow.runs(made.fingerprint, "FINISHED")[0])
         return {}
+
+    def _links_to_training(self, version: "ModelVersion") -> dict[str, Any]:
+        """Links to the MLflow run that trained the version; none if the run was deleted since."""
+        with failures_as_warnings(self.mlflow):
+            return self._links(self.mlflow.client().get_run(version.run_id or ""))
+        return {}
+
+    def _links(self, run: "Run") -> dict[str, Any]:
+        return {"mlflow_run": dg.MetadataValue.url(self.mlflow.run_url(run)), "mlflow_run_id": run.info.run_id}
 
     def _about(
         self,

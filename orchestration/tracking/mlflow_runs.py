@@ -287,7 +287,7 @@ def _points_of(client: "MlflowClient", run: "Run") -> set[tuple[str, int]]:
 
 
 @contextmanager
-def not_stopped_by(mlflow: Mlflow) -> Iterator[None]:
+def failures_as_warnings(mlflow: Mlflow) -> Iterator[None]:
     """Turn MLflow's failures into warnings, so that they do not stop the work inside the block."""
     from mlflow.exceptions import MlflowException
 
