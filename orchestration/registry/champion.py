@@ -40,7 +40,7 @@ class Verdict:
 def judge(client: "MlflowClient", store: Path, name: str, version: str) -> Verdict:
     """Decide whether this version should be champion, without promoting it.
 
-    The first version becomes champion. A later one replaces the champion if all of these hold:
+    If there was no champion before, it should. Otherwise it replaces the champion if all of these hold:
 
     1. It was evaluated on every task of the champion, with the same data, settings and code, and at least one common
        seed. A missing task could hide a regression.

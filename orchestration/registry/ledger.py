@@ -4,8 +4,8 @@ MLflow's aliases are last-write-wins: two concurrent promotions both succeed, an
 decides nothing. The ledger decides: it is the registered model `NAME.champions`, with one version per promotion. MLflow
 assigns each version number once, whatever its database (the number is part of the primary key), and writes the tags of
 a version in the same transaction. Each entry stores the newest number that its writer had seen. It is valid if no other
-valid entry has a number in between. So all readers agree on the winner, at any time and after any crash, and no crashed
-process leaves a lock behind.
+valid entry lies between that number and its own. So all readers agree on the winner, at any time and after any crash,
+and no crashed process leaves a lock behind.
 
 The alias follows the ledger: the winner moves it and marks its entry as followed. If the winner crashes before that,
 the next promotion moves it first. A person may move the alias by hand in MLflow's UI after that mark: the next
