@@ -110,7 +110,7 @@ def run(capsys, monkeypatch, home, *arguments):
 
 
 class Plugin:
-    """Like the entry point of an installed package."""
+    """Stands in for the entry point of the installed package."""
 
     @staticmethod
     def load():
