@@ -1,13 +1,13 @@
-"""A model made again, bit for bit, from what was recorded when it was made.
+"""Rebuild a model bit for bit from the records of its artifacts.
 
     <folder>/<recipe>.toml          every value of the recipe, read back from the records of the artifacts
-    <folder>/sources.jsonl          the files of the corpus with their SHA-256, where it is made of files
-    <folder>/tokenizer/             the vocabulary, where it was learnt from other text than the model's
-    <folder>/constraints.txt        the packages that were installed, with their exact versions
-    <folder>/reproduction.json      what each artifact was made from, and the SHA-256 of what it holds
+    <folder>/sources.jsonl          the files of the corpus with their SHA-256, if it was built from files
+    <folder>/tokenizer/             the vocabulary, if it was learnt from other text than the model's
+    <folder>/constraints.txt        the installed packages with their exact versions
+    <folder>/reproduction.json      the origin of each artifact, and the SHA-256 of its contents
     <folder>/README.md              three commands, and what can differ
 
-`rebuild` compares before it builds, so that another file, package or commit is named before hours of training.
+`rebuild` compares before it builds, so it reports a different file, recipe or code version before hours of training.
 """
 
 import json
@@ -37,12 +37,12 @@ PROOF = {
     "masked_dataset": "shards.jsonl",
     "pretrained_checkpoint": "model.safetensors",
 }
-"""The file of an artifact whose SHA-256 stands for all that counts in it: an index has those of the shards."""
+"""The file of each artifact whose SHA-256 identifies its contents. shards.jsonl lists the digests of the shards."""
 
 README = """\
-# {model}, to be built again
+# Rebuild {model}
 
-Recipe `{recipe}`, checkpoint `{checkpoint}`, made with Python {python} on {cores} core(s), {devices}, of code {commit}.
+Recipe `{recipe}`, checkpoint `{checkpoint}`, built with Python {python} on {cores} core(s), {devices}, commit {commit}.
 
 In a clone of the repository:
 
@@ -52,36 +52,34 @@ python{python_minor} -m venv .venv && .venv/bin/pip install -c {folder}/{constra
 BERT_PIPELINE_HOME=$PWD/rebuilt taskset -c {cpus} .venv/bin/bert-pipeline rebuild {folder}
 ```
 
-The third command builds every artifact in `BERT_PIPELINE_HOME` and ends with "bit for bit what it was", or names the
-first artifact that differs and in what, before anything is built on it. Data that the recipe reads is looked up under
-`BERT_PIPELINE_DATA`, as ever.
+The third command builds every artifact in `BERT_PIPELINE_HOME` and ends with "bit for bit what it was". If an artifact
+differs, the command stops there and names the difference. It reads the recipe's data from `BERT_PIPELINE_DATA`.
 
 {notes}## What can differ
 
-- **Text, vocabulary and datasets** are exact: the same on any processor, with any number of workers.
-- **Training** adds floating-point numbers, and the order of a sum decides its last bits. The same bits need the same
-  number of threads (`taskset` gives the training as many cores), of processes and of devices, the same kind of
-  processor or GPU (libraries choose their kernels by it) and the same versions of torch and its libraries. On other
-  hardware the loss curves agree closely, and `rebuild` says that the weights are not bit for bit the same.
-- **A budget in minutes** (`pretrain.budget_minutes`) is turned into steps by a measurement of speed, so only a recipe
-  in steps is exact.
-- **Fine-tuning scores** follow from the weights, with the same reservation.
+- **Text, vocabulary and datasets** are exact: identical on any processor, with any number of workers.
+- **Training** adds floating-point numbers, and the order of a sum determines its last bits. Identical bits require the
+  same number of threads (`taskset` gives the training as many cores), processes and devices, the same kind of processor
+  or GPU (libraries choose their kernels by it) and the same versions of torch and its libraries. On other hardware the
+  loss curves agree closely, and `rebuild` reports that the weights are not bit for bit the same.
+- **A budget in minutes** (`pretrain.budget_minutes`) is converted to steps by measuring the speed, so only a recipe in
+  steps is exact.
+- **Fine-tuning scores** depend on the weights, so the same limits apply.
 """
 
 
 class ReproductionError(ValueError):
-    """Something is not what it was; the message names it and the remedy."""
+    """Something differs from the records, or the records are incomplete."""
 
 
 def recorded_recipe(name: str, artifacts: Mapping[str, Artifact], description: str = "") -> dict[str, Any]:
-    """The values of the recipe by section, from the records of all its artifacts by kind: what made them, no more.
+    """Return the values of the recipe by section, read from the records of all its artifacts (by kind).
 
-    A recipe that begins with another model gets no tokenizer section, because it may have none; its sizes are those
-    of that model.
-    Raises ReproductionError where an artifact is missing, or its record is not one that this code reads.
+    A recipe that starts from another model gets no tokenizer section, because it may have none; its model section has
+    the sizes of that model. Raises ReproductionError if an artifact is missing, or other code wrote its record.
     """
     if missing := [kind for kind in STAGES if kind not in artifacts]:
-        raise ReproductionError(f"{', '.join(missing)} missing: without its record the recipe is not known whole")
+        raise ReproductionError(f"{', '.join(missing)} missing: without its record a part of the recipe is unknown")
     sections = {kind: made.record["origin"]["section"] for kind, made in artifacts.items()}
     pretrain = sections["pretrained_checkpoint"]
     values = {
@@ -100,8 +98,8 @@ def recorded_recipe(name: str, artifacts: Mapping[str, Artifact], description: s
         Recipe.model_validate_json(json.dumps({"name": name} | values))
     except ValidationError as error:
         raise ReproductionError(
-            f"the records of recipe {name} are of other code than this: {error}; remedy: check out the commit that "
-            f"made them ({artifacts['pretrained_checkpoint'].record['made'].get('commit')})"
+            f"the records of recipe {name} were written by other code: {error}; remedy: check out the commit that "
+            f"built them ({artifacts['pretrained_checkpoint'].record['made'].get('commit')})"
         ) from None
     return values
 
@@ -111,9 +109,9 @@ def _without(section: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _task(name: str, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """What the recipe said of a task: its artifact has the settings beside what followed from them."""
+    """The recipe's settings of a task, from the scores of its artifact."""
     if (made := artifacts.get(EVALUATION + name)) is None:
-        raise ReproductionError(f"{EVALUATION}{name} is missing: its settings are a part of the recipe")
+        raise ReproductionError(f"{EVALUATION}{name} is missing: without it a part of the recipe is unknown")
     try:
         return json.loads((made.path / "scores.json").read_bytes())["settings"]
     except (FileNotFoundError, ValueError, KeyError):
@@ -125,15 +123,15 @@ def _task(name: str, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
 def write_reproduction(
     model: str, recipe: str, values: Mapping[str, Any], artifacts: Mapping[str, Artifact], out: Path
 ) -> None:
-    """Write the folder. `model` names it for people, `values` are those of `recorded_recipe`.
+    """Write the folder. `model` is the title of its README, `values` come from `recorded_recipe`.
 
-    Raises ReproductionError where `out` holds something already, or a file that is to be proven is missing.
+    Raises ReproductionError if `out` is not empty, or an artifact lacks the file that identifies its contents.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ReproductionError(f"{out} is not empty; remedy: choose another directory")
-    of_training = artifacts["pretrained_checkpoint"].record["made"]
+    training = artifacts["pretrained_checkpoint"].record["made"]
     sources = artifacts["raw_corpus"].path / SOURCES
-    packages = of_training.get("packages", {})
+    packages = training.get("packages", {})
     pins = [f"{name}=={version}\n" for name, version in packages.items() if name != "bert-pipeline"]
     expected = {
         "model": model,
@@ -153,7 +151,7 @@ def write_reproduction(
 
 
 def _vocabulary_was_kept(artifacts: Mapping[str, Artifact]) -> bool:
-    """Whether it was learnt from other text than the model, as retraining.tokenizer = "keep" has it."""
+    """Whether the vocabulary was learnt from other text than the model's (retraining.tokenizer = "keep")."""
     learnt_from = artifacts["tokenizer"].record["origin"]["inputs"]["raw_corpus"]
     return learnt_from != artifacts["raw_corpus"].fingerprint
 
@@ -166,33 +164,35 @@ def _expected(made: Artifact) -> dict[str, Any]:
     return {"fingerprint": made.fingerprint, "origin": made.record["origin"], "file": proof, "sha256": digest}
 
 
-def _readme(model: str, recipe: str, artifacts: Mapping[str, Artifact], folder: Path) -> str:
+def _readme(model: str, recipe: str, artifacts: Mapping[str, Artifact], out: Path) -> str:
     checkpoint = artifacts["pretrained_checkpoint"]
     made, section = checkpoint.record["made"], checkpoint.record["origin"]["section"]
     commit, cores = made.get("commit"), made.get("cores")
     commits = {kind: one.record["made"].get("commit") for kind, one in artifacts.items()}
     notes = []
     if not commit or commit.endswith("-dirty"):
-        notes.append(f"The commit was recorded as `{commit}`: changes that were not committed cannot be brought back.")
-    if others := [f"{kind} of `{each}`" for kind, each in commits.items() if each != commit]:
-        notes.append(f"Artifacts of other commits: {', '.join(others)}. Their code versions must agree, or it is said.")
+        notes.append(f"The recorded commit is `{commit}`: changes that were not committed cannot be restored.")
+    if others := [f"{kind} with `{each}`" for kind, each in commits.items() if each != commit]:
+        notes.append(f"Built with other commits: {', '.join(others)}. `rebuild` reports different code versions.")
     if _vocabulary_was_kept(artifacts):
         notes.append(
-            f"The vocabulary was learnt from earlier text and kept: it comes in `{KEPT}`, and is not learnt again."
+            f"The vocabulary was learnt from earlier text: `{KEPT}` contains it, and `rebuild` uses that copy."
         )
     if not made.get("packages"):
-        notes.append(f"`{CONSTRAINTS}` is empty: the versions were not recorded; take the repository's at that commit.")
+        notes.append(f"`{CONSTRAINTS}` is empty: the versions were not recorded; use the repository's at that commit.")
     if not cores:
         notes.append("The number of cores was not recorded.")
-    if begins_with := section.get("init_from"):
+    if init_from := section.get("init_from"):
         notes.append(
-            f"Training begins with the model of `{begins_with}` "
-            f"({checkpoint.record['origin']['inputs'].get('initial_model')}), which must be there first: "
-            "reproduce its version in the same BERT_PIPELINE_HOME, or bring its directory."
+            f"Training starts from the model of `{init_from}` "
+            f"({checkpoint.record['origin']['inputs'].get('initial_model')}), which must exist first: "
+            "reproduce its version in the same BERT_PIPELINE_HOME, or copy its directory."
         )
     if artifacts["raw_corpus"].facts.get("files"):
-        place = artifacts["raw_corpus"].record["origin"]["section"]["path"]
-        notes.append(f"The corpus is made of the files in `{SOURCES}`, under `{place}`; no others may lie there.")
+        folder = artifacts["raw_corpus"].record["origin"]["section"]["path"]
+        notes.append(
+            f"The corpus is built from the files in `{SOURCES}`, in `{folder}`, which must have no other files."
+        )
     python = made["python"]
     return README.format(
         model=model,
@@ -204,48 +204,50 @@ def _readme(model: str, recipe: str, artifacts: Mapping[str, Artifact], folder: 
         cpus=f"0-{cores - 1}" if cores and cores > 1 else "0",
         devices=f"{checkpoint.facts.get('world_size', 1)} process(es)",
         commit=(commit or "COMMIT").removesuffix("-dirty"),
-        folder=folder,
+        folder=out,
         constraints=CONSTRAINTS,
         notes="".join(f"{note}\n\n" for note in notes),
     )
 
 
 def rebuild(folder: Path, store: Path) -> dict[str, Artifact]:
-    """Build all artifacts again in `store/kind/fingerprint`; what stands there is taken as it is.
+    """Build all artifacts again in `store/kind/fingerprint`, and return them by kind; existing ones are used.
 
-    Raises ReproductionError at the first that would be made from something else, or came out otherwise;
-    SourceError where a file of the corpus is not the one that it was.
+    Raises ReproductionError at the first artifact that would have another origin, or has other contents, and
+    SourceError if a file of the corpus changed.
     """
     try:
-        told = json.loads((folder / EXPECTED).read_bytes())
-        expected, name = told["artifacts"], told["recipe"]
+        reproduction = json.loads((folder / EXPECTED).read_bytes())
+        expected, name = reproduction["artifacts"], reproduction["recipe"]
     except FileNotFoundError:
         raise ReproductionError(
             f"{folder} has no {EXPECTED}; remedy: bert-pipeline reproduce models:/NAME/VERSION --out DIR"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ReproductionError(f"{folder / EXPECTED} is damaged ({error}); remedy: write it anew") from None
+        raise ReproductionError(
+            f"{folder / EXPECTED} is damaged ({error}); remedy: bert-pipeline reproduce again"
+        ) from None
     recipe = load_recipe(folder / f"{name}.toml")
     _check_sources(folder, recipe)
     recipe = resolve_recipe(recipe)
     made: dict[str, Artifact] = {}
     for kind in kinds_of(recipe):
         if kind == "tokenizer" and (folder / KEPT).exists():
-            made[kind] = _bring(folder / KEPT, store / kind / expected[kind]["fingerprint"])
+            made[kind] = _copy_tokenizer(folder / KEPT, store / kind / expected[kind]["fingerprint"])
             _assert_same_bytes(made[kind], expected[kind], folder)
             continue
         origin = json.loads(json.dumps(stage_origin(kind, recipe, made)))
         if differing := list(_differences(expected[kind]["origin"], origin)):
             raise ReproductionError(
-                f"{kind} would be made from something else than {expected[kind]['fingerprint']}: "
-                f"{'; '.join(differing)}; remedy: the commit, the files and the recipe that {folder}/README.md names"
+                f"{kind} would differ from {expected[kind]['fingerprint']}: {'; '.join(differing)}; "
+                f"remedy: use the commit, the files and the recipe that {folder}/README.md names"
             )
-        made[kind] = make_stage(kind, recipe, made, store / kind / artifact.fingerprint(origin))
+        made[kind] = make_stage(kind, recipe, made, store / kind / artifact.fingerprint(origin), origin=origin)
         _assert_same_bytes(made[kind], expected[kind], folder)
     return made
 
 
-def _bring(kept: Path, destination: Path) -> Artifact:
+def _copy_tokenizer(kept: Path, destination: Path) -> Artifact:
     if not destination.exists():
         draft = destination.with_name(f"{destination.name}.draft")
         shutil.rmtree(draft, ignore_errors=True)
@@ -255,7 +257,7 @@ def _bring(kept: Path, destination: Path) -> Artifact:
 
 
 def _check_sources(folder: Path, recipe: Recipe) -> None:
-    """Name the files of the corpus that came, went or changed: its fingerprint tells only that one did."""
+    """Name the files of the corpus that were added, removed or changed. Its fingerprint alone cannot name them."""
     from bert_pipeline.data.corpus.sources import source_files
 
     listing = folder / SOURCES
@@ -264,13 +266,13 @@ def _check_sources(folder: Path, recipe: Recipe) -> None:
     known = source_files(recipe.corpus.model_copy(update={"sources_file": str(listing.absolute())}))
     if others := sorted(source_files(recipe.corpus).keys() - known.keys()):
         raise ReproductionError(
-            f"{recipe.corpus.path}: {len(others)} file(s) lie there that the corpus was not made of, such as "
-            f"{others[0]}; remedy: move them away, or set BERT_PIPELINE_DATA to a folder without them"
+            f"{recipe.corpus.path}: {len(others)} file(s) are not in {listing}, such as {others[0]}; "
+            "remedy: move them away, or set BERT_PIPELINE_DATA to a folder without them"
         )
 
 
 def _differences(then: Any, now: Any, where: str = "") -> Iterator[str]:
-    """The leaves of two JSON values that differ, in words."""
+    """Describe each leaf in which two JSON values differ."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in sorted(then.keys() | now.keys()):
             yield from _differences(then.get(name), now.get(name), f"{where}.{name}" if where else name)
@@ -284,6 +286,6 @@ def _assert_same_bytes(made: Artifact, expected: Mapping[str, Any], folder: Path
     path = made.path / expected["file"]
     if (found := cached_digest(path)) != expected["sha256"]:
         raise ReproductionError(
-            f"{path}: its sha256 is {found}, and was {expected['sha256']}: {made.kind} is made from the same, and came "
-            f"out otherwise; remedy: the packages, the number of cores and the hardware that {folder}/README.md names"
+            f"{path}: its sha256 is {found}, expected {expected['sha256']}: {made.kind} has the same origin but other "
+            f"contents; remedy: use the packages, the number of cores and the hardware that {folder}/README.md names"
         )

@@ -1,13 +1,14 @@
-"""The chain of stages as a table: which section and which inputs make what.
+"""The table of stages: the inputs, the recipe section and the builder of each kind of artifact.
 
     raw_corpus -> tokenizer -> nsp_dataset -> masked_dataset -> pretrained_checkpoint -> evaluation/TASK -> evaluations
                -> contamination -> evaluations
 
-Both front doors read this table: the command line (explicit directories) and Dagster (the store).
-The builders are imported when they are called, so that reading the table costs nothing.
+The command line (explicit directories) and Dagster (the store) both build through `make_stage`.
+Builders are imported when they are called, so that importing this module stays cheap.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -21,42 +22,56 @@ from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, Facts
 
 OnRow = Callable[[dict[str, Any]], None]
-"""Is given each row of metrics as it comes."""
+"""Called with each row of metrics as soon as it is measured."""
+
+
+def ignore_row(row: dict[str, Any]) -> None:
+    """An OnRow that does nothing."""
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """Callbacks that follow one build."""
+
+    on_row: OnRow = ignore_row
+    on_facts: Callable[[Facts, Path], None] = lambda facts, directory: None
+    """Called once, after the build, with its facts and the directory that it wrote."""
+
 
 EVALUATION = "evaluation/"
-"""Before the name of a task: the kind of what was found on it."""
+"""Prefix of the kinds of evaluation artifacts: `evaluation/<task>`."""
 
 Build = Callable[[Recipe, Mapping[str, Path], Path, OnRow], Facts]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How one kind of artifact comes about."""
+    """How one kind of artifact is built."""
 
     inputs: tuple[str, ...]
-    """Kinds of the artifacts it is made from."""
+    """Kinds of the artifacts that it reads."""
     code_version: str
-    """Raised with every change that changes what the stage makes."""
+    """Raise it with every change to the code that changes the output."""
     section: Callable[[Recipe], dict[str, Any]]
-    """The part of the recipe that decides its content."""
+    """The part of the recipe that determines the output."""
     build: Build
     resumable: bool = False
     in_shards: bool = False
-    """Its files stand in an index, so damage is found before they are used."""
+    """The output has an index of its shards, so damaged files are found before they are used."""
     outside: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
-    """Fingerprints of inputs that do not come from the store: source files, evaluation sets."""
+    """Fingerprints of inputs from outside the store: source files, evaluation sets, an initial model."""
 
 
 def check_artifact_files(kind: str, path: Path) -> None:
-    """Raise ArtifactError where a file of an artifact in shards is missing or cut short."""
+    """Raise ArtifactError if a file of a sharded artifact is missing or truncated."""
     from bert_pipeline.store import shards
 
     if find_stage(kind).in_shards:
         shards.check_files(path)
 
 
-def _from_whole_inputs(build: Build) -> Build:
-    """A builder that looks at the files of its inputs before it begins."""
+def _with_checked_inputs(build: Build) -> Build:
+    """Decorate a builder: check the files of its inputs first."""
 
     @wraps(build)
     def checked(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
@@ -84,7 +99,7 @@ def _corpus_sources(recipe: Recipe) -> dict[str, str]:
 
 
 def _excluded_tasks(recipe: Recipe) -> tuple[str, ...]:
-    """The tasks whose dev and test text the corpus shall not hold."""
+    """The tasks whose dev and test texts are excluded from the corpus."""
     chosen = recipe.corpus.exclude_tasks
     return _evaluated_tasks(recipe) if chosen == "evaluation" else chosen
 
@@ -94,11 +109,11 @@ def _evaluated_tasks(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _searched_tasks(recipe: Recipe) -> tuple[str, ...]:
-    """The tasks whose text is looked for: those that are evaluated, and those that were excluded."""
+    """The tasks whose texts are searched for in the corpus: the evaluated and the excluded ones."""
     return tuple(dict.fromkeys((*_evaluated_tasks(recipe), *_excluded_tasks(recipe))))
 
 
-@_from_whole_inputs
+@_with_checked_inputs
 def _contamination(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.data.contamination.build import build_contamination
     from bert_pipeline.evaluation.tasks.texts import evaluation_texts
@@ -112,7 +127,7 @@ def _searched_texts(recipe: Recipe) -> dict[str, str]:
     return text_inputs(_searched_tasks(recipe))
 
 
-@_from_whole_inputs
+@_with_checked_inputs
 def _tokenizer(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.data.tokenizer.build import build_tokenizer, take_tokenizer_over
 
@@ -121,21 +136,21 @@ def _tokenizer(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: On
     return build_tokenizer(recipe.tokenizer, inputs["raw_corpus"], out)
 
 
-@_from_whole_inputs
+@_with_checked_inputs
 def _nsp_dataset(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.data.nsp import build_nsp_dataset
 
     return build_nsp_dataset(recipe.nsp, recipe.max_seq_lengths, inputs["raw_corpus"], inputs["tokenizer"], out)
 
 
-@_from_whole_inputs
+@_with_checked_inputs
 def _masked_dataset(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.data.masking import build_masked_dataset
 
     return build_masked_dataset(recipe.masking, inputs["tokenizer"], inputs["nsp_dataset"], out)
 
 
-@_from_whole_inputs
+@_with_checked_inputs
 def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.training.launch.build import build_pretrained_checkpoint
 
@@ -151,7 +166,7 @@ def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path
     )
 
 
-@_from_whole_inputs
+@_with_checked_inputs
 def _evaluations(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
     from bert_pipeline.evaluation.summary import build_evaluations
 
@@ -166,24 +181,23 @@ def _evaluations(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: 
 
 
 def _task_stage(name: str) -> Stage:
-    """Fine-tuning on one task."""
+    """The stage that fine-tunes on one task."""
 
-    def settings(recipe: Recipe) -> TaskRecipe:
+    def task_settings(recipe: Recipe) -> TaskRecipe:
         for each in recipe.evaluation.tasks:
             if each.name == name:
                 return each
         raise RecipeError(
-            f"recipe {recipe.name} does not ask for {name}; "
-            f'remedy: [[evaluation.tasks]] with name = "{name}" in the recipe'
+            f"recipe {recipe.name} does not evaluate {name}; "
+            f'remedy: add [[evaluation.tasks]] with name = "{name}" to the recipe'
         )
 
     def section(recipe: Recipe) -> dict[str, Any]:
         from bert_pipeline.evaluation.finetuning.protocol import protocol
         from bert_pipeline.evaluation.tasks.task import find_task
 
-        asked = settings(recipe)
-        limit = recipe.model.max_position_embeddings
-        return protocol(find_task(name), asked, limit).model_dump() | {"other_data": asked.other_data}
+        chosen, limit = task_settings(recipe), recipe.model.max_position_embeddings
+        return protocol(find_task(name), chosen, limit).model_dump() | {"other_data": chosen.other_data}
 
     def outside(recipe: Recipe) -> dict[str, str]:
         from bert_pipeline.evaluation.tasks.task import task_fingerprint
@@ -193,7 +207,7 @@ def _task_stage(name: str) -> Stage:
     def build(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
         from bert_pipeline.evaluation.evaluate import evaluate_checkpoint
 
-        return evaluate_checkpoint(settings(recipe), inputs["pretrained_checkpoint"], out, on_row)
+        return evaluate_checkpoint(task_settings(recipe), inputs["pretrained_checkpoint"], out, on_row)
 
     return Stage(("pretrained_checkpoint",), "1", section, build, resumable=True, outside=outside)
 
@@ -209,7 +223,7 @@ def _initial_model(recipe: Recipe) -> dict[str, str]:
 
 
 EXCLUDED_SPLITS = ("dev", "test")
-"""Of train, the model is told the labels anyway."""
+"""Text of the train split may stay in the corpus: fine-tuning sees it with its labels anyway."""
 
 STAGES = {
     "raw_corpus": Stage(
@@ -252,7 +266,7 @@ STAGES = {
         _evaluations,
     ),
 }
-"""Of every recipe. Those of its tasks are `evaluation/<task>`."""
+"""The stages of every recipe; `find_stage` adds one per task, `evaluation/<task>`."""
 
 
 def find_stage(kind: str) -> Stage:
@@ -260,78 +274,83 @@ def find_stage(kind: str) -> Stage:
 
 
 def inputs_of(kind: str, recipe: Recipe) -> tuple[str, ...]:
-    """Kinds of the artifacts that the recipe's artifact is made from."""
+    """Kinds of the artifacts that this recipe's artifact is built from."""
     of_tasks = tuple(EVALUATION + name for name in _evaluated_tasks(recipe)) if kind == "evaluations" else ()
     return find_stage(kind).inputs + of_tasks
 
 
 def kinds_of(recipe: Recipe) -> tuple[str, ...]:
-    """The kinds of all the recipe's artifacts, each after those that it is made from."""
+    """The kinds of all artifacts of a recipe, in build order: inputs first."""
     before = [kind for kind in STAGES if kind != "evaluations"]
     return (*before, *(EVALUATION + name for name in _evaluated_tasks(recipe)), "evaluations")
 
 
 def initial_directory(recipe: Recipe) -> Path | None:
-    """Where the model lies that the recipe begins with: in the store, where pretrain.init_from names a recipe.
+    """Return the directory of the model that training starts from, or None for a model from scratch.
 
-    Raises RecipeError where that recipe has made none yet.
+    If pretrain.init_from names a recipe, that is its checkpoint in the store, otherwise a path in the data folder.
+    Raises RecipeError if that recipe has no checkpoint yet.
     """
     name = recipe.pretrain.init_from
     if not name:
         return None
     if name not in recipe_files():
         return settings.in_data_folder(name)
-    made = settings.store() / "pretrained_checkpoint" / _fingerprint("pretrained_checkpoint", _other(recipe))
-    if not made.exists():
+    fingerprint = _fingerprint("pretrained_checkpoint", _initial_recipe(recipe))
+    checkpoint = settings.store() / "pretrained_checkpoint" / fingerprint
+    if not checkpoint.exists():
         raise RecipeError(
-            f"recipe {recipe.name} begins with the model of recipe {name}, which is not there yet ({made} is missing); "
-            f"remedy: dg launch --assets '+key:pretrained_checkpoint' --partition {name}; where its text "
-            f"grows, pin it (corpus.sources_file or corpus.cutoff in {name}), or it is another model with each new file"
+            f"recipe {recipe.name} starts from the model of recipe {name}, which is not built yet ({checkpoint} is "
+            f"missing); remedy: dg launch --assets '+key:pretrained_checkpoint' --partition {name}; if its text grows, "
+            f"pin it (corpus.sources_file or corpus.cutoff in {name}), because each new file makes it another model"
         )
-    return made
+    return checkpoint
 
 
-def _other(recipe: Recipe) -> Recipe:
-    """The recipe that this one begins with. Raises RecipeError where it leads back to where it came from."""
+def _initial_recipe(recipe: Recipe) -> Recipe:
+    """The recipe whose model this one starts from. Raises RecipeError if pretrain.init_from forms a cycle."""
     seen = [recipe.name]
     while (name := recipe.pretrain.init_from) in recipe_files():
         recipe = load_recipe(recipe_files()[name])
         if name in seen:
-            raise RecipeError(f"pretrain.init_from leads in a circle: {' -> '.join([*seen, name])}; remedy: break it")
+            raise RecipeError(f"pretrain.init_from forms a cycle: {' -> '.join([*seen, name])}; remedy: break it")
         seen.append(name)
     return resolve_recipe(load_recipe(recipe_files()[seen[1]]))
 
 
 def resolve_recipe(recipe: Recipe) -> Recipe:
-    """The recipe with the sizes and the vocabulary of the model that it begins with; itself where it begins anew."""
+    """The recipe with the sizes and the vocabulary of its initial model; unchanged if it trains from scratch."""
     folder = initial_directory(recipe)
     return initial_model.begun_from(recipe, folder) if folder else recipe
 
 
 def _fingerprint(kind: str, recipe: Recipe) -> str:
-    """That of the recipe's artifact, whether it stands or not."""
+    """The fingerprint of the recipe's artifact, built or not."""
     stage = find_stage(kind)
     inputs = {name: _fingerprint(name, recipe) for name in inputs_of(kind, recipe)} | stage.outside(recipe)
     return artifact.fingerprint(artifact.origin(kind, stage.section(recipe), inputs, stage.code_version))
 
 
 def stage_origin(kind: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
-    """What decides the artifact's content. Raises ArtifactError where an input is of another kind or missing."""
+    """Everything that determines the artifact's content.
+
+    Raises ArtifactError if an input is missing, of the wrong kind, or not built from the other inputs.
+    """
     stage, needed = find_stage(kind), inputs_of(kind, recipe)
     for name in needed:
         if name not in inputs:
-            raise artifact.ArtifactError(f"{kind} is made from {', '.join(needed)}, and {name} was not given")
+            raise artifact.ArtifactError(f"{kind} is built from {', '.join(needed)}, but {name} was not given")
         if inputs[name].kind != name:
-            raise artifact.ArtifactError(f"{kind}: {inputs[name].path} holds a {inputs[name].kind}, not a {name}")
-    _refuse_strangers(kind, {name: inputs[name] for name in needed})
+            raise artifact.ArtifactError(f"{kind}: {inputs[name].path} is a {inputs[name].kind}, not a {name}")
+    _require_matching_inputs(kind, {name: inputs[name] for name in needed})
     fingerprints = {name: inputs[name].fingerprint for name in needed} | stage.outside(recipe)
     return artifact.origin(kind, stage.section(recipe), fingerprints, stage.code_version)
 
 
 def sources_in_store(made: Artifact) -> dict[str, str]:
-    """The fingerprints of the artifacts that this one was made from, as far as a lineage must agree on them.
+    """The fingerprints, by kind, of the artifacts that this one was built from and that a lineage must agree on.
 
-    Not the text of a tokenizer: a vocabulary may serve a corpus that has grown since it was learnt.
+    The corpus of a tokenizer is left out: a vocabulary may be kept for a corpus that has grown since.
     """
     return {
         kind: fingerprint
@@ -340,15 +359,43 @@ def sources_in_store(made: Artifact) -> dict[str, str]:
     }
 
 
-def _refuse_strangers(kind: str, inputs: Mapping[str, Artifact]) -> None:
-    """Inputs must be made from each other: a dataset of another tokenizer holds other ids."""
+def _require_matching_inputs(kind: str, inputs: Mapping[str, Artifact]) -> None:
+    """Inputs must be built from each other: a dataset built with another tokenizer holds other ids."""
     for one in inputs.values():
         for name, fingerprint in sources_in_store(one).items():
             if name in inputs and inputs[name].fingerprint != fingerprint:
                 raise artifact.ArtifactError(
-                    f"{kind}: {one.path} was made from {name} {fingerprint}, but {inputs[name].path} is "
-                    f"{inputs[name].fingerprint}; remedy: give the {name} that it was made from"
+                    f"{kind}: {one.path} was built from {name} {fingerprint}, but {inputs[name].path} is "
+                    f"{inputs[name].fingerprint}; remedy: pass the {name} that it was built from"
                 )
+
+
+def collect_lineage(recipe: Recipe, artifacts: Iterable[Artifact], store: Path) -> dict[str, Artifact]:
+    """Return the artifacts and everything they were built from, by kind in build order, opened from `store`.
+
+    Raises ArtifactError if they were not built from each other, or if the recipe has changed since.
+    """
+    from bert_pipeline.store import remote
+
+    found: dict[str, Artifact] = {}
+    waiting = list(artifacts)
+    while waiting:
+        made = waiting.pop()
+        known = found.setdefault(made.kind, made)
+        if known.fingerprint != made.fingerprint:
+            raise artifact.ArtifactError(
+                f"{known.path} and {made.path} belong to different lineages; remedy: materialize both"
+            )
+        section = find_stage(made.kind).section(recipe)
+        if artifact.fingerprint(made.record["origin"]["section"]) != artifact.fingerprint(section):
+            raise artifact.ArtifactError(
+                f"{made.path} was built before recipe {recipe.name} was changed; "
+                f"remedy: materialize {made.kind} and everything after it"
+            )
+        needed = inputs_of(made.kind, recipe)
+        sources = {kind: key for kind, key in sources_in_store(made).items() if kind in needed}
+        waiting += [remote.load(store, kind, key) for kind, key in sources.items()]
+    return {kind: found[kind] for kind in kinds_of(recipe) if kind in found}
 
 
 def make_stage(
@@ -356,22 +403,39 @@ def make_stage(
     recipe: Recipe,
     inputs: Mapping[str, Artifact],
     destination: Path,
-    on_row: OnRow = lambda row: None,
+    on_row: OnRow = ignore_row,
+    *,
+    origin: Mapping[str, Any] | None = None,
+    track: Callable[[], AbstractContextManager[Tracker]] | None = None,
+    asked_by: Mapping[str, str] | None = None,
 ) -> Artifact:
-    """Build the artifact in an explicit directory, or return it where it stands there; or pull it (see remote.py).
+    """Return the artifact at `destination`: the existing one, a copy from the remote (store/remote.py), or a new build.
 
-    Raises ArtifactError where a file of what stands there, or of an input, is missing or cut short.
+    `origin` is the `stage_origin` of a resolved recipe, if the caller has it: computing it reads every source file.
+    Only a new build calls `on_row`, or enters `track()`, whose tracker then gets the rows and the facts instead.
+    `asked_by` is stored in the record of a new build, such as the id of the run that started it.
+    Raises ArtifactError if a file of the artifact or of an input is missing or truncated.
     """
     from bert_pipeline.store import remote
 
-    recipe = resolve_recipe(recipe)
-    stage, origin = find_stage(kind), stage_origin(kind, recipe, inputs)
+    if origin is None:
+        recipe = resolve_recipe(recipe)
+        origin = stage_origin(kind, recipe, inputs)
+    stage = find_stage(kind)
     paths = {name: inputs[name].path for name in inputs_of(kind, recipe)}
+
+    def build(out: Path) -> Facts:
+        with track() if track else nullcontext(Tracker(on_row)) as tracker:
+            facts = stage.build(recipe, paths, out, tracker.on_row)
+            tracker.on_facts(facts, out)
+        return facts
+
     made = artifact.make(
         destination,
         origin,
-        lambda out: stage.build(recipe, paths, out, on_row),
+        build,
         resumable=stage.resumable,
+        asked_by=asked_by,
         tier=remote.from_environment(),
     )
     check_artifact_files(kind, made.path)

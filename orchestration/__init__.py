@@ -1,6 +1,6 @@
-"""The graph of bert_pipeline in Dagster, its runs and models in MLflow.
+"""bert_pipeline as a Dagster graph, with runs and models in MLflow.
 
-Importing it imports neither torch nor mlflow: the web server and the daemon load it again and again.
+Importing it must not import torch or mlflow: the web server and the daemon load it repeatedly.
 """
 
 from bert_pipeline.settings import set_library_defaults

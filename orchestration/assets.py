@@ -1,9 +1,8 @@
-"""The graph: what is made, and from what. Read the signatures from top to bottom.
+"""The assets of the graph, in build order: each function's parameters are the assets it is built from.
 
-A partition is a recipe. The work of each asset is a stage of bert_pipeline, its gates stand in checks.py.
-The tasks of the evaluation are assets of one function, which makes those that the recipe asks for.
-An asset of a stage has no return annotation: where there are checks, Dagster 1.13 reads `MaterializeResult` as
-"hands nothing on".
+A partition is a recipe. Each asset runs a stage of bert_pipeline; checks.py has its gates. One function owns the assets
+of all evaluation tasks and builds those that the recipe lists. Stage assets have no return annotation: with checks,
+Dagster 1.13 takes an annotation `MaterializeResult` to mean that nothing is passed to the next asset.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from bert_pipeline.recipe_files import recipe_files
 from bert_pipeline.stages import EVALUATION, STAGES, find_stage
 from bert_pipeline.store.artifact import Artifact
 from orchestration.checks import asset_key, check_specs
-from orchestration.conditions import LOOKED_AT_EVERY_WEEK, ON_NEW_CONTENT
+from orchestration.conditions import FRESH_WITHIN_A_WEEK, ON_NEW_CONTENT
 from orchestration.registry import versions
 from orchestration.registry.champion import CODE_VERSION as CHAMPION_VERSION
 from orchestration.workshop import Workshop
@@ -37,7 +36,7 @@ def stage(
     condition: dg.AutomationCondition | None = None,
     freshness: dg.FreshnessPolicy | None = None,
 ) -> Callable[[Callable], dg.AssetsDefinition]:
-    """An asset that one stage of the library makes; the function's name is the stage's."""
+    """Declare the asset of a stage; the function has the name of the stage."""
 
     def declare(function: Callable) -> dg.AssetsDefinition:
         return dg.asset(
@@ -56,33 +55,43 @@ def stage(
     return declare
 
 
-@stage("data", "parquet", freshness=LOOKED_AT_EVERY_WEEK)
+@stage("data", "parquet", freshness=FRESH_WITHIN_A_WEEK)
 def raw_corpus(context: Context, workshop: Workshop):
-    """Documents as lists of sentences, in training and held-out shards."""
+    """The cleaned text corpus: documents as lists of sentences, in Parquet shards for training and for held-out text.
+
+    Reads the files or the PubMed mirror that the recipe names, cleans them, and drops duplicates, other languages and
+    text of excluded evaluation tasks as the recipe says. The data card in the metadata shows what was kept and dropped.
+    """
     return workshop.make(context)
 
 
 @stage("data", "jsonl", condition=ON_NEW_CONTENT)
 def contamination(context: Context, workshop: Workshop, raw_corpus: Artifact):
-    """Which documents of the corpus hold text of the evaluation sets."""
+    """Report of the documents in the corpus that contain text of the evaluation sets.
+
+    To remove such documents, set `corpus.exclude_tasks` in the recipe and build the corpus again.
+    """
     return workshop.make(context, raw_corpus=raw_corpus)
 
 
 @stage("data", "huggingface")
 def tokenizer(context: Context, workshop: Workshop, raw_corpus: Artifact):
-    """The WordPiece vocabulary of the corpus, as a tokenizer that `AutoTokenizer` loads."""
+    """The WordPiece vocabulary learnt from the corpus, as a directory that `AutoTokenizer` loads.
+
+    A recipe with `pretrain.init_from` takes the vocabulary of its initial model instead.
+    """
     return workshop.make(context, raw_corpus=raw_corpus)
 
 
 @stage("data", "arrow", condition=ON_NEW_CONTENT)
 def nsp_dataset(context: Context, workshop: Workshop, raw_corpus: Artifact, tokenizer: Artifact):
-    """Pairs of segments: the second follows the first, or comes from another document."""
+    """Tokenized pairs of text segments: the second follows the first, or comes from another document."""
     return workshop.make(context, raw_corpus=raw_corpus, tokenizer=tokenizer)
 
 
 @stage("data", "arrow", condition=ON_NEW_CONTENT)
 def masked_dataset(context: Context, workshop: Workshop, tokenizer: Artifact, nsp_dataset: Artifact):
-    """The same pairs with a share of their tokens hidden, for the model to guess."""
+    """The pairs of `nsp_dataset` with a share of their tokens masked, for masked-language-model training."""
     return workshop.make(context, tokenizer=tokenizer, nsp_dataset=nsp_dataset)
 
 
@@ -90,19 +99,23 @@ def masked_dataset(context: Context, workshop: Workshop, tokenizer: Artifact, ns
 def pretrained_checkpoint(
     context: Context, workshop: Workshop, tokenizer: Artifact, nsp_dataset: Artifact, masked_dataset: Artifact
 ):
-    """A BERT trained from scratch on both tasks, as a directory that `from_pretrained` loads."""
+    """The BERT trained on masked tokens and next sentences, as a directory that `from_pretrained` loads.
+
+    Training starts from scratch, or from the model in `pretrain.init_from`. Metrics appear live in MLflow. A run that
+    was stopped resumes from its last checkpoint when you materialize this asset again.
+    """
     return workshop.make(context, tokenizer=tokenizer, nsp_dataset=nsp_dataset, masked_dataset=masked_dataset)
 
 
 TASKS = {EVALUATION + name: find_task(name) for name in sorted(task_files())}
-"""What can be evaluated, by the kind of its artifact."""
+"""All evaluation tasks, by the kind of their artifact."""
 
 
 def _evaluated(kind: str, group: str, description: str) -> dg.AssetOut:
     return dg.AssetOut(
         key=asset_key(kind),
         description=description,
-        is_required=False,  # a recipe asks for some tasks, not for all
+        is_required=False,  # a recipe lists some of the tasks
         group_name=group,
         kinds={"pytorch", "mlflow"},
         owners=OWNERS,
@@ -116,12 +129,14 @@ def _evaluated(kind: str, group: str, description: str) -> dg.AssetOut:
     outs={
         **{
             output_name(kind): _evaluated(
-                kind, "evaluation_tasks", f"{task.title}: {task.metric} after fine-tuning, beside random weights."
+                kind,
+                "evaluation_tasks",
+                f"{task.title}: {task.metric} after fine-tuning the checkpoint, compared with random weights.",
             )
             for kind, task in TASKS.items()
         },
         "evaluations": _evaluated(
-            "evaluations", "evaluation", "All tasks of the recipe, held-out losses, and the BLURB score."
+            "evaluations", "evaluation", "Summary of all tasks of the recipe, the held-out losses, and the BLURB score."
         ),
     },
     internal_asset_deps={
@@ -134,7 +149,7 @@ def _evaluated(kind: str, group: str, description: str) -> dg.AssetOut:
     pool="training",
 )
 def evaluation(context: Context, workshop: Workshop, pretrained_checkpoint: Artifact):
-    """The tasks that the recipe asks for, each an asset of its own, and their summary."""
+    """Fine-tune and score the checkpoint on each selected task of the recipe, and summarize all tasks."""
     yield from workshop.evaluate(context, pretrained_checkpoint)
 
 
@@ -150,7 +165,10 @@ def evaluation(context: Context, workshop: Workshop, pretrained_checkpoint: Arti
 def registered_model(
     context: Context, workshop: Workshop, pretrained_checkpoint: Artifact, evaluations: Artifact
 ) -> dg.MaterializeResult:
-    """A version of the recipe's model in MLflow's registry, alias `candidate`, with scores, lineage and card."""
+    """A version of the recipe's model in MLflow's registry, with scores, lineage and model card; alias `candidate`.
+
+    Evaluates the gates of all assets before it again, and registers nothing if one fails.
+    """
     return workshop.register(context, pretrained_checkpoint, evaluations)
 
 
@@ -162,10 +180,14 @@ def registered_model(
     owners=OWNERS,
     code_version=CHAMPION_VERSION,
     check_specs=check_specs("champion", recipes),
-    freshness_policy=LOOKED_AT_EVERY_WEEK,
+    freshness_policy=FRESH_WITHIN_A_WEEK,
 )
 def champion(context: Context, workshop: Workshop) -> dg.MaterializeResult:
-    """The version that serves (alias `champion`), and whether the newest one should take its place."""
+    """The version in service (alias `champion`), and the comparison of the newest version with it.
+
+    A recipe with `registry.promote = "if_better"` promotes a better version by itself. Otherwise the metadata shows the
+    command that promotes it: `bert-pipeline promote`.
+    """
     return workshop.champion(context)
 
 

@@ -1,9 +1,11 @@
-"""The gates: what must be true of an artifact's facts before anything is built on it.
+"""The gates: asset checks on an artifact's facts that must pass before anything is built from it.
 
-A check is a function of (facts, recipe) that yields what is wrong, one sentence a fault. In the graph they block
-what comes after; `registered_model` asks them all again, because Dagster blocks within one run only.
+A check is a function of (facts, recipe) that yields one sentence per fault. Its docstring is its description in
+Dagster's UI. In the graph, checks block the assets downstream. Dagster blocks within one run only, so
+`registered_model` evaluates all of them again.
 """
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,22 +20,22 @@ from bert_pipeline.store.artifact import Artifact, Facts
 Check = Callable[[Facts, Recipe], Iterator[str]]
 
 MAX_UNK_FRACTION = 0.01
-"""[UNK] among held-out pieces. WordPiece falls back to characters, so only unknown characters give [UNK]."""
+"""Highest share of [UNK] in held-out tokens. WordPiece falls back to characters, so only unknown ones give [UNK]."""
 SHARE_TOLERANCE = 0.03
-"""Between a share of masks that was asked for and the one measured: rounding per row, and chance in a small corpus."""
+"""Allowed difference between a configured and a measured share of masks: rounding per row, chance in small corpora."""
 MAX_LOGIT_DIFFERENCE = 1e-4
-"""Between the trained model and its export in plain transformers, fp32 on one device."""
+"""Allowed between the trained model and its export in plain transformers, fp32 on one device."""
 
 
 def corpus_is_not_empty(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """There are documents and sentences to train on, and others to measure on."""
+    """The training part and the held-out part each have documents and sentences."""
     for name in ("train_documents", "heldout_documents", "train_sentences", "heldout_sentences"):
         if not facts[name]:
             yield f"{name} is 0"
 
 
 def few_records_rejected(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """No more broken records than the recipe allows."""
+    """The share of broken records is at most `corpus.max_rejected_fraction`; `rejected.jsonl` lists them."""
     rejected, records = facts["rejected_documents"], facts["records"]
     limit = recipe.corpus.max_rejected_fraction
     if rejected > limit * records:
@@ -44,7 +46,7 @@ def few_records_rejected(facts: Facts, recipe: Recipe) -> Iterator[str]:
 
 
 def every_record_is_accounted_for(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """Each record that was read is a document of the corpus, dropped for a reason, or rejected."""
+    """Each record that was read is a document of the corpus, was dropped for a reason, or was rejected."""
     documents = facts["train_documents"] + facts["heldout_documents"]
     dropped, rejected = facts["dropped_documents"], facts["rejected_documents"]
     if facts["records"] != documents + dropped + rejected:
@@ -59,43 +61,43 @@ def every_record_is_accounted_for(facts: Facts, recipe: Recipe) -> Iterator[str]
 
 
 def every_task_was_searched(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """The text of each task of the recipe was looked for in the corpus."""
+    """The corpus was searched for the text of each task of the recipe."""
     for task in recipe.evaluation.tasks:
         if not any(split["examples"] for split in facts["tasks"].get(task.name, {}).values()):
-            yield f"no example of {task.name} was looked for"
+            yield f"the corpus was searched for no example of {task.name}"
 
 
 def excluded_text_is_not_in_the_corpus(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """Of the tasks that the corpus leaves out (corpus.exclude_tasks), no document holds a dev or test example."""
+    """No document contains a dev or test example of the tasks in `corpus.exclude_tasks`."""
     chosen = recipe.corpus.exclude_tasks
     for task in [each.name for each in recipe.evaluation.tasks] if chosen == "evaluation" else chosen:
         for split in EXCLUDED_SPLITS:
             if held := facts["tasks"].get(task, {}).get(split, {}).get("examples_held"):
-                yield f"the corpus holds {held:,} {split} examples of {task}, which corpus.exclude_tasks leaves out"
+                yield f"the corpus contains {held:,} {split} examples of {task}, which corpus.exclude_tasks excludes"
 
 
 def special_tokens_come_first(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """[PAD] [UNK] [CLS] [SEP] [MASK] are the ids 0 to 4."""
+    """[PAD], [UNK], [CLS], [SEP] and [MASK] have the ids 0 to 4, in this order."""
     expected = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
     if facts["special_token_ids"] != expected:
         yield f"special_token_ids are {facts['special_token_ids']}, not {expected}"
 
 
 def vocabulary_is_as_large_as_asked(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """The vocabulary has the size that the recipe states."""
+    """The vocabulary has `tokenizer.vocab_size` entries."""
     if facts["vocab_size"] != recipe.tokenizer.vocab_size:
         yield f"vocab_size is {facts['vocab_size']}, tokenizer.vocab_size is {recipe.tokenizer.vocab_size}"
 
 
 def few_unknown_pieces(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """Hardly anything in held-out text is [UNK]."""
+    """At most 1 % of the tokens in held-out text are [UNK]."""
     share = facts["heldout_unk_fraction"]
     if not share <= MAX_UNK_FRACTION:
-        yield f"{share:.2%} of the held-out pieces are [UNK], the limit is {MAX_UNK_FRACTION:.0%}"
+        yield f"{share:.2%} of the held-out tokens are [UNK], the limit is {MAX_UNK_FRACTION:.0%}"
 
 
 def labels_are_balanced(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """Among pairs whose second segment was drawn freely (not forced), the random share is nsp_prob."""
+    """The share of random second segments is `nsp.nsp_prob`, among pairs that were not forced to be random."""
     nsp = recipe.nsp
     if nsp.objective == "none":
         return
@@ -109,7 +111,7 @@ def labels_are_balanced(facts: Facts, recipe: Recipe) -> Iterator[str]:
 
 
 def masks_are_as_asked(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """The masked share is masked_lm_prob (or below it, where max_predictions_per_seq cuts)."""
+    """The share of masked tokens is `masking.masked_lm_prob`, or less if `max_predictions_per_seq` limits it."""
     expected = recipe.masking.masked_lm_prob
     for length, measured in _by_length(facts):
         share = measured["masked_fraction"]
@@ -127,7 +129,7 @@ def masks_are_80_10_10(facts: Facts, recipe: Recipe) -> Iterator[str]:
 
 
 def losses_are_finite(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """Every loss that was measured is a number."""
+    """Every measured loss is finite. If not, the training diverged: lower the learning rate."""
     losses = {"first_loss": facts["first_loss"], "last_loss": facts["last_loss"]}
     for when in ("heldout_before", "heldout_after"):
         losses |= {f"{when}/{name}": value for name, value in facts[when].items() if name.endswith("loss")}
@@ -137,7 +139,7 @@ def losses_are_finite(facts: Facts, recipe: Recipe) -> Iterator[str]:
 
 
 def loss_fell(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """Training lowered its own loss and the MLM loss on held-out text."""
+    """The training loss and the held-out MLM loss are lower at the end of training than at its start."""
     held_out = (facts["heldout_before"]["mlm_loss"], facts["heldout_after"]["mlm_loss"])
     for what, (before, after) in {
         "training loss": (facts["first_loss"], facts["last_loss"]),
@@ -148,13 +150,13 @@ def loss_fell(facts: Facts, recipe: Recipe) -> Iterator[str]:
 
 
 def export_is_exact(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """The exported directory, loaded in plain transformers, gives the logits of the trained model."""
+    """The exported directory, loaded with plain transformers, gives the same logits as the trained model."""
     if not facts["max_logit_difference"] < MAX_LOGIT_DIFFERENCE:
         yield f"max_logit_difference is {facts['max_logit_difference']}, the limit is {MAX_LOGIT_DIFFERENCE}"
 
 
 def losses_are_losses(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """Held-out losses are finite, accuracies lie between 0 and 1."""
+    """Held-out losses are finite and not negative, accuracies are between 0 and 1."""
     for name, score in facts["heldout"].items():
         highest = math.inf if name.endswith("loss") else 1.0
         if not (math.isfinite(score) and 0.0 <= score <= highest):
@@ -162,12 +164,12 @@ def losses_are_losses(facts: Facts, recipe: Recipe) -> Iterator[str]:
 
 
 def scores_are_scores(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """Every mean, deviation and bound is a number no further from 0 than 1, and there was gold to score against."""
+    """Every mean, deviation and bound is finite and between -1 and 1, and there were gold labels to score against."""
     if not facts["gold_size"]:
         yield f"gold_size is 0 {facts['unit']}"
     for encoder in ("pretrained", "random_init"):
         for name, score in facts[encoder].items():
-            open_ended = name.startswith("mse")  # of a similarity, in its own units
+            open_ended = name.startswith("mse")  # mean squared error, in the units of the similarity scores
             if score is not None and not (math.isfinite(score) and (open_ended or abs(score) <= 1.0)):
                 yield f"{encoder}/{name} is {score}"
 
@@ -180,7 +182,7 @@ def every_task_was_scored(facts: Facts, recipe: Recipe) -> Iterator[str]:
 
 
 def files_are_there(facts: Facts, recipe: Recipe) -> Iterator[str]:
-    """The registry has the files of the version, so that it can be loaded."""
+    """The files of the version are complete and unchanged in MLflow's artifact store, so it can be loaded."""
     yield from facts["faults"]
 
 
@@ -202,23 +204,23 @@ def checks_of(kind: str) -> tuple[Check, ...]:
 
 
 def asset_key(kind: str) -> dg.AssetKey:
-    """`evaluation/GAD` is the key of two parts."""
+    """The asset key of a kind: `evaluation/GAD` is a key of two parts."""
     return dg.AssetKey(kind.split("/"))
 
 
 class GateClosed(RuntimeError):
-    """An artifact that may not go into a registered model."""
+    """An artifact that failed a check and must not be registered."""
 
 
 def check_specs(kind: str, recipes: dg.PartitionsDefinition) -> list[dg.AssetCheckSpec]:
-    """The gates of an asset, for each recipe by itself: another recipe's artifact opens none, and closes none."""
+    """The gates of an asset, partitioned by recipe: the artifact of one recipe does not affect another's gates."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Specifying a partitions_def on an AssetCheckSpec", dg.PreviewWarning)
         return [
             dg.AssetCheckSpec(
                 check.__name__,
                 asset=asset_key(kind),
-                description=check.__doc__,
+                description=inspect.getdoc(check),
                 blocking=True,
                 partitions_def=recipes,
             )
@@ -234,17 +236,17 @@ def results_of(kind: str, facts: Facts, recipe: Recipe) -> list[dg.AssetCheckRes
     results = []
     for check in checks_of(kind):
         faults = list(check(facts, recipe))
-        told = "; ".join(faults) or None
+        description = "; ".join(faults) or None
         results.append(
             dg.AssetCheckResult(
-                asset_key=asset_key(kind), check_name=check.__name__, passed=not faults, description=told
+                asset_key=asset_key(kind), check_name=check.__name__, passed=not faults, description=description
             )
         )
     return results
 
 
 def assert_all_pass(artifacts: dict[str, Artifact], recipe: Recipe) -> None:
-    """Raise GateClosed, with every fault, unless all checks of all `artifacts` pass."""
+    """Raise GateClosed with every fault if a check of any artifact fails."""
     faults = [
         f"{kind} ({made.path}): {check.__name__}: {fault}"
         for kind, made in artifacts.items()

@@ -1,17 +1,17 @@
-"""When an asset is made by itself, and when it counts as old.
+"""When Dagster rebuilds an asset automatically, and when an asset counts as stale.
 
-What is cheap follows new content: `contamination`, `nsp_dataset` and `masked_dataset` are made again when the data
-version of something that they are made from changes, and only while all blocking checks of that pass. The tokenizer
-and what comes after the datasets have no condition: a condition would spend hours of GPUs without being asked.
-Where an evaluation falls between two stages of a run, it may ask for what that run makes just then: the second finds
-it standing, and ends at once. Nothing is evaluated before the sensor `new_content` (automation.py) is switched on.
+Cheap assets follow new content: Dagster rebuilds `contamination`, `nsp_dataset` and `masked_dataset` when the data
+version of one of their inputs changes and all blocking checks of the inputs pass. The tokenizer and everything after
+the datasets have no condition, because it would spend GPU hours without a person's decision. If a condition is
+evaluated between two stages of a run, it may request an asset that this run is about to build: the second build finds
+the artifact and ends at once. Nothing is evaluated before the sensor `new_content` (automation/schedules.py) is on.
 """
 
 from datetime import timedelta
 
 import dagster as dg
 
-# Dagster's `eager` fires on every materialization, also of what stood already, and knows no gates beyond one run.
+# Dagster's `eager` also fires when an existing artifact is materialized again, and ignores checks of earlier runs.
 ON_NEW_CONTENT = (
     dg.AutomationCondition.eager().replace(
         "any_deps_updated", dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
@@ -19,8 +19,8 @@ ON_NEW_CONTENT = (
     & dg.AutomationCondition.all_deps_blocking_checks_passed()
 ).with_label("on_new_content")
 
-LOOKED_AT_EVERY_WEEK = dg.FreshnessPolicy.time_window(
+FRESH_WITHIN_A_WEEK = dg.FreshnessPolicy.time_window(
     warn_window=timedelta(days=8),
     fail_window=timedelta(days=31),
 )
-"""Some recipe's was materialized in this time, which also holds where nothing new was found to build it from."""
+"""Passes if the asset was materialized for any recipe within the window, even when nothing new was found."""

@@ -1,4 +1,4 @@
-"""What Dagster loads: the assets with their gates, what starts them, and what they use."""
+"""The entry point that Dagster loads: assets with checks, jobs, schedules, sensors and resources."""
 
 import dagster as dg
 
@@ -21,5 +21,5 @@ def defs() -> dg.Definitions:
         sensors=[*SENSORS, mlflow_is_told, failure_webhook],
         resources=resources(home()),
         loggers={"console": console},
-        executor=dg.in_process_executor,  # training runs in processes of its own; a step needs none
+        executor=dg.in_process_executor,  # training starts its own processes; steps need none
     )

@@ -1,4 +1,4 @@
-"""How artifacts pass from asset to asset: a small file holds the fingerprint; no data goes through Dagster."""
+"""The IO manager: assets pass a fingerprint in a small file; no data goes through Dagster."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from bert_pipeline.store.artifact import Artifact, ArtifactError
 
 
 class ArtifactIOManager(dg.ConfigurableIOManager):
-    """`pointers/asset/partition` says which artifact of `store` the partition came to last."""
+    """`pointers/<asset>/<partition>` holds the fingerprint of the partition's latest artifact in `store`."""
 
     store: str
     pointers: str

@@ -1,4 +1,4 @@
-"""A TCP proxy before a server, which can be told to refuse, to hang, or to answer 503."""
+"""A TCP proxy in front of a server that can refuse connections, hang, or answer 503."""
 
 import contextlib
 import socket
@@ -10,7 +10,7 @@ BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: cl
 
 
 class Outage:
-    """`mode` holds for connections that come, and for those that are open: what hangs is answered when it is over."""
+    """The mode applies to new and to open connections; hanging ones are answered when the mode changes."""
 
     def __init__(self, port: int, mode: Mode = "pass") -> None:
         self._server_port, self._mode = port, mode

@@ -1,9 +1,9 @@
-"""Processes that promote at once, for tests/orchestration/test_promotion.py."""
+"""Processes that promote concurrently, for tests/orchestration/test_ledger.py."""
 
 import multiprocessing
 from multiprocessing.synchronize import Barrier
 
-import mlflow.store.model_registry.sqlalchemy_store  # noqa: F401  # once for all of them, before they are forked
+import mlflow.store.model_registry.sqlalchemy_store  # noqa: F401  # imported once, before the processes are forked
 from mlflow import MlflowClient
 
 from orchestration.registry.ledger import PromotionConflict, find_champion
@@ -12,8 +12,15 @@ from orchestration.registry.promotion import promote
 NAME = "bert-raced"
 
 
+def create_versions(client: MlflowClient, name: str, number: int) -> None:
+    """Register a model with versions 1 to `number`."""
+    client.create_registered_model(name)
+    for each in range(number):
+        client.create_model_version(name, source=f"s3://models/{name}/{each}")
+
+
 def compete(uri: str, rank: int, rounds: int, barrier: Barrier, results: multiprocessing.Queue) -> None:
-    """Each round all look who is champion, and then each wants one of its own two versions instead."""
+    """In each round, read the champion together with the others, then try to promote one of two own versions."""
     client = MlflowClient(uri)
     for number in range(rounds):
         barrier.wait(300)
@@ -28,8 +35,7 @@ def compete(uri: str, rank: int, rounds: int, barrier: Barrier, results: multipr
 
 
 def race(uri: str, processes: int, rounds: int) -> list[tuple]:
-    """Of each process and round (round, process, champion before, own version or None, number in the ledger or
-    None)."""
+    """Return for each process and round: round, process, champion before; version and ledger number if it won."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["promoters"])
     barrier, results = context.Barrier(processes), context.Queue()

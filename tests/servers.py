@@ -1,4 +1,4 @@
-"""Real servers for tests, on loopback: processes that end with the test, PostgreSQL, nginx, one request to any."""
+"""Real servers on loopback for tests: MLflow, PostgreSQL and nginx, as processes that end with the test."""
 
 import base64
 import contextlib
@@ -36,7 +36,7 @@ def program(name: str) -> str:
 
 
 def changed(text: str, **replaced: str) -> str:
-    """The text with its addresses replaced; each must occur."""
+    """The text with replacements; each replaced text must occur."""
     for old, new in replaced.items():
         assert old in text, old
         text = text.replace(old, new)
@@ -44,7 +44,7 @@ def changed(text: str, **replaced: str) -> str:
 
 
 def make_secrets(folder: Path) -> Path:
-    """What make-secrets.sh makes, in a copy of the files of compose."""
+    """Run make-secrets.sh in a copy of infra/compose; return the folder of secrets."""
     program("openssl")
     shutil.copytree(INFRA / "compose", folder / "compose", ignore=shutil.ignore_patterns("secrets", ".env"))
     subprocess.run([folder / "compose" / "make-secrets.sh"], check=True, capture_output=True)
@@ -52,7 +52,7 @@ def make_secrets(folder: Path) -> Path:
 
 
 class Servers:
-    """Processes in sessions of their own, which end with the test."""
+    """Server processes, each in its own session, with a log per name in `folder`; `stop` ends them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,10 +66,20 @@ class Servers:
         self._running.append((name, process))
         return process
 
+    def start_mlflow(self, database: str, *options: str, workers: int = 1, **environment: str) -> int:
+        """Start MLflow's tracking server on a database, given by its URL; return its port once it answers."""
+        port = free_port()
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--workers", str(workers), "--backend-store-uri", database, *options]
+        programs = f"{BIN}:{os.environ['PATH']}"  # mlflow calls uvicorn by its name
+        self.start("mlflow", command, PATH=programs, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **environment)
+        self.wait("mlflow", answers(port, "/health"), 180)
+        return port
+
     def wait(self, name: str, ready, seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
-            newest = dict(self._running).get(name)  # one that was killed may have been started again
+            newest = dict(self._running).get(name)  # a killed server may have been restarted
             if (newest and newest.poll() is not None) or time.monotonic() > deadline:
                 raise AssertionError(f"{name} is not ready:\n{(self.folder / f'{name}.log').read_text()[-4000:]}")
             time.sleep(0.3)
@@ -87,7 +97,7 @@ class Servers:
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-    """One request, with these headers and no others of a client's own; `_` stands for `-`. Host is localhost."""
+    """Send one request with exactly these headers (`_` for `-`) and Host localhost; return status and body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
     for name, value in {"Host": f"localhost:{port}", "Content_Length": str(len(body or b""))}.items():
@@ -116,7 +126,7 @@ def basic(user: str, password: str) -> str:
 
 
 class Database:
-    """PostgreSQL with the databases of databases.sql."""
+    """A PostgreSQL server with the databases of databases.sql."""
 
     def __init__(self, folder: Path, secrets: Path) -> None:
         pytest.importorskip("psycopg2")
@@ -159,7 +169,7 @@ class Database:
 
 
 class Door:
-    """nginx, as it is shipped, at two `ports` before the ports of Dagster and MLflow."""
+    """nginx with the shipped configuration, at two `ports` in front of Dagster and MLflow."""
 
     def __init__(self, servers: Servers, secrets: Path, dagster: int, mlflow: int, ports: tuple[int, int]) -> None:
         folder = servers.folder
@@ -171,7 +181,7 @@ class Door:
             changed(
                 (INFRA / "proxy" / "nginx.conf").read_text(),
                 **{
-                    " /tmp/": f" {folder}/nginx/",  # before a name of ours has it
+                    " /tmp/": f" {folder}/nginx/",  # first, because the folder may contain it
                     "server webserver:3000": f"server 127.0.0.1:{dagster}",
                     "server mlflow:5000": f"server 127.0.0.1:{mlflow}",
                     "listen 3000": f"listen 127.0.0.1:{self.dagster}",

@@ -1,6 +1,6 @@
-"""Dagster as it runs in production, for tests: code server, daemon and web server, each a process that can be killed.
+"""Dagster as in production, for tests: code server, daemon and web server, each a process that can be killed.
 
-The instance is the one that is shipped, with shorter periods. Runs are started and cancelled as the pages do it.
+The instance is the shipped one with shorter intervals. Runs are started and cancelled through GraphQL, like in the UI.
 """
 
 import json
@@ -9,36 +9,43 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from processes import commands
 from servers import INFRA, ROOT, Servers, answers, ask, changed, free_port
 
-# Without it a backfill that is looked at while its code server is away fails for good.
+# Without it, a backfill that is evaluated while its code server is down fails for good.
 OUTLIVES = "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR"
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 
 
 def eventually(ready: Callable[[], object], seconds: float = 240) -> float:
-    """Seconds until it was so."""
+    """Wait until `ready()`; return the seconds that took."""
     begun = time.monotonic()
     while not ready():
-        assert time.monotonic() - begun < seconds, "it never came"
+        assert time.monotonic() - begun < seconds, f"not ready after {seconds} s"
         time.sleep(0.2)
     return time.monotonic() - begun
 
 
 class Stack:
-    """What is killed is started again by the test, as Docker or systemd would."""
+    """The three processes. A test restarts what it kills, as Docker or systemd would."""
 
-    def __init__(self, servers: Servers, folder: Path, instance: str, recipes: Path, **environment: str) -> None:
+    def __init__(
+        self, servers: Servers, folder: Path, instance: str, recipes: Mapping[str, str], **environment: str
+    ) -> None:
         assert f"{OUTLIVES}=1" in (INFRA / "docker" / "pipeline.Dockerfile").read_text()
         self.servers, self.folder, self.home = servers, folder, folder / "home"
         self._dagster_home, self._code, self._web = folder / "dagster", free_port(), free_port()
         self._dagster_home.mkdir()
+        (folder / "recipes").mkdir()
+        for name, text in recipes.items():
+            (folder / "recipes" / f"{name}.toml").write_text(text)
         shorter = {"poll_interval_seconds: 15": "poll_interval_seconds: 2"}
-        shorter["start_timeout_seconds: 600"] = "start_timeout_seconds: 45"  # where the daemon died as it launched one
+        shorter["start_timeout_seconds: 600"] = (
+            "start_timeout_seconds: 45"  # for runs whose daemon died while launching them
+        )
         instance = changed(instance, **shorter)
         (self._dagster_home / "dagster.yaml").write_text(instance)
         workspace = (INFRA / "dagster" / "production" / "workspace.yaml").read_text()
@@ -47,7 +54,7 @@ class Stack:
         self.environment = {
             "DAGSTER_HOME": str(self._dagster_home),
             "BERT_PIPELINE_HOME": str(self.home),
-            "BERT_PIPELINE_RECIPES": str(recipes),
+            "BERT_PIPELINE_RECIPES": str(folder / "recipes"),
             "BERT_PIPELINE_WORKERS": "1",
             OUTLIVES: "1",
             "PYTHONPATH": str(ROOT),
@@ -72,14 +79,14 @@ class Stack:
             self.servers.wait(name, lambda: not subprocess.run(health, capture_output=True).returncode)
 
     def kill(self, name: str) -> None:
-        """With all that it started in its session: a code server takes its runs along, as in a container."""
+        """Kill a server with its whole session: a code server takes its runs along, as in a container."""
         process = self._processes[name]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def graphql(self, query: str, **variables: object) -> dict:
         body = json.dumps({"query": query, "variables": variables}).encode()
-        for _ in range(5):  # after PostgreSQL was away, each connection that the web server kept fails once
+        for _ in range(5):  # after PostgreSQL was down, each pooled connection of the web server fails once
             status, content = ask(self._web, "POST", "/graphql", body, Content_Type="application/json")
             if status == 200:
                 break
@@ -89,11 +96,11 @@ class Stack:
         return answer["data"]
 
     def launch(self, recipe: str, *assets: str, **tags: str) -> str:
-        """Returns the run's id. Tags with `_` for `/`."""
-        told = [{"key": "dagster/partition", "value": recipe}]
-        told += [{"key": name.replace("_", "/", 1), "value": value} for name, value in tags.items()]
+        """Launch a run; return its id. In the names of tags, the first `_` stands for `/`."""
+        run_tags = [{"key": "dagster/partition", "value": recipe}]
+        run_tags += [{"key": name.replace("_", "/", 1), "value": value} for name, value in tags.items()]
         paths = [{"path": [name]} for name in assets]
-        started = self.graphql(LAUNCH, assets=paths, tags=told)["launchRun"]
+        started = self.graphql(LAUNCH, assets=paths, tags=run_tags)["launchRun"]
         assert started["__typename"] == "LaunchRunSuccess", started
         return started["run"]["runId"]
 
@@ -108,7 +115,7 @@ class Stack:
         return self.run(run_id)["status"]
 
     def runs(self) -> list[dict]:
-        """The newest first."""
+        """All runs, newest first."""
         return self.graphql(RUNS)["runsOrError"]["results"]
 
     def retry_of(self, run_id: str) -> str | None:
@@ -122,7 +129,7 @@ class Stack:
         return (self.folder / f"{name}.log").read_text()
 
     def training(self) -> dict[int, list[str]]:
-        """The processes of trainings, and what launched them, by their number."""
+        """The command lines of training processes and their launchers, by process id."""
         of_training = ("bert_pipeline.training.pretrain", "accelerate.commands.launch")
         return {
             number: command
@@ -131,7 +138,7 @@ class Stack:
         }
 
     def run_worker(self) -> int:
-        """The process of the run that trains at the moment: what started `accelerate launch`."""
+        """The process id of the training run: the parent of `accelerate launch`."""
         [launcher] = [n for n, command in self.training().items() if "accelerate.commands.launch" in command]
         return int(Path("/proc", str(launcher), "stat").read_text().rpartition(")")[2].split()[1])
 

@@ -1,3 +1,5 @@
+"""The recorded recipe, and the comparisons of `rebuild`."""
+
 import json
 import tomllib
 
@@ -25,7 +27,7 @@ TABLES = st.recursive(
 
 @settings(max_examples=50)
 @given(TABLES)
-def test_what_is_written_reads_back(table):
+def test_a_written_recipe_reads_back(table):
     assert tomllib.loads(to_toml(table)) == table
 
 
@@ -41,7 +43,7 @@ def test_every_recipe_reads_back(name, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A reproduction whose corpus is made of two files, which lie in `texts`."""
+    """A reproduction whose corpus is built from two files in `texts`."""
     texts, folder = tmp_path / "texts", tmp_path / "reproduction"
     texts.mkdir()
     folder.mkdir()
@@ -59,10 +61,10 @@ def folder(tmp_path):
     return folder
 
 
-def test_files_that_came_went_or_changed_are_named_before_anything_is_built(folder, tmp_path):
+def test_changed_source_files_are_reported_before_anything_is_built(folder, tmp_path):
     texts, store = tmp_path / "texts", tmp_path / "store"
     (texts / "c.txt").write_text("More.")
-    with pytest.raises(ReproductionError, match=r"1 file\(s\) lie there that the corpus was not made of.* c\.txt;"):
+    with pytest.raises(ReproductionError, match=r"1 file\(s\) are not in .*sources\.jsonl, such as .*c\.txt;"):
         rebuild(folder, store)
     (texts / "c.txt").unlink()
     with pytest.raises(ReproductionError, match=r'code_version was "0" and is '):
@@ -77,15 +79,15 @@ def test_files_that_came_went_or_changed_are_named_before_anything_is_built(fold
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"recipe": "mine"}'])
-def test_what_is_no_reproduction_is_refused(folder, tmp_path, content):
+def test_a_folder_without_a_reproduction_is_refused(folder, tmp_path, content):
     expected = folder / "reproduction.json"
     expected.unlink() if content is None else expected.write_text(content)
     with pytest.raises(ReproductionError, match="remedy"):
         rebuild(folder, tmp_path / "store")
 
 
-def test_a_recipe_that_begins_with_a_model_is_read_from_its_records(tiny_recipe, tmp_path):
-    """Its vocabulary is the model's, so it may state none."""
+def test_a_recipe_with_an_initial_model_is_read_from_its_records(tiny_recipe, tmp_path):
+    """It may have no tokenizer section, because the vocabulary is the model's."""
     pretrain = tiny_recipe.pretrain.model_copy(update={"init_from": "elsewhere"})
     recipe = tiny_recipe.model_copy(update={"pretrain": pretrain})
     origins = {kind: artifact.origin(kind, stage.section(recipe), {}, "1") for kind, stage in STAGES.items()}
@@ -99,7 +101,7 @@ def test_a_recipe_that_begins_with_a_model_is_read_from_its_records(tiny_recipe,
         recorded_recipe("tiny", made)
 
 
-def test_records_of_other_code_are_refused_with_their_commit(tiny_recipe, tmp_path):
+def test_records_of_other_code_are_refused_and_their_commit_is_named(tiny_recipe, tmp_path):
     sections = {kind: stage.section(tiny_recipe) for kind, stage in STAGES.items()}
     sections["masked_dataset"] = {"a_rule_of_then": True}
     records = {kind: {"origin": {"section": each}, "made": {"commit": "abc123"}} for kind, each in sections.items()}

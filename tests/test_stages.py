@@ -1,6 +1,7 @@
-"""What rebuilds what, and which inputs belong together."""
+"""Which change rebuilds which stages, and which inputs belong together."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 
@@ -16,7 +17,7 @@ from bert_pipeline.recipe import (
     TaskRecipe,
 )
 from bert_pipeline.recipe_files import find_recipe
-from bert_pipeline.stages import initial_directory, kinds_of, make_stage, stage_origin
+from bert_pipeline.stages import Tracker, initial_directory, kinds_of, make_stage, stage_origin
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError
 
@@ -43,7 +44,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("section", "change", "first"), CHANGES)
-def test_a_change_rebuilds_its_stage_and_what_follows_and_nothing_before(tiny_recipe, section, change, first):
+def test_a_change_rebuilds_its_stage_and_later_ones_only(tiny_recipe, section, change, first):
     changed = tiny_recipe.model_copy(update={section: getattr(tiny_recipe, section).model_copy(update=change)})
     before, after = fingerprints(tiny_recipe), fingerprints(changed)
     kinds = kinds_of(tiny_recipe)
@@ -51,13 +52,13 @@ def test_a_change_rebuilds_its_stage_and_what_follows_and_nothing_before(tiny_re
         assert (before[kind] != after[kind]) == (kinds.index(kind) >= kinds.index(first)), kind
 
 
-def test_when_a_model_is_retrained_or_promoted_changes_nothing_of_it(tiny_recipe):
+def test_retraining_and_promotion_settings_change_no_fingerprint(tiny_recipe):
     retraining = RetrainingRecipe(hours_per_month=10.0, tokenizer="keep")
     update = {"retraining": retraining, "registry": RegistryRecipe(promote="if_better")}
     assert fingerprints(tiny_recipe.model_copy(update=update)) == fingerprints(tiny_recipe)
 
 
-def test_a_retraining_that_goes_on_from_a_pinned_model_finds_it_when_text_arrives(tmp_path, monkeypatch):
+def test_new_text_does_not_change_a_pinned_initial_model(tmp_path, monkeypatch):
     for variable, folder in (("RECIPES", "recipes"), ("HOME", "home"), ("DATA", ".")):
         monkeypatch.setenv(f"BERT_PIPELINE_{variable}", str(tmp_path / folder))
     texts, recipes = tmp_path / "texts", tmp_path / "recipes"
@@ -77,7 +78,7 @@ def test_a_retraining_that_goes_on_from_a_pinned_model_finds_it_when_text_arrive
     assert stage_origin("raw_corpus", further, {}) != before
     assert initial_directory(further) == made
     (recipes / "base.toml").write_text('[corpus]\npath = "texts"\n')
-    with pytest.raises(RecipeError, match=r"begins with the model of recipe base, .* where its text grows, pin it"):
+    with pytest.raises(RecipeError, match=r"starts from the model of recipe base, .* if its text grows, pin it"):
         initial_directory(further)
 
 
@@ -91,17 +92,17 @@ def test_a_new_sequence_length_rebuilds_the_pairs(tiny_recipe):
         assert (changed["nsp_dataset"] != fingerprints(tiny_recipe)["nsp_dataset"]) == rebuilt
 
 
-def test_a_tokenizer_that_does_not_belong_to_the_dataset_is_refused(tiny, tiny_recipe, tmp_path):
+def test_a_tokenizer_that_the_dataset_was_not_built_with_is_refused(tiny, tiny_recipe, tmp_path):
     smaller = tiny_recipe.model_copy(update={"tokenizer": tiny_recipe.tokenizer.model_copy(update={"vocab_size": 600})})
     other = make_stage("tokenizer", smaller, tiny, tmp_path / "tokenizer")
-    with pytest.raises(ArtifactError, match=r"was made from tokenizer .* remedy: give the tokenizer that it was made"):
+    with pytest.raises(ArtifactError, match=r"was built from tokenizer .* remedy: pass the tokenizer that it was"):
         make_stage("masked_dataset", tiny_recipe, tiny | {"tokenizer": other}, tmp_path / "masked")
-    with pytest.raises(ArtifactError, match="nsp_dataset is made from raw_corpus, tokenizer, and tokenizer was not"):
+    with pytest.raises(ArtifactError, match="nsp_dataset is built from raw_corpus, tokenizer, but tokenizer was not"):
         make_stage("nsp_dataset", tiny_recipe, {"raw_corpus": tiny["raw_corpus"]}, tmp_path / "nsp")
 
 
 def test_the_same_recipe_gives_the_same_bytes(tiny, tiny_recipe, tmp_path, monkeypatch):
-    """Another place, another number of workers: no byte but those of the record's clock differs."""
+    """In another directory, with another number of workers, only record.json differs."""
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "1")
     made: dict = {}
     for kind, expected in tiny.items():
@@ -114,9 +115,25 @@ def test_the_same_recipe_gives_the_same_bytes(tiny, tiny_recipe, tmp_path, monke
             assert (made[kind].path / name).read_bytes() == (expected.path / name).read_bytes(), f"{kind}/{name}"
 
 
+def test_a_tracker_follows_a_new_build_and_no_other(tiny, tiny_recipe, tmp_path):
+    seen = []
+
+    @contextmanager
+    def track():
+        seen.append("begin")
+        yield Tracker(on_facts=lambda facts, directory: seen.append((facts["vocab_size"], directory.name)))
+        seen.append("end")
+
+    for run in ("first", "second"):
+        asked_by = {"dagster_run": run}
+        made = make_stage("tokenizer", tiny_recipe, tiny, tmp_path / "new", track=track, asked_by=asked_by)
+    assert seen == ["begin", (made.facts["vocab_size"], "new.partial"), "end"]
+    assert made.record["made"]["dagster_run"] == "first"
+
+
 @pytest.fixture
 def own_task(tmp_path, monkeypatch, tiny):
-    """A task whose dev and test sentences stand in two documents of the sample."""
+    """A task whose dev and test sentences are in two documents of the sample."""
     documents = [" ".join(document) for document in iterate_documents(tiny["raw_corpus"].path, "train")]
     folder = tmp_path / "data" / "own"
     folder.mkdir(parents=True)
@@ -142,7 +159,7 @@ def excluding(recipe, tasks, evaluated=()):
     )
 
 
-def test_the_corpus_is_searched_for_tasks_and_loses_what_holds_them(tiny, tiny_recipe, own_task, tmp_path):
+def test_documents_with_task_text_are_found_and_excluded(tiny, tiny_recipe, own_task, tmp_path):
     evaluated = excluding(tiny_recipe, (), ["own"])
     report = make_stage("contamination", evaluated, tiny, tmp_path / "report")
     assert {split: report.facts["tasks"]["own"][split]["examples_held"] for split in ("train", "dev", "test")} == {
@@ -162,7 +179,7 @@ def test_the_corpus_is_searched_for_tasks_and_loses_what_holds_them(tiny, tiny_r
         assert after.facts["documents_that_hold_examples"] == 0
 
 
-def test_the_text_of_excluded_tasks_decides_the_corpus_and_that_of_train_does_not(tiny_recipe, own_task):
+def test_the_corpus_depends_on_dev_and_test_text_of_excluded_tasks_only(tiny_recipe, own_task):
     plain, evaluated = fingerprints(tiny_recipe), fingerprints(excluding(tiny_recipe, (), ["own"]))
     assert plain["raw_corpus"] == evaluated["raw_corpus"] and plain["contamination"] != evaluated["contamination"]
     recipe = excluding(tiny_recipe, ("own",))
@@ -177,7 +194,7 @@ def test_the_text_of_excluded_tasks_decides_the_corpus_and_that_of_train_does_no
         assert before["contamination"] != after["contamination"], split
 
 
-def test_a_task_that_is_not_there_is_named(tiny_recipe, own_task):
+def test_a_missing_task_is_named(tiny_recipe, own_task):
     (own_task / "test.tsv").unlink()
     with pytest.raises(TaskError, match=r"own: .* has no test\.tsv; remedy"):
         fingerprints(excluding(tiny_recipe, ("own",)))

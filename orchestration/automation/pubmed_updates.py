@@ -1,8 +1,8 @@
-"""PubMed's new files, fetched into the mirrors that recipes name. The sensor `corpus_folder` sees them there.
+"""Download PubMed's new files into the mirrors that recipes name. The sensor `corpus_folder` notices them there.
 
-A mirror is filled the first time by hand (`bert-pipeline download-pubmed --out DIR`), and brought up to date from where
-its files came from. What is verified stands, so a run that fails loses nothing, and the next goes on from there. NLM's
-new baseline, once a year, is refused with the remedy: it replaces all files of the year before.
+Fill a mirror once by hand (`bert-pipeline download-pubmed --out DIR`); this job then updates it from the same source.
+Verified files are kept, so a failed run loses nothing and the next run continues from there. NLM's new baseline, once a
+year, is refused with a remedy, because it replaces all files of the previous year.
 """
 
 import dagster as dg
@@ -16,7 +16,7 @@ from orchestration.tracking.logs import library_log_in
 
 @dg.op(out=dg.Out(dg.Nothing))
 def update_mirrors(context: dg.OpExecutionContext) -> None:
-    """Each mirror once, however many recipes name it."""
+    """Update each mirror once, however many recipes name it."""
     folders = set()
     for name in recipe_files():
         try:
@@ -33,10 +33,13 @@ def update_mirrors(context: dg.OpExecutionContext) -> None:
     for mirror in mirrors:
         with library_log_in(context.log):
             facts = update_pubmed(mirror)
-        context.log.info(f"{mirror}: {facts['files_fetched']} new files, {facts['files']} in all")
+        context.log.info(f"{mirror}: {facts['files_fetched']} new files, {facts['files']} in total")
 
 
-@dg.job(description="Fetch what NLM has published since, into each mirror of PubMed that a recipe names.")
+@dg.job(
+    description="Download the files that NLM has published since the last run into each PubMed mirror that a recipe "
+    "names. Fill a mirror once by hand before: bert-pipeline download-pubmed --out DIR."
+)
 def pubmed_updates() -> None:
     update_mirrors()
 
@@ -44,7 +47,8 @@ def pubmed_updates() -> None:
 daily_pubmed_updates = dg.ScheduleDefinition(
     name="daily_pubmed_updates",
     job=pubmed_updates,
-    cron_schedule="0 20 * * *",  # NLM publishes at about two in the afternoon, at Bethesda
+    cron_schedule="0 20 * * *",  # NLM publishes at about 14:00 in Bethesda
     execution_timezone="America/New_York",
     default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Update the PubMed mirrors every day at 20:00 New York time. Off until you switch it on.",
 )

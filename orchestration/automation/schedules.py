@@ -1,10 +1,10 @@
-"""What may start the graph by itself. All of it is off until someone switches it on, because training costs.
+"""The schedules and sensors that start runs. All are off until someone switches them on, because training costs money.
 
-    sensor    corpus_folder          files of a corpus came, went or changed: its raw_corpus, or a retraining where the
-                                     recipe allows it
-    sensor    new_content            contamination, pairs and masks, where what they are made from has new content
-    schedule  weekly_retraining      a retraining of every model that was registered once
-    schedule  daily_pubmed_updates   what NLM has published since, into the mirrors of PubMed that recipes name
+    sensor    corpus_folder          files of a corpus were added, removed or changed: builds raw_corpus, or retrains if
+                                     the recipe allows it
+    sensor    new_content            builds contamination, nsp_dataset and masked_dataset when their inputs change
+    schedule  weekly_retraining      retrains every registered model
+    schedule  daily_pubmed_updates   downloads NLM's new files into the PubMed mirrors that recipes name
 
 See retraining.py, conditions.py and pubmed_updates.py.
 """
@@ -19,8 +19,9 @@ new_content = dg.AutomationConditionSensorDefinition(
     "new_content",
     target=[contamination, nsp_dataset, masked_dataset],
     default_status=dg.DefaultSensorStatus.STOPPED,
-    emit_backfills=False,  # a recipe is an experiment: each has a run of its own
-    description="Makes what is cheap again when its content would be another, and all gates before it are open.",
+    emit_backfills=False,  # one run per recipe: each recipe is an experiment
+    description="Rebuild contamination, nsp_dataset and masked_dataset when the content of their inputs changes and "
+    "the checks of the inputs pass. Starts no training. Off until you switch it on.",
 )
 
 SCHEDULES = [weekly_retraining, daily_pubmed_updates]

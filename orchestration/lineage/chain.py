@@ -1,8 +1,8 @@
-"""What a registered model was made from, link by link: version, evaluations, checkpoint, datasets, tokenizer, text.
+"""Trace what a registered model was built from: version, evaluations, checkpoint, datasets, tokenizer, text.
 
-The chain is what was recorded when it was made: the version's tags name artifacts by kind and fingerprint, the record
-of each names those that it was made from, and every one is opened and verified on the way. Where a link is broken
-(an artifact removed by hand, a run deleted in MLflow, another machine's store) it is named, and the rest is told.
+The chain comes from records: the version's tags name artifacts by kind and fingerprint, and the record of each artifact
+names its inputs. Every artifact is opened and verified on the way. A broken link (an artifact removed by hand, a run
+deleted in MLflow, an artifact on another machine) is reported as a fault, and the rest of the chain is still described.
 """
 
 import json
@@ -38,21 +38,21 @@ FACTS = {
     "pretrained_checkpoint": ("num_steps", "train_tokens_seen", "num_parameters", "heldout_after"),
     "evaluations": ("heldout", "blurb"),
 }
-"""What is told of each kind."""
+"""The facts to show for each kind."""
 
 
 class LineageError(ValueError):
-    """A model whose lineage cannot be told at all."""
+    """The lineage of a model cannot be traced at all."""
 
 
 @dataclass
 class Chain:
-    """A version, what it was made from as far as that stands, and what is broken."""
+    """A version, the artifacts and runs it was built from as far as they exist, and the faults found."""
 
     version: "ModelVersion"
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     runs: dict[str, "Run"] = field(default_factory=dict)
-    """MLflow's, of the artifacts that have one."""
+    """MLflow's runs by kind of artifact."""
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -61,7 +61,7 @@ class Chain:
 
 
 def trace(uri: str, workshop: Workshop) -> Chain:
-    """Raises LineageError where the registry cannot be asked, or has no such version."""
+    """Trace a version. Raises LineageError if the registry cannot be reached, or has no such version."""
     from mlflow.exceptions import MlflowException
 
     mlflow = workshop.mlflow
@@ -74,14 +74,14 @@ def trace(uri: str, workshop: Workshop) -> Chain:
     except MlflowException as error:
         reason = str(error).partition("\n")[0]
         raise LineageError(
-            f"{uri}: MLflow at {mlflow.tracking_uri} says: {reason}; remedy: a model, version or alias that its pages "
-            "show; or BERT_PIPELINE_HOME or MLFLOW_TRACKING_URI of the registry that has it"
+            f"{uri}: MLflow at {mlflow.tracking_uri} answers: {reason}; remedy: use a model, version or alias that its "
+            "UI shows, or set BERT_PIPELINE_HOME or MLFLOW_TRACKING_URI to the registry that has it"
         ) from error
     return chain
 
 
 def find_version(client: "MlflowClient", uri: str) -> "ModelVersion":
-    """Raises LineageError where `uri` is no name of a version; MlflowException where there is none of this name."""
+    """Raises LineageError if `uri` does not name a version, MlflowException if that version does not exist."""
     if not (parts := URI.fullmatch(uri)):
         raise LineageError(f"{uri!r} names no version; remedy: models:/NAME@champion or models:/NAME/3")
     if parts["alias"]:
@@ -90,7 +90,7 @@ def find_version(client: "MlflowClient", uri: str) -> "ModelVersion":
 
 
 def _follow(chain: Chain, store: Path) -> None:
-    """Open what the tags name, and what that was made from."""
+    """Open the artifacts that the tags name, and their inputs."""
     tags = "the version's tags"
     named = {kind: (key, tags) for kind, key in sorted(chain.version.tags.items()) if _is_kind(kind)}
     for kind in ("pretrained_checkpoint", "evaluations"):
@@ -116,7 +116,7 @@ def _follow(chain: Chain, store: Path) -> None:
             elif named[name][0] != needed:
                 other, by = named[name]
                 chain.faults.append(
-                    f"{kind} {key} was made from {name} {needed}, but {by} name(s) {name} {other}; "
+                    f"{kind} {key} was built from {name} {needed}, but {by} name(s) {name} {other}; "
                     f"remedy: {_register_again(chain)}"
                 )
 
@@ -127,19 +127,19 @@ def _is_kind(name: str) -> bool:
 
 def _missing(chain: Chain, kind: str, path: Path) -> str:
     hosts = sorted({made.record["made"]["host"] for made in chain.artifacts.values()})
-    others = f" (others of the chain were made on {', '.join(hosts)})" if hosts else ""
+    others = f" (others of the chain were built on {', '.join(hosts)})" if hosts else ""
     return (
-        f"{path} is not there: removed by hand, or made on another machine{others}; remedy: BERT_PIPELINE_HOME of the "
-        f"store that has it; bert-pipeline pull {kind} {path.name}, if a remote has it; or make the same again: "
+        f"{path} is missing: removed by hand, or built on another machine{others}; remedy: set BERT_PIPELINE_HOME to "
+        f"the store that has it; or bert-pipeline pull {kind} {path.name}, if a remote has it; or rebuild it: "
         f"dg launch --assets 'key:\"{kind}\"' --partition {chain.recipe}"
     )
 
 
 def _open(path: Path, kind: str) -> Artifact:
-    """Raises ArtifactError where it is another than its name says, or lacks something."""
+    """Open and verify an artifact. Raises ArtifactError if its fingerprint is not its name, or a file is missing."""
     made = artifact.load(path, kind)
     if made.fingerprint != path.name:
-        raise ArtifactError(f"{path} holds another {kind}, {made.fingerprint}; remedy: remove it and run again")
+        raise ArtifactError(f"{path} contains another {kind}, {made.fingerprint}; remedy: remove it and run again")
     check_artifact_files(kind, path)
     if (proof := PROOF.get(kind)) and not (path / proof).is_file():
         raise ArtifactError(f"{path / proof} is missing; remedy: remove {path} and run again")
@@ -147,14 +147,14 @@ def _open(path: Path, kind: str) -> Artifact:
         found = artifact.fingerprint({each["name"]: each["sha256"] for each in sources_of(made)})
         if found != expected:
             raise ArtifactError(
-                f"{path / SOURCES} lists other files (fingerprint {found}) than the corpus was made of ({expected}); "
+                f"{path / SOURCES} lists other files (fingerprint {found}) than those of the corpus ({expected}); "
                 f"remedy: remove {path} and run again"
             )
     return made
 
 
 def sources_of(corpus: Artifact) -> list[dict[str, Any]]:
-    """The lines of sources.jsonl: name, bytes, sha256, released. Raises ArtifactError where they cannot be read."""
+    """The rows of sources.jsonl: name, bytes, sha256, released. Raises ArtifactError if they cannot be read."""
     try:
         lines = (corpus.path / SOURCES).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
@@ -169,7 +169,7 @@ def _register_again(chain: Chain) -> str:
 
 
 def _find_runs(chain: Chain, mlflow: Mlflow) -> None:
-    """MLflow's runs of what has one."""
+    """Find the MLflow run of every trained or evaluated artifact."""
     for kind, made in chain.artifacts.items():
         if kind in UNTRACKED:
             continue
@@ -178,19 +178,19 @@ def _find_runs(chain: Chain, mlflow: Mlflow) -> None:
         else:
             chain.faults.append(
                 f"{kind} {made.fingerprint}: MLflow has no finished run of it, or it was deleted; remedy: `mlflow runs "
-                f"restore --run-id ID`, or materialize {kind} of {chain.recipe} again: MLflow is told from the record"
+                f"restore --run-id ID`, or materialize {kind} of {chain.recipe} again, which sends the record to MLflow"
             )
 
 
 def describe(uri: str, workshop: Workshop) -> dict[str, Any]:
-    """The chain as JSON values, the newest first. Raises LineageError."""
+    """The chain as JSON values, newest artifact first. Raises LineageError."""
     chain = trace(uri, workshop)
     version, tags = chain.version, chain.version.tags
     try:
         values = recorded_recipe(chain.recipe, chain.artifacts)
-        of_recipe = artifact.fingerprint(_without_description(values))
+        recipe_fingerprint = artifact.fingerprint(_without_description(values))
     except ReproductionError as error:
-        of_recipe = None
+        recipe_fingerprint = None
         chain.faults.append(f"recipe {chain.recipe}: {error}")
     tasks = sorted(kind for kind in chain.artifacts if kind.startswith(EVALUATION))
     order = ["evaluations", *tasks, *(kind for kind in reversed(STAGES) if kind != "evaluations")]
@@ -202,7 +202,7 @@ def describe(uri: str, workshop: Workshop) -> dict[str, Any]:
         "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         "page": workshop.mlflow.model_url(version.name, version.version),
         "dagster_run": tags.get("dagster.url"),
-        "recipe": {"name": chain.recipe, "fingerprint": of_recipe},
+        "recipe": {"name": chain.recipe, "fingerprint": recipe_fingerprint},
         "commit": checkpoint.record["made"]["commit"] if checkpoint else None,
         "artifacts": [_describe(chain, kind, workshop) for kind in order if kind in chain.artifacts],
         "sources": sources_of(corpus) if corpus and corpus.facts.get("sources_fingerprint") else [],
@@ -217,7 +217,7 @@ def _without_description(values: Mapping[str, Any]) -> dict[str, Any]:
 def _describe(chain: Chain, kind: str, workshop: Workshop) -> dict[str, Any]:
     made, run = chain.artifacts[kind], chain.runs.get(kind)
     circumstances = made.record["made"]
-    # The record says which run built it; MLflow's run, which run told MLflow of it.
+    # The Dagster run that built the artifact, or, for older records, the one that reported it to MLflow.
     dagster_run = circumstances.get("dagster_run") or (run.data.tags.get("dagster.run_id") if run else None)
     return {
         "kind": kind,
@@ -242,9 +242,9 @@ def _facts(made: Artifact) -> dict[str, Any]:
 
 
 def reproduce(uri: str, workshop: Workshop, out: Path) -> None:
-    """Write into `out` what it takes to build the version again.
+    """Write into `out` what is needed to rebuild the version (see reproduction.py).
 
-    Raises LineageError, or ReproductionError where an artifact is missing whose record is needed.
+    Raises LineageError, or ReproductionError if an artifact is missing.
     """
     chain = trace(uri, workshop)
     description = workshop.mlflow.client().get_registered_model(chain.version.name).tags.get(RECIPE_DESCRIPTION, "")

@@ -1,4 +1,4 @@
-"""The challenger beside the champion, on the tasks of both: what differs, and whether that makes it champion."""
+"""Compare a challenger with the champion on their tasks, and decide by rule whether it replaces the champion."""
 
 import logging
 from collections.abc import Mapping
@@ -27,33 +27,33 @@ log = logging.getLogger("bert_pipeline.registry")  # under the library's name, s
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rule says of a challenger."""
+    """The rule's decision about a challenger."""
 
     better: bool
-    """It should be champion."""
+    """Whether it should become champion."""
     reason: str
     champion: str | None
-    """The version that it was compared with."""
+    """The version that it was compared with; None if there was no champion."""
     compared: Mapping[str, Comparison]
 
 
 def judge(client: "MlflowClient", store: Path, name: str, version: str) -> Verdict:
-    """Should this version be champion?
+    """Decide whether this version should be champion, without promoting it.
 
-    It should where there was no champion before it. Where there is one, all of these must hold:
+    If there was no champion before, it should. Otherwise it replaces the champion if all of these hold:
 
-    1. Every task of the champion was run with the challenger: the same data, settings and code, a seed in common.
-       Of a task that is missing nobody knows whether it became worse.
-    2. On no task is it significantly worse (p < 0.05 over examples, and the 95 % interval over examples and seeds
-       leaves out 0: significance.py). Here each task counts by itself, without correction: a loss shall not hide
-       behind the number of tasks.
-    3. On at least one task it is significantly better, after Holm's correction of the p-values (Holm 1979,
-       Scandinavian Journal of Statistics 6, 65-70): of 13 tasks one is better by chance in every other comparison
-       of equals. Dror et al. (2017, TACL 5, 471-486) recommend counting data sets in this way for NLP, where scores of
-       different tasks have no common scale, over a test of their mean.
+    1. It was evaluated on every task of the champion, with the same data, settings and code, and at least one common
+       seed. A missing task could hide a regression.
+    2. It is significantly worse on no task (p < 0.05 over examples, and the 95 % interval over examples and seeds
+       excludes 0: scoring/significance.py). These tests are not corrected for the number of tasks, so that many tasks
+       cannot hide one regression.
+    3. It is significantly better on at least one task after Holm's correction of the p-values (Holm 1979,
+       Scandinavian Journal of Statistics 6, 65-70). Without the correction, every second comparison of two equal
+       models on 13 tasks would find one task better by chance. Dror et al. (2017, TACL 5, 471-486) recommend counting
+       data sets in this way for NLP rather than testing the mean score, because tasks have no common scale.
 
-    What was champion once and taken back is not promoted by rule again, nor anything where the champion was deleted or
-    its alias taken away by hand: both are left to a person. Raises PromotionError without such a model.
+    A person decides, not the rule, if the version's promotion was undone, or if the champion was deleted or its alias
+    removed by hand. Raises PromotionError if there is no such model.
     """
     held = holding(confirmed_promotions(client, name))
     champion = find_champion(client, name)
@@ -64,38 +64,36 @@ def judge(client: "MlflowClient", store: Path, name: str, version: str) -> Verdi
 
     if champion == version:
         return stays("is the champion")
-    taken_back = {entry.undoes for entry in held} - {None}
+    undone = {entry.undoes for entry in held} - {None}
     for entry in held:
-        if entry.version == version and entry.number in taken_back:
-            return stays(f"its promotion {entry.number} was taken back; {by_hand}")
+        if entry.version == version and entry.number in undone:
+            return stays(f"its promotion {entry.number} was undone; {by_hand}")
     if champion is None:
         if held and held[-1].version is not None:
             return stays(
-                f"the champion, version {held[-1].version}, was deleted or its alias taken away by hand; {by_hand}, or "
+                f"the champion, version {held[-1].version}, was deleted or its alias removed by hand; {by_hand}, or "
                 f"bert-pipeline promote --undo models:/{name}"
             )
         return Verdict(True, "there was no champion", champion, {})
-    theirs = version_or_none(client, name, champion)
-    if theirs is None:
+    champion_version = version_or_none(client, name, champion)
+    if champion_version is None:
         return stays(f"the alias points to version {champion}, which is deleted; {by_hand}")
-    compared, faults = compare_with(theirs, client.get_model_version(name, version).tags, store)
+    compared, faults = compare_with(champion_version, client.get_model_version(name, version).tags, store)
     if faults:
         return stays(f"no comparison with version {champion}: {'; '.join(faults)}; {by_hand}", compared)
-    better, worse = (
-        _better(compared),
-        [task for task, one in compared.items() if one.significant and one.difference < 0],
+    better = _better(compared)
+    worse = [task for task, one in compared.items() if one.significant and one.difference < 0]
+    reason = (
+        f"compared with version {champion} on {len(compared)} task(s): significantly better on "
+        f"{_listed(better, compared)}, worse on {_listed(worse, compared)}"
     )
-    told = (
-        f"beside version {champion}, of {len(compared)} tasks significantly better on {_listed(better, compared)}, "
-        f"worse on {_listed(worse, compared)}"
-    )
-    return Verdict(bool(better) and not worse, told, champion, compared)
+    return Verdict(bool(better) and not worse, reason, champion, compared)
 
 
 def challenge(client: "MlflowClient", store: Path, name: str, version: str) -> Verdict:
-    """Let the rule decide, and promote where it says so. The verdict is written on the version, too.
+    """Promote the version if the rule says so, and store the reason as a tag of the version.
 
-    Where another version becomes champion in the meantime, the challenger is compared with that one.
+    If another version becomes champion meanwhile, compare with that one.
     """
     while True:
         verdict = judge(client, store, name, version)
@@ -119,7 +117,7 @@ def challenge(client: "MlflowClient", store: Path, name: str, version: str) -> V
 
 
 def version_or_none(client: "MlflowClient", name: str, version: str) -> "ModelVersion | None":
-    """None where it was deleted."""
+    """The version, or None if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -130,8 +128,8 @@ def version_or_none(client: "MlflowClient", name: str, version: str) -> "ModelVe
         return None
 
 
-def standing_champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
-    """The version that bears the alias, if there is one that was not deleted."""
+def current_champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
+    """The version with the alias `champion`, or None if there is none or it was deleted."""
     if not client.search_registered_models(f"name = '{name}'"):
         return None
     version = find_champion(client, name)
@@ -141,9 +139,9 @@ def standing_champion(client: "MlflowClient", name: str) -> "ModelVersion | None
 def compare_with(
     champion: "ModelVersion", ours: Mapping[str, str], store: Path
 ) -> tuple[dict[str, Comparison], list[str]]:
-    """The champion's tasks, each with the difference; and why the others could not be compared.
+    """Return the comparison for each task of the champion, and the reasons why any task could not be compared.
 
-    `ours` maps the kinds of the challenger's artifacts to their fingerprints, as the tags of a version do.
+    `ours` maps the kinds of the challenger's artifacts to their fingerprints, like the tags of a version.
     """
     found, faults = {}, []
     for kind, fingerprint in champion.tags.items():
@@ -165,7 +163,7 @@ def compare_with(
 
 
 def _require_same_conditions(task: str, ours: Artifact, theirs: Artifact) -> None:
-    """Apart from the checkpoint and the number of seeds, both evaluations must be the same."""
+    """Raise ValueError unless both evaluations differ only in the checkpoint and in some of their seeds."""
 
     def conditions(made: Artifact) -> dict[str, Any]:
         origin = made.record["origin"]
@@ -181,7 +179,7 @@ def _require_same_conditions(task: str, ours: Artifact, theirs: Artifact) -> Non
 
 
 def _better(compared: Mapping[str, Comparison]) -> list[str]:
-    """The tasks on which the challenger is significantly better after Holm's correction."""
+    """Return the tasks on which the challenger is significantly better after Holm's correction."""
     corrected, at_least = {}, 0.0
     for rank, task in enumerate(sorted(compared, key=lambda task: compared[task].p_value)):
         at_least = max(at_least, (len(compared) - rank) * compared[task].p_value)
@@ -194,12 +192,12 @@ def _listed(tasks: list[str], compared: Mapping[str, Comparison]) -> str:
 
 
 def rounded(compared: Mapping[str, Comparison]) -> dict[str, dict[str, float]]:
-    """For records that people read."""
+    """The comparisons as rounded JSON values, for the ledger."""
     return {task: {name: round(value, 5) for name, value in asdict(one).items()} for task, one in compared.items()}
 
 
 def table(compared: Mapping[str, Comparison]) -> str:
-    """Markdown."""
+    """The comparisons as a Markdown table."""
     lines = [
         "| task | difference of the mean scores | 95 % interval | p | |",
         "| --- | --- | --- | --- | --- |",
@@ -218,5 +216,5 @@ def table(compared: Mapping[str, Comparison]) -> str:
 
 
 def section(champion: "ModelVersion", compared: Mapping[str, Comparison]) -> str:
-    """For the model card."""
+    """The comparison as a section of the model card."""
     return f"## Beside the champion (version {champion.version})\n\n{table(compared)}\n"

@@ -1,5 +1,5 @@
-"""The registered model as a service. MLflow keeps this file beside the weights and runs it where the model is loaded,
-so it needs nothing of this project.
+"""The registered model as a service. MLflow stores this file beside the weights and runs it wherever the model is
+loaded, so it imports nothing from this project.
 
     curl http://127.0.0.1:8080/invocations -H 'Content-Type: application/json' \\
       -d '{"inputs": ["treated with [MASK] daily"], "params": {"top_k": 3, "return_embeddings": true}}'
@@ -20,7 +20,7 @@ TEXTS_AT_ONCE = 32
 
 
 class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
-    """For each text the likeliest words for each of its [MASK], and where asked a vector of the whole text."""
+    """Predict the most probable tokens for each [MASK] of a text and, on request, return an embedding of the text."""
 
     def load_context(self, context: Any) -> None:
         _assert_unchanged(Path(context.artifacts["model"]).parent)
@@ -29,13 +29,13 @@ class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self.model = model.to(device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(context.artifacts["tokenizer"])
 
-    def predict(self, context, model_input, params=None):  # without types: MLflow takes them for a schema
-        """One answer a text, in order; the texts are the first column of a table.
+    def predict(self, context, model_input, params=None):  # without type hints: MLflow would infer a schema from them
+        """Return one answer per text, in order; the texts are the first column of a table.
 
-        `fills` holds for each [MASK] the `top_k` likeliest tokens with their probabilities, falling. `embedding`, with
-        `return_embeddings`, is the mean of the last layer over the tokens that are neither special nor padding (Reimers
-        and Gurevych 2019, section 3), and 0 where there are none. Raises MlflowException where a text is longer than
-        the model reads.
+        `fills` lists for each [MASK] the `top_k` most probable tokens with their probabilities, highest first.
+        `embedding`, with `return_embeddings`, is the mean of the last layer over the tokens that are neither special
+        nor padding (Reimers and Gurevych 2019, section 3), or 0 if there are none. Raises MlflowException if a text
+        has more tokens than the model reads, or top_k is out of range.
         """
         texts, vocabulary = model_input.iloc[:, 0].tolist(), self.model.config.vocab_size
         if not 1 <= params["top_k"] <= vocabulary:
@@ -76,7 +76,7 @@ class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 
 
 def _assert_unchanged(model: Path) -> None:
-    """Every file is what it was when the model was logged, and none lies with the weights that was not there."""
+    """Raise MlflowException if a file changed since the model was logged, or was added beside the weights."""
     listed = dict(line.split("  ", 1)[::-1] for line in (model / "SHA256SUMS").read_text(encoding="utf-8").splitlines())
     added = {
         path.relative_to(model).as_posix() for part in ("model", "components") for path in (model / part).rglob("*")
@@ -88,7 +88,7 @@ def _assert_unchanged(model: Path) -> None:
                 wrong.append(name)
     if wrong:
         raise MlflowException(
-            f"{model}: {', '.join(sorted(wrong))} is not what was registered; remedy: register the model again"
+            f"{model}: {', '.join(sorted(wrong))} changed since registration; remedy: register the model again"
         )
 
 

@@ -1,15 +1,15 @@
-"""The ledger of promotions: of two at once, one wins, and all agree which.
+"""The ledger of promotions: of concurrent promotions exactly one wins, and every reader agrees which.
 
-MLflow's aliases are last-write-wins: of two promotions at once both succeed, and one is lost without a word. So the
-alias decides nothing. What decides is the registered model `NAME.champions`, whose versions are the promotions: MLflow
-numbers the versions of a model without doubles, whatever its database (the number is part of the primary key), and
-writes their tags in the same transaction. Each entry tells the newest number that its writer had seen, and it holds if
-no entry that holds came between. All who read the ledger, at any time and after any crash, agree on who won; nobody
-waits for a lock that the dead still hold.
+MLflow's aliases are last-write-wins: two concurrent promotions both succeed, and one is lost silently. So the alias
+decides nothing. The ledger decides: it is the registered model `NAME.champions`, with one version per promotion. MLflow
+assigns each version number once, whatever its database (the number is part of the primary key), and writes the tags of
+a version in the same transaction. Each entry stores the newest number that its writer had seen. It is valid if no other
+valid entry lies between that number and its own. So all readers agree on the winner, at any time and after any crash,
+and no crashed process leaves a lock behind.
 
-The alias follows the ledger: the winner moves it and marks its entry as followed. Where the winner died before that,
-the next one who promotes does it in its place. Between two marks the alias may be moved by hand, in MLflow's pages:
-then the hand's word counts, as the champion that the next promotion starts from.
+The alias follows the ledger: the winner moves it and marks its entry as followed. If the winner crashes before that,
+the next promotion moves it first. A person may move the alias by hand in MLflow's UI after that mark: the next
+promotion then starts from the champion chosen by hand.
 """
 
 import json
@@ -27,48 +27,48 @@ if TYPE_CHECKING:
 
 ALIAS = "champion"
 ENTRY, FOLLOWED = "promotion", "followed"
-"""Tags of an entry of the ledger."""
+"""Tags of a ledger entry."""
 COMPARISON = "champion.comparison"
-"""Tag of a version; the tag ALIAS tells in words how it became champion."""
+"""Tag of a version with the comparison as JSON; the tag ALIAS describes the promotion in a sentence."""
 PATIENCE = 10.0
-"""Seconds in which a promotion should have moved the alias; after them it is taken for dead."""
+"""Seconds that a promotion has to move the alias. After them it counts as crashed."""
 PAUSES = tuple(0.1 * 2**attempt for attempt in range(7))
-"""Seconds between attempts to write: of many at once, MLflow turns some away (locked database, number just taken)."""
+"""Seconds between attempts to write: under concurrency MLflow rejects some (database locked, number just taken)."""
 
 log = logging.getLogger("bert_pipeline.registry")  # under the library's name, so that Dagster shows it
 
 
 class PromotionError(ValueError):
-    """A promotion that cannot be."""
+    """A promotion that is not possible."""
 
 
 class PromotionConflict(PromotionError):
-    """Another version is champion than the one that was to be replaced."""
+    """The champion is not the version that the promotion expected to replace."""
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """An entry of the ledger."""
+    """A ledger entry."""
 
     version: str | None
-    """The champion from now on; None where there is none any more."""
+    """The new champion; None if an undo leaves none."""
     version_before: str | None
     reason: str
     how: Literal["rule", "hand", "undo"]
     who: str
     at: str
-    """ISO 8601, UTC, by the clock of the writer; what counts is the number."""
+    """ISO 8601, UTC, by the writer's clock. Only `number` decides the order."""
     comparison: Mapping[str, Any]
-    """By task, challenger beside champion, as far as it was known."""
+    """By task: the challenger compared with the champion, as far as known."""
     undoes: int | None = None
-    """Number of the promotion that this one takes back."""
+    """Number of the promotion that this one undoes."""
     token: str = ""
-    """By which its writer knows it again."""
+    """Random token by which the writer recognizes its entry."""
     seen: int = 0
-    """The newest number in the ledger when its writer looked who is champion."""
+    """The newest number in the ledger when the writer read the champion."""
     number: int = 0
     followed: bool = False
-    """The alias has gone where this promotion says."""
+    """The alias was moved to where this promotion says."""
 
 
 def ledger(name: str) -> str:
@@ -76,32 +76,32 @@ def ledger(name: str) -> str:
 
 
 def history(client: "MlflowClient", name: str) -> list[Promotion]:
-    """The promotions that hold, the oldest first. What came too late is left out."""
+    """The valid promotions, oldest first, without the ones that came too late."""
     return holding(_entries(client, name))
 
 
 def confirmed_promotions(client: "MlflowClient", name: str) -> list[Promotion]:
-    """The entries of the ledger, once the alias has followed the last that holds."""
+    """Wait until the alias has followed the last valid entry, or move it; then return all entries of the ledger."""
     dead_at = time.monotonic() + PATIENCE
     while (held := holding(entries := _entries(client, name))) and not held[-1].followed:
         if time.monotonic() < dead_at:
             time.sleep(0.05)
         else:
-            log.warning("promotion %d of %s was interrupted and is now gone on with", held[-1].number, name)
+            log.warning("promotion %d of %s was interrupted; completing it now", held[-1].number, name)
             _follow(client, name, held[-1])
     return entries
 
 
 def find_champion(client: "MlflowClient", name: str) -> str | None:
-    """The version that bears the alias. It may be one that was deleted. Raises PromotionError without such a model."""
+    """The version that the alias points to, which may be deleted. Raises PromotionError if there is no such model."""
     return _aliases(client, name).get(ALIAS)
 
 
 def find_version(client: "MlflowClient", name: str, alias: str) -> str:
-    """Raises PromotionError where the model, or the alias, does not exist."""
+    """The version that an alias points to. Raises PromotionError if the model or the alias does not exist."""
     aliases = _aliases(client, name)
     if alias not in aliases:
-        raise PromotionError(f"{name} has no alias {alias}; remedy: one of {', '.join(aliases) or 'none'}")
+        raise PromotionError(f"{name} has no alias {alias}; remedy: one of {', '.join(aliases) or '(it has no alias)'}")
     return aliases[alias]
 
 
@@ -118,9 +118,10 @@ def _aliases(client: "MlflowClient", name: str) -> dict[str, str]:
 
 
 def record(client: "MlflowClient", name: str, entry: Promotion, entries: list[Promotion]) -> Promotion:
-    """Compare and set: into the ledger, where nothing came after `entries`, and then the alias.
+    """Compare and set: append the entry if nothing valid came after `entries`, then move the alias.
 
-    The caller must have read `entries` (settled) before it looked who is champion. Raises PromotionConflict.
+    The caller must have read `entries` with `confirmed_promotions` before it read the champion. Raises
+    PromotionConflict if another promotion came first.
     """
     held = _append(client, name, replace(entry, seen=entries[-1].number if entries else 0))
     for one in held:
@@ -131,26 +132,26 @@ def record(client: "MlflowClient", name: str, entry: Promotion, entries: list[Pr
 
 
 def conflict(name: str, entry: Promotion, champion: str | None, held: list[Promotion]) -> PromotionConflict:
-    """Another is champion than the one that the entry was to follow."""
+    """The error for an entry whose `version_before` is not the champion."""
 
-    def told(version: str | None) -> str:
+    def named(version: str | None) -> str:
         return "none" if version is None else f"version {version}"
 
     last = f" ({held[-1].how} of {held[-1].who} at {held[-1].at}: {held[-1].reason})" if held else ""
     return PromotionConflict(
-        f"{told(entry.version)} of {name} was to follow {told(entry.version_before)} as champion, but {told(champion)} "
-        f"is champion now{last}; remedy: compare with it and promote again"
+        f"{named(entry.version)} of {name} was to follow {named(entry.version_before)} as champion, but "
+        f"{named(champion)} is champion now{last}; remedy: compare with it and promote again"
     )
 
 
 def _append(client: "MlflowClient", name: str, entry: Promotion) -> list[Promotion]:
-    """What holds after the entry was written, or after another made it too late."""
+    """Write the entry, unless another one comes first; return the valid entries after that."""
     from mlflow.exceptions import MlflowException
 
     for pause in (*PAUSES, None):
         failure = None
         try:
-            if not entry.seen:  # not when MLflow says that it is missing: who may not know hears "permission denied"
+            if not entry.seen:  # not on a "missing" error: users without access get PERMISSION_DENIED instead
                 _open_ledger(client, name)
             client.create_model_version(
                 ledger(name),
@@ -158,7 +159,7 @@ def _append(client: "MlflowClient", name: str, entry: Promotion) -> list[Promoti
                 tags={ENTRY: json.dumps(asdict(entry))},
                 description=f"{entry.version or 'none'} after {entry.version_before or 'none'}: {entry.reason}",
             )
-        except MlflowException as error:  # it may have been written nevertheless: the look tells
+        except MlflowException as error:  # it may have been written all the same: reading tells
             failure = error
         held = holding(_entries(client, name))
         if not failure or (held and held[-1].number > entry.seen):
@@ -184,7 +185,7 @@ def _is_missing(error: "MlflowException") -> bool:
 
 
 def _entries(client: "MlflowClient", name: str) -> list[Promotion]:
-    """All of the ledger, in the order of their numbers."""
+    """All entries of the ledger, ordered by number."""
     found = client.search_model_versions(f"name = '{ledger(name)}'", order_by=["version_number ASC"])
     return [
         replace(Promotion(**json.loads(each.tags[ENTRY])), number=int(each.version), followed=FOLLOWED in each.tags)
@@ -194,7 +195,7 @@ def _entries(client: "MlflowClient", name: str) -> list[Promotion]:
 
 
 def holding(entries: list[Promotion]) -> list[Promotion]:
-    """Those of a ledger that hold."""
+    """The valid entries of a ledger: each had seen the valid one before it."""
     held: list[Promotion] = []
     for entry in entries:
         if not held or held[-1].number <= entry.seen:
@@ -203,15 +204,15 @@ def holding(entries: list[Promotion]) -> list[Promotion]:
 
 
 def _follow(client: "MlflowClient", name: str, newest: Promotion) -> None:
-    """Let the alias go where the newest promotion says, and mark that.
+    """Move the alias to where the newest promotion says, then mark that promotion as followed.
 
-    The look after the move is for the case that this process slept while others went on.
+    The history is read again after the move, because this process may have been suspended while others promoted.
     """
     moved = 0
     while newest.number != moved:
         _insist(partial(_move_alias, client, name, newest.version))
         moved, newest = newest.number, history(client, name)[-1]
-    _insist(partial(_tell, client, name, newest))
+    _insist(partial(_describe, client, name, newest))
     _insist(partial(client.set_model_version_tag, ledger(name), str(moved), FOLLOWED, "true"))
 
 
@@ -226,22 +227,22 @@ def _move_alias(client: "MlflowClient", name: str, version: str | None) -> None:
     except MlflowException as error:
         if not _is_missing(error):
             raise
-        log.warning("version %s of %s was deleted as it became champion; the alias stays where it is", version, name)
+        log.warning("version %s of %s was deleted while it became champion; the alias stays where it is", version, name)
 
 
-def _tell(client: "MlflowClient", name: str, promotion: Promotion) -> None:
-    """The promotion as tags of the model and of the version, where people look."""
+def _describe(client: "MlflowClient", name: str, promotion: Promotion) -> None:
+    """Write the promotion as tags of the model and of the version, for MLflow's UI."""
     from mlflow.exceptions import MlflowException
 
-    told = f"version {promotion.version}" if promotion.version else "none"
+    text = f"version {promotion.version}" if promotion.version else "none"
     before = f" after version {promotion.version_before}" if promotion.version_before else ""
     number = f"promotion {promotion.number} in {ledger(name)}"
-    told += f"{before} since {promotion.at}, by {promotion.how} ({promotion.who}; {number}): {promotion.reason}"
-    client.set_registered_model_tag(name, ALIAS, told)
+    text += f"{before} since {promotion.at}, by {promotion.how} ({promotion.who}; {number}): {promotion.reason}"
+    client.set_registered_model_tag(name, ALIAS, text)
     if promotion.version is None:
         return
     try:
-        client.set_model_version_tag(name, promotion.version, ALIAS, told)
+        client.set_model_version_tag(name, promotion.version, ALIAS, text)
         if promotion.comparison:
             client.set_model_version_tag(name, promotion.version, COMPARISON, json.dumps(promotion.comparison))
     except MlflowException as error:
@@ -250,7 +251,7 @@ def _tell(client: "MlflowClient", name: str, promotion: Promotion) -> None:
 
 
 def _insist(write: Callable[[], None]) -> None:
-    """Write what may be written twice; again where MLflow turned it away."""
+    """Call an idempotent write until MLflow accepts it."""
     from mlflow.exceptions import MlflowException
 
     for pause in PAUSES:

@@ -1,7 +1,7 @@
-"""A Hugging Face directory as a logged model of MLflow: what lies in it, and what it can be loaded as.
+"""Log a Hugging Face directory as an MLflow model, with two flavours on the same weights.
 
-`mlflow.transformers.load_model` gives the fill-mask pipeline. `mlflow.pyfunc.load_model` and `mlflow models serve` give
-the service of fill_mask.py, on the same weights; its code is kept as code, there is no pickle in it.
+`mlflow.transformers.load_model` returns a fill-mask pipeline. `mlflow.pyfunc.load_model` and `mlflow models serve` run
+the service in fill_mask.py, which is stored as source code: the model contains no pickle.
 """
 
 import shutil
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 SERVICE = Path(__file__).with_name("fill_mask.py")
 SEAL = "SHA256SUMS"
-"""Beside the weights: the SHA-256 of every file. fill_mask.py, which must import nothing from here, reads it.
+"""File beside the weights with the SHA-256 of every other file; fill_mask.py reads it and repeats this name.
 
-Its own SHA-256 is the tag of this name, of the logged model and of its versions: it lies in MLflow's database, and who
-can change files of the store alone cannot change both.
+Its own SHA-256 is the tag of this name on the logged model and its versions. The tag is in MLflow's database, so write
+access to the artifact store alone is not enough to change a model unnoticed.
 """
 
 
 @dataclass(frozen=True)
 class Pages:
-    """What lies beside the weights, for people."""
+    """Documents to store beside the weights."""
 
     card: str
     data_card: Path
@@ -40,7 +40,7 @@ class Pages:
 def log_model(
     mlflow: Mlflow, training: "Run", name: str, path: Path, step: int, tags: Mapping[str, str], pages: Pages
 ) -> "LoggedModel":
-    """A Hugging Face directory as a logged model of the run that trained it, with all its files."""
+    """Log a Hugging Face directory with all its files as a model of the run that trained it, at `step`."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     client, run_id = mlflow.client(), training.info.run_id
@@ -56,27 +56,27 @@ def log_model(
 
 
 def changed_files(client: "MlflowClient", version: "ModelVersion") -> list[str]:
-    """The files of a version that are not what was registered: changed, gone or added. All of them are fetched.
+    """Return the files of a version that were changed, removed or added since registration. Downloads all files.
 
-    Raises MlflowException or OSError where they cannot be fetched.
+    Raises MlflowException or OSError if they cannot be downloaded.
     """
     from mlflow.artifacts import download_artifacts
 
-    place = client.get_logged_model((version.source or "").removeprefix("models:/")).artifact_location
+    location = client.get_logged_model((version.source or "").removeprefix("models:/")).artifact_location
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(download_artifacts(place, dst_path=folder, tracking_uri=client.tracking_uri))
-        if place.startswith("file:"):  # a model is loaded from there as it lies, and these are written beside it
+        path = Path(download_artifacts(location, dst_path=folder, tracking_uri=client.tracking_uri))
+        if location.startswith("file:"):  # models are loaded in place from there, and loading writes these files
             shutil.rmtree(path / "__pycache__", ignore_errors=True)
             (path / "registered_model_meta").unlink(missing_ok=True)
         if not (path / SEAL).is_file() or file_digest(path / SEAL) != version.tags.get(SEAL):
-            return [SEAL]  # so nothing that it says counts
+            return [SEAL]  # its digests cannot be trusted
         sealed = (path / SEAL).read_text(encoding="utf-8")
         return sorted({line.partition("  ")[2] for line in {*sealed.splitlines()} ^ {*_digests(path)}})
 
 
 def _save(path: Path, model: "LoggedModel", checkpoint: Path, pages: Pages) -> None:
-    """The checkpoint in MLflow's transformers flavour, with its card, its plots and the data card of its corpus; and
-    as the service of fill_mask.py on the same files.
+    """Write the checkpoint in MLflow's transformers flavour, with its card, its plots and the data card of its corpus;
+    add the pyfunc flavour, the service in fill_mask.py, on the same files.
     """
     import mlflow.transformers
     from huggingface_hub import ModelCard
@@ -90,7 +90,7 @@ def _save(path: Path, model: "LoggedModel", checkpoint: Path, pages: Pages) -> N
         ColSpec(Array(Array(fill)), "fills"),
         ColSpec(Array(DataType.double), "embedding", required=False),
     ]
-    asked = [ParamSpec("top_k", "long", 5), ParamSpec("return_embeddings", "boolean", False)]
+    params = [ParamSpec("top_k", "long", 5), ParamSpec("return_embeddings", "boolean", False)]
     mlflow.transformers.save_model(
         {
             "model": BertForMaskedLM.from_pretrained(checkpoint, use_safetensors=True),
@@ -99,8 +99,8 @@ def _save(path: Path, model: "LoggedModel", checkpoint: Path, pages: Pages) -> N
         str(path),
         task="fill-mask",
         model_card=ModelCard(pages.card),
-        signature=ModelSignature(Schema([ColSpec("string")]), Schema(answer), ParamSchema(asked)),
-        # Given, because MLflow would load the model in a process of its own to find them.
+        signature=ModelSignature(Schema([ColSpec("string")]), Schema(answer), ParamSchema(params)),
+        # Explicit, because MLflow would load the model in another process to infer them.
         pip_requirements=[f"{name}=={_released(name)}" for name in ("torch", "transformers")],
         mlflow_model=Model(model.artifact_location, model.source_run_id, model_id=model.model_id),
     )
@@ -115,23 +115,23 @@ def _save(path: Path, model: "LoggedModel", checkpoint: Path, pages: Pages) -> N
         artifacts={"model": {"path": "model"}, "tokenizer": {"path": "components/tokenizer"}},
     )
     saved.save(str(path / "MLmodel"))
-    (path / "LICENSE.txt").unlink(missing_ok=True)  # MLflow's guess: a page of the Hub that does not exist
+    (path / "LICENSE.txt").unlink(missing_ok=True)  # MLflow guesses it: a link to a page of the Hub that does not exist
     for shown in (*checkpoint.glob("*.png"), pages.data_card):
         (path / shown.name).write_bytes(shown.read_bytes())
     _seal(path)
 
 
 def _seal(path: Path) -> None:
-    """Write the digests that the service compares with before it loads anything."""
+    """Write the digests that the service verifies before it loads anything."""
     (path / SEAL).write_text("".join(f"{line}\n" for line in _digests(path)), encoding="utf-8")
 
 
 def _digests(path: Path) -> list[str]:
-    """Of every file but the seal, as sha256sum tells it."""
+    """The digest and the name of every file but the seal, in the format of sha256sum."""
     files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     return [f"{file_digest(path / name)}  {name}" for name in files if name != SEAL]
 
 
 def _released(package: str) -> str:
-    """The version that is installed, as package indexes know it: 2.13.0 of 2.13.0+cpu."""
+    """The installed version without its local part, as package indexes list it: 2.13.0 for 2.13.0+cpu."""
     return installed_version(package).partition("+")[0]

@@ -1,4 +1,4 @@
-"""Who is champion: how a version comes to bear the alias `champion`, and the way back. What decides is the ledger."""
+"""Promote a version to champion, and undo promotions. The ledger (ledger.py) decides between concurrent calls."""
 
 import getpass
 import os
@@ -37,17 +37,17 @@ def promote(
     how: Literal["rule", "hand"] = "hand",
     comparison: Mapping[str, Any] | None = None,
 ) -> Promotion:
-    """Make a version the champion in place of `expected_champion` (None: there is none).
+    """Make a version the champion in place of `expected_champion` (None if there is no champion).
 
-    Where it is champion already, what made it so is returned. Raises PromotionConflict where another is champion than
-    expected, PromotionError where the version is not there, not ready, or not what was registered. Of any number at
-    once with one expectation, exactly one returns.
+    If it already is the champion, return the promotion that made it so. Of concurrent calls with the same
+    `expected_champion`, exactly one succeeds. Raises PromotionConflict if the champion is not the expected one, and
+    PromotionError if the version does not exist, is not ready, or its files changed since registration.
     """
     if len(reason) > MAX_REASON:
-        raise PromotionError(f"a reason of {len(reason)} characters; remedy: at most {MAX_REASON}")
+        raise PromotionError(f"the reason has {len(reason)} characters; remedy: at most {MAX_REASON}")
     entries = confirmed_promotions(client, name)
     held, champion = holding(entries), find_champion(client, name)
-    _require_whole(client, name, version)
+    _require_usable(client, name, version)
     if held and held[-1].version == version == champion:
         return held[-1]
     entry = _entry(version, expected_champion, reason, how, comparison or {})
@@ -57,26 +57,26 @@ def promote(
 
 
 def undo(client: "MlflowClient", name: str) -> Promotion:
-    """Give the alias back to the champion before the last one; said again, to the one before that.
+    """Restore the previous champion. A second call restores the one before that, and so on.
 
-    Where there was none before, the alias is taken away. Raises PromotionError where nothing is left to take back,
-    where the alias was moved by hand since, or where the champion before was deleted.
+    If there was no previous champion, remove the alias. Raises PromotionError if no promotion is left to undo, the
+    alias was moved by hand since, or the previous champion was deleted.
     """
     entries = confirmed_promotions(client, name)
     held, champion = holding(entries), find_champion(client, name)
-    taken_back = {entry.undoes for entry in held}
-    standing = [entry for entry in held if entry.how != "undo" and entry.number not in taken_back]
-    if not standing or (champion is None and standing[-1].version_before is None):
-        raise PromotionError(f"{ledger(name)} holds no promotion of {name} that could be taken back")
-    last = standing[-1]
-    if champion not in (last.version, None):  # None: it was deleted, and the alias with it
+    undone = {entry.undoes for entry in held}
+    in_force = [entry for entry in held if entry.how != "undo" and entry.number not in undone]
+    if not in_force or (champion is None and in_force[-1].version_before is None):
+        raise PromotionError(f"{ledger(name)} has no promotion of {name} left to undo")
+    last = in_force[-1]
+    if champion not in (last.version, None):  # None: it was deleted together with its alias
         raise PromotionError(
             f"promotion {last.number} made version {last.version} of {name} champion, but the alias was moved by hand "
-            f"to version {champion} since; remedy: bert-pipeline promote models:/{name}/{last.version_before}"
+            f"to version {champion} since then; remedy: bert-pipeline promote models:/{name}/{last.version_before}"
         )
     if last.version_before is not None:
-        _require_whole(client, name, last.version_before)
-    reason = f"promotion {last.number} is taken back"
+        _require_usable(client, name, last.version_before)
+    reason = f"undo of promotion {last.number}"
     entry = replace(_entry(last.version_before, champion, reason, "undo", {}), undoes=last.number)
     return record(client, name, entry, entries)
 
@@ -93,16 +93,17 @@ def _entry(
 
 
 def _who() -> str:
-    """The user at MLflow's server, or else of this machine."""
+    """The user name at MLflow's server, or else on this machine."""
     if user := settings.mlflow_user():
         return user
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
+    except (KeyError, OSError):  # a container may run under a user id without a name
         return str(os.getuid())
 
 
-def _require_whole(client: "MlflowClient", name: str, version: str) -> None:
+def _require_usable(client: "MlflowClient", name: str, version: str) -> None:
+    """Raise PromotionError if the version does not exist, is not ready, or its files changed since registration."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -112,14 +113,14 @@ def _require_whole(client: "MlflowClient", name: str, version: str) -> None:
             raise
         others = sorted(int(each.version) for each in client.search_model_versions(f"name = '{name}'"))
         raise PromotionError(
-            f"{name} has no version {version}, or it was deleted; remedy: one of these: {str(others).strip('[]')}"
+            f"{name} has no version {version}, or it was deleted; remedy: one of {str(others).strip('[]')}"
         ) from None
     if found.status != "READY":
         raise PromotionError(
-            f"version {version} of {name} is {found.status}, not READY; remedy: register it again, or wait until it is"
+            f"version {version} of {name} is {found.status}, not READY; remedy: wait until it is, or register it again"
         )
-    if SEAL in found.tags and (changed := changed_files(client, found)):  # what others registered has no seal
+    if SEAL in found.tags and (changed := changed_files(client, found)):  # other tools seal nothing
         raise PromotionError(
-            f"version {version} of {name} is not what was registered: {', '.join(changed)}; remedy: see who can write "
-            f"to {found.source}, delete the version and register it anew"
+            f"files of version {version} of {name} changed since registration: {', '.join(changed)}; remedy: check who "
+            f"can write to {found.source}, delete the version and register it again"
         )

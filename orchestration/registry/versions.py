@@ -1,8 +1,8 @@
-"""The model registry: a checkpoint that passed every gate becomes a version that anyone can load.
+"""Register checkpoints that passed every gate as versions of a model in MLflow's registry.
 
-The version is a fill-mask model (logged_models.py). Its evaluations, its lineage and its card hang on it; the alias
-`candidate` follows the newest, and who is `champion` decides champion.py. The models that the training kept on its way
-(pretrain.snapshot_every) are logged models, too, and no versions.
+A version is a fill-mask model (logged_models.py) with its scores and lineage as tags and its card as description. The
+alias `candidate` points to the newest version; champion.py decides about `champion`. Snapshots of the training
+(pretrain.snapshot_every) become logged models without a version.
 """
 
 import json
@@ -19,7 +19,7 @@ from bert_pipeline.report.model_card import model_card, text_of
 from bert_pipeline.stages import EVALUATION
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact
-from orchestration.registry.champion import compare_with, section, standing_champion
+from orchestration.registry.champion import compare_with, current_champion, section, version_or_none
 from orchestration.registry.logged_models import SEAL, Pages, changed_files, log_model
 from orchestration.tracking.metadata import measured
 from orchestration.tracking.mlflow_runs import DESCRIPTION, Mlflow
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ALIAS = "candidate"
 RECIPE_DESCRIPTION = "recipe.description"
-"""Tag of a registered model: the recipe's words as they are; MLflow shows its description as Markdown."""
+"""Tag of a registered model: the recipe's description unescaped. MLflow renders the model's own as Markdown."""
 CODE_VERSION = "4"
 
 log = logging.getLogger("bert_pipeline.registry")  # under the library's name, so that Dagster shows it
@@ -44,13 +44,13 @@ def model_name(recipe: str) -> str:
 def register(
     mlflow: Mlflow, recipe: Recipe, artifacts: Mapping[str, Artifact], tags: Mapping[str, str]
 ) -> "ModelVersion":
-    """The version made of these artifacts; logged only if it is not registered yet."""
+    """Return the version built from these artifacts; log and register it if it does not exist yet."""
     client, name = mlflow.client(), model_name(recipe.name)
     made_from = {kind: made.fingerprint for kind, made in artifacts.items()}
     fingerprint = artifact.fingerprint({"made_from": made_from, "code_version": CODE_VERSION})
     if known := client.search_model_versions(f"name = '{name}' and tags.fingerprint = '{fingerprint}'"):
         version = known[0]
-        log.info("registered_model: %s version %s stands already", name, version.version)
+        log.info("registered_model: %s version %s exists already", name, version.version)
     else:
         tags = {**tags, **made_from, "fingerprint": fingerprint, "recipe": recipe.name}
         version = _log_and_register(mlflow, recipe, artifacts, tags)
@@ -64,17 +64,17 @@ def _log_and_register(
 ) -> "ModelVersion":
     from mlflow import set_tracking_uri
 
-    # MLflow's SQL registry looks a logged model up at the global address, not at its client's.
+    # MLflow's SQL registry looks up logged models at the global tracking URI, not at its client's.
     set_tracking_uri(mlflow.tracking_uri)
     client, name = mlflow.client(), model_name(recipe.name)
     checkpoint, evaluations = artifacts["pretrained_checkpoint"], artifacts["evaluations"]
     card = model_card(
         name, recipe.model_dump(mode="json", exclude={"name"}), {kind: made.facts for kind, made in artifacts.items()}
     )
-    champion, store = standing_champion(client, name), evaluations.path.parents[1]
+    champion, store = current_champion(client, name), evaluations.path.parents[1]
     compared, faults = compare_with(champion, tags, store) if champion else ({}, [])
     for fault in faults:
-        log.warning("the champion (version %s) and this one: %s", champion and champion.version, fault)
+        log.warning("no comparison with the champion (version %s): %s", champion and champion.version, fault)
     if champion and compared:
         card += "\n" + section(champion, compared)
     [training, *_] = mlflow.runs(checkpoint.fingerprint, "FINISHED")
@@ -88,8 +88,7 @@ def _log_and_register(
     tasks = {task: scores["pretrained"]["score_mean"] for task, scores in evaluations.facts["tasks"].items()}
 
     if not client.search_registered_models(f"name = '{name}'"):
-        told = {RECIPE_DESCRIPTION: recipe.description}
-        client.create_registered_model(name, told, plain(recipe.description))
+        client.create_registered_model(name, {RECIPE_DESCRIPTION: recipe.description}, plain(recipe.description))
     return client.create_model_version(
         name,
         source=f"models:/{model.model_id}",
@@ -101,7 +100,7 @@ def _log_and_register(
 
 
 def _log_snapshots(mlflow: Mlflow, training: "Run", name: str, artifacts: Mapping[str, Artifact], pages: Pages) -> None:
-    """The models that were kept on the way (pretrain.snapshot_every), each with what was measured at its step."""
+    """Log the snapshots of the training (pretrain.snapshot_every), each with the metrics measured at its step."""
     checkpoint, client = artifacts["pretrained_checkpoint"], mlflow.client()
     [evaluation, *_] = mlflow.runs(artifacts["evaluations"].fingerprint, "FINISHED")
     measured = {row["step"]: row for row in read_rows(checkpoint.path / "metrics.jsonl") if "heldout_mlm_loss" in row}
@@ -122,7 +121,7 @@ def _log_snapshots(mlflow: Mlflow, training: "Run", name: str, artifacts: Mappin
 def _attach_scores(
     mlflow: Mlflow, client: "MlflowClient", model: "LoggedModel", evaluations: Artifact, differences: dict[str, float]
 ) -> None:
-    """Each score of the evaluations, and each difference from the champion, as a metric of the model and their run."""
+    """Log each score and each difference from the champion as a metric of the model and of the evaluations' run."""
     [evaluation, *_] = mlflow.runs(evaluations.fingerprint, "FINISHED")
     scores = {f"{evaluations.kind}/{name}": value for name, value in measured(evaluations.facts).items()} | differences
     for name, value in scores.items():
@@ -130,7 +129,7 @@ def _attach_scores(
 
 
 def faults_of_run(client: "MlflowClient", version: "ModelVersion") -> Iterator[str]:
-    """Whether the run that a version points to is still there."""
+    """Yield a fault if the run that trained a version was deleted from MLflow."""
     from mlflow.exceptions import MlflowException
 
     here, run_id = f"version {version.version}", version.run_id or ""
@@ -138,21 +137,29 @@ def faults_of_run(client: "MlflowClient", version: "ModelVersion") -> Iterator[s
         if client.get_run(run_id).info.lifecycle_stage == "deleted":
             yield f"{here}: its run {run_id} was deleted in MLflow; remedy: mlflow runs restore --run-id {run_id}"
     except MlflowException as error:
-        yield f"{here}: its run {run_id} is gone from MLflow: {error}; remedy: delete the version and register it anew"
+        yield f"{here}: its run {run_id} is gone from MLflow: {error}; remedy: delete the version and register it again"
 
 
 def faults_of_files(client: "MlflowClient", version: "ModelVersion") -> Iterator[str]:
-    """Whether the files that a version points to are what was registered. All of them are fetched."""
+    """Yield a fault if the files of a version differ from the registered ones. Downloads and hashes all of them."""
     from mlflow.exceptions import MlflowException
 
     here, source = f"version {version.version}", version.source or ""
     try:
         changed = changed_files(client, version)
     except (MlflowException, OSError) as error:
-        yield f"{here}: {source} cannot be read: {error}; remedy: delete the version and register it anew"
+        yield f"{here}: {source} cannot be read: {error}; remedy: delete the version and register it again"
         return
     if changed:
         yield (
-            f"{here}: {', '.join(changed)} of {source} is not what was registered; remedy: see who can write there, "
-            "delete the version and register it anew"
+            f"{here}: {', '.join(changed)} of {source} changed since registration; remedy: check who can write there, "
+            "delete the version and register it again"
         )
+
+
+def faults_of_champion(client: "MlflowClient", name: str, champion: str) -> Iterator[str]:
+    """Yield the faults of the version that the alias `champion` points to: deleted, or its files changed."""
+    if version := version_or_none(client, name, champion):
+        yield from faults_of_files(client, version)
+    else:
+        yield f"the alias champion points to version {champion}, which is deleted; remedy: bert-pipeline promote"

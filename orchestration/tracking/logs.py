@@ -1,4 +1,4 @@
-"""What the library says, in Dagster's event log, and a console that a person can read."""
+"""Forward the library's log to Dagster's event log, and format Dagster's log for a terminal."""
 
 import logging
 import sys
@@ -23,7 +23,7 @@ class _Forward(logging.Handler):
 
 @contextmanager
 def library_log_in(target: logging.Logger) -> Iterator[None]:
-    """While this lasts, what bert_pipeline logs goes to `target` (an asset's `context.log`)."""
+    """Forward log records of bert_pipeline to `target` (an asset's `context.log`) inside the block."""
     handler, level = _Forward(target), LIBRARY.level
     LIBRARY.addHandler(handler)
     LIBRARY.setLevel(logging.INFO)
@@ -35,30 +35,30 @@ def library_log_in(target: logging.Logger) -> Iterator[None]:
 
 
 class _Readable(logging.Formatter):
-    """`time  asset  message`; after the failure of a step, the error that caused it."""
+    """`time  asset  message`; for a failed step, also the error that caused it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told = record.__dict__["dagster_meta"]
-        event, message = told["dagster_event"], told["orig_message"]
+        meta = record.__dict__["dagster_meta"]
+        event, message = meta["dagster_event"], meta["orig_message"]
         if event and event.is_step_failure and (error := event.step_failure_data.error):
             while error.cause:
                 error = error.cause
             message += f"\n{error.to_string()}"
-        return one_record(f"{self.formatTime(record, '%H:%M:%S')}  {told['step_key'] or '':<21}  {message}")
+        return one_record(f"{self.formatTime(record, '%H:%M:%S')}  {meta['step_key'] or '':<21}  {message}")
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:
-    """Log lines and failures; of Dagster's other events, only the end of each step."""
-    told = record.__dict__["dagster_meta"]
-    event = told["dagster_event"]
-    if "did not yield or return expected outputs" in told["orig_message"]:
-        return False  # of the tasks that the recipe does not ask for
+    """Keep log lines and failures; of Dagster's other events, only the success of each step."""
+    meta = record.__dict__["dagster_meta"]
+    event = meta["dagster_event"]
+    if "did not yield or return expected outputs" in meta["orig_message"]:
+        return False  # the outputs of tasks that the recipe does not evaluate
     return event is None or record.levelno >= logging.WARNING or event.event_type_value == "STEP_SUCCESS"
 
 
 @dg.logger
 def console(context: dg.InitLoggerContext) -> logging.Logger:
-    """Progress and stages, one line each."""
+    """Show progress and the end of each step on stderr, one line each."""
     logger = logging.Logger("console", logging.DEBUG)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Readable())

@@ -1,4 +1,4 @@
-"""An artifact as Dagster shows it: facts as plotted numbers, an example row, pictures, columns, where it lies."""
+"""Metadata of an artifact in Dagster: facts as plotted numbers, pictures, columns, its path."""
 
 import base64
 import re
@@ -21,16 +21,16 @@ ON_THE_CARD = (
     *("documents_by_year", "documents_by_journal", "vocabulary_growth"),
     *("sentences_per_document_histogram", "words_per_document_histogram"),
 )
-"""Facts of raw_corpus that are shown as a picture or a table of the data card alone."""
+"""Facts of raw_corpus that only the data card shows, as a picture or a table."""
 
 SIGNIFICANT_DIGITS = 6
-"""Of what is shown; the record has them all."""
+"""Digits that Dagster shows; record.json has the full values."""
 
 NOT_IN_METRICS = re.compile(r"[^\w\-. /:]")
 
 
 def flatten(tree: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings and of lists of mappings, each with its path. A histogram is a leaf."""
+    """Yield the leaves of nested mappings and of lists of mappings, each with its path. A histogram is a leaf."""
     for name, value in tree.items():
         if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
             value = {str(number): row for number, row in enumerate(value)}
@@ -41,20 +41,20 @@ def flatten(tree: Mapping[str, Any], separator: str = "/") -> Iterator[tuple[str
 
 
 def numbers(facts: Mapping[str, Any]) -> dict[str, float]:
-    """By their paths. Labels and models may bear any name, so what MLflow refuses in the name of a metric is `_`."""
+    """All numbers by path. Characters that MLflow rejects in metric names, as labels may have, become `_`."""
     found = ((NOT_IN_METRICS.sub("_", name), value) for name, value in flatten(facts))
     return {name: value for name, value in found if isinstance(value, int | float)}
 
 
 def measured(facts: Mapping[str, Any]) -> dict[str, float]:
-    """For MLflow: without what `evaluations` repeats of the asset `contamination`, 28 numbers a task."""
+    """The numbers for MLflow: without the 28 per task that `evaluations` repeats from the asset `contamination`."""
     return numbers({name: value for name, value in facts.items() if name != "contamination"})
 
 
 def of_artifact(made: Artifact) -> dict[str, Any]:
-    """Metadata of a materialization, what people look at first; then the facts, one by one."""
-    drawn = sorted(made.path.glob("*.png"))
-    shown: dict[str, Any] = {picture.stem: _embedded(picture.read_bytes()) for picture in drawn}
+    """Metadata of a materialization: pictures and cards first, then every fact."""
+    drawings = sorted(made.path.glob("*.png"))
+    shown: dict[str, Any] = {picture.stem: _embedded(picture.read_bytes()) for picture in drawings}
     if made.kind in ("raw_corpus", "nsp_dataset", "masked_dataset"):
         shown["dagster/column_schema"] = _columns(_schema(made))
     if made.kind == "raw_corpus":
@@ -75,7 +75,7 @@ def of_artifact(made: Artifact) -> dict[str, Any]:
 
 
 def of_plan(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What the recipe was expected to take, beside what it then took."""
+    """Metadata with the plan of the recipe (disk, memory, time), to compare with what the run took."""
     return {"plan": dg.MetadataValue.md(fenced(table.show(plan)))} | {
         f"plan/{name}": value for name, value in numbers({part: plan[part] for part in ("text", "disk")}).items()
     }

@@ -1,7 +1,7 @@
-"""What MLflow was not told, because it was down or the process that trained was killed: it is told from the records.
+"""Report to MLflow, from the records on disk, what it missed: it was down, or the training process was killed.
 
-A note lies beside each artifact of which MLflow does not know the end (tracking.py). Whoever holds the artifact's lock
-may settle it: while a training goes on, nobody else can.
+A note lies beside each artifact whose end MLflow does not know (mlflow_runs.py). Only the holder of the artifact's lock
+may deliver it, and a running training holds the lock itself.
 """
 
 import json
@@ -17,9 +17,9 @@ from orchestration.tracking.mlflow_runs import NOTE, About, Mlflow, Point, Track
 
 
 def deliver(mlflow: Mlflow, about: About, wait: bool) -> bool:
-    """Tell MLflow how the training ended, and what it lacks of it; whether that could be done.
+    """Send to MLflow what it lacks about a training, and how it ended. Return whether that was possible.
 
-    False where somebody works on the artifact and `wait` is False. Raises what MLflow's client raises.
+    Returns False if another process builds the artifact and `wait` is False. Raises what MLflow's client raises.
     """
     try:
         with FileLock(f"{about.destination}.lock", timeout=-1 if wait else 0):
@@ -31,7 +31,7 @@ def deliver(mlflow: Mlflow, about: About, wait: bool) -> bool:
 
 
 def deliver_all(mlflow: Mlflow, store: Path) -> list[str]:
-    """The same for every note in the store; the names of the runs that were delivered."""
+    """Deliver every note in the store that nobody works on; return the names of the delivered runs."""
     delivered = []
     for depth in ("*", "*/*"):
         for note in sorted(store.glob(f"{depth}/*{NOTE}")):
@@ -42,18 +42,18 @@ def deliver_all(mlflow: Mlflow, store: Path) -> list[str]:
 
 
 def _deliver(mlflow: Mlflow, about: About, ended: str | None, points: Sequence[Point]) -> None:
-    stands = about.destination.exists()
-    if stands and mlflow.runs(about.fingerprint, "FINISHED"):
+    finished = about.destination.exists()
+    if finished and mlflow.runs(about.fingerprint, "FINISHED"):
         about.note.unlink(missing_ok=True)
         return
     tracked = Tracked(mlflow, about, points)
-    rows = about.destination if stands else artifact.partial(about.destination)
+    rows = about.destination if finished else artifact.partial(about.destination)
     for row in read_rows(rows / "metrics.jsonl"):
         tracked.on_row(row)
-    if stands:
+    if finished:
         made = artifact.load(about.destination, about.kind)
         tracked.report(made.facts, made.path)
-    tracked.close("FINISHED" if stands else ended or "KILLED")
+    tracked.close("FINISHED" if finished else ended or "KILLED")
 
 
 def _read_note(note: Path) -> tuple[About, str | None, list[Point]]:

@@ -166,7 +166,7 @@ def test_a_circle_of_recipes_and_a_recipe_without_a_checkpoint(tmp_path, monkeyp
         (tmp_path / f"{name}.toml").write_text(
             f'corpus = {{ source = "sample" }}\n[pretrain]\ninit_from = "{begins_with}"\n'
         )
-    with pytest.raises(RecipeError, match="leads in a circle: one -> two -> three -> two; remedy"):
+    with pytest.raises(RecipeError, match="forms a cycle: one -> two -> three -> two; remedy"):
         resolve_recipe(load_recipe(tmp_path / "one.toml"))
-    with pytest.raises(RecipeError, match=r"recipe after-demo begins with .* recipe demo, .*remedy: dg launch"):
+    with pytest.raises(RecipeError, match=r"recipe after-demo starts from .* recipe demo, .*remedy: dg launch"):
         resolve_recipe(load_recipe(tmp_path / "after-demo.toml"))

@@ -1,4 +1,4 @@
-"""What follows new content by itself: what is cheap, of one recipe, behind open gates, and nothing else."""
+"""Automatic rebuilds: only cheap assets, only of the changed recipe, only while the gates pass."""
 
 import itertools
 
@@ -14,14 +14,14 @@ DATA = ("raw_corpus", "contamination", "tokenizer", "nsp_dataset", "masked_datas
 
 
 class Watched:
-    """The graph as the daemon evaluates it, and runs of assets that stand for the real ones in its history."""
+    """Evaluates the graph like the daemon; runs of stub assets make up its history."""
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance, self.cursor, self.defs = instance, None, defs()
         self.versions = itertools.count()
 
-    def look(self) -> set[tuple[str, str]]:
-        """One evaluation: what it asks for, as (asset, recipe). What it asks for is then made."""
+    def tick(self) -> set[tuple[str, str]]:
+        """Evaluate once, run what is requested, and return it as (asset, recipe)."""
         result = dg.evaluate_automation_conditions(
             self.defs, self.instance, asset_selection=new_content.asset_selection, cursor=self.cursor
         )
@@ -34,7 +34,7 @@ class Watched:
         return found
 
     def run(self, recipe: str, *kinds: str, version: str | None = None, passed: bool = True) -> None:
-        """A run that makes these, of one content or a new one, and asks their gates."""
+        """Run these assets, with the given or a new data version, and evaluate their gates."""
 
         def stand_in(kind: str) -> dg.AssetsDefinition:
             made = dg.DataVersion(version or f"of {next(self.versions)}")
@@ -55,61 +55,61 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def switched_on():
-    """Two recipes whose data stands."""
+    """Two recipes with existing data assets."""
     with dg.instance_for_test() as instance:
         watched = Watched(instance)
         for recipe in ("tiny", "notes"):
             watched.run(recipe, *DATA)
-        assert watched.look() == set(), "switched on, it takes what stands as it is"
+        assert watched.tick() == set(), "existing assets are not rebuilt at first"
         yield watched
 
 
 @pytest.fixture
 def watched(switched_on):
-    """At rest: what an earlier test left to be made is made."""
-    while switched_on.look():
+    """Without pending requests of an earlier test."""
+    while switched_on.tick():
         pass
     return switched_on
 
 
-def test_new_text_is_followed_by_what_is_cheap(watched):
+def test_new_text_rebuilds_the_cheap_assets(watched):
     watched.run("tiny", "raw_corpus")
-    assert watched.look() == {("contamination", "tiny"), ("nsp_dataset", "tiny")}
-    assert watched.look() == {("masked_dataset", "tiny")}
-    assert watched.look() == set(), "and by no training"
+    assert watched.tick() == {("contamination", "tiny"), ("nsp_dataset", "tiny")}
+    assert watched.tick() == {("masked_dataset", "tiny")}
+    assert watched.tick() == set(), "no training"
 
 
-def test_text_that_is_what_it_was_is_followed_by_nothing(watched):
+def test_unchanged_text_rebuilds_nothing(watched):
     watched.run("tiny", "raw_corpus", version="one")
-    watched.look(), watched.look()
+    watched.tick(), watched.tick()
     watched.run("tiny", "raw_corpus", version="one")
-    assert watched.look() == set()
+    assert watched.tick() == set()
 
 
-def test_a_new_vocabulary_is_followed_by_pairs_and_masks_in_one_run(watched):
+def test_a_new_vocabulary_rebuilds_pairs_and_masks_in_one_run(watched):
     """Masks of a new vocabulary over pairs of the old one would be refused."""
     watched.run("tiny", "tokenizer")
-    assert watched.look() == {("nsp_dataset", "tiny"), ("masked_dataset", "tiny")}
+    assert watched.tick() == {("nsp_dataset", "tiny"), ("masked_dataset", "tiny")}
 
 
-def test_a_closed_gate_holds_back_later_runs_until_it_opens(watched):
-    """Of its own recipe: what another recipe's gates say changes nothing."""
+def test_a_failed_gate_blocks_later_runs_until_it_passes(watched):
+    """Gates of another recipe have no effect."""
     watched.run("tiny", "raw_corpus", version="broken", passed=False)
-    assert watched.look() == set()
+    assert watched.tick() == set()
     watched.run("notes", "raw_corpus")
-    assert watched.look() == {("contamination", "notes"), ("nsp_dataset", "notes")}
-    assert watched.look() == {("masked_dataset", "notes")}
+    assert watched.tick() == {("contamination", "notes"), ("nsp_dataset", "notes")}
+    assert watched.tick() == {("masked_dataset", "notes")}
     watched.run("tiny", "raw_corpus", version="mended")
-    assert watched.look() == {("contamination", "tiny"), ("nsp_dataset", "tiny")}
+    assert watched.tick() == {("contamination", "tiny"), ("nsp_dataset", "tiny")}
 
 
-def test_what_is_dear_has_no_condition():
+def test_expensive_assets_have_no_condition():
     graph = defs().resolve_asset_graph()
-    followed = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).automation_condition}
-    assert followed == {"contamination", "nsp_dataset", "masked_dataset"}
+    automatic = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).automation_condition}
+    assert automatic == {"contamination", "nsp_dataset", "masked_dataset"}
 
 
-def test_corpus_and_champion_say_when_they_are_old():
+def test_corpus_and_champion_have_a_freshness_policy():
     graph = defs().resolve_asset_graph()
     dated = {key.to_user_string() for key in graph.get_all_asset_keys() if graph.get(key).freshness_policy}
     assert dated == {"raw_corpus", "champion"}

@@ -116,7 +116,7 @@ def test_good_facts_pass(kind, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "path", "value", "check"), BAD)
-def test_a_bad_fact_fails_its_gate_and_says_its_value(kind, path, value, check, tmp_path):
+def test_a_bad_fact_fails_its_gate_and_shows_its_value(kind, path, value, check, tmp_path):
     made = artifact_of(kind, changed(GOOD[kind], path, value), tmp_path)
     failed = {
         result.check_name: result.description for result in checks.check_results(made, RECIPE) if not result.passed
@@ -131,7 +131,7 @@ def test_registration_is_refused_with_every_fault(tmp_path):
     checks.assert_all_pass(artifacts, RECIPE)
     artifacts["tokenizer"] = artifact_of("tokenizer", GOOD["tokenizer"] | {"heldout_unk_fraction": 0.5}, tmp_path)
     artifacts["raw_corpus"] = artifact_of("raw_corpus", GOOD["raw_corpus"] | {"train_documents": 0}, tmp_path)
-    with pytest.raises(checks.GateClosed, match=r"(?s)train_documents is 0.*50.00% of the held-out pieces"):
+    with pytest.raises(checks.GateClosed, match=r"(?s)train_documents is 0.*50.00% of the held-out tokens"):
         checks.assert_all_pass(artifacts, RECIPE)
 
 

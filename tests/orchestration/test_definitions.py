@@ -34,7 +34,7 @@ def test_the_graph_is_the_chain_of_stages(graph):
 
 
 @pytest.mark.parametrize("name", GRAPH)
-def test_every_asset_says_what_it_is(graph, name):
+def test_every_asset_is_described(graph, name):
     asset = graph.get(asset_key(name))
     assert asset.description and len(asset.description) > 30
     assert asset.owners and asset.kinds and asset.code_version
@@ -42,13 +42,19 @@ def test_every_asset_says_what_it_is(graph, name):
     assert {"demo", "small", "tiny"} <= set(asset.partitions_def.get_partition_keys())
 
 
-def test_every_gate_stands_in_the_graph_and_blocks(graph):
+def test_every_gate_is_in_the_graph_and_blocks(graph):
     gates = {(key.asset_key.to_user_string(), key.name) for key in graph.asset_check_keys}
     assert gates == {(kind, check.__name__) for kind in GRAPH for check in checks_of(kind)}
     assert all(graph.get(key).blocking and graph.get(key).description for key in graph.asset_check_keys)
 
 
-def test_nothing_starts_by_itself():
+def test_every_job_schedule_and_sensor_is_described():
+    loaded = defs()
+    named = [*loaded.jobs, *loaded.schedules, *loaded.sensors]
+    assert len(named) == 9 and all(each.description and len(each.description) > 30 for each in named)
+
+
+def test_nothing_is_switched_on_by_default():
     loaded = defs()
     assert {schedule.default_status for schedule in loaded.schedules} == {dg.DefaultScheduleStatus.STOPPED}
     on = {sensor.name for sensor in loaded.sensors if sensor.default_status == dg.DefaultSensorStatus.RUNNING}
@@ -56,7 +62,7 @@ def test_nothing_starts_by_itself():
 
 
 def test_loading_the_graph_imports_neither_torch_nor_mlflow():
-    """The web server and the daemon load it again and again: it must stay light."""
+    """The web server and the daemon load it repeatedly."""
     code = (
         "import sys; from orchestration.definitions import defs; defs(); "
         "sys.exit(', '.join({'torch', 'transformers', 'mlflow'} & set(sys.modules)) or 0)"

@@ -1,4 +1,4 @@
-"""DAGSTER_HOME on a disk that is full, or cannot be written to: the run fails, no database is spoilt, all goes on."""
+"""DAGSTER_HOME on a full or read-only disk: the run fails, no database is corrupted, and the next run works."""
 
 import logging
 import sqlite3
@@ -16,7 +16,7 @@ from orchestration.workshop import resources
 pytestmark = pytest.mark.slow
 
 SQLITE = r"disk I/O error|database or disk is full|readonly database|unable to open database file"
-"""What its errors say of such a disk."""
+"""SQLite's error messages for such a disk."""
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ class OnFirstWord(logging.Handler):
         act()
 
 
-# Linux makes nothing read-only that is being written to.
+# Linux refuses to remount a disk read-only while a file is open for writing.
 @pytest.mark.parametrize(("harm", "when"), [("full", "before"), ("full", "during"), ("read-only", "before")])
-def test_a_disk_that_fails_spoils_nothing(disk, tmp_path, monkeypatch, harm, when):
+def test_a_failing_disk_corrupts_nothing(disk, tmp_path, monkeypatch, harm, when):
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "1")
     spoil, heal = HARM[harm]
     library, handler = logging.getLogger("bert_pipeline"), OnFirstWord(lambda: spoil(disk))

@@ -1,4 +1,4 @@
-"""The whole graph for recipes/tiny.toml, with real stages, in a home of its own."""
+"""The whole graph for recipes/tiny.toml, with real stages, in its own home."""
 
 import json
 import os
@@ -21,9 +21,8 @@ from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import kinds_of
 from bert_pipeline.store import artifact
 from orchestration.assets import ASSETS
-from orchestration.lineage import chain as lineage
-from orchestration.lineage.chain import describe
-from orchestration.registry import versions as registry
+from orchestration.lineage.chain import describe, reproduce
+from orchestration.registry import versions
 from orchestration.registry.ledger import PromotionError, find_champion
 from orchestration.registry.logged_models import changed_files
 from orchestration.registry.promotion import promote
@@ -31,7 +30,7 @@ from orchestration.report import report
 from orchestration.workshop import BUILT, resources
 
 TRACKED = ("pretrained_checkpoint", "evaluation/sample-chem", "evaluations")
-"""What has a run in MLflow."""
+"""Assets with an MLflow run."""
 TINY = Path(__file__).parent / "recipes" / "tiny.toml"
 
 
@@ -73,7 +72,7 @@ def materialization_of(result: dg.ExecuteInProcessResult, asset: str) -> dg.Asse
 
 
 def state(home) -> dict[str, int]:
-    """Every file of the store, and when it was written."""
+    """The modification time of every file in the store."""
     files = (path for path in (home / "artifacts").rglob("*") if path.suffix != ".lock")
     return {str(path): path.stat().st_mtime_ns for path in files}
 
@@ -87,7 +86,7 @@ def change_the_recipe(monkeypatch, folder, old: str, new: str) -> None:
     monkeypatch.setenv("BERT_PIPELINE_RECIPES", str(folder))
 
 
-def test_every_asset_is_made_and_shown(first, home):
+def test_every_asset_is_built_and_shown(first, home):
     assert first.success
     for kind in ("raw_corpus", "nsp_dataset", "masked_dataset"):
         assert "dagster/column_schema" in metadata_of(first, kind)
@@ -108,11 +107,11 @@ def test_every_asset_is_made_and_shown(first, home):
     assert corpus["plan/text/train_documents"] == corpus["train_documents"]
 
 
-def test_every_gate_was_asked(first):
+def test_every_gate_was_evaluated(first):
     evaluations = first.get_asset_check_evaluations()
     assert len(evaluations) >= 12
     assert all(evaluation.passed and evaluation.blocking for evaluation in evaluations)
-    assert {evaluation.partition for evaluation in evaluations} == {"tiny"}, "a gate of one recipe"
+    assert {evaluation.partition for evaluation in evaluations} == {"tiny"}, "gates are per recipe"
 
 
 def test_data_versions_are_fingerprints(first, home, instance):
@@ -141,7 +140,7 @@ def test_mlflow_has_one_run_for_each_training(first, mlflow):
         assert run.info.run_name == named.get(kind, "sample-chem of tiny")
         assert run.data.tags.get("mlflow.parentRunId") == (None if run.info.run_id == training else training)
         assert f"/runs/{first.run_id})" in run.data.tags["mlflow.note.content"]
-        assert not [name for name in run.data.metrics if "contamination" in name], "they stand in an asset of their own"
+        assert not [name for name in run.data.metrics if "contamination" in name], "contamination has its own asset"
     logged = {file.path for file in mlflow.client().list_artifacts(training)}
     assert logged >= {"data_card.html", "DATA_CARD.md", "MODEL_CARD.md", "loss_curve.png"}
     history = mlflow.client().get_metric_history(training, "curves/loss")
@@ -152,13 +151,13 @@ def test_the_model_loads_and_predicts(first, mlflow):
     import mlflow as mlflow_module
 
     mlflow_module.set_tracking_uri(mlflow.tracking_uri)
-    version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
+    version = mlflow.client().get_model_version_by_alias("bert-tiny", versions.ALIAS)
     assert version.tags["pretrained_checkpoint"] == metadata_of(first, "pretrained_checkpoint")["fingerprint"]
-    made_by = "The smallest graph that goes through every stage, for tests\n\nMade by asset [registered_model]("
-    assert version.description.startswith(made_by)
+    description = "The smallest graph that goes through every stage, for tests\n\nMade by asset [registered_model]("
+    assert version.description.startswith(description)
     assert "## Limits" in version.description and "sample-chem" in version.description
     assert "library_name" not in version.description, "fields for the Hub"
-    uri = f"models:/bert-tiny@{registry.ALIAS}"
+    uri = f"models:/bert-tiny@{versions.ALIAS}"
     assert Path(mlflow_module.artifacts.download_artifacts(uri), "data_card.html").is_file()
     fill_mask = mlflow_module.transformers.load_model(uri)
     service, asked = mlflow_module.pyfunc.load_model(uri), {"top_k": 3, "return_embeddings": True}
@@ -202,10 +201,10 @@ def test_a_registered_model_that_was_changed_is_refused(first, mlflow, tmp_path,
     import mlflow as mlflow_module
 
     mlflow_module.set_tracking_uri(mlflow.tracking_uri)
-    kept = mlflow_module.artifacts.download_artifacts(f"models:/bert-tiny@{registry.ALIAS}", dst_path=str(tmp_path))
+    kept = mlflow_module.artifacts.download_artifacts(f"models:/bert-tiny@{versions.ALIAS}", dst_path=str(tmp_path))
     mlflow_module.pyfunc.load_model(kept)
     harm(Path(kept, name))
-    with pytest.raises(MlflowException, match=f"{name} is not what was registered; remedy: register the model again"):
+    with pytest.raises(MlflowException, match=f"{name} changed since registration; remedy: register the model again"):
         mlflow_module.pyfunc.load_model(kept)
 
 
@@ -220,20 +219,20 @@ def test_a_registered_model_that_was_changed_is_refused(first, mlflow, tmp_path,
         (lambda path: (path / "SHA256SUMS").write_text(""), "SHA256SUMS"),
     ],
 )
-def test_what_was_changed_in_the_store_does_not_become_champion(first, home, mlflow, tmp_path, harm, named):
-    """The code that is run when the model is loaded, too; and the seal is no help to who changes it as well."""
+def test_a_model_that_was_changed_in_the_store_cannot_be_promoted(first, home, mlflow, tmp_path, harm, named):
+    """Includes the code that loading runs, and the seal itself."""
     client = mlflow.client()
-    version = client.get_model_version_by_alias("bert-tiny", registry.ALIAS)
+    version = client.get_model_version_by_alias("bert-tiny", versions.ALIAS)
     [path] = (home / "mlartifacts").rglob(f"*{version.source.removeprefix('models:/')}/artifacts")
     shutil.copytree(path, tmp_path / "kept")
     assert changed_files(client, version) == []
     try:
         harm(path)
         assert changed_files(client, version) == named.split(", ")
-        with pytest.raises(PromotionError, match=f"is not what was registered: {named}; remedy"):
+        with pytest.raises(PromotionError, match=f"changed since registration: {named}; remedy"):
             promote(client, "bert-tiny", version.version, "a look was enough", None)
-        faults = describe(f"models:/bert-tiny@{registry.ALIAS}", resources(home)["workshop"])["faults"]
-        assert any(f"{named} of {version.source} is not what was registered" in fault for fault in faults)
+        faults = describe(f"models:/bert-tiny@{versions.ALIAS}", resources(home)["workshop"])["faults"]
+        assert any(f"{named} of {version.source} changed since registration" in fault for fault in faults)
     finally:
         shutil.rmtree(path)
         shutil.copytree(tmp_path / "kept", path)
@@ -264,22 +263,22 @@ def test_a_registration_killed_at_any_write_leaves_the_alias_on_a_whole_version(
     tags = client.get_model_version("bert-tiny", "1").tags
     artifacts = {kind: artifact.load(home / "artifacts" / kind / tags[kind], kind) for kind in kinds_of(recipe)}
     recipe = recipe.model_copy(update={"name": f"killed-{moment}-{write}"})
-    before = registry.register(mlflow, recipe, artifacts, {})
-    monkeypatch.setattr(registry, "CODE_VERSION", "another")
+    before = versions.register(mlflow, recipe, artifacts, {})
+    monkeypatch.setattr(versions, "CODE_VERSION", "another")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         original = getattr(MlflowClient, write)
         patch.setattr(MlflowClient, write, die)
-        registry.register(mlflow, recipe, artifacts, {})
-    found = client.get_model_version_by_alias(before.name, registry.ALIAS)
+        versions.register(mlflow, recipe, artifacts, {})
+    found = client.get_model_version_by_alias(before.name, versions.ALIAS)
     assert int(found.version) == (2 if (write, moment) == ("set_registered_model_alias", "after") else 1)
     assert changed_files(client, found) == []
-    again = registry.register(mlflow, recipe, artifacts, {})
+    again = versions.register(mlflow, recipe, artifacts, {})
     assert (int(again.version), changed_files(client, again)) == (2, [])
-    assert int(client.get_model_version_by_alias(before.name, registry.ALIAS).version) == 2
+    assert int(client.get_model_version_by_alias(before.name, versions.ALIAS).version) == 2
 
 
-def test_the_champion_answers_over_http(first, mlflow):
-    """As README has it: `mlflow models serve`."""
+def test_the_champion_is_served_over_http(first, mlflow):
+    """`mlflow models serve`, as in the README."""
     promote(mlflow.client(), "bert-tiny", "1", "the first", None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -325,14 +324,14 @@ def test_again_builds_nothing_and_says_so(first, home, instance, mlflow):
     for kind in TRACKED:
         assert metadata_of(again, kind)["mlflow_run_id"] == metadata_of(first, kind)["mlflow_run_id"]
     assert metadata_of(again, "registered_model")["version"] == 1
-    assert metadata_of(again, "registered_model")["built"] == "nothing: text, recipe and code are what they were"
+    assert metadata_of(again, "registered_model")["built"] == "nothing: text, recipe and code are unchanged"
     built = [instance.get_run_by_id(run.run_id).tags[BUILT] for run in (first, again)]
     assert built[0].startswith("raw_corpus, contamination, tokenizer, ") and built[1] == "nothing"
     assert len(mlflow.client().search_model_versions("name = 'bert-tiny'")) == 1
 
 
-def test_a_task_is_an_asset_of_its_own(first, home, instance):
-    """Of the tasks that were chosen the recipe's are made; where it asks for none of them, that is said."""
+def test_each_task_is_an_asset(first, home, instance):
+    """Selected tasks of the recipe are built; selecting only tasks that it does not list is an error."""
     one = dg.AssetKey(["evaluation", "sample-chem"])
     result = materialize(home, instance, selection=[one])
     [event] = result.get_asset_materialization_events()
@@ -340,10 +339,10 @@ def test_a_task_is_an_asset_of_its_own(first, home, instance):
     other = dg.AssetKey(["evaluation", "GAD"])
     refused = materialize(home, instance, selection=[other], raise_on_error=False)
     error = str(refused.failure_data_for_node("evaluation").error)
-    assert "recipe tiny asks for none of evaluation/GAD; remedy: [[evaluation.tasks]]" in error
+    assert "recipe tiny evaluates none of evaluation/GAD; remedy: add [[evaluation.tasks]]" in error
 
 
-def test_the_report_names_what_was_made(first, home):
+def test_the_report_names_the_artifacts(first, home):
     text = report("tiny", home)
     for kind in ("raw_corpus", "evaluations"):
         assert metadata_of(first, kind)["path"] in text
@@ -351,8 +350,8 @@ def test_the_report_names_what_was_made(first, home):
         assert words in text
 
 
-def test_what_mlflow_was_never_told_it_is_told_from_the_records(first, home, instance, tmp_path, monkeypatch):
-    """As when MLflow was down during the training, or its database was lost."""
+def test_mlflow_gets_from_the_records_what_it_lacks(first, home, instance, tmp_path, monkeypatch):
+    """MLflow was down during the training, or its database was lost."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new.db")
     before = state(home)
     again = materialize(home, instance)
@@ -364,7 +363,7 @@ def test_what_mlflow_was_never_told_it_is_told_from_the_records(first, home, ins
 
 
 def test_a_failing_training_leaves_a_failed_run(first, home, instance, mlflow, monkeypatch, tmp_path):
-    """With another seed there is something to train, and no way to do it."""
+    """Another seed requires a training, and the accelerate configuration is missing."""
     change_the_recipe(monkeypatch, tmp_path, "log_every = 5", "log_every = 5\nseed = 99")
     monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(tmp_path / "none.yaml"))
     runs = runs_of(mlflow)
@@ -376,7 +375,7 @@ def test_a_failing_training_leaves_a_failed_run(first, home, instance, mlflow, m
 
 
 def test_downstream_of_a_changed_recipe_is_refused(first, home, instance, monkeypatch, tmp_path):
-    """Only the evaluations are asked for, but the tokenizer that they would rest on is that of an older recipe."""
+    """Only the evaluations are selected, but their tokenizer was built from an older recipe."""
     change_the_recipe(monkeypatch, tmp_path, "vocab_size = 600", "vocab_size = 500")
     result = materialize(home, instance, selection=["evaluations"], raise_on_error=False)
     assert not result.success
@@ -393,13 +392,13 @@ def test_what_cannot_fit_fails_before_anything_is_built(small_disk, instance, mo
     assert not list(small_disk.rglob("shard-*"))
 
 
-def test_a_recipe_that_begins_with_another_waits_for_it_and_names_it(
+def test_a_recipe_that_starts_from_another_needs_its_checkpoint_and_records_it(
     first, home, instance, mlflow, monkeypatch, tmp_path
 ):
-    """Dagster knows no edge between partitions of one asset: the records of the artifacts bear it, and MLflow's run."""
+    """Dagster has no edge between partitions of one asset: the records and the MLflow run name the other model."""
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(tmp_path))
     refused = materialize(tmp_path, instance, "tiny-further", selection=["raw_corpus"], raise_on_error=False)
-    assert "begins with the model of recipe tiny" in str(refused.failure_data_for_node("raw_corpus").error)
+    assert "starts from the model of recipe tiny" in str(refused.failure_data_for_node("raw_corpus").error)
     assert not list(tmp_path.rglob("shard-*")), "before anything is built"
 
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(home))
@@ -415,25 +414,23 @@ def test_a_recipe_that_begins_with_another_waits_for_it_and_names_it(
     assert run.data.params["pretrain.init_from"] == "tiny" and run.data.params["model.hidden_size"] == "32"
 
 
-def test_a_challenger_stands_beside_the_champion(first, home, instance, mlflow, monkeypatch, tmp_path):
-    """Another training of the recipe: the card and the metrics of its version tell the difference, task by task, and
-    the rule decides. A model that was kept on the way is a logged model, with what was measured at its step.
+def test_a_challenger_is_compared_with_the_champion(first, home, instance, mlflow, monkeypatch, tmp_path):
+    """Another training of the recipe: card and metrics of its version show the difference per task, and the rule
+    decides. Its snapshot is a logged model with the metrics of its step.
     """
     shown = metadata_of(first, "champion")
     assert shown["champion"] == "none" and shown["verdict"] == "there was no champion"
-    assert shown["to_promote"] == "bert-pipeline promote models:/bert-tiny/1", (
-        "a recipe that does not say so promotes not"
-    )
+    assert shown["to_promote"] == "bert-pipeline promote models:/bert-tiny/1", "the recipe does not promote by rule"
     promote(mlflow.client(), "bert-tiny", "1", "the first", None)
     changed = '[registry]\npromote = "if_better"\n[pretrain]\nseed = 7\nsnapshot_every = 10'
     change_the_recipe(monkeypatch, tmp_path, "[pretrain]", changed)
     again = materialize(home, instance)
     assert again.success
-    version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
+    version = mlflow.client().get_model_version_by_alias("bert-tiny", versions.ALIAS)
     assert int(version.version) == 2
     shown = metadata_of(again, "champion")
     assert shown["champion"] == "1" and shown["candidate"] == "2" and "| sample-chem |" in shown["comparison"]
-    assert shown["verdict"].startswith("beside version 1, of 1 tasks significantly better on ")
+    assert shown["verdict"].startswith("compared with version 1 on 1 task(s): significantly better on ")
     assert shown["verdict"] == version.tags["challenge"] and "to_promote" not in shown
     assert "## Beside the champion (version 1)" in version.description
     model = mlflow.client().get_logged_model(version.source.removeprefix("models:/"))
@@ -457,8 +454,8 @@ def test_a_challenger_stands_beside_the_champion(first, home, instance, mlflow, 
     )
 
 
-def test_a_vocabulary_serves_text_that_has_grown(first, home, instance, mlflow, monkeypatch, tmp_path):
-    """As a retraining has it that keeps the tokenizer; and what was made so can be made again."""
+def test_a_vocabulary_can_be_kept_for_text_that_has_grown(first, home, instance, mlflow, monkeypatch, tmp_path):
+    """Like a retraining that keeps the tokenizer; its result can be reproduced."""
     change_the_recipe(monkeypatch, tmp_path, "sample_documents = 200", "sample_documents = 220")
     kept = [key for each in ASSETS for key in each.keys if key != dg.AssetKey("tokenizer")]
     grown = materialize(home, instance, selection=kept)
@@ -470,11 +467,11 @@ def test_a_vocabulary_serves_text_that_has_grown(first, home, instance, mlflow, 
         "tokenizer": tokenizer["fingerprint"],
     }
     assert tokenizer["inputs"]["raw_corpus"] != pairs["raw_corpus"]
-    version = mlflow.client().get_model_version_by_alias("bert-tiny", registry.ALIAS)
+    version = mlflow.client().get_model_version_by_alias("bert-tiny", versions.ALIAS)
     assert {kind: version.tags[kind] for kind in pairs} == pairs
     uri, workshop = f"models:/bert-tiny/{version.version}", resources(home)["workshop"]
-    assert lineage.describe(uri, workshop)["faults"] == []
-    lineage.reproduce(uri, workshop, tmp_path / "out")
+    assert describe(uri, workshop)["faults"] == []
+    reproduce(uri, workshop, tmp_path / "out")
     data = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")
     monkeypatch.setattr(reproduction, "kinds_of", lambda recipe: data)
     again = reproduction.rebuild(tmp_path / "out", tmp_path / "store")

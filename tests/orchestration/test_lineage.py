@@ -1,4 +1,4 @@
-"""What a version was made from, told from records; what is broken is named; and a model is made again, bit for bit."""
+"""The lineage of a version from its records, reports of broken links, and a bit for bit rebuild of a model."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ KINDS = set(kinds_of(load_recipe(TINY)))
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A store and a registry as a run of recipes/tiny.toml leaves them, but with next to nothing in the artifacts."""
+    """A store and a registry like after a run of recipes/tiny.toml, but with nearly empty artifacts."""
     home, recipe = tmp_path_factory.mktemp("home"), load_recipe(TINY)
     made: dict[str, artifact.Artifact] = {}
     for kind in kinds_of(recipe):
@@ -47,7 +47,7 @@ def home(tmp_path_factory):
 
 
 def content(kind: str, out: Path) -> dict:
-    """The files of an artifact that its lineage looks at; returns its facts."""
+    """Write the files of an artifact that its lineage reads; return its facts."""
     if find_stage(kind).in_shards:
         (out / "train").mkdir()
         (out / "train" / "shard-0").write_text("text")
@@ -86,7 +86,7 @@ def register(home: Path, made: dict[str, artifact.Artifact]) -> None:
     tags = {kind: each.fingerprint for kind, each in made.items()} | {"recipe": "tiny", "dagster.url": "http://run"}
     tags[SEAL] = hashlib.sha256(seal.encode()).hexdigest()
     source = f"models:/{model.model_id}"
-    with pytest.MonkeyPatch.context() as patch:  # MLflow's SQL registry looks the model up at the global address
+    with pytest.MonkeyPatch.context() as patch:  # MLflow's SQL registry looks up the model at the global tracking URI
         patch.setenv("MLFLOW_TRACKING_URI", mlflow.tracking_uri)
         client.create_model_version("bert-tiny", source, runs["pretrained_checkpoint"], tags=tags)
     for alias in ("candidate", "champion"):
@@ -95,7 +95,7 @@ def register(home: Path, made: dict[str, artifact.Artifact]) -> None:
 
 @pytest.fixture
 def copy(home, tmp_path, monkeypatch):
-    """A home of its own to break something in."""
+    """A copy of the home to damage."""
     shutil.copytree(home / "artifacts", tmp_path / "artifacts")
     shutil.copy(home / "mlflow.db", tmp_path / "mlflow.db")
     return tmp_path
@@ -110,20 +110,20 @@ def run(capsys, monkeypatch, home, *arguments):
 
 
 class Plugin:
-    """As the entry point of an installed package."""
+    """Stands in for the entry point of the installed package."""
 
     @staticmethod
     def load():
         return lineage_commands.add
 
 
-def told(capsys, monkeypatch, home, model="models:/bert-tiny@champion"):
+def lineage_json(capsys, monkeypatch, home, model="models:/bert-tiny@champion"):
     code, out, err = run(capsys, monkeypatch, home, "lineage", model, "--json")
     return code, json.loads(out), err
 
 
-def test_the_chain_is_what_the_records_say(home, capsys, monkeypatch):
-    code, chain, err = told(capsys, monkeypatch, home)
+def test_the_chain_matches_the_records(home, capsys, monkeypatch):
+    code, chain, err = lineage_json(capsys, monkeypatch, home)
     assert code == 0, err
     assert (chain["model"], chain["version"], set(chain["aliases"])) == ("bert-tiny", 1, {"champion", "candidate"})
     links = {each["kind"]: each for each in chain["artifacts"]}
@@ -158,17 +158,17 @@ def test_the_tree_names_every_link(home, capsys, monkeypatch):
     assert "12 source file(s)" in text and "and 2 more, in sources.jsonl" in text and "released 2026-01-01" in text
 
 
-def place(copy, kind) -> Path:
+def artifact_path(copy, kind) -> Path:
     [path] = [each for each in (copy / "artifacts" / kind).iterdir() if each.is_dir()]
     return path
 
 
-def test_what_was_removed_by_hand_is_named_and_the_rest_is_told(copy, capsys, monkeypatch):
-    shutil.rmtree(place(copy, "nsp_dataset"))
-    shutil.rmtree(place(copy, "evaluation/sample-chem"))
-    code, chain, err = told(capsys, monkeypatch, copy)
+def test_missing_artifacts_are_reported_and_the_rest_is_shown(copy, capsys, monkeypatch):
+    shutil.rmtree(artifact_path(copy, "nsp_dataset"))
+    shutil.rmtree(artifact_path(copy, "evaluation/sample-chem"))
+    code, chain, err = lineage_json(capsys, monkeypatch, copy)
     assert code == 1 and "3 link(s) of the chain are broken" in err
-    hints = ("removed by hand, or made on another machine", "dg launch", "bert-pipeline pull nsp_dataset ")
+    hints = ("removed by hand, or built on another machine", "dg launch", "bert-pipeline pull nsp_dataset ")
     for words in ("nsp_dataset", "evaluation/sample-chem", *hints):
         assert words in "\n".join(chain["faults"])
     _, text, _ = run(capsys, monkeypatch, copy, "lineage", "models:/bert-tiny/1")
@@ -183,7 +183,7 @@ def cut_short(path: Path) -> None:
 
 
 def of_another_corpus(path: Path) -> None:
-    """A record that is whole, and names another input than the version does."""
+    """A valid record that names another input than the version does."""
     record = json.loads((path / "record.json").read_text())
     record["origin"]["inputs"]["raw_corpus"] = "0123456789abcdef"
     record["fingerprint"] = artifact.fingerprint(record["origin"])
@@ -195,7 +195,7 @@ def of_another_corpus(path: Path) -> None:
     ("kind", "harm", "expected"),
     [
         ("masked_dataset", cut_short, "and it was made with"),
-        ("tokenizer", of_another_corpus, "holds another tokenizer"),
+        ("tokenizer", of_another_corpus, "contains another tokenizer"),
         ("raw_corpus", lambda path: (path / "sources.jsonl").unlink(), "sources.jsonl is missing or damaged"),
         ("raw_corpus", lambda path: (path / "sources.jsonl").write_text(
             '{"name": "a", "bytes": 1, "sha256": "b", "released": ""}\n'), "lists other files"),
@@ -203,22 +203,22 @@ def of_another_corpus(path: Path) -> None:
         ("pretrained_checkpoint", lambda path: (path / "record.json").write_text("{"), "is damaged"),
     ],
 )  # fmt: skip
-def test_damage_is_named(copy, capsys, monkeypatch, kind, harm, expected):
-    path = place(copy, kind)
+def test_damage_is_reported(copy, capsys, monkeypatch, kind, harm, expected):
+    path = artifact_path(copy, kind)
     harm(path)
-    code, chain, err = told(capsys, monkeypatch, copy)
+    code, chain, err = lineage_json(capsys, monkeypatch, copy)
     assert code == 1 and "broken" in err
     assert all(words in chain["faults"][0] for words in (expected, str(path), "remedy: "))
 
 
-def test_tags_that_disagree_with_a_record_are_named(copy, capsys, monkeypatch):
+def test_tags_that_contradict_a_record_are_reported(copy, capsys, monkeypatch):
     client = client_of(copy)
     other = "fedcba9876543210"
-    shutil.copytree(place(copy, "tokenizer"), copy / "artifacts" / "tokenizer" / other)
+    shutil.copytree(artifact_path(copy, "tokenizer"), copy / "artifacts" / "tokenizer" / other)
     client.set_model_version_tag("bert-tiny", "1", "tokenizer", other)
-    code, chain, _ = told(capsys, monkeypatch, copy)
+    code, chain, _ = lineage_json(capsys, monkeypatch, copy)
     assert code == 1
-    assert any("holds another tokenizer" in fault for fault in chain["faults"])
+    assert any("contains another tokenizer" in fault for fault in chain["faults"])
     assert any("but the version's tags name(s) tokenizer fedcba9876543210" in fault for fault in chain["faults"])
 
 
@@ -226,15 +226,15 @@ def client_of(home):
     return resources(home)["workshop"].mlflow.client()
 
 
-def test_what_was_deleted_in_mlflow_is_named(copy, capsys, monkeypatch):
+def test_deletions_in_mlflow_are_reported(copy, capsys, monkeypatch):
     client = client_of(copy)
     registered = client.get_model_version("bert-tiny", "1")
     client.delete_run(registered.run_id)
-    code, chain, _ = told(capsys, monkeypatch, copy)
+    code, chain, _ = lineage_json(capsys, monkeypatch, copy)
     assert code == 1
     assert any(f"mlflow runs restore --run-id {registered.run_id}" in fault for fault in chain["faults"])
     client.delete_logged_model(registered.source.removeprefix("models:/"))
-    _, chain, _ = told(capsys, monkeypatch, copy)
+    _, chain, _ = lineage_json(capsys, monkeypatch, copy)
     assert any(f"{registered.source} cannot be read" in fault for fault in chain["faults"])
     client.delete_model_version("bert-tiny", "1")
     code, _, err = run(capsys, monkeypatch, copy, "lineage", "models:/bert-tiny@champion")
@@ -242,7 +242,7 @@ def test_what_was_deleted_in_mlflow_is_named(copy, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["bert-tiny", "models:/bert-tiny", "models:/bert-tiny/x", "models:/bert-tiny@"])
-def test_what_names_no_version_is_refused(home, capsys, monkeypatch, model):
+def test_an_uri_without_a_version_is_refused(home, capsys, monkeypatch, model):
     code, _, err = run(capsys, monkeypatch, home, "lineage", model)
     assert code == 1 and "names no version; remedy: models:/NAME@champion" in err
 
@@ -257,12 +257,12 @@ def write(home: Path, out: Path) -> Path:
     return out
 
 
-def test_reproduce_writes_the_recipe_as_it_was(home, written, capsys, monkeypatch):
+def test_reproduce_writes_the_recorded_recipe(home, written, capsys, monkeypatch):
     assert load_recipe(written / "tiny.toml") == load_recipe(TINY)
     pins = (written / "constraints.txt").read_text().splitlines()
     assert f"torch=={version('torch')}" in pins and not any(pin.startswith("bert-pipeline") for pin in pins)
     readme = (written / "README.md").read_text()
-    made = artifact.load(place(home, "pretrained_checkpoint")).record["made"]
+    made = artifact.load(artifact_path(home, "pretrained_checkpoint")).record["made"]
     commit, cores = made["commit"], len(os.sched_getaffinity(0))
     assert f"git checkout {commit.removesuffix('-dirty')}\n" in readme
     assert f"taskset -c {'0' if cores == 1 else f'0-{cores - 1}'} " in readme
@@ -272,7 +272,7 @@ def test_reproduce_writes_the_recipe_as_it_was(home, written, capsys, monkeypatc
     assert code == 1 and "is not empty; remedy" in err
 
 
-def test_what_would_come_out_otherwise_is_named_before_it_is_built(written, tmp_path):
+def test_a_difference_is_reported_before_anything_is_built(written, tmp_path):
     changed = tmp_path / "changed"
     shutil.copytree(written, changed)
     (changed / "sources.jsonl").unlink()  # the sample is generated
@@ -285,7 +285,7 @@ def test_what_would_come_out_otherwise_is_named_before_it_is_built(written, tmp_
 
 @pytest.fixture(scope="module")
 def real_home(tmp_path_factory):
-    """Where the graph of recipes/tiny.toml was run, on one core."""
+    """A home in which the graph of recipes/tiny.toml ran on one core."""
     home, cores = tmp_path_factory.mktemp("real"), os.sched_getaffinity(0)
     with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.ephemeral() as instance:
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -297,13 +297,13 @@ def real_home(tmp_path_factory):
         [registered] = done.asset_materializations_for_node("registered_model")
         shown = {name: value.value for name, value in registered.metadata.items()}
         (home / "seen.json").write_text(json.dumps({"run": done.run_id, "shown": shown}))
-        patch.delenv("MLFLOW_TRACKING_URI")  # MLflow sets it, when a model is registered
+        patch.delenv("MLFLOW_TRACKING_URI")  # MLflow sets it when a model is registered
         yield home
         os.sched_setaffinity(0, cores)
 
 
 @pytest.mark.slow
-def test_what_links_mlflow_and_dagster_leads_to_the_addresses_that_people_use(real_home):
+def test_links_between_mlflow_and_dagster_use_the_public_urls(real_home):
     seen = json.loads((real_home / "seen.json").read_text())
     shown = seen["shown"]
     client = resources(real_home)["workshop"].mlflow.client()
@@ -323,8 +323,8 @@ def test_what_links_mlflow_and_dagster_leads_to_the_addresses_that_people_use(re
 
 
 @pytest.mark.slow
-def test_the_champion_is_built_again_bit_for_bit(real_home, tmp_path):
-    """In a process of its own and another home, without Dagster and MLflow."""
+def test_the_champion_is_rebuilt_bit_for_bit(real_home, tmp_path):
+    """In a separate process and another home, without Dagster and MLflow."""
     written = write(real_home, tmp_path / "reproduction")
     assert load_recipe(written / "tiny.toml") == load_recipe(TINY)
     assert not (written / "sources.jsonl").exists(), "the sample is generated"
@@ -335,7 +335,7 @@ def test_the_champion_is_built_again_bit_for_bit(real_home, tmp_path):
     assert done.stdout.endswith("bit for bit what it was\n")
     fingerprints = {}
     for root in (real_home, tmp_path):
-        fingerprints[root] = {kind: place(root, kind).name for kind in KINDS}
+        fingerprints[root] = {kind: artifact_path(root, kind).name for kind in KINDS}
     assert fingerprints[real_home] == fingerprints[tmp_path]
-    weights = [place(root, "pretrained_checkpoint") / "model.safetensors" for root in (real_home, tmp_path)]
+    weights = [artifact_path(root, "pretrained_checkpoint") / "model.safetensors" for root in (real_home, tmp_path)]
     assert cached_digest(weights[0]) == cached_digest(weights[1])

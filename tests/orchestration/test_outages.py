@@ -1,15 +1,14 @@
-"""MLflow fails while something is told to it: a real server, behind a proxy that refuses, hangs and answers 503."""
+"""MLflow fails during tracking: a real server behind a proxy that refuses, hangs or answers 503."""
 
 import random
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from outage import Outage
-from servers import Servers, answers, free_port
+from servers import Servers
 
-from orchestration.tracking import mlflow_runs as tracking
+from orchestration.tracking import mlflow_runs
 from orchestration.tracking.mlflow_runs import About, Mlflow
 from orchestration.tracking.outstanding import deliver_all
 
@@ -20,22 +19,20 @@ ROWS = 400
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """MLflow's port."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    """The port of MLflow's server."""
+    folder = tmp_path_factory.mktemp("mlflow")
     running = Servers(folder)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
-    running.start("mlflow", command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    running.wait("mlflow", answers(port, "/health"))
-    yield port
-    running.stop()
+    try:
+        yield running.start_mlflow(f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a"))
+    finally:
+        running.stop()
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """The same periods, shorter."""
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_BATCHES", 0.2)
-    monkeypatch.setattr(tracking, "SECONDS_AFTER_A_FAILURE", 0.5)
+    """Shorten the sender's intervals."""
+    monkeypatch.setattr(mlflow_runs, "SECONDS_BETWEEN_BATCHES", 0.2)
+    monkeypatch.setattr(mlflow_runs, "SECONDS_AFTER_A_FAILURE", 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 
 
@@ -51,7 +48,7 @@ def about(folder: Path, fingerprint: str) -> About:
     )
 
 
-def assert_told_once(server: int, fingerprint: str, steps: int) -> None:
+def assert_sent_once(server: int, fingerprint: str, steps: int) -> None:
     mlflow = Mlflow(tracking_uri=f"http://127.0.0.1:{server}", artifacts="", ui="")
     [run] = mlflow.runs(fingerprint)
     assert run.info.status == "FINISHED" and run.data.params == {"model.hidden_size": "32"}
@@ -62,12 +59,12 @@ def assert_told_once(server: int, fingerprint: str, steps: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_point_is_lost_or_doubled_whatever_the_server_does(server, impatient, tmp_path, seed):
-    """The worst that can happen to one: taken, and the answer lost."""
+    """Includes the worst case: MLflow stores a point, and its answer is lost."""
     chance, slowest, modes = random.Random(seed), 0.0, []
     outage = Outage(server, "refuse")
     mlflow = Mlflow(tracking_uri=outage.uri, artifacts="", ui="")
-    told = about(tmp_path, f"schedule-{seed}-{time.time_ns()}")
-    with mlflow.track(told) as tracked:
+    run_about = about(tmp_path, f"schedule-{seed}-{time.time_ns()}")
+    with mlflow.track(run_about) as tracked:
         for step in range(ROWS):
             if step % 40 == 39:
                 modes.append(chance.choice(("pass", "pass", "hang", "503", "refuse")))
@@ -78,34 +75,34 @@ def test_no_point_is_lost_or_doubled_whatever_the_server_does(server, impatient,
             time.sleep(0.05)
         outage.become("pass")
     deadline = time.monotonic() + 120
-    while told.note.exists():
+    while run_about.note.exists():
         deliver_all(mlflow, tmp_path)
         assert time.monotonic() < deadline
     outage.stop()
-    assert_told_once(server, told.fingerprint, ROWS)
+    assert_sent_once(server, run_about.fingerprint, ROWS)
     print(f"seed {seed}: {' '.join(modes)}; slowest row {1000 * slowest:.1f} ms")
 
 
 @pytest.mark.parametrize("mode", ["refuse", "hang", "503"])
-def test_a_server_that_is_away_until_the_process_has_ended(server, tmp_path, mode):
-    """With the periods of production: the work begins at once and is not held up, and the rest is told by others."""
+def test_a_server_that_is_down_until_the_process_has_ended(server, tmp_path, mode):
+    """With the production intervals: the work is not delayed, and another process delivers the rest."""
     outage = Outage(server, mode)
     mlflow = Mlflow(tracking_uri=outage.uri, artifacts="", ui="")
-    told = about(tmp_path, f"away-{mode}-{time.time_ns()}")
+    run_about = about(tmp_path, f"away-{mode}-{time.time_ns()}")
     begun = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), mlflow.track(told) as tracked:
+    with pytest.raises(KeyboardInterrupt), mlflow.track(run_about) as tracked:
         for step in range(100):
             tracked.on_row({"step": step, "loss": step / 2, "learning_rate": step / 2})
         worked = time.monotonic() - begun
         raise KeyboardInterrupt
     ended = time.monotonic() - begun
-    assert worked < 5 and told.note.exists()
+    assert worked < 5 and run_about.note.exists()
     outage.become("pass")
-    assert deliver_all(mlflow, tmp_path) == [told.name]
+    assert deliver_all(mlflow, tmp_path) == [run_about.name]
     assert deliver_all(mlflow, tmp_path) == []
-    [run] = mlflow.runs(told.fingerprint)
+    [run] = mlflow.runs(run_about.fingerprint)
     assert (
         run.info.status == "KILLED" and len(mlflow.client().get_metric_history(run.info.run_id, "curves/loss")) == 100
     )
     outage.stop()
-    print(f"{mode}: begun and 100 rows after {worked:.2f} s, ended after {ended:.1f} s")
+    print(f"{mode}: 100 rows after {worked:.2f} s, ended after {ended:.1f} s")

@@ -22,7 +22,7 @@ def an_artifact(tmp_path, text: str) -> artifact.Artifact:
     return artifact.make(tmp_path / "store" / "raw_corpus" / artifact.fingerprint(origin), origin, build)
 
 
-def test_an_artifact_passes_by_name_and_the_last_one_counts(manager, tmp_path):
+def test_an_artifact_is_passed_by_fingerprint_and_the_latest_counts(manager, tmp_path):
     first, second = an_artifact(tmp_path, "a"), an_artifact(tmp_path, "b")
     key = dg.AssetKey("raw_corpus")
     for made in (first, second, first):
@@ -32,7 +32,7 @@ def test_an_artifact_passes_by_name_and_the_last_one_counts(manager, tmp_path):
     assert [path.read_text() for path in files] == [first.fingerprint], "one small file, no draft left"
 
 
-def test_partitions_do_not_meet(manager, tmp_path):
+def test_partitions_are_separate(manager, tmp_path):
     made = an_artifact(tmp_path, "a")
     key = dg.AssetKey("raw_corpus")
     manager.handle_output(dg.build_output_context(asset_key=key, partition_key="tiny"), made)
@@ -40,7 +40,7 @@ def test_partitions_do_not_meet(manager, tmp_path):
         manager.load_input(dg.build_input_context(asset_key=key, partition_key="notes"))
 
 
-def test_a_pointer_to_nothing_is_an_error(manager, tmp_path):
+def test_a_pointer_to_another_kind_is_an_error(manager, tmp_path):
     made = an_artifact(tmp_path, "a")
     key = dg.AssetKey("raw_corpus")
     manager.handle_output(dg.build_output_context(asset_key=key, partition_key="tiny"), made)

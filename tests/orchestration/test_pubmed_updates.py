@@ -1,4 +1,4 @@
-"""PubMed's new files, fetched by a run into the mirror that a recipe names, and seen there by the sensor."""
+"""A run downloads PubMed's new files into the mirror that a recipe names, and the sensor notices them."""
 
 import dagster as dg
 import pytest
@@ -19,7 +19,7 @@ def site():
 
 @pytest.fixture
 def mirror(site, tmp_path, monkeypatch):
-    """Of recipes/citations.toml."""
+    """The mirror that recipes/citations.toml names."""
     recipes = tmp_path / "recipes"
     recipes.mkdir()
     (recipes / "citations.toml").write_text('[corpus]\nsource = "pubmed"\npath = "of-nlm"\n')
@@ -37,21 +37,21 @@ def logged(instance, run_id) -> str:
     return "\n".join(entry.user_message for entry in instance.all_logs(run_id))
 
 
-def test_what_was_published_since_is_fetched_from_where_the_mirror_came_from(site, mirror):
+def test_new_files_are_downloaded_from_the_source_of_the_mirror(site, mirror):
     download_pubmed(mirror, site.url("/"), patience=HASTY)
     publish(site, updates=(4, 5, 6, 7))
     with dg.instance_for_test() as instance:
         done = update(instance)
-        assert done.success and "2 new files, 7 in all" in logged(instance, done.run_id)
+        assert done.success and "2 new files, 7 in total" in logged(instance, done.run_id)
         assert "broken.toml: not a TOML file" in logged(instance, done.run_id)
         assert (mirror / "updatefiles" / name(7)).exists()
         site.requests.clear()
         again = update(instance)
-        assert "0 new files, 7 in all" in logged(instance, again.run_id)
+        assert "0 new files, 7 in total" in logged(instance, again.run_id)
         assert site.paths() == ["/baseline/", "/updatefiles/"]
 
 
-def test_a_mirror_is_begun_by_hand(site, mirror):
+def test_a_mirror_is_first_filled_by_hand(site, mirror):
     with dg.instance_for_test() as instance:
         done = update(instance)
         assert done.success and f"{mirror}" in logged(instance, done.run_id)
@@ -59,7 +59,7 @@ def test_a_mirror_is_begun_by_hand(site, mirror):
     assert site.paths() == []
 
 
-def test_a_server_that_fails_fails_the_run_by_name_and_the_next_goes_on(site, mirror):
+def test_a_failing_server_fails_the_run_and_the_next_run_continues(site, mirror):
     download_pubmed(mirror, site.url("/"), patience=HASTY)
     publish(site, updates=(4, 5, 6, 7))
     answer = site.answers.pop(f"/updatefiles/{name(6)}")
@@ -69,11 +69,11 @@ def test_a_server_that_fails_fails_the_run_by_name_and_the_next_goes_on(site, mi
         error = str(failed.failure_data_for_node("update_mirrors").error)
         assert "failed files: 1 (6 stand in" in error and f"updatefiles/{name(6)}: the server says 404" in error
         site.answers[f"/updatefiles/{name(6)}"] = answer
-        assert "1 new files, 7 in all" in logged(instance, update(instance).run_id)
+        assert "1 new files, 7 in total" in logged(instance, update(instance).run_id)
 
 
-def test_the_sensor_sees_what_was_fetched(site, mirror):
-    """Of a recipe that was there when the graph was loaded, as every partition."""
+def test_the_sensor_notices_downloaded_files(site, mirror):
+    """For a recipe that existed when the graph was loaded."""
     recipe = mirror.parent / "recipes" / "notes.toml"
     recipe.write_text('[corpus]\nsource = "pubmed"\npath = "of-nlm"\n')
     download_pubmed(mirror, site.url("/"), patience=HASTY)

@@ -1,4 +1,4 @@
-"""What asks for a retraining, and what does not: the schedule, and the sensor on files of a corpus."""
+"""What starts a retraining: the schedule, and the sensor on the files of a corpus."""
 
 import json
 import os
@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @cache
 def repository() -> dg.RepositoryDefinition:
-    """As the daemon has it: loaded once, before the recipes change."""
+    """Like in the daemon: loaded once, before the recipes change."""
     return defs().get_repository_def()
 
 
@@ -31,7 +31,7 @@ def instance():
 
 @pytest.fixture
 def notes(tmp_path, monkeypatch, instance):
-    """The folder that recipes/notes.toml names, whose corpus was made once."""
+    """The folder that recipes/notes.toml names, whose corpus was built once."""
     monkeypatch.setenv("BERT_PIPELINE_DATA", str(tmp_path))
     folder = tmp_path / "notes"
     folder.mkdir()
@@ -42,7 +42,7 @@ def notes(tmp_path, monkeypatch, instance):
 
 @pytest.fixture
 def recipes(tmp_path, monkeypatch):
-    """A copy of the recipes, to be changed."""
+    """A copy of the recipes to change."""
     folder = tmp_path / "recipes"
     shutil.copytree(RECIPES, folder)
     monkeypatch.setenv("BERT_PIPELINE_RECIPES", str(folder))
@@ -54,7 +54,7 @@ def made(instance, kind, recipe):
 
 
 def run_of(instance, recipe, job, status, **more) -> str:
-    """A run in Dagster's history."""
+    """Add a run to Dagster's history; return its id."""
     tags = {"dagster/partition": recipe} | more
     run = dg.DagsterRun(job_name=job, status=status, tags=tags)
     instance.add_run(run)
@@ -65,14 +65,14 @@ class Sensor:
     def __init__(self, instance) -> None:
         self.instance, self.cursor = instance, None
 
-    def look(self) -> list[dg.RunRequest]:
+    def tick(self) -> list[dg.RunRequest]:
         context = dg.build_sensor_context(self.instance, self.cursor, repository_def=repository())
         result = corpus_folder.evaluate_tick(context)
-        self.cursor, self.told = result.cursor, result.skip_message or ""
+        self.cursor, self.message = result.cursor, result.skip_message or ""
         return result.run_requests
 
     def jobs(self) -> list[tuple[str, str]]:
-        return [(request.job_name, request.partition_key) for request in self.look()]
+        return [(request.job_name, request.partition_key) for request in self.tick()]
 
 
 @pytest.fixture
@@ -80,15 +80,15 @@ def sensor(instance):
     return Sensor(instance)
 
 
-def test_only_what_was_made_once_is_watched(instance, sensor):
-    sensor.look()
+def test_only_recipes_with_a_built_corpus_are_watched(instance, sensor):
+    sensor.tick()
     assert json.loads(sensor.cursor) == {}
 
 
 @pytest.mark.parametrize("change", ["new file", "longer", "touched", "gone"])
-def test_a_change_asks_for_one_run_once_the_files_are_at_rest(notes, sensor, change):
+def test_a_change_starts_one_run_once_the_files_stop_changing(notes, sensor, change):
     (notes / "two.txt").write_text("Second.\n")
-    assert sensor.jobs() == [], "the first look only remembers"
+    assert sensor.jobs() == [], "the first tick only stores the state"
     assert sensor.jobs() == [], "nothing has changed yet"
     if change == "new file":
         (notes / "three.txt").write_text("Third.\n")
@@ -98,108 +98,106 @@ def test_a_change_asks_for_one_run_once_the_files_are_at_rest(notes, sensor, cha
         os.utime(notes / "one.txt", (1, 1))
     else:
         (notes / "two.txt").unlink()
-    assert sensor.jobs() == [] and "notes has files that are changing" in sensor.told
+    assert sensor.jobs() == [] and "notes has files that are still changing" in sensor.message
     assert sensor.jobs() == [("new_text", "notes")]
     assert sensor.jobs() == [], "one change, one run"
 
 
-def test_text_that_is_as_it_was_before_is_asked_for_again(notes, sensor):
-    sensor.look()
+def test_text_that_returns_to_an_earlier_state_starts_a_new_run(notes, sensor):
+    sensor.tick()
     keys = []
     for _ in range(2):
         away = (notes / "one.txt").rename(notes.parent / "one.txt")
         (notes / "two.txt").write_text("Second.\n")
         os.utime(notes / "two.txt", (1, 1))
-        keys += [request.run_key for _ in range(2) for request in sensor.look()]
+        keys += [request.run_key for _ in range(2) for request in sensor.tick()]
         (notes / "two.txt").unlink()
         away.rename(notes / "one.txt")
-        keys += [request.run_key for _ in range(2) for request in sensor.look()]
+        keys += [request.run_key for _ in range(2) for request in sensor.tick()]
     assert len(keys) == len(set(keys)) == 4, "the same state under another key"
 
 
-def test_a_folder_that_is_away_for_a_while_is_no_change(notes, sensor):
-    sensor.look()
+def test_a_folder_that_is_missing_for_a_while_is_no_change(notes, sensor):
+    sensor.tick()
     hidden = notes.rename(notes.with_name("away"))
-    assert sensor.jobs() == [] and "notes is not watched at the moment: " in sensor.told
+    assert sensor.jobs() == [] and "notes cannot be watched at the moment: " in sensor.message
     hidden.rename(notes)
     assert [sensor.jobs() for _ in range(2)] == [[], []]
     hidden = notes.rename(notes.with_name("away"))
     assert sensor.jobs() == []
     (hidden / "two.txt").write_text("Second.\n")
     hidden.rename(notes)
-    assert [sensor.jobs() for _ in range(2)] == [[], [("new_text", "notes")]], "but what came meanwhile is one"
+    assert [sensor.jobs() for _ in range(2)] == [[], [("new_text", "notes")]], "a change in the meantime counts"
 
 
 def test_new_text_waits_for_the_end_of_a_run_of_its_recipe(notes, sensor, instance):
-    sensor.look()
+    sensor.tick()
     (notes / "two.txt").write_text("Second.\n")
     run = run_of(instance, "notes", "whole_graph", dg.DagsterRunStatus.STARTED)
     run_of(instance, "notes", "whole_graph", dg.DagsterRunStatus.SUCCESS)
     for _ in range(3):
         assert sensor.jobs() == []
-    assert f"waits for run {run}" in sensor.told
+    assert f"waits for run {run}" in sensor.message
     instance.report_run_canceled(instance.get_run_by_id(run))
     assert sensor.jobs() == [("new_text", "notes")]
 
 
-def test_a_recipe_that_was_deleted_or_broken_is_named_and_does_not_stop_the_others(notes, sensor, instance, recipes):
+def test_a_deleted_or_broken_recipe_is_reported_and_does_not_stop_the_others(notes, sensor, instance, recipes):
     made(instance, "raw_corpus", "tiny")
     made(instance, "registered_model", "tiny")
     made(instance, "registered_model", "tiny-further")
-    sensor.look()
+    sensor.tick()
     (recipes / "tiny.toml").unlink()
     (recipes / "tiny-further.toml").write_text("[corpus]\nsorce = 1")
     (notes / "two.txt").write_text("Second.\n")
     assert sensor.jobs() == []
-    assert "no recipe is named tiny: its file was removed or renamed; remedy: bring tiny.toml back" in sensor.told
+    assert "no recipe is named tiny: its file was removed or renamed; remedy: bring tiny.toml back" in sensor.message
     assert sensor.jobs() == [("new_text", "notes")]
     skipped = scheduled(instance)
     assert not skipped.run_requests
     for told in ("no recipe is named tiny: ", "tiny-further.toml: ", "did you mean source?"):
         assert told in skipped.skip_message
     shutil.copy(RECIPES / "tiny.toml", recipes)
-    assert [request.partition_key for request in scheduled(instance).run_requests] == ["tiny"], "and nothing was lost"
+    assert [request.partition_key for request in scheduled(instance).run_requests] == ["tiny"], "no request was lost"
 
 
-# What is dear
+# Retrainings
 
 
 def allow(recipes, hours, more=""):
     (recipes / "notes.toml").write_text(f'[corpus]\npath = "notes"\n[retraining]\nhours_per_month = {hours}\n{more}')
 
 
-def test_within_its_hours_new_text_starts_a_retraining(notes, sensor, instance, recipes):
+def test_new_text_starts_a_retraining_within_the_hours(notes, sensor, instance, recipes):
     allow(recipes, 2.0)
-    sensor.look()
+    sensor.tick()
     (notes / "two.txt").write_text("Second.\n")
-    sensor.look()
-    [request] = sensor.look()
+    sensor.tick()
+    [request] = sensor.tick()
     assert request.job_name == "whole_graph" and request.partition_key == "notes" and request.asset_selection is None
     assert request.tags.items() >= {STARTED_BY: "new text", "dagster/max_runtime": "7200"}.items()
 
 
-def test_where_the_hours_are_spent_new_text_is_prepared_and_the_training_waits(
-    notes, sensor, instance, recipes, monkeypatch
-):
+def test_without_hours_left_new_text_rebuilds_only_the_corpus(notes, sensor, instance, recipes, monkeypatch):
     allow(recipes, 1.0)
-    sensor.look()
+    sensor.tick()
     spent(instance, 0.75, STARTED_BY, "new text")
     spent(instance, 9.0, STARTED_BY, "schedule")
     (notes / "two.txt").write_text("Second.\n")
-    sensor.look()
-    [request] = sensor.look()
+    sensor.tick()
+    [request] = sensor.tick()
     assert request.job_name == "whole_graph" and int(request.tags["dagster/max_runtime"]) == pytest.approx(900, abs=5)
     spent(instance, 0.25, STARTED_BY, "new text")
     (notes / "three.txt").write_text("Third.\n")
     assert [sensor.jobs() for _ in range(3)] == [[], [("new_text", "notes")], []]
-    assert "the 1 hours of retraining.hours_per_month are spent; remedy" in sensor.told
+    assert "the 1 hours of retraining.hours_per_month are used up; remedy" in sensor.message
     monkeypatch.setattr(retraining, "MONTH", 0 * retraining.MONTH)  # a month later
     assert sensor.jobs() == [("whole_graph", "notes")]
     assert sensor.jobs() == []
 
 
 def spent(instance, hours, tag, value):
-    """A run of so many hours in Dagster's history, told by its events."""
+    """Add a finished run of this many hours to Dagster's history."""
     run = instance.get_run_by_id(run_of(instance, "notes", "whole_graph", dg.DagsterRunStatus.STARTED, **{tag: value}))
     now = time.time()
     instance.report_dagster_event(event(run, dg.DagsterEventType.RUN_START), run.run_id, timestamp=now - hours * 3600)
@@ -210,18 +208,18 @@ def event(run, kind):
     return dg.DagsterEvent(kind.value, run.job_name)
 
 
-@pytest.mark.parametrize("stands", [True, False])
-def test_a_vocabulary_is_kept_where_the_recipe_says_so_and_there_is_one(notes, sensor, instance, recipes, stands):
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_tokenizer_is_kept_if_the_recipe_says_so_and_it_exists(notes, sensor, instance, recipes, exists):
     allow(recipes, 1.0, 'tokenizer = "keep"')
-    if stands:
+    if exists:
         made(instance, "tokenizer", "notes")
-    sensor.look()
+    sensor.tick()
     (notes / "two.txt").write_text("Second.\n")
-    sensor.look()
-    [request] = sensor.look()
+    sensor.tick()
+    [request] = sensor.tick()
     everything = defs().resolve_asset_graph().get_all_asset_keys()
     chosen = set(request.asset_selection or everything)
-    assert everything - chosen == ({dg.AssetKey("tokenizer")} if stands else set())
+    assert everything - chosen == ({dg.AssetKey("tokenizer")} if exists else set())
 
 
 # The schedule
@@ -232,20 +230,20 @@ def scheduled(instance):
     return weekly_retraining.evaluate_tick(context)
 
 
-def test_the_schedule_retrains_what_was_registered_and_nothing_else(instance):
-    assert scheduled(instance).skip_message == "no model was registered yet"
+def test_the_schedule_retrains_registered_models_only(instance):
+    assert scheduled(instance).skip_message == "no model is registered yet"
     made(instance, "registered_model", "tiny")
     [request] = scheduled(instance).run_requests
     assert request.partition_key == "tiny" and request.tags[STARTED_BY] == "schedule"
-    assert request.run_key == "tiny", "one run a tick, also where the daemon dies between"
+    assert request.run_key == "tiny", "one run per tick, even if the daemon dies in between"
 
 
-def test_the_schedule_asks_for_no_second_run_beside_one_that_has_not_ended(instance):
+def test_the_schedule_starts_no_second_run_beside_an_unfinished_one(instance):
     made(instance, "registered_model", "tiny")
     run = run_of(instance, "tiny", "whole_graph", dg.DagsterRunStatus.STARTING)
-    assert f"recipe tiny is being trained by run {run}" in scheduled(instance).skip_message
+    assert f"recipe tiny is already being trained by run {run}" in scheduled(instance).skip_message
     instance.report_run_canceled(instance.get_run_by_id(run))
     run_of(instance, "tiny", "new_text", dg.DagsterRunStatus.STARTED)
     assert [request.partition_key for request in scheduled(instance).run_requests] == ["tiny"], (
-        "what is cheap holds back nothing"
+        "a run of new_text does not block it"
     )

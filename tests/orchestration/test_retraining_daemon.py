@@ -1,4 +1,4 @@
-"""Retraining as it runs: a daemon, files that arrive, runs that follow, a champion that changes or stays."""
+"""Retraining end to end: a daemon, new files, the runs they start, and the champion that results."""
 
 import contextlib
 import json
@@ -68,7 +68,7 @@ promote = "if_better"
 
 
 class Plant:
-    """A home, a folder of text, a recipe, and a daemon that has them."""
+    """A home, a folder of text, a recipe, and a daemon that uses them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.texts, self.recipe = folder, folder / "data/texts", folder / "recipes/watched.toml"
@@ -88,7 +88,7 @@ class Plant:
         self.registry = MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
     def start(self) -> None:
-        """The daemon."""
+        """Start the daemon."""
         with (self.folder / "daemon.log").open("a") as log:
             self.daemon = subprocess.Popen(
                 self.command("dagster-daemon", "run"),
@@ -108,7 +108,7 @@ class Plant:
                 os.killpg(self.daemon.pid, signal.SIGKILL)
 
     def hasten(self) -> None:
-        """The daemon, started again with a schedule that comes every minute instead of every week."""
+        """Restart the daemon with a schedule that runs every minute instead of every week."""
         self.stop()
         self.code = self.folder / "code"
         shutil.copytree(ROOT / "orchestration", self.code / "orchestration")
@@ -130,13 +130,13 @@ class Plant:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def write(self, name: str, documents: Iterator[tuple[str, str]]) -> None:
-        """A file that appears whole."""
+        """Write a file that appears at once."""
         draft = self.folder / name
         draft.write_text("".join(json.dumps({"id": key, "text": text}) + "\n" for key, text in documents))
         draft.rename(self.texts / name)
 
     def runs(self, job: str | None = None) -> list[dg.DagsterRun]:
-        """The oldest first."""
+        """The runs of the recipe, oldest first."""
         return self.instance.get_runs(dg.RunsFilter(job_name=job, tags={PARTITION: "watched"}))[::-1]
 
     def wait(self, what: str, until: Callable[[], object]) -> None:
@@ -146,7 +146,7 @@ class Plant:
             time.sleep(1)
 
     def wait_for_run(self, number: int, job: str = "whole_graph") -> dg.DagsterRun:
-        """The run of this number, once it has ended well."""
+        """Wait for the run with this number to succeed; return it."""
         self.wait(f"{job} {number}", lambda: len(self.runs(job)) >= number and self.at_rest())
         run = self.runs(job)[number - 1]
         assert run.status == dg.DagsterRunStatus.SUCCESS, self.story()
@@ -155,18 +155,18 @@ class Plant:
     def at_rest(self) -> bool:
         return not any(run.status in UNFINISHED for run in self.runs())
 
-    def looks(self, number: int, sensor: str) -> None:
-        """Wait for so many more evaluations of a sensor."""
+    def ticks(self, number: int, sensor: str) -> None:
+        """Wait for this many more ticks of a sensor."""
 
         def count() -> int:
             [state] = [each for each in self.instance.all_instigator_state() if each.instigator_name == sensor]
             return len(self.instance.get_ticks(state.instigator_origin_id, state.selector_id))
 
         before = count()
-        self.wait(f"{sensor} looking", lambda: count() >= before + number)
+        self.wait(f"a tick of {sensor}", lambda: count() >= before + number)
 
     def story(self) -> str:
-        told = [
+        runs = [
             f"{run.job_name} {run.status.value} {sorted(map(str, run.asset_selection or []))}" for run in self.runs()
         ]
         errors = [
@@ -174,7 +174,7 @@ class Plant:
             for run in self.runs()
             for entry in self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
         ]
-        return "\n".join([*told, *errors, (self.folder / "daemon.log").read_text()[-3000:]])
+        return "\n".join([*runs, *errors, (self.folder / "daemon.log").read_text()[-3000:]])
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def plant(tmp_path):
 
 
 def noise(number: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Documents of words that stand in no other: their vocabulary cuts every other text into letters."""
+    """Documents of unique random words: a vocabulary learnt from them splits every other text into letters."""
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=rng.randint(2, 7))) for _ in range(300)]
     for each in range(number):
@@ -198,16 +198,16 @@ def noise(number: int, seed: int) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_files_arrive_and_the_better_model_serves(plant):
+def test_new_files_retrain_and_the_better_model_becomes_champion(plant):
     plant.write("first.jsonl", noise(60, 1))
     plant.call("job", "launch", "-j", "whole_graph", "--tags", json.dumps({PARTITION: "watched"}))
     plant.wait_for_run(1)
-    assert find_champion(plant.registry, NAME) == "1", "there was none before"
+    assert find_champion(plant.registry, NAME) == "1", "the first one"
 
     plant.recipe.write_text(f"{RECIPE}\n[retraining]\nhours_per_month = 1.0\n")
     for sensor in ("corpus_folder", "new_content"):
         plant.call("sensor", "start", sensor)
-    plant.looks(1, "corpus_folder")
+    plant.ticks(1, "corpus_folder")
 
     plant.write("better.jsonl", sample_documents(300, 5))
     run = plant.wait_for_run(2)
@@ -222,8 +222,8 @@ def test_files_arrive_and_the_better_model_serves(plant):
 
 
 @pytest.mark.slow
-def test_what_is_cheap_follows_new_text_and_nothing_follows_what_is_refused(plant):
-    """And of two runs of one recipe that are started at once, one builds and the other says that it built nothing."""
+def test_new_text_rebuilds_cheap_assets_and_refused_text_rebuilds_nothing(plant):
+    """Also, of two concurrent runs of one recipe, one builds and the other reports that it built nothing."""
     plant.write("first.jsonl", sample_documents(100, 1))
     tags = json.dumps({PARTITION: "watched"})
     for _ in range(2):
@@ -233,13 +233,13 @@ def test_what_is_cheap_follows_new_text_and_nothing_follows_what_is_refused(plan
     assert len(plant.registry.search_model_versions(f"name = '{NAME}'")) == 1
     for sensor in ("corpus_folder", "new_content"):
         plant.call("sensor", "start", sensor)
-    plant.looks(1, "corpus_folder")
-    plant.looks(1, "new_content")
+    plant.ticks(1, "corpus_folder")
+    plant.ticks(1, "new_content")
 
     plant.write("second.jsonl", sample_documents(50, 2))
     plant.wait_for_run(1, "new_text")
-    plant.wait("the masks", lambda: "masked_dataset" in followers(plant) and plant.at_rest())
-    assert set(followers(plant)) == {"contamination", "masked_dataset", "nsp_dataset"}, plant.story()
+    plant.wait("the masks", lambda: "masked_dataset" in rebuilt(plant) and plant.at_rest())
+    assert set(rebuilt(plant)) == {"contamination", "masked_dataset", "nsp_dataset"}, plant.story()
     followed = len(plant.runs())
     assert all(run.status == dg.DagsterRunStatus.SUCCESS for run in plant.runs()), plant.story()
 
@@ -248,14 +248,14 @@ def test_what_is_cheap_follows_new_text_and_nothing_follows_what_is_refused(plan
     plant.write("third.jsonl", sample_documents(1, 3))
     plant.wait("the text", lambda: len(plant.runs("new_text")) == 2 and plant.at_rest())
     assert plant.runs("new_text")[-1].status == dg.DagsterRunStatus.FAILURE, "one document is refused"
-    plant.looks(3, "new_content")
-    assert len(plant.runs()) == followed + 1, "and followed by nothing, in later runs, too"
-    assert len(plant.runs("whole_graph")) == 2, "no training was asked for"
+    plant.ticks(3, "new_content")
+    assert len(plant.runs()) == followed + 1, "refused text starts no other run, not even later"
+    assert len(plant.runs("whole_graph")) == 2, "no training was started"
 
 
 @pytest.mark.slow
-def test_a_closed_gate_holds_back_what_follows_until_it_opens(plant):
-    """The vocabulary of a recipe that keeps too few letters: its gate is closed, in its own run and in later ones."""
+def test_a_failed_gate_blocks_rebuilds_until_it_passes(plant):
+    """A vocabulary with too few letters fails its gate, which blocks its own run and later ones."""
     plant.recipe.write_text(RECIPE.replace("vocab_size = 400", "vocab_size = 400\nlimit_alphabet = 20"))
     plant.write("first.jsonl", noise(60, 1))
     plant.call("job", "launch", "-j", "whole_graph", "--tags", json.dumps({PARTITION: "watched"}))
@@ -263,33 +263,33 @@ def test_a_closed_gate_holds_back_what_follows_until_it_opens(plant):
     assert "few_unknown_pieces" in plant.story()
     for sensor in ("corpus_folder", "new_content"):
         plant.call("sensor", "start", sensor)
-    plant.looks(1, "corpus_folder")
-    plant.looks(1, "new_content")
+    plant.ticks(1, "corpus_folder")
+    plant.ticks(1, "new_content")
 
     plant.write("second.jsonl", noise(60, 2))
     plant.wait_for_run(1, "new_text")
-    plant.looks(4, "new_content")
-    assert set(followers(plant)) == {"contamination"}, plant.story()
+    plant.ticks(4, "new_content")
+    assert set(rebuilt(plant)) == {"contamination"}, plant.story()
 
     plant.recipe.write_text(RECIPE)
     plant.call("asset", "materialize", "--select", "tokenizer", "--partition", "watched")
-    plant.wait("the masks", lambda: "masked_dataset" in followers(plant) and plant.at_rest())
+    plant.wait("the masks", lambda: "masked_dataset" in rebuilt(plant) and plant.at_rest())
     assert plant.runs()[-1].status == dg.DagsterRunStatus.SUCCESS, plant.story()
 
 
 @pytest.mark.slow
-def test_the_schedule_trains_again_what_was_registered_once(plant):
-    """By its cron, together with the sensor. New text makes a version; where nothing is new nothing is built."""
+def test_the_schedule_retrains_registered_models(plant):
+    """By its cron, together with the sensor. New text leads to a new version; otherwise nothing is built."""
     plant.recipe.write_text(f"{RECIPE}\n[retraining]\nhours_per_month = 1.0\n")
     plant.write("first.jsonl", noise(60, 1))
     plant.call("job", "launch", "-j", "whole_graph", "--tags", json.dumps({PARTITION: "watched"}))
     plant.wait_for_run(1)
     plant.hasten()
     plant.call("sensor", "start", "corpus_folder")
-    plant.looks(1, "corpus_folder")
+    plant.ticks(1, "corpus_folder")
     plant.write("better.jsonl", sample_documents(300, 5))
     plant.call("schedule", "start", "weekly_retraining")
-    plant.looks(3, "weekly_retraining")
+    plant.ticks(3, "weekly_retraining")
     plant.call("schedule", "stop", "weekly_retraining")
     plant.wait("the end", plant.at_rest)
     _, *runs = plant.runs("whole_graph")
@@ -300,8 +300,8 @@ def test_the_schedule_trains_again_what_was_registered_once(plant):
     assert len(plant.registry.search_model_versions(f"name = '{NAME}'")) == 2
 
 
-def followers(plant: Plant) -> list[str]:
-    """What runs of the sensor new_content were asked for, one by one."""
+def rebuilt(plant: Plant) -> list[str]:
+    """The assets that runs of the sensor new_content selected, one entry each."""
     return [
         key.to_user_string()
         for run in plant.runs()

@@ -1,5 +1,5 @@
-"""Runs that are cancelled, killed or left alone by MLflow, on the shipped instance of a working copy: SQLite, a daemon,
-a code server, a web server and MLflow's, each a process of its own.
+"""Runs that are cancelled or killed, or lose MLflow, on the shipped SQLite instance. Daemon, code server, web server
+and MLflow's server are separate processes.
 """
 
 import http.server
@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from outage import Outage
-from servers import BIN, INFRA, ROOT, answers, free_port
+from servers import BIN, INFRA, ROOT
 from stack import Stack, eventually
 
 from bert_pipeline.formats.metrics import read_rows
@@ -30,18 +29,13 @@ TINY = (ROOT / "tests" / "orchestration" / "recipes" / "tiny.toml").read_text()
 SECRET = "the-token-of-the-webhook"
 CANCELS, KILLS = 20, 10
 LONG = {"cancelled": 2_000, "killed": 1_000, "limited": 100_000}
-"""Steps of what is interrupted; of the others 400."""
+"""Steps of recipes that are interrupted; the others have 400."""
 
 
 @pytest.fixture(scope="module")
 def outage(servers, folder):
     """MLflow's server behind a proxy."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
-    servers.start("mlflow", command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    servers.wait("mlflow", answers(port, "/health"))
-    proxy = Outage(port)
+    proxy = Outage(servers.start_mlflow(f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")))
     yield proxy
     proxy.stop()
 
@@ -53,13 +47,13 @@ def mlflow(outage):
 
 @pytest.fixture(scope="module")
 def posts():
-    """What the webhook is told: path and body."""
+    """The webhook's port, and the path and body of each post."""
     received = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(500)  # which shall harm nothing
+            self.send_response(500)  # must not affect runs
             self.end_headers()
 
         def log_message(self, *_):
@@ -73,14 +67,12 @@ def posts():
 
 @pytest.fixture(scope="module")
 def stack(servers, folder, outage, posts):
-    recipes = folder / "recipes"
-    recipes.mkdir()
+    recipes = {}
     for seed, name in enumerate(RECIPES):
         text = TINY.replace("[pretrain]", f"[pretrain]\nseed = {seed}\ncheckpoint_every = 25")
         for setting in ("num_steps", "eval_every"):
             text = text.replace(f"{setting} = 20", f"{setting} = {LONG.get(name, 400)}")
-        text = text.replace("sample_documents = 200", "sample_documents = 210") if name == "twice" else text
-        (recipes / f"{name}.toml").write_text(text)
+        recipes[name] = text.replace("sample_documents = 200", "sample_documents = 210") if name == "twice" else text
     return Stack(
         *(servers, folder, (INFRA / "dagster" / "dagster.yaml").read_text(), recipes),
         MLFLOW_TRACKING_URI=outage.uri,
@@ -89,7 +81,7 @@ def stack(servers, folder, outage, posts):
 
 
 def partial(stack) -> Path | None:
-    """Where the training under way writes; the pool lets through one at a time."""
+    """The metrics file of the running training; the pool allows one at a time."""
     found = (stack.home / "artifacts" / "pretrained_checkpoint").glob("*.partial/metrics.jsonl")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
@@ -110,7 +102,7 @@ def mlflow_runs(mlflow, recipe: str) -> list:
 
 
 def assert_one_whole_run(stack, mlflow, recipe: str) -> None:
-    """One run, finished, with each point of the record once."""
+    """MLflow has one run, finished, with each point of metrics.jsonl once."""
     [run] = mlflow_runs(mlflow, recipe)
     assert run.info.status == "FINISHED"
     made = stack.home / "artifacts" / "pretrained_checkpoint" / run.data.tags["fingerprint"]
@@ -120,8 +112,8 @@ def assert_one_whole_run(stack, mlflow, recipe: str) -> None:
         assert expected and sorted(found) == expected, Counter(found) - Counter(expected)
 
 
-def test_cancelled_from_the_page_a_training_saves_ends_and_goes_on(stack, mlflow):
-    """Time and again; MLflow has one run of it at the end, and each point once."""
+def test_a_cancelled_training_saves_a_checkpoint_ends_and_resumes(stack, mlflow):
+    """Twenty times; at the end MLflow has one run with each point once."""
     run, reached, seconds = stack.launch("cancelled", *STAGES), 0, []
     for _ in range(CANCELS):
         train_until(stack, run, reached + 30)
@@ -138,11 +130,11 @@ def test_cancelled_from_the_page_a_training_saves_ends_and_goes_on(stack, mlflow
     assert_one_whole_run(stack, mlflow, "cancelled")
     assert not stack.training()
     took = f"{min(seconds):.1f} to {max(seconds):.1f} s until CANCELED"
-    print(f"cancelled {CANCELS} times, last at step {reached}: {took}, no process left, gone on with")
+    print(f"cancelled {CANCELS} times, last at step {reached}: {took}, no process left, resumed")
 
 
-def test_a_killed_run_is_tried_again_goes_on_and_blocks_nobody(stack, mlflow, posts):
-    """Time and again, with another run waiting for the pool."""
+def test_a_killed_run_is_retried_resumes_and_frees_the_pool(stack, mlflow, posts):
+    """Ten times, while another run waits for the pool."""
     run = stack.launch("killed", *STAGES, dagster_max_retries=str(KILLS))
     train_until(stack, run, 30)
     other = stack.launch("waiting", *STAGES)
@@ -169,13 +161,13 @@ def test_a_killed_run_is_tried_again_goes_on_and_blocks_nobody(stack, mlflow, po
     assert {each["run_id"] for each in told} >= set(killed)
     first = next(each for each in told if each["run_id"] == killed[0])
     assert first["recipe"] == "killed" and first["will_retry"] and first["failed"] == []
-    assert "was lost: its process ended; it is tried again" in first["text"] and killed[0] in first["page"]
+    assert "was lost: its process ended; Dagster retries it" in first["text"] and killed[0] in first["page"]
     for _, body in received:
         assert len(body) < 1000 and SECRET.encode() not in body
     assert SECRET not in stack.said("code") + stack.said("daemon")
 
 
-def test_of_a_killed_run_that_nobody_tries_again_mlflow_is_told(stack, mlflow):
+def test_mlflow_learns_of_a_killed_run_that_is_not_retried(stack, mlflow):
     run = stack.launch("abandoned", *STAGES, dagster_max_retries="0")
     train_until(stack, run, 30)
     eventually(lambda: mlflow_runs(mlflow, "abandoned"))
@@ -190,7 +182,7 @@ def test_of_a_killed_run_that_nobody_tries_again_mlflow_is_told(stack, mlflow):
     print(f"abandoned: MLflow's status was true {took:.1f} s after the last process had ended")
 
 
-def test_the_code_server_dies_with_its_runs_and_is_started_again(stack, mlflow):
+def test_runs_are_retried_after_their_code_server_was_killed(stack, mlflow):
     run = stack.launch("restarted", *STAGES)
     train_until(stack, run, 30)
     stack.kill("code")
@@ -200,11 +192,11 @@ def test_the_code_server_dies_with_its_runs_and_is_started_again(stack, mlflow):
     eventually(lambda: stack.retry_of(run))
     assert stack.wait_for_end(stack.retry_of(run)) == "SUCCESS"
     assert_one_whole_run(stack, mlflow, "restarted")
-    print(f"code server killed: its run detected {took:.1f} s after it was there again, retried, gone on with")
+    print(f"code server killed: its run detected {took:.1f} s after the server was back, retried, resumed")
 
 
-def test_a_killed_dg_launch_blocks_nobody(stack, mlflow):
-    """`make run`, while the pages are open."""
+def test_a_killed_dg_launch_frees_the_pool(stack, mlflow):
+    """`make run` while the UI is open."""
     assets = ",".join(f"key:{name}" for name in STAGES).replace(",", " or ")
     command = [BIN / "dg", "launch", "--assets", assets, "--partition", "by-hand"]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | stack.environment, start_new_session=True)
@@ -219,10 +211,10 @@ def test_a_killed_dg_launch_blocks_nobody(stack, mlflow):
     again = stack.launch("by-hand", *STAGES)
     assert stack.wait_for_end(again) == "SUCCESS"
     assert_one_whole_run(stack, mlflow, "by-hand")
-    print(f"dg launch killed: noticed after {took:.1f} s, the pool is free, gone on with")
+    print(f"dg launch killed: noticed after {took:.1f} s, the pool is free, resumed")
 
 
-def test_mlflow_is_away_from_the_start_to_the_end(stack, mlflow, outage):
+def test_mlflow_is_down_from_the_start_to_the_end(stack, mlflow, outage):
     outage.become("hang")
     run = stack.launch("outage", *STAGES)
     train_until(stack, run, 10)
@@ -236,25 +228,25 @@ def test_mlflow_is_away_from_the_start_to_the_end(stack, mlflow, outage):
     outage.become("pass")
     took = eventually(lambda: not note.exists())
     assert_one_whole_run(stack, mlflow, "outage")
-    print(f"outage: training launched {held_up:.2f} s after it was to be told; all was told {took:.0f} s after its end")
+    print(f"outage: training launched {held_up:.2f} s after its note; MLflow complete {took:.0f} s after its return")
 
 
-def test_a_run_whose_time_is_over_saves_and_ends(stack, mlflow):
-    """What limits retrainings that new text starts (retraining.hours_per_month)."""
+def test_a_run_that_reaches_its_time_limit_saves_and_ends(stack, mlflow):
+    """The limit on retrainings that new text starts (retraining.hours_per_month)."""
     run = stack.launch("limited", *STAGES, dagster_max_runtime="40", dagster_max_retries="0")
     train_until(stack, run, 30)
     assert stack.wait_for_end(run) == "FAILURE"
     eventually(lambda: not stack.training(), 30)
     reached = max(row["step"] for row in read_rows(partial(stack)))
     [*_, newest] = sorted(path.name for path in partial(stack).parent.glob("work/checkpoints/step-????????"))
-    assert reached <= int(newest[-8:]) < LONG["limited"], "saved as it was stopped, not some time before"
+    assert reached <= int(newest[-8:]) < LONG["limited"], "saved when it was stopped, not some time before"
     eventually(lambda: [each.info.status for each in mlflow_runs(mlflow, "limited")] == ["KILLED"])
     lasted = stack.run(run)["endTime"] - stack.run(run)["startTime"]
     print(f"limited to 40 s: ended after {lasted:.0f} s at step {reached}, checkpoint {newest}")
 
 
-def test_two_runs_that_want_the_same_build_it_once(stack):
-    """At the same time, through stages that no pool holds apart; of a training, the second waits for the pool."""
+def test_concurrent_runs_of_one_recipe_build_each_artifact_once(stack):
+    """Data stages have no pool, so they run concurrently; the second training waits for its pool."""
     runs = [stack.launch("twice", *STAGES) for _ in range(2)]
     data = [stack.launch("twice", *STAGES[:4]) for _ in range(2)]
     assert [stack.wait_for_end(run) for run in runs + data] == ["SUCCESS"] * 4

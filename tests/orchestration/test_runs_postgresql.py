@@ -1,4 +1,4 @@
-"""Backfills on the instance of production while its parts die: daemon, web server, code server, PostgreSQL."""
+"""Backfills on the production instance while daemon, web server, code server or PostgreSQL are killed."""
 
 import contextlib
 import random
@@ -27,10 +27,7 @@ OVER = ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED")
 @pytest.fixture(scope="module")
 def stack(servers, folder, database):
     pytest.importorskip("dagster_postgres")
-    recipes = folder / "recipes"
-    recipes.mkdir()
-    for number, name in enumerate(RECIPES):
-        (recipes / f"{name}.toml").write_text(RECIPE.format(documents=100 + number))
+    recipes = {name: RECIPE.format(documents=100 + number) for number, name in enumerate(RECIPES)}
     (folder / "logs").mkdir()
     instance = (INFRA / "dagster" / "production" / "dagster.yaml").read_text()
     return Stack(
@@ -74,8 +71,8 @@ def state(stack: Stack, backfill_id: str) -> str:
     return "UNKNOWN"
 
 
-def assert_each_partition_was_made_once(stack: Stack, backfill_id: str, asset: str) -> str:
-    """Returns what happened. Runs that were lost with their code server, or with the database, were tried again."""
+def assert_each_partition_was_built_once(stack: Stack, backfill_id: str, asset: str) -> str:
+    """Return a summary. Runs that were lost with their code server or the database were retried."""
     assert state(stack, backfill_id).startswith("COMPLETED"), stack.said("daemon")[-3000:]
     eventually(lambda: all(run["status"] in ENDED for run in stack.runs()))
     tags = {run["runId"]: {tag["key"]: tag["value"] for tag in run["tags"]} for run in stack.runs()}
@@ -93,8 +90,8 @@ def assert_each_partition_was_made_once(stack: Stack, backfill_id: str, asset: s
 
 
 def test_daemon_web_server_and_code_server_are_killed_during_backfills(stack):
-    """Kills at random, until there were enough; what was killed is started again after a moment. With the code server
-    die its runs, so it is killed as often as a run is tried again.
+    """Kill a random process up to KILLS times, and restart it after a moment. Killing the code server also kills its
+    runs, so it is killed only as often as a run is retried.
     """
     chance, kills, deadly = random.Random(7), Counter(), 2
     running = backfill(stack, "raw_corpus")
@@ -107,19 +104,19 @@ def test_daemon_web_server_and_code_server_are_killed_during_backfills(stack):
             kills[name] += 1
             time.sleep(chance.uniform(0, 2))
             stack.start(name)
-    print(f"kills {dict(kills)}; {assert_each_partition_was_made_once(stack, running, 'raw_corpus')}")
+    print(f"kills {dict(kills)}; {assert_each_partition_was_built_once(stack, running, 'raw_corpus')}")
     assert kills.total() >= 5
 
 
 @pytest.mark.parametrize("seconds", [10, 60])
 def test_postgresql_stops_during_a_backfill(stack, database, seconds):
     asset = "raw_corpus"
-    shutil.rmtree(stack.home / "artifacts" / asset, ignore_errors=True)  # so that there is something to do
+    shutil.rmtree(stack.home / "artifacts" / asset, ignore_errors=True)  # so that there is something to build
     running = backfill(stack, asset)
     eventually(lambda: any(run["status"] in ("STARTED", "SUCCESS") for run in stack.runs()[:8]))
     database.stop()
     time.sleep(seconds)
     database.start()
     took = eventually(lambda: state(stack, running) in OVER, 400)
-    told = assert_each_partition_was_made_once(stack, running, asset)
-    print(f"PostgreSQL away for {seconds} s: {told}; over {took:.0f} s after it was back")
+    summary = assert_each_partition_was_built_once(stack, running, asset)
+    print(f"PostgreSQL down for {seconds} s: {summary}; over {took:.0f} s after it was back")

@@ -13,7 +13,7 @@ from mlflow.utils.validation import _validate_metric_name
 from bert_pipeline.formats.metrics import append_row, read_rows
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact
-from orchestration.tracking import mlflow_runs as tracking
+from orchestration.tracking import mlflow_runs
 from orchestration.tracking.metadata import numbers
 from orchestration.tracking.mlflow_runs import About, Mlflow, Tracked
 from orchestration.tracking.outstanding import deliver_all
@@ -44,7 +44,7 @@ def the_run(mlflow: Mlflow, fingerprint: str, status: str):
     return run
 
 
-def test_a_run_tells_everything(mlflow, tmp_path):
+def test_a_run_has_everything(mlflow, tmp_path):
     (tmp_path / "data_card.html").write_text("the corpus")
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "loss_curve.png").write_bytes(b"png")
@@ -98,30 +98,30 @@ def statuses(mlflow: Mlflow, fingerprint: str) -> list[str]:
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED"])
-def test_a_training_that_was_cut_off_stays_one_run_and_no_point_is_doubled(mlflow, tmp_path, status):
-    """The second attempt begins at a checkpoint before the cut, and its recipe has other settings of later stages."""
-    told = about(tmp_path, f"cut-{status}")
-    first = Tracked(mlflow, told)
+def test_an_interrupted_training_stays_one_run_without_duplicate_points(mlflow, tmp_path, status):
+    """The second attempt resumes before the interruption; its recipe has other settings for later stages."""
+    run_about = about(tmp_path, f"cut-{status}")
+    first = Tracked(mlflow, run_about)
     for step in (1, 2, 3):
         first.on_row({"step": step, "loss": 5.0 - step})
     first.close(status)
-    with mlflow.track(replace(told, params={**told.params, "evaluation": {"seeds": 3}})) as again:
+    with mlflow.track(replace(run_about, params={**run_about.params, "evaluation": {"seeds": 3}})) as again:
         for step in (2, 3, 4):
             again.on_row({"step": step, "loss": 5.0 - step})
-    run = the_run(mlflow, told.fingerprint, "FINISHED")
-    assert statuses(mlflow, told.fingerprint) == ["FINISHED"]
+    run = the_run(mlflow, run_about.fingerprint, "FINISHED")
+    assert statuses(mlflow, run_about.fingerprint) == ["FINISHED"]
     assert curve(mlflow, run) == [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0)]
     assert run.data.params["evaluation.seeds"] == "3" and run.data.params["model.hidden_size"] == "32"
 
 
-def test_another_training_of_the_same_is_another_run(mlflow, tmp_path):
+def test_a_repeated_training_is_another_run(mlflow, tmp_path):
     for _ in range(2):
         with mlflow.track(about(tmp_path, "twice")) as tracked:
             tracked.on_row({"step": 1, "loss": 4.0})
     assert statuses(mlflow, "twice") == ["FINISHED", "FINISHED"]
 
 
-def test_rows_that_a_restarted_group_writes_again_are_told_once(mlflow, tmp_path):
+def test_rows_that_restarted_processes_write_again_are_sent_once(mlflow, tmp_path):
     with mlflow.track(about(tmp_path, "restarted")) as tracked:
         for step in (1, 2, 3, 2, 3, 4):
             tracked.on_row({"step": step, "loss": float(step)})
@@ -129,12 +129,12 @@ def test_rows_that_a_restarted_group_writes_again_are_told_once(mlflow, tmp_path
     assert [step for step, _ in curve(mlflow, run)] == [1, 2, 3, 4]
 
 
-def test_a_killed_process_leaves_a_note_and_mlflow_is_told_the_truth(mlflow, tmp_path):
-    """kill -9 after two of three rows were sent: the third stands in metrics.jsonl."""
-    told = about(tmp_path / "store", "killed")
-    killed = Tracked(mlflow, told)
+def test_the_note_of_a_killed_process_is_delivered(mlflow, tmp_path):
+    """kill -9 after two of three rows were sent; the third is in metrics.jsonl."""
+    run_about = about(tmp_path / "store", "killed")
+    killed = Tracked(mlflow, run_about)
     killed._leave_note(None)
-    partial = artifact.partial(told.destination)
+    partial = artifact.partial(run_about.destination)
     partial.mkdir()
     for step in (1, 2, 3):
         append_row(partial / "metrics.jsonl", {"step": step, "loss": float(step)})
@@ -142,29 +142,32 @@ def test_a_killed_process_leaves_a_note_and_mlflow_is_told_the_truth(mlflow, tmp
         killed.on_row(row)
     killed._send()
     assert statuses(mlflow, "killed") == ["RUNNING"]
-    with FileLock(f"{told.destination}.lock"):  # as if another process went on with it
+    with FileLock(f"{run_about.destination}.lock"):  # as if another process resumed the training
         assert deliver_all(mlflow, tmp_path / "store") == []
     assert statuses(mlflow, "killed") == ["RUNNING"]
     assert deliver_all(mlflow, tmp_path / "store") == ["a run"]
     assert curve(mlflow, the_run(mlflow, "killed", "KILLED")) == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    assert deliver_all(mlflow, tmp_path / "store") == [] and not told.note.exists()
+    assert deliver_all(mlflow, tmp_path / "store") == [] and not run_about.note.exists()
 
 
 @pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (RuntimeError("x"), "FAILED")])
-def test_what_could_not_be_told_before_the_process_ended_is_told_later(tmp_path, monkeypatch, error, status):
-    """Points of an evaluation stand in no file; the note keeps them."""
+def test_what_could_not_be_sent_before_the_process_ended_is_sent_later(tmp_path, monkeypatch, error, status):
+    """Points of an evaluation are in no file; the note keeps them."""
     later = Mlflow(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts"), ui="")
-    told, nowhere = about(tmp_path / "store", "later"), Mlflow(tracking_uri="http://127.0.0.1:9", artifacts="", ui="")
+    run_about, nowhere = (
+        about(tmp_path / "store", "later"),
+        Mlflow(tracking_uri="http://127.0.0.1:9", artifacts="", ui=""),
+    )
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with suppress(RuntimeError), nowhere.track(told) as tracked:
+    with suppress(RuntimeError), nowhere.track(run_about) as tracked:
         tracked.on_row({"step": 1, "loss": 4.0})
         if error:
             raise error
     if not error:
         origin = artifact.origin("pretrained_checkpoint", {}, {}, "1")
-        told.note.rename(tmp_path / "note")
-        artifact.make(told.destination, origin, lambda out: {"num_steps": 1})
-        (tmp_path / "note").rename(told.note)
+        run_about.note.rename(tmp_path / "note")
+        artifact.make(run_about.destination, origin, lambda out: {"num_steps": 1})
+        (tmp_path / "note").rename(run_about.note)
     for _ in range(2):
         deliver_all(later, tmp_path / "store")
     run = the_run(later, "later", status)
@@ -179,7 +182,7 @@ def test_system_metrics_are_logged(mlflow, tmp_path):
     assert the_run(mlflow, "system", "FINISHED")
 
 
-def test_a_server_that_is_down_stops_nothing(tmp_path, caplog, monkeypatch):
+def test_a_server_that_is_down_does_not_stop_the_work(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     nowhere = Mlflow(tracking_uri="http://127.0.0.1:9", artifacts="", ui="")
     worked = []
@@ -190,9 +193,9 @@ def test_a_server_that_is_down_stops_nothing(tmp_path, caplog, monkeypatch):
     assert "127.0.0.1:9" in caplog.text
 
 
-def test_what_waited_is_sent_when_the_server_is_back(mlflow, tmp_path, monkeypatch, caplog):
+def test_queued_points_are_sent_when_the_server_is_back(mlflow, tmp_path, monkeypatch, caplog):
     tried = threading.Event()
-    monkeypatch.setattr(tracking, "SECONDS_AFTER_A_FAILURE", 0.05)
+    monkeypatch.setattr(mlflow_runs, "SECONDS_AFTER_A_FAILURE", 0.05)
 
     def down(*arguments, **options):
         tried.set()
@@ -209,15 +212,15 @@ def test_what_waited_is_sent_when_the_server_is_back(mlflow, tmp_path, monkeypat
     run = the_run(mlflow, "back", "FINISHED")
     assert curve(mlflow, run) == [(0, 0.0), (1, 1.0), (2, 2.0)]
     said = [record.getMessage() for record in caplog.records if record.name == "bert_pipeline.tracking"]
-    assert len(said) == 2 and "refused; what it is to be told waits" in said[0] and "answers again" in said[1]
+    assert len(said) == 2 and "refused; metrics are kept until it answers" in said[0] and "answers again" in said[1]
 
 
 def the_run_is_known(mlflow: Mlflow, fingerprint: str) -> bool:
     return bool(mlflow.runs(fingerprint))
 
 
-def test_a_server_that_does_not_answer_holds_nothing_up(tmp_path):
-    """It takes the connection, and says nothing: at the start, at each row, and at the end."""
+def test_a_hanging_server_does_not_delay_the_work(tmp_path):
+    """It accepts connections and never answers: at the start, at each row and at the end."""
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -227,11 +230,11 @@ def test_a_server_that_does_not_answer_holds_nothing_up(tmp_path):
             for step in range(100):
                 tracked.on_row({"step": step, "loss": 1.0})
             held_up = time.monotonic() - begun
-        assert held_up < 1.5, "less than one call takes"
+        assert held_up < 1.5, "less than the timeout of one call"
         assert about(tmp_path, "hanging").note.exists()
 
 
-def test_any_name_of_a_label_or_a_model_becomes_one_of_a_metric():
+def test_any_label_becomes_a_valid_metric_name():
     facts = {"f1_CPR:3": 0.5, "measured": {"MiniLM, quick (6)": 0.7}, "f1_naïve": 1, "words": "no number"}
     assert numbers(facts) == {"f1_CPR:3": 0.5, "measured/MiniLM_ quick _6_": 0.7, "f1_naïve": 1}
     for name in numbers(facts):

@@ -1,4 +1,4 @@
-"""What looks after runs: the webhook, MLflow's status, and whether a run's process still lives."""
+"""Follow-up on runs: the failure webhook, MLflow's status, and the health check of a run's process."""
 
 import http.server
 import json
@@ -37,7 +37,7 @@ def workshop(tmp_path, monkeypatch):
 
 @pytest.fixture
 def webhook():
-    """Port, and the bodies that were posted."""
+    """The webhook's port, and the bodies posted to it."""
     posted = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -72,7 +72,7 @@ def failed_run(instance: dg.DagsterInstance, workshop, **tags: str) -> Iterator[
         yield context.for_run_failure()
 
 
-def test_the_webhook_is_told_what_failed_and_no_more(instance, workshop, webhook, monkeypatch):
+def test_the_webhook_receives_what_failed_and_nothing_else(instance, workshop, webhook, monkeypatch):
     port, posted = webhook
     monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{port}/ok/{TOKEN}")
     with failed_run(instance, workshop, note=TOKEN) as context:
@@ -91,7 +91,7 @@ def test_the_webhook_is_told_what_failed_and_no_more(instance, workshop, webhook
     assert len(body) < 1000 and TOKEN.encode() not in body
 
 
-def test_a_webhook_that_fails_hurts_nothing_and_is_not_named(instance, workshop, webhook, monkeypatch):
+def test_a_failing_webhook_is_reported_without_its_url(instance, workshop, webhook, monkeypatch):
     monkeypatch.setattr(watchers, "SECONDS", 0.2)
     port, _ = webhook
     with socket.create_server(("127.0.0.1", 0)) as silent, failed_run(instance, workshop) as context:
@@ -100,11 +100,11 @@ def test_a_webhook_that_fails_hurts_nothing_and_is_not_named(instance, workshop,
             f"http://127.0.0.1:{silent.getsockname()[1]}/{TOKEN}": "TimeoutError",
             f"http://127.0.0.1:9/{TOKEN}": "URLError",
             f"http://127.0.0.1:x/{TOKEN}": "InvalidURL",
-            f"file:///etc/{TOKEN}": "its value is no address",
+            f"file:///etc/{TOKEN}": "its value is not a URL",
         }.items():
             monkeypatch.setenv(WEBHOOK, url)
             with pytest.raises(
-                RuntimeError, match=f"was not told of run {context.dagster_run.run_id}: {told}"
+                RuntimeError, match=f"run {context.dagster_run.run_id} was not posted to {WEBHOOK}: {told}"
             ) as error:
                 failure_webhook(context)
             assert TOKEN not in "".join(traceback.format_exception(error.value)), url
@@ -112,7 +112,7 @@ def test_a_webhook_that_fails_hurts_nothing_and_is_not_named(instance, workshop,
         assert "is not set" in failure_webhook(context).skip_message
 
 
-def test_the_sensor_tells_mlflow_what_it_does_not_know(workshop, tmp_path):
+def test_the_sensor_reports_ended_trainings_to_mlflow(workshop, tmp_path):
     destination = tmp_path / "artifacts" / "pretrained_checkpoint" / "aaaa"
     told = About("a training", "pretrained_checkpoint", "aaaa", destination, {}, {}, {})
     killed = Tracked(workshop.mlflow, told)
@@ -123,13 +123,13 @@ def test_the_sensor_tells_mlflow_what_it_does_not_know(workshop, tmp_path):
     for each in (nowhere, workshop, workshop):
         with dg.build_sensor_context(resources={"workshop": each}) as context:
             said.append(mlflow_is_told(context).skip_message)
-    assert "http://127.0.0.1:9 cannot be told" in said[0]
-    assert said[1:] == ["MLflow was told of a training", "MLflow knows everything"]
+    assert "http://127.0.0.1:9 cannot be reached" in said[0]
+    assert said[1:] == ["reported to MLflow: a training", "MLflow is up to date"]
     assert [run.info.status for run in workshop.mlflow.runs("aaaa")] == ["KILLED"]
 
 
-def test_the_launcher_knows_whether_a_runs_process_lives(tmp_path):
-    """Runs of this machine: `dg launch`, and those of `dg dev`."""
+def test_the_launcher_knows_whether_the_process_of_a_run_is_alive(tmp_path):
+    """Runs on this machine, by `dg launch` or `dg dev`."""
     launcher = {"module": "orchestration.launcher", "class": "WatchedRunLauncher"}
     with dg.instance_for_test(temp_dir=str(tmp_path), overrides={"run_launcher": launcher}) as instance:
 
@@ -147,5 +147,5 @@ def test_the_launcher_knows_whether_a_runs_process_lives(tmp_path):
             process.kill()
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             found = instance.run_launcher.check_run_worker_health(run)
-            assert found.status == WorkerStatus.FAILED and f"{process.pid}, is gone" in found.msg, "a zombie"
+            assert found.status == WorkerStatus.FAILED and f"{process.pid} has ended" in found.msg, "a zombie"
         assert instance.run_launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
