@@ -17,8 +17,8 @@ import pytest
 from hypothesis import settings
 from servers import Database, Servers, make_secrets
 
+from bert_pipeline.evaluation.finetuning.job import FinetuningJob
 from bert_pipeline.evaluation.finetuning.protocol import Run
-from bert_pipeline.evaluation.finetuning.runs import FinetuningJob, make_run
 from bert_pipeline.evaluation.tasks.readers import read_task
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe
@@ -141,11 +141,12 @@ def evaluation_in_this_process():
         job: FinetuningJob, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]
     ) -> None:
         from bert_pipeline.evaluation.finetuning.inputs import encode_task
+        from bert_pipeline.evaluation.finetuning.runs import make_run
 
         data = read_task(job.task, job.data, job.other_data)
         inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)
         for run in runs:
-            on_run(run, job.made(run) or make_run(job, run, data, inputs, lambda step, of: None))
+            on_run(run, job.finished(run) or make_run(job, run, data, inputs, lambda step, of: None))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bert_pipeline.evaluation.evaluate.make_runs", make_runs)
