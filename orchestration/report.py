@@ -74,7 +74,7 @@ def _next_commands(made: dict[str, Artifact], recipe: str) -> str:
         ("model card", f"cat {_path(made['pretrained_checkpoint'])}/MODEL_CARD.md"),
         ("run again; builds only what is new", f"make run RECIPE={recipe}"),
     ]
-    return Table(("to look further", "command"), rows).text()
+    return Table(("next step", "command"), rows).text()
 
 
 def _path(made: Artifact) -> str:

@@ -30,7 +30,7 @@ def command_line() -> click.Group:
             commands = _group(plugin.load()).commands
             if taken := commands.keys() & group.commands.keys():
                 raise ValueError(f"{', '.join(sorted(taken))}: a command of this name exists")
-            group.commands |= commands
+            group.commands.update(commands)
         except Exception as error:  # whatever a plug-in does wrong, the other commands work
             argparse = isinstance(error, AttributeError) and error.name == "add_parser"
             reason = "it adds argparse parsers; remedy: register commands on a typer.Typer" if argparse else error

@@ -49,8 +49,13 @@ def _rows(facts: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str
             yield indent + name, ""
             yield from _rows(value, indent + "  ")
         else:
-            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else value
-            yield indent + name, str(shown)
+            yield indent + name, _value(value)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _safe(table: Table) -> Table:

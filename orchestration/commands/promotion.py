@@ -111,8 +111,8 @@ def champion_lines(name: str, champion: str | None, promotions: "Sequence[Promot
         last = promotions[-1]
         why = "moved by hand, or deleted" if last.followed else "the last promotion is running or was interrupted"
         yield (
-            f"the champion is not the version that promotion {last.number} chose ({why}); remedy: bert-pipeline promote "
-            f"models:/{name}/VERSION"
+            f"the champion is not the version that promotion {last.number} chose ({why}); remedy: "
+            f"bert-pipeline promote models:/{name}/VERSION"
         )
 
 

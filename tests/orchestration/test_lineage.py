@@ -103,14 +103,14 @@ def copy(home, tmp_path, monkeypatch):
 
 def run(capsys, monkeypatch, home, *arguments):
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(home))
-    monkeypatch.setattr("bert_pipeline.cli.entry_points", lambda group: [Plugin])
+    monkeypatch.setattr("bert_pipeline.cli.app.entry_points", lambda group: [Plugin])
     code = main([str(each) for each in arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
 
 class Plugin:
-    """As the entry point of an installed package."""
+    """Stands in for the entry point of the installed package."""
 
     @staticmethod
     def load():

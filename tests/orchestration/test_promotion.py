@@ -1,6 +1,5 @@
 """Champions: one winner of many, the way back, the rule, and what an operator meets."""
 
-import argparse
 import itertools
 import json
 import os
@@ -11,11 +10,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import typer
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from promoters import NAME, race
 from servers import BIN, INFRA, Database, Servers, answers, ask, basic, changed, free_port, make_secrets
 
+from bert_pipeline.cli.commands import App
 from bert_pipeline.evaluation.scoring.significance import Comparison
 from bert_pipeline.store import artifact
 from orchestration.commands import promotion as promotion_commands
@@ -477,15 +478,15 @@ def test_a_challenger_that_is_overtaken_meets_the_new_champion(client, name, sto
 
 @pytest.fixture
 def command(monkeypatch, database, tmp_path, capsys):
-    """Run one as `bert-pipeline` does; returns what it prints."""
+    """Run a command as `bert-pipeline` does and return its output."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(tmp_path))
-    parser = argparse.ArgumentParser()
-    promotion_commands.add(parser.add_subparsers())
+    app = App()
+    promotion_commands.add(app)
+    group = typer.main.get_group(app)
 
     def run(*arguments):
-        options = parser.parse_args(arguments)
-        options.run(options)
+        group.main(arguments, standalone_mode=False)
         return capsys.readouterr().out
 
     return run
@@ -502,7 +503,9 @@ def test_promote_list_and_take_back_by_command(command, client, name):
     listed = json.loads(command("champions", f"models:/{name}", "--json"))
     assert listed["champion"] == "1" and [each["how"] for each in listed["promotions"]] == ["hand", "hand", "undo"]
     client.set_registered_model_alias(name, "champion", "3")
-    assert "is not where promotion 3 led (moved by hand, or deleted)" in command("champions", f"models:/{name}")
+    assert "is not the version that promotion 3 chose (moved by hand, or deleted)" in command(
+        "champions", f"models:/{name}"
+    )
 
 
 def test_by_hand_against_the_rule_is_said(command, client, name, tmp_path):
@@ -511,7 +514,7 @@ def test_by_hand_against_the_rule_is_said(command, client, name, tmp_path):
     evaluate_version(client, store, name, "2", GAD=150)
     command("promote", f"models:/{name}/1")
     told = command("promote", f"models:/{name}/2", "--reason", "smaller")
-    assert "by the rule it would have stayed candidate: beside version 1" in told and "worse on GAD (-" in told
+    assert "the promotion rule would have kept it candidate: beside version 1" in told and "worse on GAD (-" in told
     assert history(client, name)[-1].comparison["GAD"]["difference"] < 0
 
 
@@ -537,5 +540,5 @@ def test_a_wrong_command_is_told(command, client, name, arguments, told):
 def test_a_registry_that_is_away_is_one_line(command, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(RuntimeError, match=r"MLflow at http://127.0.0.1:9: .*; remedy: see that it runs"):
+    with pytest.raises(RuntimeError, match=r"MLflow at http://127.0.0.1:9: .*; remedy: check that it runs"):
         command("champions", "models:/bert-tiny")
