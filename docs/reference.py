@@ -122,8 +122,8 @@ def commands() -> dict[str, str]:
 def recipe() -> str:
     """Every key of a recipe file."""
     about = (
-        "A recipe is a TOML file in `bert_pipeline/recipes/` or in a folder listed in `BERT_PIPELINE_RECIPES`. Its file "
-        "name, without `.toml`, is the name of the experiment. The defaults are BERT-base as published. An "
+        "A recipe is a TOML file in `bert_pipeline/recipes/` or in a folder listed in `BERT_PIPELINE_RECIPES`. Its "
+        "file name, without `.toml`, is the name of the experiment. The defaults are BERT-base as published. An "
         "unknown key is an error that names its path and the closest known key. `bert-pipeline plan RECIPE` checks a "
         "recipe and estimates its disk, memory and time."
     )
