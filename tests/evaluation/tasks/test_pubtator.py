@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bert_pipeline.cli import main
 from bert_pipeline.evaluation.tasks.pubtator import (
-    Document,
+    PubtatorDocument,
     Mention,
     convert_bc5cdr,
     read_pubtator,
@@ -117,7 +117,7 @@ def test_sentences_cover_the_text_and_lines_end_them(text):
 def test_mentions_are_counted_whole(text, data):
     positions = st.integers(0, len(text))
     pairs = data.draw(st.lists(st.tuples(positions, positions).filter(lambda pair: pair[0] < pair[1]), max_size=6))
-    tagged = tag(Document("1", text, tuple(Mention(*pair, "Disease") for pair in pairs)), "Disease")
+    tagged = tag(PubtatorDocument("1", text, tuple(Mention(*pair, "Disease") for pair in pairs)), "Disease")
     tokens = [token for sentence in tagged.sentences for token, _ in sentence]
     assert "".join(tokens) == "".join(text.split())
     for sentence in tagged.sentences:
@@ -129,7 +129,7 @@ def test_mentions_are_counted_whole(text, data):
 
 def test_what_becomes_of_mentions_that_have_no_place():
     def tags(text, *spans):
-        tagged = tag(Document("1", text, tuple(Mention(*span, "Disease") for span in spans)), "Disease")
+        tagged = tag(PubtatorDocument("1", text, tuple(Mention(*span, "Disease") for span in spans)), "Disease")
         facts = tagged.num_entities, tagged.num_overlapping, tagged.num_without_token, tagged.num_cut
         return " ".join(tag for sentence in tagged.sentences for _, tag in sentence), facts
 
