@@ -54,13 +54,6 @@ class Command(TyperCommand):
             if isinstance(each, click.Argument) and isinstance(about, typer.models.ArgumentInfo):
                 each.help = about.help
 
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """`[OPTIONS]`, then the required options, then the arguments."""
-        options = [each for each in self.params if isinstance(each, click.Option) and each.required]
-        required = [f"{each.opts[0]} {each.make_metavar(ctx)}" for each in options]
-        [first, *others] = super().collect_usage_pieces(ctx)
-        return [first, *required, *others]
-
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         repeatable = [name for each in self.params if getattr(each, "multiple", False) for name in each.opts]
         return super().parse_args(ctx, several_values(args, repeatable))

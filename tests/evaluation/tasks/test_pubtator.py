@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from bert_pipeline.cli import main
 from bert_pipeline.evaluation.tasks.pubtator import (
-    PubtatorDocument,
     Mention,
+    PubtatorDocument,
     convert_bc5cdr,
     read_pubtator,
     sentence_spans,
