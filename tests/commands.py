@@ -1,4 +1,4 @@
-"""Commands of README.md and docs/, run in a checkout beside the real one: as they stand, but on less, for less long."""
+"""Run the commands of README.md and docs/ unchanged in a copy of the checkout, with smaller recipes."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# The recipes of the pages in a size for tests: the commands stay as they are.
+# Values that make the recipes of the pages small enough for tests.
 SMALLER = {
     "sample_documents": "300",
     "vocab_size": "800",
@@ -25,16 +25,16 @@ SMALLER = {
 }
 
 MAKE = "make -o .venv/installed"
-"""What is installed is taken as it is."""
+"""Without installing anything."""
 
 
 def blocks(markdown: str) -> list[str]:
-    """The commands of a page, a block each. Those whose title says that they are not run are not among them."""
+    """The blocks of commands of a page, without the blocks whose title says that they are not run."""
     return re.findall(r"^```bash\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)
 
 
 def run(script: str, folder: Path, **environment: str) -> str:
-    """What the commands print; none of them may fail."""
+    """Run the commands and return their standard output; fail if one of them fails."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", script],
@@ -49,7 +49,7 @@ def run(script: str, folder: Path, **environment: str) -> str:
         out, err = process.communicate()
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what a failure left behind
+            os.killpg(process.pid, signal.SIGKILL)  # processes that a failed command left running
     assert process.returncode == 0, out + err
     return out
 
@@ -61,7 +61,7 @@ def smaller(recipe: str) -> str:
 
 
 def check_out(folder: Path) -> Path:
-    """The same code, with what is compiled of it, a smaller `demo`, a workspace of its own, and text."""
+    """Copy the code with its compiled files; add a smaller `demo`, an empty workspace and some text."""
     copy = folder / "copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "workspace", "out", "site", "*.egg-info"))
     demo = copy / "bert_pipeline" / "recipes" / "demo.toml"
@@ -85,5 +85,5 @@ def environment_of(copy: Path) -> dict[str, str]:
         "BERT_PIPELINE_DATA": str(copy),
         "DAGSTER_HOME": str(home / "dagster"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "BERT_PIPELINE_WORKERS": "1",  # a second one takes as long to start as all its work would take the first
+        "BERT_PIPELINE_WORKERS": "1",  # starting a second worker takes longer than all the work
     }

@@ -9,9 +9,48 @@ import typer
 from bert_pipeline.cli.options import EVALUATE
 from bert_pipeline.cli.output import show, show_json
 
-WHAT, HOW = "Inputs and output", "Fine-tuning"
-GRID = "Of several, the best on dev is used."
+GRID = "Of several values, the best on dev is used."
 OF_PROFILE = "the profile's"
+
+
+def _inputs(*names: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Inputs and output", **settings)
+
+
+def _tuning(*names: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Fine-tuning", **settings)
+
+
+Model = Annotated[Path | None, _inputs(metavar="DIR", help="Hugging Face model directory.")]
+Tasks = Annotated[list[str] | None, _inputs("--task", metavar="NAME...", help="Tasks to run, see --list.")]
+Out = Annotated[
+    Path | None, _inputs(metavar="DIR", help="Directory for scores and predictions; finished runs in it are kept.")
+]
+Data = Annotated[
+    Path | None,
+    _inputs(metavar="DIR", help="Files of the task, if one task is run.", show_default="found in BERT_PIPELINE_DATA"),
+]
+OtherData = Annotated[bool, _inputs("--other-data", help="Accept files that differ from the benchmark's.")]
+Baseline = Annotated[bool, _inputs("--baseline", help="Also fine-tune the same architecture from random weights.")]
+Profile = Annotated[
+    Literal["quick", "published"],
+    _tuning(help="quick: one setting, one seed; published: the grid and seeds of BLURB's authors."),
+]
+Seeds = Annotated[int | None, _tuning(metavar="N", help="Runs per task, with seeds 1 to N.", show_default=OF_PROFILE)]
+LearningRate = Annotated[
+    list[float] | None, _tuning(metavar="X...", help=f"Peak learning rate. {GRID}", show_default=OF_PROFILE)
+]
+BatchSize = Annotated[
+    list[int] | None, _tuning(metavar="N...", help=f"Examples per step. {GRID}", show_default=OF_PROFILE)
+]
+NumEpochs = Annotated[list[int] | None, _tuning(metavar="N...", help=f"Epochs. {GRID}", show_default=OF_PROFILE)]
+MaxSeqLength = Annotated[
+    int | None, _tuning(metavar="N", help="Maximum input length in tokens.", show_default="the task's")
+]
+ListTasks = Annotated[
+    bool, typer.Option("--list", help="List all tasks, their published scores and whether their data is found.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the facts of each task as JSON.")]
 
 
 def add(app: typer.Typer) -> None:
@@ -19,79 +58,27 @@ def add(app: typer.Typer) -> None:
 
 
 def evaluate(
-    list_tasks: Annotated[
-        bool, typer.Option("--list", help="List all tasks, their published scores and whether their data is found.")
-    ] = False,
-    model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Hugging Face model directory.", rich_help_panel=WHAT)
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(metavar="NAME...", help="Tasks to run, see --list.", rich_help_panel=WHAT)
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Directory for scores and predictions; finished runs in it are kept.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Files of the task, if one task is run.",
-            show_default="found in BERT_PIPELINE_DATA",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    other_data: Annotated[
-        bool, typer.Option("--other-data", help="Accept files that differ from the benchmark's.", rich_help_panel=WHAT)
-    ] = False,
-    baseline: Annotated[
-        bool,
-        typer.Option(
-            "--baseline", help="Also fine-tune the same architecture from random weights.", rich_help_panel=WHAT
-        ),
-    ] = False,
-    profile: Annotated[
-        Literal["quick", "published"],
-        typer.Option(
-            help="quick: one setting, one seed; published: the grid and seeds of BLURB's authors.", rich_help_panel=HOW
-        ),
-    ] = "quick",
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Runs per task, with seeds 1 to N.", show_default=OF_PROFILE, rich_help_panel=HOW
-        ),
-    ] = None,
-    learning_rate: Annotated[
-        list[float] | None,
-        typer.Option(metavar="X...", help=f"Peak learning rate. {GRID}", show_default=OF_PROFILE, rich_help_panel=HOW),
-    ] = None,
-    batch_size: Annotated[
-        list[int] | None,
-        typer.Option(metavar="N...", help=f"Examples per step. {GRID}", show_default=OF_PROFILE, rich_help_panel=HOW),
-    ] = None,
-    num_epochs: Annotated[
-        list[int] | None,
-        typer.Option(metavar="N...", help=f"Epochs. {GRID}", show_default=OF_PROFILE, rich_help_panel=HOW),
-    ] = None,
-    max_seq_length: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Maximum input length in tokens.", show_default="the task's", rich_help_panel=HOW
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts of each task as JSON.")] = False,
+    model: Model = None,
+    tasks: Tasks = None,
+    out: Out = None,
+    data: Data = None,
+    other_data: OtherData = False,
+    baseline: Baseline = False,
+    profile: Profile = "quick",
+    seeds: Seeds = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    num_epochs: NumEpochs = None,
+    max_seq_length: MaxSeqLength = None,
+    list_tasks: ListTasks = False,
+    as_json: Json = False,
 ) -> None:
     """Fine-tune a Hugging Face BERT on tasks and score it on their test sets."""
     if list_tasks:
         _list_tasks(as_json)
         return
-    if model is None or not task or out is None:
-        missing = [name for name, value in (("--model", model), ("--task", task), ("--out", out)) if not value]
+    if model is None or not tasks or out is None:
+        missing = [name for name, value in (("--model", model), ("--task", tasks), ("--out", out)) if not value]
         raise ValueError(f"{', '.join(missing)} missing; remedy: add it; --list shows the tasks")
     settings: dict[str, Any] = {
         "profile": profile,
@@ -102,7 +89,7 @@ def evaluate(
         "other_data": other_data,
         "seeds": None if seeds is None else [*range(1, seeds + 1)],
     }
-    facts = _evaluate(model, task, data, out, settings, baseline)
+    facts = _evaluate(model, tasks, data, out, settings, baseline)
     if as_json:
         show_json(facts)
         return
