@@ -171,7 +171,7 @@ def test_an_option_takes_several_values_in_a_row():
     assert several_values(["--task", "A", "B", "--rate", "1", "2", "--out", "C"], repeatable) == (
         ["--task", "A", "--task", "B", "--rate", "1", "--rate", "2", "--out", "C"]
     )
-    arguments = "--learning-rate 1e-5 3e-5 --task A --task B C --out D".split()
+    arguments = ["--learning-rate", "1e-5", "3e-5", "--task", "A", "--task", "B", "C", "--out", "D"]
     parsed = app.command_line().commands["evaluate"].make_context("evaluate", arguments).params
     assert [*parsed["learning_rate"]] == [1e-5, 3e-5] and [*parsed["tasks"]] == ["A", "B", "C"]
     for unchanged in ("--task A --task B", "--out A B --task C", "--task A -- B", "A B"):
