@@ -1,8 +1,6 @@
-"""The pages of reference/ that follow from the code: mkdocs calls `on_files`, the tests call `pages`."""
+"""Generate the pages of reference/ from the code. MkDocs calls `on_files`, the tests call `pages`."""
 
-import argparse
 import json
-import os
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -14,7 +12,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
-from bert_pipeline.cli import _parser
+from bert_pipeline.cli.app import PROGRAM, command_line
+from bert_pipeline.cli.commands import help_of
 from bert_pipeline.evaluation.tasks.task import Task
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.settings import INTERNAL_VARIABLES, VARIABLES
@@ -43,26 +42,25 @@ ROOMS = {
     "finetuning": ("bert_pipeline/evaluation/finetuning", "Fine-tuning"),
     "scoring": ("bert_pipeline/evaluation/scoring", "Scores"),
     "planning": ("bert_pipeline/planning", "Plans"),
+    "cli": ("bert_pipeline/cli", "Command line"),
 }
 """A page for each package: its folder and its title."""
 
-os.environ["COLUMNS"] = "110"  # of argparse's help
-
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages to those of docs/."""
+    """Add the generated pages to the pages of docs/."""
     for path, text in pages().items():
         files.append(File.generated(config, path, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put sections of infra/README.md where a page has `<!-- infra: HEADING -->`."""
+    """Replace `<!-- infra: HEADING -->` by that section of infra/README.md."""
     return re.sub(r"^<!-- infra: (.+) -->$", lambda found: infra(found[1]), markdown, flags=re.MULTILINE)
 
 
 def infra(heading: str) -> str:
-    """The text below a heading of infra/README.md. Raises ValueError where there is none."""
+    """The text below a heading of infra/README.md. Raises ValueError if there is no such heading."""
     parts = re.split(r"^## (.+)\n", (ROOT / "infra" / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     named = dict(zip(parts[1::2], parts[2::2], strict=True))
     if heading not in named:
@@ -71,7 +69,7 @@ def infra(heading: str) -> str:
 
 
 def pages() -> dict[str, str]:
-    """Markdown by path under docs/."""
+    """Path under docs/: Markdown."""
     rooms = {f"reference/api/{page}.md": room(*folder) for page, folder in ROOMS.items()}
     return rooms | {
         "reference/cli.md": cli(),
@@ -82,7 +80,7 @@ def pages() -> dict[str, str]:
 
 
 def room(folder: str, title: str) -> str:
-    """What the modules of a package say of themselves, by mkdocstrings."""
+    """The API page of a package, rendered by mkdocstrings."""
     modules = sorted(path for path in (ROOT / folder).glob("*.py") if not path.name.startswith("__"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules]
     return f"# {title}\n\n" + "\n".join(f"::: {name}\n" for name in names)
@@ -104,29 +102,30 @@ def environment() -> str:
 
 def cli() -> str:
     """Every command with its help."""
-    commands = subcommands()
     parts = [
         "# Command line",
-        "`bert-pipeline COMMAND --help` says the same. Exit codes: 0 done, 1 an error, told in one line, 2 an option "
-        "that is not known.",
+        "`bert-pipeline COMMAND --help` prints the same text. An option with `...` takes several values: "
+        "`--learning-rate 1e-5 3e-5` or `--learning-rate 1e-5 --learning-rate 3e-5`. Exit codes: 0 done, 1 an error in "
+        "one line on standard error, 2 a usage error.",
     ]
-    for name, command in commands.items():
-        parts.append(f"## bert-pipeline {name} {{ #{name} }}\n\n```text\n{command.format_help().rstrip()}\n```")
+    for name, text in commands().items():
+        parts.append(f"## {PROGRAM} {name} {{ #{name} }}\n\n```text\n{text.rstrip()}\n```")
     return "\n\n".join(parts) + "\n"
 
 
-def subcommands() -> dict[str, argparse.ArgumentParser]:
-    """The parsers of bert-pipeline's commands, by name."""
-    [found] = [action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    return found
+@cache
+def commands() -> dict[str, str]:
+    """The help of each command by name."""
+    return {name: help_of(f"{PROGRAM} {name}", command) for name, command in command_line().commands.items()}
 
 
 def recipe() -> str:
     """Every key of a recipe file."""
     about = (
-        "A recipe is a TOML file in `bert_pipeline/recipes/`, or in a folder that `BERT_PIPELINE_RECIPES` names; its "
-        "stem is the name of the experiment. What it does not say is BERT-base as published. A typo is refused with "
-        "its path and the key that was meant; `bert-pipeline plan RECIPE` reads a recipe and says what it takes."
+        "A recipe is a TOML file in `bert_pipeline/recipes/` or in a folder listed in `BERT_PIPELINE_RECIPES`. Its "
+        "file name, without `.toml`, is the name of the experiment. The defaults are BERT-base as published. An "
+        "unknown key is an error that names its path and the closest known key. `bert-pipeline plan RECIPE` checks a "
+        "recipe and estimates its disk, memory and time."
     )
     return "\n\n".join(["# Recipes", about, *_tables(Recipe)]) + "\n"
 
@@ -134,34 +133,34 @@ def recipe() -> str:
 def task() -> str:
     """Every key of a task file."""
     about = (
-        "A task is a TOML file in a folder that `BERT_PIPELINE_TASKS` names, and three files of data: the [tutorial]"
-        "(../tutorial.md#a-task-of-your-own) makes one. `bert-pipeline evaluate --list` shows all tasks. The formats "
-        "of the data stand with the [readers](api/tasks.md#bert_pipeline.evaluation.tasks.readers)."
+        "A task is a TOML file in a folder listed in `BERT_PIPELINE_TASKS`, and three data files; the [tutorial]"
+        "(../tutorial.md#a-task-of-your-own) builds one. `bert-pipeline evaluate --list` lists all tasks. The "
+        "[readers](api/tasks.md#bert_pipeline.evaluation.tasks.readers) document the data formats."
     )
     return "\n\n".join(["# Tasks", about, *_tables(Task)]) + "\n"
 
 
 def _tables(model: type[BaseModel], path: str = "") -> Iterator[str]:
-    """A heading and a table of the keys of a section, then those of the sections in it."""
-    schema, told = model.model_json_schema(), meanings(model)
+    """A table of the keys of a section, then a heading and tables for each section in it."""
+    schema, about = model.model_json_schema(), meanings(model)
     inner = {name: found for name, field in model.model_fields.items() if (found := _section(field.annotation))}
-    places: dict[type[BaseModel], list[str]] = {}
+    paths: dict[type[BaseModel], list[str]] = {}
     for name, found in inner.items():
-        places.setdefault(found, []).append(f"{path}.{name}".lstrip("."))
+        paths.setdefault(found, []).append(f"{path}.{name}".lstrip("."))
     names = [name for name in model.model_fields if path or (name not in inner and name != "name")]  # name: the stem
     rows = [
-        f"| `{name}` | {_values(schema['properties'][name], places[inner[name]][0] if name in inner else '')} "
-        f"| {_default(schema, name)} | {' '.join(told[name].split())} |"
+        f"| `{name}` | {_values(schema['properties'][name], paths[inner[name]][0] if name in inner else '')} "
+        f"| {_default(schema, name)} | {' '.join(about[name].split())} |"
         for name in names
     ]
     yield "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
-    for found, where in places.items():
+    for found, where in paths.items():
         yield f"## {', '.join(f'[{each}]' for each in where)} {{ #{where[0]} }}"
         yield from _tables(found, where[0])
 
 
 def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """A section and those within it."""
+    """A section and the sections within it, depth first."""
     yield model
     for field in model.model_fields.values():
         if found := _section(field.annotation):
@@ -169,7 +168,7 @@ def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """What the docstrings below its fields say."""
+    """Field: the docstring below it."""
     documented = _module(model.__module__)[model.__name__]
     return {name: doc.value if (doc := documented[name].docstring) else "" for name in model.model_fields}
 
@@ -180,13 +179,13 @@ def _module(name: str) -> griffe.Object | griffe.Alias:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """Of `Section` and of `tuple[Section, ...]`."""
+    """`Section` if the annotation is `Section` or `tuple[Section, ...]`, else None."""
     first = getattr(annotation, "__args__", (annotation,))[0]
     return first if isinstance(first, type) and issubclass(first, BaseModel) else None
 
 
 def _values(schema: dict[str, Any], section: str = "") -> str:
-    """What a key takes, in words."""
+    """The values of a key, in words."""
     if section:
         return f"{'tables' if schema.get('type') == 'array' else 'a table'}: [{section}](#{section})"
     if options := schema.get("anyOf"):
@@ -209,7 +208,7 @@ def _values(schema: dict[str, Any], section: str = "") -> str:
 
 def _default(schema: dict[str, Any], name: str) -> str:
     if name in schema.get("required", ()):
-        return "needed"
+        return "required"
     value = schema["properties"][name].get("default")
     return "" if value in (None, "", [], {}) or _is_table(value) else f"`{json.dumps(value)}`"
 

@@ -1,12 +1,12 @@
-"""The table at the end of a run: what was made, where it lies, what it is worth.
+"""The tables at the end of `make demo`: artifacts and their paths, losses, scores, the registered model.
 
 python -m orchestration.report demo
 """
 
-import argparse
-from collections.abc import Iterable
+import sys
 from pathlib import Path
 
+from bert_pipeline.core.tables import Table
 from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.report.score_table import mean_and_sd
 from bert_pipeline.settings import home
@@ -18,18 +18,18 @@ from orchestration.workshop import resources
 
 
 def report(recipe: str, home: Path) -> str:
-    """Raises ArtifactError where the recipe's graph has not been run to its end."""
+    """The tables as text. Raises ArtifactError if the recipe's graph has not run to its end."""
     used = resources(home)
     kinds = kinds_of(load_recipe(recipe_files()[recipe]))
     made = {kind: used["artifacts"].artifact(kind, recipe) for kind in kinds}
     parts = [_artifacts(made), _pretraining(made["pretrained_checkpoint"])]
     parts += [_tasks(made["evaluations"])] if made["evaluations"].facts["tasks"] else []
-    return "\n".join([*parts, _model(used["workshop"].mlflow, recipe), _further(made, recipe)])
+    return "\n".join([*parts, _model(used["workshop"].mlflow, recipe), _next_commands(made, recipe)])
 
 
 def _artifacts(made: dict[str, Artifact]) -> str:
     rows = [(kind, _path(one), f"{one.record['made']['seconds']:,.1f} s") for kind, one in made.items()]
-    return _table(("artifact", "where it lies", "built in"), rows)
+    return Table(("artifact", "path", "built in"), rows).text()
 
 
 def _pretraining(checkpoint: Artifact) -> str:
@@ -44,7 +44,7 @@ def _pretraining(checkpoint: Artifact) -> str:
         )
         if name in after
     ]
-    return _table(("on held-out text", "before training", "after"), rows)
+    return Table(("on held-out text", "before training", "after"), rows).text()
 
 
 def _tasks(evaluations: Artifact) -> str:
@@ -57,42 +57,35 @@ def _tasks(evaluations: Artifact) -> str:
         )
         for task, scores in evaluations.facts["tasks"].items()
     ]
-    return _table(("fine-tuned on", "pretrained", "random initialisation", "seeds"), rows)
+    return Table(("fine-tuned on", "pretrained", "random initialisation", "seeds"), rows).text()
 
 
 def _model(mlflow: Mlflow, recipe: str) -> str:
     version = mlflow.client().get_model_version_by_alias(versions.model_name(recipe), versions.ALIAS)
     rows = [(version.name, str(version.version), versions.ALIAS, f"models:/{version.name}@{versions.ALIAS}")]
-    return _table(("registered model", "version", "alias", "for mlflow.pyfunc.load_model"), rows)
+    return Table(("registered model", "version", "alias", "for mlflow.pyfunc.load_model"), rows).text()
 
 
-def _further(made: dict[str, Artifact], recipe: str) -> str:
+def _next_commands(made: dict[str, Artifact], recipe: str) -> str:
     rows = [
         ("graph, runs, curves, models", "make ui"),
         ("facts and decoded rows", f".venv/bin/bert-pipeline inspect {_path(made['masked_dataset'])}"),
-        ("what the text is", f"open {_path(made['raw_corpus'])}/data_card.html"),
-        ("what the model was made from", f"cat {_path(made['pretrained_checkpoint'])}/MODEL_CARD.md"),
-        ("again: builds only what is new", f"make run RECIPE={recipe}"),
+        ("data card of the corpus", f"open {_path(made['raw_corpus'])}/data_card.html"),
+        ("model card", f"cat {_path(made['pretrained_checkpoint'])}/MODEL_CARD.md"),
+        ("run again; builds only what is new", f"make run RECIPE={recipe}"),
     ]
-    return _table(("to look further", ""), rows)
+    return Table(("next step", "command"), rows).text()
 
 
 def _path(made: Artifact) -> str:
     return str(made.path.relative_to(Path.cwd()) if made.path.is_relative_to(Path.cwd()) else made.path)
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    rule = "-" * len(max(text, key=len))
-    return "\n".join([text[0], rule, *text[1:], ""])
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m orchestration.report", description=__doc__.partition("\n")[0])
-    parser.add_argument("recipe")
-    print("\n" + report(parser.parse_args().recipe, home()))
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print("Usage: python -m orchestration.report RECIPE", file=sys.stderr)
+        sys.exit(2)
+    print("\n" + report(sys.argv[1], home()))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tomllib
 import pytest
 from commands import MAKE, ROOT, blocks, check_out, environment_of, run, smaller
 from links import faults
-from reference import pages, sections, subcommands
+from reference import commands, pages, sections
 
 from bert_pipeline.evaluation.tasks.task import Task
 from bert_pipeline.recipe import Recipe
@@ -20,7 +20,7 @@ WRITTEN = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") f
 GUIDES = WRITTEN | {"../infra/README.md": (ROOT / "infra" / "README.md").read_text(encoding="utf-8")}
 TUTORIAL = blocks(WRITTEN["tutorial.md"])
 NOT_RUN = "Not run by the tests: "
-COMMANDS = subcommands()
+COMMANDS = commands()
 TOP = "bert_pipeline|orchestration|infra|tests|benchmarks|docs"
 
 SAYS = {
@@ -124,7 +124,7 @@ def test_commands_options_and_paths_of_a_page_exist(name):
         if words[:1] == ["make"]:
             assert words[1] in targets, line
         if words[:1] == ["bert-pipeline"] and words[1] != "COMMAND":
-            known = COMMANDS[words[1]].format_help()
+            known = COMMANDS[words[1]]
             assert all(word in known for word in words[2:] if word.startswith("--")), line
     for path in re.findall(rf"[`\s]((?:{TOP})/[\w./-]+)", page):
         assert (ROOT / path.rstrip("./")).exists(), path
@@ -167,7 +167,7 @@ def test_every_command_is_in_the_reference(generated):
 
 def test_every_module_of_the_library_is_in_the_reference(generated):
     text = "".join(generated.values())
-    modules = [path for path in (ROOT / "bert_pipeline").rglob("*.py") if path.name != "__init__.py"]
+    modules = [path for path in (ROOT / "bert_pipeline").rglob("*.py") if not path.name.startswith("__")]
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules}
     assert len(names) > 100 and names == set(re.findall(r"^::: (.*)$", text, re.MULTILINE))
 

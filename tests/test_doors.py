@@ -1,6 +1,6 @@
-"""What gets through the doors of the stack: every route that Dagster and MLflow have, asked as an attacker would.
+"""Access control of the stack's proxy: requests to every route of Dagster and MLflow, as an attacker sends them.
 
-The routes come from the apps. A new version's new route is decided on here, or fails.
+The routes come from the applications: a route that a new version adds fails here until `DAGSTER` lists it.
 """
 
 import json
@@ -37,17 +37,17 @@ DAGSTER = {
     "/report_asset_check/{asset_key:path}": set(),
     "/report_asset_observation/{asset_key:path}": set(),
 }
-"""What whoever has the password may do, by the route; Dagster itself lets everybody do everything."""
+"""Allowed methods by route for requests with the password. Dagster itself has no access control."""
 OPEN = {"/health", "/static-files/x", "/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info"}
-"""What MLflow answers without a password: nothing of it is anybody's."""
+"""Routes that MLflow answers without a password; none of them returns anybody's data."""
 
 
 @pytest.fixture(scope="module")
-def reached():
-    """An upstream that answers everything, its port, and what got through to it."""
+def upstream():
+    """Port of an upstream server that answers every request, and the list of requests that reached it."""
     seen: list[tuple[str, str]] = []
 
-    class Upstream(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def __getattr__(self, name: str):
             if name.startswith("do_"):
                 return self.answer
@@ -63,19 +63,19 @@ def reached():
         def log_message(self, *_) -> None:
             pass
 
-    upstream = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
-    threading.Thread(target=upstream.serve_forever, daemon=True).start()
-    yield upstream.server_port, seen
-    upstream.shutdown()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port, seen
+    server.shutdown()
 
 
 @pytest.fixture(scope="module")
-def door(reached):
+def door(upstream):
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         servers = Servers(Path(folder))
         try:
-            yield Door(servers, make_secrets(servers.folder), reached[0], reached[0], (free_port(), free_port()))
+            yield Door(servers, make_secrets(servers.folder), upstream[0], upstream[0], (free_port(), free_port()))
         finally:
             servers.stop()
 
@@ -84,26 +84,26 @@ def routes_of_dagster() -> dict[str, set[str]]:
     from dagster_webserver.webserver import DagsterWebserver
 
     routes = [each for each in DagsterWebserver(None).build_routes() if not each.name.endswith("_static")]
-    undecided = {each.path for each in routes} - DAGSTER.keys()
-    assert all(each.name == "root_static" for each in routes if each.path in undecided), undecided
+    unlisted = {each.path for each in routes} - DAGSTER.keys()
+    assert all(each.name == "root_static" for each in routes if each.path in unlisted), unlisted
     return {re.sub(r"{[^}]+}", "x", each.path): DAGSTER.get(each.path, PAGE) for each in routes}
 
 
-def test_of_dagster_only_what_was_decided_gets_through(door, reached):
-    _, seen = reached
+def test_dagster_is_reached_only_by_allowed_methods_with_the_password(door, upstream):
+    _, seen = upstream
     routes = routes_of_dagster()
     assert len(routes) >= len(DAGSTER)
     for path, allowed in routes.items():
         for method in METHODS:
-            asked = (door.dagster, method, path)
-            assert ask(*asked)[0] in (401, 403, 405), asked
-            assert ask(*asked, Host="evil.example", Authorization=door.password)[0] == 421
+            request = (door.dagster, method, path)
+            assert ask(*request)[0] in (401, 403, 405), request
+            assert ask(*request, Host="evil.example", Authorization=door.password)[0] == 421
             for forged in FORGED if method not in PAGE else ():
-                assert ask(*asked, Authorization=door.password, **forged)[0] in (403, 405), (asked, forged)
+                assert ask(*request, Authorization=door.password, **forged)[0] in (403, 405), (request, forged)
             assert seen == []
-            status, _ = ask(*asked, Authorization=door.password)
-            assert (status, seen) == ((200, [(method, path)]) if method in allowed else (status, [])), asked
-            assert method in allowed or status in (403, 405), asked
+            status, _ = ask(*request, Authorization=door.password)
+            assert (status, seen) == ((200, [(method, path)]) if method in allowed else (status, [])), request
+            assert method in allowed or status in (403, 405), request
             seen.clear()
 
 
@@ -126,7 +126,7 @@ json.dump(answers, sys.stdout)
 
 @pytest.fixture(scope="module")
 def routes_of_mlflow(tmp_path_factory):
-    """Each with what MLflow itself says to who has no password. In a process of its own: it is one app a process."""
+    """(method, path, status without a password) of each route, from a process of its own: MLflow allows one app."""
     pytest.importorskip("flask_wtf")
     folder = tmp_path_factory.mktemp("mlflow")
     text = (INFRA / "mlflow" / "basic_auth.ini").read_text()
@@ -149,14 +149,14 @@ def routes_of_mlflow(tmp_path_factory):
     return json.loads(done.stdout)
 
 
-def test_mlflow_answers_nobody_who_is_unknown(routes_of_mlflow):
+def test_mlflow_refuses_requests_without_a_password(routes_of_mlflow):
     assert len(routes_of_mlflow) > 300
     answered = {(method, path) for method, path, status in routes_of_mlflow if status not in (401, 403)}
     assert answered <= {("GET", path) for path in OPEN}
 
 
-def test_of_mlflow_nothing_that_writes_is_asked_by_another_site(door, reached, routes_of_mlflow):
-    _, seen = reached
+def test_mlflow_is_not_reached_by_writes_from_other_sites(door, upstream, routes_of_mlflow):
+    _, seen = upstream
     for method, path, _ in routes_of_mlflow:
         assert ask(door.mlflow, method, path, Host="evil.example")[0] == 421
         for forged in FORGED if method != "GET" else ():

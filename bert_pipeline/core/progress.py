@@ -1,10 +1,12 @@
 """Progress of long work: one line every few seconds, with rate and time left.
 
-It goes to Python's logging, so a terminal and Dagster's event log show the same line.
+The lines go to Python's logging, so that Dagster's event log has them. The command line draws a bar in a terminal
+instead; then only the last line of each work is logged.
 """
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,15 @@ class LineTimer:
         return True
 
 
+_display: "Callable[[Progress, str], None] | None" = None
+
+
+def show_progress_with(display: "Callable[[Progress, str], None] | None") -> None:
+    """Call `display(progress, line)` on every advance instead of logging lines; None: log again."""
+    global _display
+    _display = display
+
+
 class Progress:
     """Tells how far `total` units of work have come. `what` is the stage, `unit` what is counted."""
 
@@ -40,8 +51,14 @@ class Progress:
         """Count finished units; a line is written when the last one is old enough, and at the end."""
         self.done += units
         seconds = time.monotonic() - self._started
-        if self._due(seconds) or self.done == self.total:
-            log.info("%s", self._line(seconds) + (f"  {note}" if note else ""))
+        finished = self.done == self.total
+        if _display is None and not finished and not self._due(seconds):
+            return
+        line = self._line(seconds) + (f"  {note}" if note else "")
+        if _display and not finished:
+            _display(self, line)
+        else:
+            log.info("%s", line)
 
     def _line(self, seconds: float) -> str:
         rate = self.done / max(seconds, 1e-9)

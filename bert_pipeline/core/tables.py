@@ -11,11 +11,11 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
     def text(self) -> str:
-        """Aligned columns, a rule below the headings."""
+        """Aligned columns, a rule of at most 120 characters below the headings."""
         lines = [self.head, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        return "\n".join([text[0], "-" * max(map(len, text)), *text[1:], ""])
+        return "\n".join([text[0], "-" * min(max(map(len, text)), 120), *text[1:], ""])
 
     def markdown(self) -> str:
         return markdown_table(self.head, self.rows)

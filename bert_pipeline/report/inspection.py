@@ -1,4 +1,4 @@
-"""What `bert-pipeline inspect DIR` shows: the facts of any artifact, and its first rows in words."""
+"""`bert-pipeline inspect DIR`: the facts of any artifact, and its first rows with token ids decoded."""
 
 import json
 from collections.abc import Callable
@@ -56,9 +56,9 @@ def _masked(made: Artifact, tokenizer: Path | None, count: int) -> Rows:
     rows = []
     for n in range(min(count, len(pairs))):
         ids = pairs.input_ids[pairs.offsets[n] : pairs.offsets[n + 1]].copy()
-        places = masks.positions[masks.offsets[n] : masks.offsets[n + 1]]
-        asked = [vocabulary.id_to_token(number) for number in ids[places].tolist()]
-        ids[places] = masks.input_ids[masks.offsets[n] : masks.offsets[n + 1]]
+        masked = masks.positions[masks.offsets[n] : masks.offsets[n + 1]]
+        asked = [vocabulary.id_to_token(number) for number in ids[masked].tolist()]
+        ids[masked] = masks.input_ids[masks.offsets[n] : masks.offsets[n + 1]]
         rows.append({"text": vocabulary.decode(ids.tolist(), skip_special_tokens=False), "asked_for": asked})
     return rows
 
@@ -86,11 +86,12 @@ def _first_shard(dataset: Path) -> Path:
 
 
 def _beside(made: Artifact, kind: str) -> Path:
-    """The input that an artifact was made from, where both lie in one store or in sibling folders."""
+    """The directory of an artifact's input, in the same store or in a sibling folder.
+
+    Raises ArtifactError if it is in neither.
+    """
     fingerprint = made.record["origin"]["inputs"][kind]
     for path in (made.path.parents[1] / kind / fingerprint, *sorted(made.path.absolute().parent.iterdir())):
         if (path / "record.json").is_file() and artifact.load(path).fingerprint == fingerprint:
             return path
-    raise ArtifactError(
-        f"{made.path}: its {kind} ({fingerprint}) does not lie beside it; remedy: put the two into one folder"
-    )
+    raise ArtifactError(f"{made.path}: its {kind} ({fingerprint}) is not beside it; remedy: move both into one folder")

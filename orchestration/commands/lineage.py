@@ -1,43 +1,51 @@
-"""`bert-pipeline lineage` and `bert-pipeline reproduce`: what a registered model was made from."""
+"""`bert-pipeline lineage` and `bert-pipeline reproduce`: what a registered model was built from."""
 
-import argparse
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import typer
+
+from bert_pipeline.cli.options import MODELS, Json
+from bert_pipeline.cli.output import show, show_json
 from bert_pipeline.settings import home
 
-MODEL = "models:/NAME@champion, models:/NAME@candidate or models:/NAME/VERSION"
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="models:/NAME/VERSION, models:/NAME@champion or models:/NAME@candidate."),
+]
 
 
-def add(commands: Any) -> None:
-    """Add both to the sub-parsers of `bert-pipeline`."""
-    lineage = commands.add_parser("lineage", help="print what a registered model was made from, each link verified")
-    lineage.add_argument("model", metavar="MODEL", help=MODEL)
-    lineage.add_argument("--json", action="store_true")
-    lineage.set_defaults(run=_lineage)
-
-    reproduce = commands.add_parser("reproduce", help="write what it takes to build a registered model again")
-    reproduce.add_argument("model", metavar="MODEL", help=MODEL)
-    reproduce.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to make")
-    reproduce.set_defaults(run=_reproduce)
+def add(app: typer.Typer) -> None:
+    """Add both commands to `bert-pipeline`."""
+    app.command(rich_help_panel=MODELS)(lineage)
+    app.command(rich_help_panel=MODELS)(reproduce)
 
 
-def _lineage(options: argparse.Namespace) -> None:
+def lineage(model: Model, as_json: Json = False) -> None:
+    """Show what a registered model was built from, down to its source files.
+
+    Every link is verified; exit with code 1 if one is broken.
+    """
     from orchestration.lineage.chain import describe
-    from orchestration.lineage.tree import show
+    from orchestration.lineage.tree import as_text
     from orchestration.workshop import resources
 
-    workshop = resources(home())["workshop"]
-    told = describe(options.model, workshop)
-    print(json.dumps(told) if options.json else show(told))
-    if faults := told["faults"]:
-        raise ValueError(f"{len(faults)} link(s) of the chain are broken; they are named at its end, with the remedy")
+    chain = describe(model, resources(home())["workshop"])
+    if as_json:
+        show_json(chain)
+    else:
+        show(as_text(chain))
+    if faults := chain["faults"]:
+        raise ValueError(f"{len(faults)} link(s) of the chain are broken; the answer lists them last, with remedies")
 
 
-def _reproduce(options: argparse.Namespace) -> None:
+def reproduce(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Empty or new directory to write to.")],
+) -> None:
+    """Write the recipe, versions and checksums that rebuild a registered model bit for bit."""
     from orchestration.lineage.chain import reproduce
     from orchestration.workshop import resources
 
-    reproduce(options.model, resources(home())["workshop"], options.out)
-    print(f"{options.out}/README.md has the three commands that build {options.model} again")
+    reproduce(model, resources(home())["workshop"], out)
+    show(f"{out}/README.md has the three commands that rebuild {model}")

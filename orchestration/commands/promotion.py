@@ -1,13 +1,17 @@
-"""`bert-pipeline promote` and `bert-pipeline champions`: who is champion, by hand, and how it came about."""
+"""`bert-pipeline promote` and `bert-pipeline champions`: choose the champion by hand, and list all champions so far."""
 
-import argparse
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from bert_pipeline.cli.options import MODELS, Json
+from bert_pipeline.cli.output import show, show_json
+from bert_pipeline.core.tables import Table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,79 +22,74 @@ MODEL = re.compile(r"models:/(?P<name>[^/:@]+)(/(?P<version>\d+)|@(?P<alias>[^/:
 
 
 class Named(NamedTuple):
-    """A registered model, and one of its versions where one is named: by number, or by alias."""
+    """A registered model, and optionally one of its versions: by number or by alias."""
 
     name: str
     version: str | None
     alias: str | None
 
 
-def add(commands: Any) -> None:
-    """Add both to the sub-parsers of `bert-pipeline`."""
-    promote = commands.add_parser("promote", help="make a registered version the champion, or take that back")
-    promote.add_argument(
-        "model", metavar="models:/NAME/VERSION", help="or models:/NAME@ALIAS; with --undo models:/NAME"
-    )
-    promote.add_argument(
-        "--reason", default="no reason given", metavar="TEXT", help="why, for those who come after you"
-    )
-    promote.add_argument("--undo", action="store_true", help="give the alias back to the champion before the last one")
-    promote.add_argument("--json", action="store_true", help="print the record of the promotion")
-    promote.set_defaults(run=_promote)
-
-    champions = commands.add_parser("champions", help="list the champions of a registered model, and why they are")
-    champions.add_argument("model", metavar="models:/NAME")
-    champions.add_argument("--json", action="store_true")
-    champions.set_defaults(run=_champions)
+def add(app: typer.Typer) -> None:
+    """Add both commands to `bert-pipeline`."""
+    app.command("promote", rich_help_panel=MODELS)(promote_by_hand)
+    app.command(rich_help_panel=MODELS)(champions)
 
 
-def _promote(options: argparse.Namespace) -> None:
+def promote_by_hand(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="models:/NAME/VERSION or models:/NAME@ALIAS; with --undo models:/NAME."),
+    ],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; recorded with the promotion.")] = "no reason given",
+    take_back: Annotated[
+        bool, typer.Option("--undo", help="Give the alias back to the champion before the last promotion.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record of the promotion as JSON.")] = False,
+) -> None:
+    """Make a registered version the champion, or undo the last promotion."""
     from orchestration.registry.champion import judge, rounded
     from orchestration.registry.ledger import find_version
     from orchestration.registry.promotion import promote, undo
 
-    named = _parse(options.model)
+    named = _parse(model)
     with _mlflow() as (client, store):
         name = named.name
-        if options.undo:
+        if take_back:
             if named.version or named.alias:
-                raise ValueError(f"{options.model} names a version; remedy: --undo models:/{name}")
+                raise ValueError(f"{model} names a version; remedy: --undo models:/{name}")
             done = undo(client, name)
         else:
             version = named.version or (find_version(client, name, named.alias) if named.alias else None)
             if version is None:
-                raise ValueError(
-                    f"{options.model} names no version; remedy: models:/{name}/1 or models:/{name}@candidate"
-                )
+                raise ValueError(f"{model} names no version; remedy: models:/{name}/1 or models:/{name}@candidate")
             verdict = judge(client, store, name, version)
-            done = promote(
-                client, name, version, options.reason, verdict.champion, comparison=rounded(verdict.compared)
-            )
-            if not (verdict.better or options.json):
-                print(f"by the rule it would have stayed candidate: {verdict.reason}")
-    if options.json:
-        print(json.dumps(asdict(done)))
+            done = promote(client, name, version, reason, verdict.champion, comparison=rounded(verdict.compared))
+            if not (verdict.better or as_json):
+                show(f"the promotion rule would have kept it candidate: {verdict.reason}")
+    if as_json:
+        show_json(asdict(done))
     else:
-        print(
-            f"champion of {name} is {_told(done.version)}, after {_told(done.version_before)} (promotion {done.number})"
-        )
+        before = _version_or_nobody(done.version_before)
+        show(f"champion of {name} is {_version_or_nobody(done.version)}, after {before} (promotion {done.number})")
 
 
-def _champions(options: argparse.Namespace) -> None:
+def champions(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME.")], as_json: Json = False
+) -> None:
+    """List the promotions of a registered model, with reasons, and its champion."""
     from orchestration.registry.ledger import find_champion, history
 
-    name = _parse(options.model).name
+    name = _parse(model).name
     with _mlflow() as (client, _):
-        champion, held = find_champion(client, name), history(client, name)
-    if options.json:
-        print(json.dumps({"champion": champion, "promotions": [asdict(each) for each in held]}))
-        return
-    print(show(name, champion, held))
+        champion, promotions = find_champion(client, name), history(client, name)
+    if as_json:
+        show_json({"champion": champion, "promotions": [asdict(each) for each in promotions]})
+    else:
+        show(promotion_table(promotions), *champion_lines(name, champion, promotions))
 
 
-def show(name: str, champion: str | None, held: "list[Promotion]") -> str:
-    """The history as a table, the newest last, and where the alias is."""
-    head = ("", "at", "champion", "before", "by", "reason")
+def promotion_table(promotions: "Sequence[Promotion]") -> Table:
+    """One row for each promotion, the newest last."""
     rows = [
         (
             str(each.number),
@@ -100,23 +99,24 @@ def show(name: str, champion: str | None, held: "list[Promotion]") -> str:
             f"{each.how}, {each.who}",
             each.reason,
         )
-        for each in held
+        for each in promotions
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    ]
-    lines.append(f"champion of {name}: {_told(champion)}")
-    if held and held[-1].version != champion:
-        why = "moved by hand, or deleted" if held[-1].followed else "the last promotion is under way or was interrupted"
-        lines.append(
-            f"which is not where promotion {held[-1].number} led ({why}); remedy: bert-pipeline promote "
-            f"models:/{name}/VERSION settles it"
+    return Table(("promotion", "at", "champion", "before", "by", "reason"), rows)
+
+
+def champion_lines(name: str, champion: str | None, promotions: "Sequence[Promotion]") -> Iterator[str]:
+    """The current champion, and a warning if it is not the version that the last promotion chose."""
+    yield f"champion of {name}: {_version_or_nobody(champion)}"
+    if promotions and promotions[-1].version != champion:
+        last = promotions[-1]
+        why = "moved by hand, or deleted" if last.followed else "the last promotion is running or was interrupted"
+        yield (
+            f"the champion is not the version that promotion {last.number} chose ({why}); remedy: "
+            f"bert-pipeline promote models:/{name}/VERSION"
         )
-    return "\n".join(lines)
 
 
-def _told(version: str | None) -> str:
+def _version_or_nobody(version: str | None) -> str:
     return "nobody" if version is None else f"version {version}"
 
 
@@ -128,7 +128,7 @@ def _parse(model: str) -> Named:
 
 @contextmanager
 def _mlflow() -> "Iterator[tuple[MlflowClient, Path]]":
-    """A client of the registry, and the store of artifacts. What MLflow refuses is told in one line."""
+    """A client of the registry, and the artifact store. Raises RuntimeError, in one line, if MLflow fails."""
     from mlflow.exceptions import MlflowException
 
     from bert_pipeline.settings import home
@@ -138,7 +138,7 @@ def _mlflow() -> "Iterator[tuple[MlflowClient, Path]]":
     try:
         yield workshop.mlflow.client(), Path(workshop.store)
     except MlflowException as error:
-        told = str(error).partition("\n")[0]
+        message = str(error).partition("\n")[0]
         raise RuntimeError(
-            f"MLflow at {workshop.mlflow.tracking_uri}: {told}; remedy: see that it runs, and MLFLOW_TRACKING_URI"
+            f"MLflow at {workshop.mlflow.tracking_uri}: {message}; remedy: check that it runs, and MLFLOW_TRACKING_URI"
         ) from error

@@ -1,10 +1,11 @@
 """`bert-pipeline promote` and `bert-pipeline champions`."""
 
-import argparse
 import json
 
 import pytest
+import typer
 
+from bert_pipeline.cli.commands import App
 from orchestration.commands import promotion as promotion_commands
 from orchestration.registry.ledger import history
 
@@ -14,12 +15,12 @@ def command(monkeypatch, registry_file, tmp_path, capsys):
     """Run a command like `bert-pipeline`; return its output."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registry_file}")
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(tmp_path))
-    parser = argparse.ArgumentParser()
-    promotion_commands.add(parser.add_subparsers())
+    app = App()
+    promotion_commands.add(app)
+    group = typer.main.get_group(app)
 
     def run(*arguments):
-        options = parser.parse_args(arguments)
-        options.run(options)
+        group.main(arguments, standalone_mode=False)
         return capsys.readouterr().out
 
     return run
@@ -36,7 +37,8 @@ def test_promote_list_and_undo(command, client, name):
     listed = json.loads(command("champions", f"models:/{name}", "--json"))
     assert listed["champion"] == "1" and [each["how"] for each in listed["promotions"]] == ["hand", "hand", "undo"]
     client.set_registered_model_alias(name, "champion", "3")
-    assert "is not where promotion 3 led (moved by hand, or deleted)" in command("champions", f"models:/{name}")
+    message = "is not the version that promotion 3 chose (moved by hand, or deleted)"
+    assert message in command("champions", f"models:/{name}")
 
 
 def test_a_promotion_against_the_rule_says_so(command, client, name, evaluate):
@@ -44,7 +46,7 @@ def test_a_promotion_against_the_rule_says_so(command, client, name, evaluate):
     evaluate("2", GAD=150)
     command("promote", f"models:/{name}/1")
     told = command("promote", f"models:/{name}/2", "--reason", "smaller")
-    assert "by the rule it would have stayed candidate: compared with version 1" in told and "worse on GAD (-" in told
+    assert "the promotion rule would have kept it candidate: compared with version 1" in told and "worse on GAD (-" in told
     assert history(client, name)[-1].comparison["GAD"]["difference"] < 0
 
 
@@ -70,5 +72,5 @@ def test_errors_name_the_remedy(command, client, name, arguments, told):
 def test_an_unreachable_registry_is_reported_in_one_line(command, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(RuntimeError, match=r"MLflow at http://127.0.0.1:9: .*; remedy: see that it runs"):
+    with pytest.raises(RuntimeError, match=r"MLflow at http://127.0.0.1:9: .*; remedy: check that it runs"):
         command("champions", "models:/bert-tiny")

@@ -1,0 +1,133 @@
+"""`evaluate`: fine-tune and score any Hugging Face BERT on tasks."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from bert_pipeline.cli.options import EVALUATE
+from bert_pipeline.cli.output import show, show_json
+
+GRID = "Of several values, the best on dev is used."
+OF_PROFILE = "the profile's"
+
+
+def _inputs(*names: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Inputs and output", **settings)
+
+
+def _tuning(*names: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel="Fine-tuning", **settings)
+
+
+Model = Annotated[Path | None, _inputs(metavar="DIR", help="Hugging Face model directory.")]
+Tasks = Annotated[list[str] | None, _inputs("--task", metavar="NAME...", help="Tasks to run, see --list.")]
+Out = Annotated[
+    Path | None, _inputs(metavar="DIR", help="Directory for scores and predictions; finished runs in it are kept.")
+]
+Data = Annotated[
+    Path | None,
+    _inputs(metavar="DIR", help="Files of the task, if one task is run.", show_default="found in BERT_PIPELINE_DATA"),
+]
+OtherData = Annotated[bool, _inputs("--other-data", help="Accept files that differ from the benchmark's.")]
+Baseline = Annotated[bool, _inputs("--baseline", help="Also fine-tune the same architecture from random weights.")]
+Profile = Annotated[
+    Literal["quick", "published"],
+    _tuning(help="quick: one setting, one seed; published: the grid and seeds of BLURB's authors."),
+]
+Seeds = Annotated[int | None, _tuning(metavar="N", help="Runs per task, with seeds 1 to N.", show_default=OF_PROFILE)]
+LearningRate = Annotated[
+    list[float] | None, _tuning(metavar="X...", help=f"Peak learning rate. {GRID}", show_default=OF_PROFILE)
+]
+BatchSize = Annotated[
+    list[int] | None, _tuning(metavar="N...", help=f"Examples per step. {GRID}", show_default=OF_PROFILE)
+]
+NumEpochs = Annotated[list[int] | None, _tuning(metavar="N...", help=f"Epochs. {GRID}", show_default=OF_PROFILE)]
+MaxSeqLength = Annotated[
+    int | None, _tuning(metavar="N", help="Maximum input length in tokens.", show_default="the task's")
+]
+ListTasks = Annotated[
+    bool, typer.Option("--list", help="List all tasks, their published scores and whether their data is found.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the facts of each task as JSON.")]
+
+
+def add(app: typer.Typer) -> None:
+    app.command(rich_help_panel=EVALUATE)(evaluate)
+
+
+def evaluate(
+    model: Model = None,
+    tasks: Tasks = None,
+    out: Out = None,
+    data: Data = None,
+    other_data: OtherData = False,
+    baseline: Baseline = False,
+    profile: Profile = "quick",
+    seeds: Seeds = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    num_epochs: NumEpochs = None,
+    max_seq_length: MaxSeqLength = None,
+    list_tasks: ListTasks = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a Hugging Face BERT on tasks and score it on their test sets."""
+    if list_tasks:
+        _list_tasks(as_json)
+        return
+    if model is None or not tasks or out is None:
+        missing = [name for name, value in (("--model", model), ("--task", tasks), ("--out", out)) if not value]
+        raise ValueError(f"{', '.join(missing)} missing; remedy: add it; --list shows the tasks")
+    settings: dict[str, Any] = {
+        "profile": profile,
+        "learning_rate": learning_rate or None,
+        "batch_size": batch_size or None,
+        "num_epochs": num_epochs or None,
+        "max_seq_length": max_seq_length,
+        "other_data": other_data,
+        "seeds": None if seeds is None else [*range(1, seeds + 1)],
+    }
+    facts = _evaluate(model, tasks, data, out, settings, baseline)
+    if as_json:
+        show_json(facts)
+        return
+    from bert_pipeline.evaluation.scoring.table import show_scores
+    from bert_pipeline.evaluation.tasks.task import load_task, task_files
+
+    known = {name: load_task(path) for name, path in task_files().items()}
+    show(show_scores(facts, known), f"scores of every run: {out}/*/scores.json")
+
+
+def _list_tasks(as_json: bool) -> None:
+    from bert_pipeline.evaluation.tasks.listing import list_tasks
+    from bert_pipeline.evaluation.tasks.listing import show as tasks_for_people
+
+    rows = list_tasks()
+    if as_json:
+        show_json(rows)
+    else:
+        show(tasks_for_people(rows))
+
+
+def _evaluate(
+    model: Path, tasks: list[str], data: Path | None, out: Path, settings: dict[str, Any], baseline: bool
+) -> dict[str, dict[str, Any]]:
+    """The facts of each task by name. `settings`: fields of TaskRecipe, the same for all tasks."""
+    if data and len(tasks) > 1:
+        raise ValueError("--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all")
+    from bert_pipeline.evaluation.evaluate import evaluate_task
+    from bert_pipeline.evaluation.tasks.readers import read_task
+    from bert_pipeline.evaluation.tasks.task import find_task, task_folder
+    from bert_pipeline.recipe import EvaluationRecipe
+
+    for name in tasks:  # find faults in the data of every task before the first task trains for hours
+        task = find_task(name)
+        if not task.generated:
+            read_task(task, task_folder(task, data, out), settings["other_data"])
+    recipe = {"tasks": [{"name": name} | settings for name in tasks]}
+    return {
+        each.name: evaluate_task(each, model, data, out / each.name, lambda row: None, baseline)
+        for each in EvaluationRecipe.model_validate_json(json.dumps(recipe)).tasks
+    }
