@@ -151,7 +151,7 @@ def test_a_recipe_that_was_deleted_or_broken_is_named_and_does_not_stop_the_othe
     (recipes / "tiny-further.toml").write_text("[corpus]\nsorce = 1")
     (notes / "two.txt").write_text("Second.\n")
     assert sensor.jobs() == []
-    assert "no recipe is named tiny: its file was removed or renamed; remedy: bring tiny.toml back" in sensor.told
+    assert "no recipe is named tiny: its file was removed or renamed; remedy: put tiny.toml back" in sensor.told
     assert sensor.jobs() == [("new_text", "notes")]
     skipped = scheduled(instance)
     assert not skipped.run_requests
