@@ -71,7 +71,7 @@ def test_a_worker_that_is_killed_costs_only_what_it_held(tmp_path, caplog):
 
 WAIT_WITH_WORKERS = """
 import os, time
-from bert_pipeline.executors import executor
+from bert_pipeline.store.executors import executor
 if __name__ == "__main__":
     with executor() as (pool, width):
         print(*{pool.submit(os.getpid).result() for _ in range(width)}, flush=True)
@@ -98,14 +98,14 @@ def always_die(number: int) -> None:
 
 def test_a_shard_that_kills_every_worker_is_an_error_in_the_end():
     with pytest.raises(
-        ShardError, match=r"3 times a worker process was killed while it held one of .*number-1.*remedy"
+        ShardError, match=r"a worker process was killed 3 times while it worked on one of .*number-1.*remedy"
     ):
         map_shards("deadly", always_die, shards(1, 2))
 
 
 def test_an_unknown_executor_is_refused(monkeypatch):
     monkeypatch.setenv("BERT_PIPELINE_EXECUTOR", "threads")
-    with pytest.raises(ValueError, match="'threads' is no executor; remedy: processes, or dask://"):
+    with pytest.raises(ValueError, match="'threads' is no executor; remedy: set processes or dask://"):
         map_shards("squares", square, shards(1, 2))
 
 
