@@ -1,4 +1,4 @@
-"""What `bert-pipeline inspect DIR` shows: the facts of any artifact, and its first rows in words."""
+"""The output of `bert-pipeline inspect DIR`: the facts of any artifact, and its first rows as text."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,10 @@ Rows = list[Any]
 
 
 def inspect(path: Path, tokenizer: Path | None, count: int) -> dict[str, Any]:
-    """Kind, fingerprint, inputs, facts, and up to `count` rows of the artifact in `path`."""
+    """Kind, fingerprint, inputs, facts, and up to `count` rows of the artifact in `path`.
+
+    Raises ArtifactError if it is not an artifact, or if the tokenizer or the pairs for its rows are not found.
+    """
     made = artifact.load(path)
     return {
         "kind": made.kind,
@@ -56,10 +59,10 @@ def _masked(made: Artifact, tokenizer: Path | None, count: int) -> Rows:
     rows = []
     for n in range(min(count, len(pairs))):
         ids = pairs.input_ids[pairs.offsets[n] : pairs.offsets[n + 1]].copy()
-        places = masks.positions[masks.offsets[n] : masks.offsets[n + 1]]
-        asked = [vocabulary.id_to_token(number) for number in ids[places].tolist()]
-        ids[places] = masks.input_ids[masks.offsets[n] : masks.offsets[n + 1]]
-        rows.append({"text": vocabulary.decode(ids.tolist(), skip_special_tokens=False), "asked_for": asked})
+        positions = masks.positions[masks.offsets[n] : masks.offsets[n + 1]]
+        predicted = [vocabulary.id_to_token(number) for number in ids[positions].tolist()]
+        ids[positions] = masks.input_ids[masks.offsets[n] : masks.offsets[n + 1]]
+        rows.append({"text": vocabulary.decode(ids.tolist(), skip_special_tokens=False), "asked_for": predicted})
     return rows
 
 
@@ -86,11 +89,11 @@ def _first_shard(dataset: Path) -> Path:
 
 
 def _beside(made: Artifact, kind: str) -> Path:
-    """The input that an artifact was made from, where both lie in one store or in sibling folders."""
+    """Path of an artifact's input, in the same store or in a sibling folder. Raises ArtifactError if it is missing."""
     fingerprint = made.record["origin"]["inputs"][kind]
     for path in (made.path.parents[1] / kind / fingerprint, *sorted(made.path.absolute().parent.iterdir())):
         if (path / "record.json").is_file() and artifact.load(path).fingerprint == fingerprint:
             return path
     raise ArtifactError(
-        f"{made.path}: its {kind} ({fingerprint}) does not lie beside it; remedy: put the two into one folder"
+        f"{made.path}: its {kind} ({fingerprint}) is not in the same store or folder; remedy: put both into one folder"
     )
