@@ -168,8 +168,8 @@ def test_the_documented_variables_are_the_ones_in_use():
     only_set = {*LIBRARY_DEFAULTS, *CPU_ENVIRONMENT, "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM"}
     tree = ast.parse(FILES[DOCUMENTED_ONLY_HERE].read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    strings = [node.value for each in functions for node in ast.walk(each) if isinstance(node, ast.Constant)]
-    read = {text for text in strings if isinstance(text, str) and re.fullmatch(r"[A-Z][A-Z0-9_]*[A-Z0-9]", text)} - only_set
+    strings = {str(node.value) for each in functions for node in ast.walk(each) if isinstance(node, ast.Constant)}
+    read = {text for text in strings if re.fullmatch(r"[A-Z][A-Z0-9_]*[A-Z0-9]", text)} - only_set
     scripts = [path for path in (ROOT / "infra").rglob("*") if path.suffix in {".sh", ".sbatch", ".yaml"}]
     texts = [path.read_text(encoding="utf-8") for path in [*FILES.values(), *scripts]]
     ours = {name for text in texts for name in re.findall(r"\bBERT_PIPELINE_[A-Z_]*[A-Z]\b", text)}
