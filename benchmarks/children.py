@@ -1,7 +1,7 @@
-"""One measurement, one process: pinned to its cores, one thread in each library, its answer one line of JSON.
+"""Run each measurement in its own process, pinned to cores, with one thread per library; it answers with JSON.
 
 measure("benchmarks.ours", "encode", cores={0}, ...)     in the benchmark
-answer(encode, ...)                                      at the end of the module that is run
+answer(encode, ...)                                      at the end of the module of the measurement
 """
 
 import json
@@ -21,13 +21,12 @@ ONE_THREAD = {
 
 Answer = dict[str, Any]
 
-
 SECONDS = 2.0
-"""What is quickly done is done again until so much time has gone."""
+"""Short tasks are repeated for this time."""
 
 
 class MeasurementError(RuntimeError):
-    """A measured process that failed; the message holds the last line that it wrote."""
+    """A measured process failed; the message contains the last line of its stderr."""
 
 
 def measure(
@@ -39,9 +38,10 @@ def measure(
     environment: dict[str, str] | None = None,
     **arguments: Any,
 ) -> Answer:
-    """What `task` of a module answers in a process of its own, and `process_seconds`: its life, imports and all.
+    """Run `task` of a module in a process; return its answer and `process_seconds`, which include imports.
 
-    `search_path` goes before everything that is installed; of a peer, it is the peer's own environment.
+    `search_path` precedes all installed packages: for a peer, it is the peer's environment.
+    Raises MeasurementError if the process fails.
     """
     # tests: the oracles are imported from there
     python_path = os.pathsep.join(map(str, [*search_path, ROOT, ROOT / "tests"]))
@@ -63,6 +63,6 @@ def measure(
 
 
 def answer(*tasks: Callable[..., Answer]) -> None:
-    """The measured process's side: call the task that is asked for, print what it returns."""
+    """In the measured process: call the requested task and print its answer."""
     _, name, arguments = sys.argv
     print(json.dumps({task.__name__: task for task in tasks}[name](**json.loads(arguments))))

@@ -1,14 +1,14 @@
-"""The corpus at PubMed's scale: generated citations in NLM's schema, from XML to documents in sentences.
+"""Speed and memory of the corpus stage at PubMed's scale, on generated citations in NLM's schema.
 
     python -m benchmarks.corpus [--files 67] [--citations 30000] [--workers 2] [--json]
 
-    one-worker      a quarter of the files, by one worker
-    all-workers     the same files, by all workers
-    whole           all files, by all workers: the memory of each process beside that of the quarter
+    one-worker      a quarter of the files, one worker
+    all-workers     the same files, all workers
+    whole           all files, all workers; compare its memory with the quarter's
 
-Every rule of recipes/pubmedbert.toml is at work but decontamination, which needs the evaluation sets. A figure is
-citations a second of the stage, from the files to the finished artifact. The forecast for all of PubMed takes that rate
-and NLM's number of citations; the generated ones are of its average size.
+All rules of recipes/pubmedbert.toml are applied except decontamination, which needs the evaluation sets. Rates are
+citations per second of the stage, from XML files to the finished artifact. The forecast for all of PubMed uses the rate
+and NLM's number of citations; the generated citations have the average size of PubMed's.
 """
 
 import argparse
@@ -27,9 +27,10 @@ from benchmarks.children import Answer, answer, measure
 from benchmarks.machine import machine
 from benchmarks.pubmed_files import write_pubmed_files
 from benchmarks.rows import tell
+from bert_pipeline.core.tables import Table
 
 PUBMED_CITATIONS, PUBMED_FILES = 38_000_000, 1_274
-"""Of the baseline of 2025 (https://pubmed.ncbi.nlm.nih.gov/download/): more than 38 million, 1,274 files."""
+"""The baseline of 2025 (https://pubmed.ncbi.nlm.nih.gov/download/): more than 38 million citations, 1,274 files."""
 SECTION = {
     "source": "pubmed",
     "min_words": 128,
@@ -43,7 +44,7 @@ SAMPLE_SECONDS = 0.2
 
 
 def build(mirror: str, out: str, workers: int) -> Answer:
-    """The stage in this process; its memory and that of its workers in MiB, sampled."""
+    """Run the stage in this process; sample the memory of this process and of its workers, in MiB."""
     os.environ["BERT_PIPELINE_WORKERS"] = str(workers)
     from bert_pipeline.data.corpus.build import build_raw_corpus
     from bert_pipeline.recipe import CorpusRecipe
@@ -72,12 +73,12 @@ def build(mirror: str, out: str, workers: int) -> Answer:
 
 
 class Watch:
-    """The highest memory of this process and of any of its children, looked at a few times a second."""
+    """Samples the peak memory of this process and of its largest child, every SAMPLE_SECONDS."""
 
     def __init__(self) -> None:
         self.main = self.worker = 0.0
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
     def stop(self) -> dict[str, float]:
@@ -85,7 +86,7 @@ class Watch:
         self._thread.join()
         return {"main_mib": self.main, "worker_mib": self.worker}
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._done.wait(SAMPLE_SECONDS):
             self.main = max(self.main, _resident(os.getpid()))
             children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
@@ -94,7 +95,7 @@ class Watch:
 
 
 def _resident(process: int) -> float:
-    """MiB; 0 where it has ended."""
+    """Resident memory in MiB; 0 if the process has ended."""
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
@@ -150,37 +151,38 @@ def main() -> None:
     print(json.dumps(result) if options.json else table(result))
 
 
+HEAD = ("run", "workers", "citations", "seconds", "citations/s", "busy", "main MiB", "worker MiB")
+
+
 def table(result: dict[str, Any]) -> str:
+    forecast = result["pubmed"]
     lines = [
         f"{result['machine']['cpu']}, {result['machine']['cores']} cores; "
         f"{result['source_bytes'] / 1e9:.2f} GB of compressed XML",
         "",
-        f"{'':14}{'workers':>8}{'citations':>12}{'seconds':>9}{'a second':>10}{'busy':>7}{'main MiB':>10}"
-        f"{'worker MiB':>12}",
-    ]
-    lines += [
-        f"{row['name']:14}{row['workers']:>8}{row['citations']:>12,}{row['seconds']:>9.1f}"
-        f"{row['citations_per_second']:>10,.0f}{row['busy_fraction']:>7.0%}{row['main_mib']:>10.0f}"
-        f"{row['worker_mib']:>12.0f}"
-        for row in result["rows"]
-    ]
-    forecast = result["pubmed"]
-    lines += [
-        "",
-        f"All workers against one: {result['two_for_one']:.2f} times.",
+        Table(HEAD, [_cells(row) for row in result["rows"]]).text(),
+        f"All workers: {result['two_for_one']:.2f} times the rate of one worker.",
         f"All of PubMed ({forecast['citations']:,} citations): {forecast['worker_hours']:.1f} hours of one worker, "
         f"{forecast['corpus_gigabytes']:.0f} GB.",
     ]
     return "\n".join(lines)
 
 
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        *(row["name"], str(row["workers"]), f"{row['citations']:9,}", f"{row['seconds']:7.1f}"),
+        *(f"{row['citations_per_second']:11,.0f}", f"{row['busy_fraction']:4.0%}"),
+        *(f"{row['main_mib']:8.0f}", f"{row['worker_mib']:10.0f}"),
+    )
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=67)
-    parser.add_argument("--citations", type=int, default=30_000, help="in a file (NLM: 30,000)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, help="where there is room (default: that of temporary files)")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--files", type=int, default=67, help="number of files to generate")
+    parser.add_argument("--citations", type=int, default=30_000, help="citations per file (NLM: 30,000)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: the cores")
+    parser.add_argument("--folder", type=Path, help="write here (default: the folder of temporary files)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     return parser.parse_args()
 
 

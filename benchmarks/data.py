@@ -1,20 +1,20 @@
-"""The data stages beside their peers: same text, same run, one core each.
+"""Speed of the data stages and of their peers: same text, same run, one core each.
 
     python -m benchmarks.data [--text FILE] [--text-fields title,text] [--megabytes 25] [--json]
 
-    encode                   text to ids: ours, and `tokenizers` over whole sentences; ids compared on every line
+    encode                   text to ids: ours, `tokenizers` on whole sentences; the ids of every line are compared
     pairs-and-masks          ids to masked rows in memory: ours, Google's algorithm, NVIDIA LDDL
     whole-way                sentences to masked rows on disk: ours, Google's algorithm, transformers 4.57, LDDL
-    whole-way-from-raw-text  the same, but ours reads raw text, cleans it and finds the sentences, too
+    whole-way-from-raw-text  the same, but ours also reads raw text, cleans it and splits it into sentences
     whole-way-two-workers    ours with two workers on two cores, and with one
-    loader                   rows on disk to tensors under fresh masks: ours, transformers' collator
+    loader                   rows on disk to tensors with fresh masks: ours, transformers' collator
 
-A figure is millions of tokens a second in the best round; ours and the peers take rounds in turns. Tokens are those of
-the text for `encode`; elsewhere those of the rows, with [CLS] and [SEP], without padding. Compiling, imports and the
-start of processes do not count.
+Rates are millions of tokens per second in the best round; ours and the peers alternate. `encode` counts the tokens of
+the text; the others count the tokens of the rows, with [CLS] and [SEP], without padding. Compilation, imports and
+process start-up are not included.
 
-The peers are slow and read a smaller part of the same text. They are installed from the package index into folders of
-their own, below BERT_PIPELINE_HOME/peers; a peer that cannot be had has a row that says why.
+The peers are slow, so they read a smaller part of the same text. They are installed from the package index into their
+own folders below BERT_PIPELINE_HOME/peers; if that fails, the row of the peer shows the reason.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from bert_pipeline.settings import home
 
 ROUNDS, SCALE_ROUNDS = 3, 2
 PEER_MEGABYTES = 3.0
-"""Of sentences, for the whole way of a peer."""
+"""Sentences that a peer reads in whole-way."""
 SCALE_MEGABYTES = 60.0
-"""At least, for two workers and for memory, because processes take seconds to start."""
+"""Least text for two workers and for memory, because processes take seconds to start."""
 SHARDS = 8
-"""At least, in the larger text; a shard holds no more documents than a recipe's default."""
+"""Least number of shards of the larger text; a shard has at most the default number of documents of a recipe."""
 BATCH_SIZE = 256
 METHODS = ("encode_batch", "encode_batch_fast")
 
@@ -51,7 +51,7 @@ LDDL = f"NVIDIA {PACKAGES['lddl'][0].replace('==', ' ')}"
 
 @dataclass(frozen=True)
 class Bench:
-    """Where things are measured."""
+    """Folder and cores of the measurements."""
 
     work: Path
     cores: list[int]
@@ -71,7 +71,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Text:
-    """The first megabytes of a text in a folder of their own; see text.py."""
+    """The first megabytes of a text, in their own folder; see text.py."""
 
     folder: Path
     fields: Fields
@@ -95,23 +95,23 @@ def encode(bench: Bench, text: Text) -> list[Row]:
     ids = bench.work / "ids"
 
     def library(method: str) -> Run:
-        """A third of every shard each round, so that in the end every line was compared."""
+        """Each round encodes a third of every shard, so that all rounds together compare every line."""
         arguments: dict[str, Any] = {"folder": text.folder, "ours": ids, "method": method, "parts": ROUNDS}
         return lambda number: bench.run("peers.tokenizers_batch", "encode_batch", **arguments, part=number)
 
     peers = {f"tokenizers {version('tokenizers')} {method}": library(method) for method in METHODS}
-    # All of them as ours: a comparison that fails is no reason to go on.
+    # All are passed as ours, so that a failed comparison ends the benchmark.
     runs: dict[str, Run] = {"ours": lambda _: bench.run("ours", "encode", folder=text.folder, out=ids), **peers}
     answers = take_turns(runs, {}, ROUNDS)
     for name in peers:
         for answer in answers[name]:
             if answer["difference"]:
-                raise SystemExit(f"our ids are not those of {name}: {answer['difference']}")
+                raise SystemExit(f"our ids differ from {name}: {answer['difference']}")
     return [row("encode", answers["ours"], answers[name], name) for name in peers]
 
 
 def datasets(bench: Bench, text: Text, max_seq_length: int) -> tuple[list[Row], Answer]:
-    """pairs-and-masks and whole-way at one length, since the peers tell both times of a run; and a run of ours."""
+    """Rows of pairs-and-masks and whole-way at one length (a peer's run gives both times), and our best run."""
     tell(f"pairs-and-masks and whole-way, {max_seq_length} tokens")
     length: dict[str, Any] = {"max_seq_length": max_seq_length}
     written = length | {"folder": text.folder, "out": bench.work / "out"}
@@ -145,7 +145,7 @@ def datasets(bench: Bench, text: Text, max_seq_length: int) -> tuple[list[Row], 
 
 
 def scale(bench: Bench, whole: Text, quarter: Text) -> tuple[Row, dict[str, float]]:
-    """Two workers beside one on the larger text; the peak memory of one worker on that and on a quarter of it."""
+    """Compare two workers with one on the larger text, and one worker's peak memory on all and on a quarter of it."""
     tell("two workers, and memory")
 
     def ours(text: Text, workers: int) -> Run:
@@ -187,7 +187,7 @@ def loader(bench: Bench, text: Text) -> list[Row]:
 
 
 def first_compilation(bench: Bench) -> float:
-    """Seconds that a first use of the compiled code takes more than the next: both on a few made documents."""
+    """Seconds of compilation: the first run on a few generated documents minus the second."""
     tell("compiling")
     seconds = []
     for name in ("compile", "compiled"):
@@ -237,10 +237,16 @@ def run(work: Path, source: str | None, text_fields: Fields | None, megabytes: f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", metavar="FILE", help=".txt, .jsonl, .csv, .parquet, each also .gz, .xz, .zst")
-    parser.add_argument("--text-fields", type=lambda names: tuple(names.split(",")), help="default: text, title,text")
-    parser.add_argument("--megabytes", type=float, default=25.0, help="of the text; two workers get 60 if there are")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument(
+        "--text", metavar="FILE", help="read this text: .txt, .jsonl, .csv, .parquet, also .gz, .xz, .zst"
+    )
+    parser.add_argument(
+        "--text-fields", type=lambda names: tuple(names.split(",")), help="default: title and text, or text"
+    )
+    parser.add_argument(
+        "--megabytes", type=float, default=25.0, help="megabytes of text; two workers read 60 if available"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     source = str(Path(arguments.text).absolute()) if arguments.text else None
     home().mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The machine that figures belong to."""
+"""The machine of a measurement."""
 
 import platform
 from importlib.metadata import version
@@ -7,7 +7,7 @@ from typing import Any
 
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")
-"""Of a CPU that multiplies matrices in bfloat16, as Linux names them."""
+"""Linux's names of CPU features for bfloat16 matrix products."""
 
 
 def machine(cores: list[int], *packages: str) -> dict[str, Any]:
@@ -26,6 +26,6 @@ def bf16_units() -> list[str]:
 
 
 def cpu_info(key: str) -> list[str]:
-    """What stands there for each core."""
+    """The values of this key in /proc/cpuinfo, one per core."""
     lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
     return [line.split(":", 1)[1].strip() for line in lines if line.startswith(key)]

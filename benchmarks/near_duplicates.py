@@ -1,14 +1,15 @@
-"""Near duplicates: ours beside datasketch's MinHashLSH, both judged by exact similarity. One process on one core.
+"""Near duplicates: speed and quality of ours and of datasketch's MinHashLSH. One process on one core.
 
     python -m benchmarks.near_duplicates [--text FILE] [--documents 20000] [--threshold 0.8] [--json]
 
-    signatures   texts to what is kept of each document
-    whole-way    texts to the pairs whose estimated similarity is at least the threshold
+    signatures   texts to the stored signature of each document
+    whole-way    texts to the pairs whose estimated similarity reaches the threshold
 
-A figure is documents a second in the best round; both take rounds in turns. A tenth of the documents are variants of
-others, at each of some similarities (the end of the text is another). The judge is the Jaccard similarity of the sets
-of word 5-grams, of all pairs that reach the lowest of them: found by prefix filtering, which misses none (Bayardo, Ma
-and Srikant 2007, "Scaling up all pairs similarity search"). Compiling, imports and the judge do not count.
+Rates are documents per second in the best round; both alternate. A tenth of the documents are variants of others with
+known similarities (the end of the text is replaced). The reference is the exact Jaccard similarity of the sets of word
+5-grams, for all pairs that reach the lowest of these similarities. They are found by prefix filtering, which misses
+none (Bayardo, Ma and Srikant 2007, "Scaling up all pairs similarity search"). Compilation, imports and the reference
+are not included in the rates.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from benchmarks.machine import machine
 from benchmarks.peers.environments import PACKAGES, environment
 from benchmarks.rows import Row, row, take_turns, tell
 from benchmarks.text import choose_fields, documents
+from bert_pipeline.core.tables import Table
 from bert_pipeline.data.corpus.near_duplicates import (
     NGRAM_WORDS,
     SIGNATURE_SIZE,
@@ -47,17 +49,17 @@ ROUNDS = 2
 TOGETHER = 1000
 SIMILARITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 MARGIN = 0.05
-"""A pair so near the threshold may be judged either way: the standard error of an estimate is 0.035 at 0.8."""
+"""Pairs this near the threshold may fall on either side: the standard error of an estimate is 0.035 at 0.8."""
 VOCABULARY = 50_000
 PUBMED, SORTED = 38_000_000, 4_000_000
-"""Records of the forecast, and those of the sort that it rests on."""
+"""Number of records of the forecast, and of the sort from which it is extrapolated."""
 
 Pairs = dict[tuple[int, int], float]
 """(earlier, later): similarity."""
 
 
 def texts_of(source: str | None, count: int, rng: random.Random) -> list[str]:
-    """So many documents, a tenth of them variants, in any order; fewer where the file has fewer."""
+    """`count` documents in random order, a tenth of them variants; fewer if the file has fewer."""
     originals = count - count // 10
     if source:
         texts = [" ".join(each.values()) for each in islice(documents(source, choose_fields(source, None)), originals)]
@@ -74,7 +76,7 @@ def texts_of(source: str | None, count: int, rng: random.Random) -> list[str]:
 
 
 def variant(text: str, wanted: float, rng: random.Random) -> str:
-    """2 s / (1 + s) of the n-grams are kept where the similarity is to be s."""
+    """A text with this similarity s to `text`: 2 s / (1 + s) of the n-grams are kept."""
     words = text.split()
     kept = round((len(words) - NGRAM_WORDS + 1) * 2 * wanted / (1 + wanted)) + NGRAM_WORDS - 1
     return " ".join([*words[:kept], *(f"x{rng.randrange(10**9)}" for _ in words[kept:])])
@@ -89,8 +91,8 @@ def ngrams(text: str) -> Iterator[tuple[str, ...]]:
 def exact_pairs(texts: list[str], lowest: float) -> Pairs:
     """All pairs whose similarity is at least `lowest`.
 
-    With the n-grams of every document in one order, the rarest first, two such documents share one of the first
-    n - ceil(lowest n) + 1 of their n.
+    If the n-grams of every document are sorted, rarest first, two such documents share one of the first
+    n - ceil(lowest * n) + 1 of their n n-grams.
     """
     held = [np.unique(np.fromiter(map(hash, ngrams(text)), np.int64)) for text in texts]
     sizes = np.array([len(each) for each in held])
@@ -129,7 +131,7 @@ def ours(texts: list[str], threshold: float) -> tuple[Answer, Pairs]:
 
 
 def peer(datasketch: Any, texts: list[str], threshold: float) -> tuple[Answer, Pairs]:
-    """As its documentation shows: query, then insert; the candidates are compared by their signatures, too."""
+    """As in its documentation: query, then insert; the candidates are also compared by their signatures."""
     started = time.perf_counter()
     made = []
     for text in texts:
@@ -155,7 +157,7 @@ def _answer(texts: list[str], started: float, signed: float, ended: float) -> An
 
 
 def quality(found: Pairs, exact: Pairs, threshold: float) -> dict[str, Any]:
-    """Of pairs that reach the threshold, and of those that do so by a margin; what is found at each similarity."""
+    """Recall and precision at the threshold and with a margin, and the recall at each similarity."""
 
     def recall(lowest: float, below: float = 1.1) -> float | None:
         wanted = [pair for pair, value in exact.items() if lowest <= value < below]
@@ -175,7 +177,7 @@ def quality(found: Pairs, exact: Pairs, threshold: float) -> dict[str, Any]:
 
 
 def forecast(signature_rate: float, threshold: float) -> dict[str, Any]:
-    """For all of PubMed on one core: reading indexes and finding pairs, a band at a time; a sort is n log n."""
+    """Time and size for all of PubMed on one core, one band at a time; sorting is extrapolated as n log n."""
     num_bands = bands(np.zeros((1, SIGNATURE_SIZE), np.uint8), threshold).shape[1]
     some = np.random.default_rng(0)
     hashes, records = some.integers(0, 2**64, SORTED, dtype=np.uint64), np.arange(SORTED)
@@ -239,21 +241,27 @@ def run(source: str | None, count: int, threshold: float) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['machine']['cpu']}, one core; {result['text']['name']}: {result['text']['documents']:,} documents, "
-        f"{result['exact_pairs']:,} pairs of at least {result['threshold']:g}; {result['fallen']:,} documents fall",
+        f"{result['exact_pairs']:,} pairs of similarity {result['threshold']:g} or more; "
+        f"{result['fallen']:,} documents dropped",
         "",
     ]
+    rates = []
     for each in result["rows"]:
-        beside = f"{each['peer']:10,.0f} {each['ratio']:6.1f}x" if each["ratio"] else f"- ({each['reason']})"
-        lines.append(f"{each['name']:12} {each['ours']:10,.0f} documents/s   {beside}  {each['peer_name']}")
-    for side, figures in result["quality"].items():
-        shares = ("recall", "recall_above_margin", "precision", "precision_within_margin")
-        told = ", ".join(f"{key} {figures[key]:.4f}" for key in shares if figures[key] is not None)
-        found_at = " ".join(f"{key}: {value:.2f}" for key, value in figures["found_at"].items() if value is not None)
-        lines += ["", f"{side}: {figures['pairs']:,} pairs of {result['candidates'][side]:,} candidates; {told}"]
-        lines.append(f"  share found at a similarity of  {found_at}")
+        peer = (f"{each['peer']:,.0f}", f"{each['ratio']:.1f}x") if each["ratio"] else ("-", each["reason"])
+        rates.append((each["name"], f"{each['ours']:,.0f}", *peer))
+    lines.append(Table(("documents/s", "ours", result["rows"][0]["peer_name"], "ratio"), rates).text())
+    shares = ("recall", "recall_above_margin", "precision", "precision_within_margin")
+    found = [
+        (side, f"{figures['pairs']:,}", f"{result['candidates'][side]:,}", *(_share(figures[key]) for key in shares))
+        for side, figures in result["quality"].items()
+    ]
+    lines.append(Table(("quality", "pairs", "candidates", *(key.replace("_", " ") for key in shares)), found).text())
+    recalls = {side: figures["found_at"] for side, figures in result["quality"].items()}
+    similarities = list(recalls["ours"])
+    found = [(side, *(_share(recall[each]) for each in similarities)) for side, recall in recalls.items()]
+    lines.append(Table(("recall at similarity", *similarities), found).text())
     ahead = result["forecast"]
     lines += [
-        "",
         f"{ahead['records']:,} records on one core: {ahead['kept_gigabytes']:.1f} GB kept, signatures "
         f"{ahead['signature_minutes']:.1f} min, hashes of {ahead['bands']} bands {ahead['band_hash_minutes']:.1f} min, "
         f"their sorts {ahead['sort_minutes']:.1f} min.",
@@ -261,12 +269,18 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", metavar="FILE", help=".txt, .jsonl, .csv, .parquet, each also .gz, .xz, .zst")
-    parser.add_argument("--documents", type=int, default=20_000)
-    parser.add_argument("--threshold", type=float, default=0.8)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument(
+        "--text", metavar="FILE", help="read this text: .txt, .jsonl, .csv, .parquet, also .gz, .xz, .zst"
+    )
+    parser.add_argument("--documents", type=int, default=20_000, help="number of documents")
+    parser.add_argument("--threshold", type=float, default=0.8, help="least similarity of a pair")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     result = run(arguments.text, arguments.documents, arguments.threshold)
     print(json.dumps(result) if arguments.json else table(result))

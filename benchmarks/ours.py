@@ -1,6 +1,6 @@
-"""What is measured of ours, each in a process of its own (see children.py).
+"""Measurements of ours, each in its own process (see children.py).
 
-Imports stand in the functions: worker processes import this module again, and what they load counts as theirs.
+Imports are inside the functions: worker processes import this module, and its imports would count as their memory.
 """
 
 import resource
@@ -21,7 +21,7 @@ def sentences_by_shard(raw_corpus: Path) -> list[Any]:
 
 
 def encode(folder: str, out: str) -> Answer:
-    """Encode every shard; the ids stay on disk for the peers to be compared with."""
+    """Encode every shard; save the ids, which the peers are compared with."""
     import numpy as np
     import pyarrow as pa
 
@@ -43,7 +43,7 @@ def encode(folder: str, out: str) -> Answer:
 
 
 def pairs_and_masks(folder: str, max_seq_length: int) -> Answer:
-    """Passes of pairs over tokenised shards, copied to rows and masked; tokens are those of the rows."""
+    """Build pairs over tokenized shards, write them to rows and mask them; counts the tokens of the rows."""
     import numpy as np
 
     from bert_pipeline.data.masking import Masker
@@ -85,10 +85,10 @@ def pairs_and_masks(folder: str, max_seq_length: int) -> Answer:
 
 
 def whole_way(folder: str, max_seq_length: int, out: str, raw: bool) -> Answer:
-    """Text to masked rows by the stages; the tokenizer stands ready, and so do the worker processes.
+    """Text to masked rows with the stages; tokenizer and worker processes exist before the clock starts.
 
-    `raw`: from text.jsonl, cleaned and split into sentences; else from its sentences, one a line, as the peers.
-    Memory in MiB, by the system's account.
+    `raw`: read text.jsonl, clean it and split it into sentences; otherwise read one sentence per line, as the peers do.
+    Memory is the peak resident size in MiB, as reported by the kernel.
     """
     from bert_pipeline.store.executors import end_idle_workers
 
@@ -100,7 +100,7 @@ def whole_way(folder: str, max_seq_length: int, out: str, raw: bool) -> Answer:
     _make(sample, tokenizer, Path(out, "warm-up"))
     corpus = {} if raw else {"path": str(here / "all-sentences.txt"), "sentence_splitter": "lines"}
     made, stage_seconds = _make(recipe(here, max_seq_length, **corpus), tokenizer, Path(out, "timed"))
-    end_idle_workers()  # the system tells a child's peak memory when it has ended
+    end_idle_workers()  # the kernel reports a child's peak memory when it has ended
     tokens = made["nsp_dataset"].facts[f"len_{max_seq_length}"]["train_tokens"]
     return {
         "tokens": tokens,
@@ -129,7 +129,7 @@ def train_bytes(dataset: Path) -> int:
 
 
 def loader(folder: str, max_seq_length: int, batch_size: int) -> Answer:
-    """Batches as tensors, from epochs whose masks are drawn as they are read."""
+    """Batches as tensors, from epochs whose masks are drawn during reading."""
     from bert_pipeline.training.batches.dataset import PairDataset
     from bert_pipeline.training.batches.packing import fill_up, micro_batches, pack
 
@@ -137,7 +137,7 @@ def loader(folder: str, max_seq_length: int, batch_size: int) -> Answer:
     dataset = PairDataset(
         here / "nsp_dataset", here / "masked_dataset", here / "tokenizer", max_seq_length, split="train"
     )
-    rows_on_disk = dataset.num_rows(0)  # of one pass: what follows it is drawn anew
+    rows_on_disk = dataset.num_rows(0)  # of one pass; later rows get fresh masks
 
     def batch(number: int) -> int:
         rows = dataset.samples(rows_on_disk + number * batch_size, batch_size, seed=1)

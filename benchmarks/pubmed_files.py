@@ -1,15 +1,15 @@
-"""Files as NLM distributes PubMed, of any number, made from a seed: for tests, and to measure at PubMed's scale.
+"""Generate PubMed files in NLM's format from a seed: for tests, and for measurements at PubMed's scale.
 
     python -m benchmarks.pubmed_files --out DIR --files 20 --citations 30000 [--updates 2 --revised-fraction 0.7]
 
-    DIR/baseline/pubmed26n0001.xml.gz     PMIDs 1, 2, ... in files of equal size, and beside each its .md5
-    DIR/updatefiles/pubmed26n0021.xml.gz  new PMIDs, revisions of earlier ones, and at its end the deleted PMIDs
+    DIR/baseline/pubmed26n0001.xml.gz     PMIDs 1, 2, ... in files of equal size, each with its .md5
+    DIR/updatefiles/pubmed26n0021.xml.gz  new PMIDs, revisions of earlier ones, and the deleted PMIDs at the end
 
-The shape is that of https://dtd.nlm.nih.gov/ncbi/pubmed/out/pubmed_250101.dtd, the sizes are about PubMed's: 6 KB a
-citation with authors, MeSH and references, a third without abstract. A sentence is the head of one and the tail of
-another sentence of the embedded sample (data/sources/sample.py), and between them invented words drawn by Zipf's law:
-it looks like a sentence, and hardly two abstracts share one, but for near duplicates made on purpose. A citation is a
-function of (seed, PMID), its revision of (seed, PMID, number of the file).
+The files follow https://dtd.nlm.nih.gov/ncbi/pubmed/out/pubmed_250101.dtd and have about PubMed's sizes: 6 KB per
+citation with authors, MeSH and references, a third without abstract. A sentence consists of the head of one sentence of
+the generated sample (data/sources/sample), invented words drawn by Zipf's law, and the tail of another sentence: two
+abstracts hardly ever share a sentence, except for the intended near duplicates. A citation is a function of
+(seed, PMID), a revision of (seed, PMID, file number).
 """
 
 import argparse
@@ -76,7 +76,7 @@ FREQUENT = ("the", "of", "in", "and", "with", "for", "to", "by", "from", "on", "
 
 
 class Pieces(NamedTuple):
-    """What citations of one seed are put together from: strings of XML."""
+    """Strings of XML from which the citations of one seed are assembled."""
 
     heads: list[str]  # of sentences
     middles: list[str]
@@ -100,10 +100,10 @@ def write_pubmed_files(
     year: int = 26,
     workers: int = 1,
 ) -> list[Path]:
-    """Write the files into folder/baseline and folder/updatefiles; their paths, by number.
+    """Write the files into folder/baseline and folder/updatefiles; return their paths in the order of their numbers.
 
-    An update file holds as many citations as another; `revised_fraction` of them are revisions of PMIDs of earlier
-    files, and `deleted_fraction` as many PMIDs more are deleted at its end.
+    An update file has as many citations as a baseline file; a share of `revised_fraction` revises PMIDs of earlier
+    files. In addition, it deletes `deleted_fraction` times this number of PMIDs.
     """
     numbers = range(1, num_files + num_updates + 1)
     paths = [
@@ -134,7 +134,7 @@ def write_pubmed_files(
 def _write_file(
     path: Path, number: int, seed: int, known: int, num_new: int, num_revised: int, num_deleted: int
 ) -> None:
-    """PMIDs 1..known stand in earlier files."""
+    """Write one file; PMIDs 1..known are in earlier files."""
     rng = Random(f"pubmed file {seed} {number}")
     touched = rng.sample(range(1, known + 1), min(known, num_revised + num_deleted))
     revised, deleted = sorted(touched[:num_revised]), sorted(touched[num_revised:])
@@ -164,7 +164,7 @@ def _citations(seed: int, new: Sequence[int], revised: Sequence[int], file_numbe
     pieces = _pieces(seed)
     for pmid in new:
         rng = Random((seed << 40) + pmid)
-        if pmid % 1009 == 0:  # a second version of the same citation, as of the journals that revise openly
+        if pmid % 1009 == 0:  # two versions of a citation, as from journals with open revisions
             yield _citation(pieces, rng, pmid, version=1)
             rng = Random((seed << 40) + pmid)
             yield _citation(pieces, rng, pmid, version=2)
@@ -185,7 +185,7 @@ def _citation(
     notice_of: int = 0,
     retracted: bool = False,
 ) -> str:
-    """One PubmedArticle. What stays the same in a revision is drawn first."""
+    """One PubmedArticle. The parts that a revision does not change are drawn first."""
     draw, choices = rng.random, rng.choices
     year, month, day = 1975 + int(draw() * 50), 1 + int(draw() * 12), 1 + int(draw() * 28)
     journal, journal_ids = pieces.journals[int(draw() ** 2 * len(pieces.journals))]
@@ -307,7 +307,7 @@ def _abstract(pieces: Pieces, rng: Random, pmid: int, revision: int) -> str:
     kind = rng.choices(ABSTRACTS, ABSTRACT_WEIGHTS)[0]
     if kind == "none":
         return ""
-    near = kind == "near duplicate"  # the abstract of one text, but for its last sentence
+    near = kind == "near duplicate"  # same abstract except for the last sentence
     source = Random(-1 - pmid // 50) if near else rng
     sentences = _sentences(pieces, source, 5 + int(source.random() * 8))
     if near:
@@ -425,14 +425,14 @@ def _pieces(seed: int) -> Pieces:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--files", type=int, default=4, help="of the baseline")
-    parser.add_argument("--citations", type=int, default=30_000, help="in each file")
-    parser.add_argument("--updates", type=int, default=0, help="files more")
-    parser.add_argument("--revised-fraction", type=float, default=0.7, help="of an update file's citations")
-    parser.add_argument("--deleted-fraction", type=float, default=0.01, help="as many PMIDs more are deleted")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--files", type=int, default=4, help="number of baseline files")
+    parser.add_argument("--citations", type=int, default=30_000, help="citations per file")
+    parser.add_argument("--updates", type=int, default=0, help="number of update files")
+    parser.add_argument("--revised-fraction", type=float, default=0.7, help="share of revisions in an update file")
+    parser.add_argument("--deleted-fraction", type=float, default=0.01, help="deleted PMIDs per citation of a file")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the text")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: the cores")
     given = parser.parse_args()
     write_pubmed_files(
         given.out,

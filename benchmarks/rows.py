@@ -1,4 +1,4 @@
-"""Rounds that ours and its peers take in turns, the rows that come of them, and how they are shown."""
+"""Measure ours and its peers in alternating rounds, and show the results as rows of a table."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -6,23 +6,27 @@ from typing import Any
 
 from benchmarks.children import Answer, MeasurementError
 from benchmarks.peers.environments import PeerError
+from bert_pipeline.core.tables import Table
 
 UNITS = {"M tokens/s": 1e6, "tokens/s": 1.0, "documents/s": 1.0}
 UNIT = "M tokens/s"
 
+HEAD = ("M tokens/s", "length", "ours", "peer", "ratio", "peer (seconds of the best rounds)")
+
 Row = dict[str, Any]
 Run = Callable[[int], Answer]
-"""One measurement in a process of its own; takes the number of the round."""
+"""One measurement in its own process; takes the number of the round."""
 
 
 def tell(line: str) -> None:
+    """Print a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def take_turns(ours: Mapping[str, Run], peers: Mapping[str, Run], rounds: int) -> dict[str, list[Answer]]:
-    """Run everyone once a round, so that a slow minute of the machine is shared; the answers by name.
+    """Run everything once per round, so that a slow minute of the machine affects all; return the answers by name.
 
-    Errors of ours are raised. A peer that fails answers {"reason": ...} and is not asked again.
+    Errors of ours are raised. A peer that fails has the answer {"reason": ...} and does not run again.
     """
     answers: dict[str, list[Answer]] = {name: [] for name in (*ours, *peers)}
     for number in range(rounds):
@@ -50,7 +54,7 @@ def row(
     unit: str = UNIT,
     **more: Any,
 ) -> Row:
-    """Best rate beside best rate; `clock` is the key of the time that counts. One that is missing is None."""
+    """Compare the best rates; `clock` is the key of the measured seconds. The rate of a peer that failed is None."""
     sides = {"ours": ours, "peer": peer}
     reasons = [answers[-1] for answers in sides.values() if "reason" in answers[-1]]
     rates = {side: None if answers[-1] in reasons else rate(answers, clock, unit) for side, answers in sides.items()}
@@ -67,11 +71,12 @@ def row(
 
 
 def rate(answers: list[Answer], clock: str = "seconds", unit: str = UNIT) -> float:
+    """The best rate of all rounds."""
     return max(answer["tokens"] / answer[clock] for answer in answers) / UNITS[unit]
 
 
 def _measured(answers: list[Answer], clock: str) -> dict[str, Any]:
-    """What the rates come from; `process_seconds` holds imports and preparation too."""
+    """The measurements behind the rates; `process_seconds` includes imports and preparation."""
     return {
         "tokens": [answer["tokens"] for answer in answers],
         "seconds": [round(answer[clock], 3) for answer in answers],
@@ -86,25 +91,23 @@ def table(result: Mapping[str, Any]) -> str:
         f"{text['name']}: {text['documents']:,} documents, {text['megabytes']:.1f} MB; "
         f"{text['vocab_size']:,} pieces in the vocabulary",
         "",
-        f"{'M tokens/s':22} {'length':>6} {'ours':>9} {'peer':>9} {'ratio':>8}   peer (seconds of the best rounds)",
-        *map(_line, result["rows"]),
-        "",
+        Table(HEAD, [_cells(row) for row in result["rows"]]).text(),
         f"Peak memory of a worker: {memory['peak_mib_whole']:.0f} MiB on {memory['megabytes_whole']:.0f} MB of text, "
         f"{memory['peak_mib_quarter']:.0f} MiB on a quarter of it ({memory['growth_fraction']:+.1%}).",
         *(
-            f"Disk at {length} tokens: {each['nsp_dataset']:.2f} bytes a token and pass of pairs, "
-            f"{each['masked_dataset']:.2f} more for its masks."
+            f"Disk at {length} tokens, bytes per token and pass: {each['nsp_dataset']:.2f} for pairs, "
+            f"{each['masked_dataset']:.2f} for masks."
             for length, each in result["disk"].items()
         ),
-        f"First compilation (once a machine, in no figure above): {result['first_compilation_seconds']:.0f} s.",
+        f"First compilation (once per machine, not included above): {result['first_compilation_seconds']:.0f} s.",
     ]
     return "\n".join(lines)
 
 
-def _line(row: Row) -> str:
-    figures = " ".join(f"{row[side]:9.3f}" if row[side] else f"{'-':>9}" for side in ("ours", "peer"))
-    begin = f"{row['name']:22} {row.get('max_seq_length', ''):>6} {figures}"
+def _cells(row: Row) -> tuple[str, ...]:
+    rates = (f"{row[side]:7.3f}" if row[side] else "-" for side in ("ours", "peer"))
+    begin = (row["name"], str(row.get("max_seq_length", "")), *rates)
     if row["ratio"] is None:
-        return f"{begin} {'-':>8}   {row['peer_name']}: {row['reason']}"
+        return (*begin, "-", f"{row['peer_name']}: {row['reason']}")
     seconds = ", ".join(f"{min(row['measured'][side]['seconds']):.1f}" for side in ("ours", "peer"))
-    return f"{begin} {row['ratio']:7.1f}x   {row['peer_name']} ({seconds} s)"
+    return (*begin, f"{row['ratio']:5.1f}x", f"{row['peer_name']} ({seconds} s)")

@@ -1,24 +1,25 @@
-"""Which sentence splitter for biomedical text? Boundary F1 and speed of the libraries, side by side.
+"""Sentence splitters on biomedical text: boundary F1 and speed of the libraries.
 
     python -m benchmarks.sentences [--gold FILE ...] [--blurb FOLDER] [--json]
 
-Libraries that are not installed are named and passed over. Gold sentences come from
+Libraries that are not installed are listed and skipped. Gold sentences come from
 
-- files with a sentence a line and a blank line between texts; by default tests/data/corpus/gold_sentences.txt. It
-  was written for what makes biomedical text hard (abbreviations, species, units, citations, names in small letters)
-  and holds little else, so F1 is far below what real text gives. No rule of ours was made by it.
-- BLURB's folder, by default that of BERT_PIPELINE_DATA:
-  - BC5CDR: the sentences of the token files laid over the original abstracts (PubTator, looked for beside the
-    folder), so boundaries are judged in real text. These sentences come from a splitter themselves (Crichton et al.
-    2017) and a part of them is wrong, so 100 % is no goal.
-  - JNLPBA: GENIA's sentences, which people checked but whose spacing is lost; the text is put together by rules in
-    runs of ten sentences.
-  - HoC: sentences of whole abstracts, their spacing lost. They come from a splitter that never ends a sentence before
-    a small letter or a digit ("p53 is ...", "5-Year survival ..."): of 60 boundaries that ours finds and HoC lacks, 58
-    were right, read one by one. Splitters with the same habit look better here than they are; recall can be trusted.
+- files with one sentence per line and a blank line between texts; by default tests/data/corpus/gold_sentences.txt. It
+  consists mostly of hard cases of biomedical text (abbreviations, species, units, citations, lower-case names), so F1
+  is far below the F1 on real text. No rule of ours was derived from it.
+- BLURB's folder, by default `blurb` in BERT_PIPELINE_DATA:
+  - BC5CDR: the sentences of the token files, aligned with the original abstracts (PubTator, beside the folder), so
+    boundaries are judged in real text. A splitter made these sentences (Crichton et al. 2017), and some of them are
+    wrong, so 100 % is not the goal.
+  - JNLPBA: GENIA's sentences, checked by people, but without their spacing; the text is restored by rules in runs of
+    ten sentences.
+  - HoC: sentences of whole abstracts, without their spacing. They come from a splitter that never ends a sentence
+    before a lower-case letter or a digit ("p53 is ...", "5-Year survival ..."): of 60 boundaries that ours finds and
+    HoC lacks, 58 were right when read one by one. Splitters with the same behaviour look better here than they are;
+    recall is reliable.
 
-A boundary is the number of non-blank characters before it, so splitters that normalise blanks are judged alike.
-The ends of a text, which nobody can miss, do not count. Title and abstract are texts of their own.
+A boundary is counted in non-blank characters before it, so splitters that normalize blanks are judged equally. The ends
+of a text do not count. Title and abstract are separate texts.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def boundaries(sentences: list[str]) -> frozenset[int]:
 
 
 def read_token_file(path: Path) -> list[list[str]]:
-    """The tokens of each sentence: `token TAB label`, a blank line between sentences."""
+    """The tokens of each sentence; lines are `token TAB label`, with a blank line between sentences."""
     blocks = path.read_text(encoding="utf-8").split("\n\n")
     sentences = [[line.split("\t")[0] for line in block.splitlines() if line] for block in blocks]
     return [tokens for tokens in sentences if tokens]
@@ -65,7 +66,7 @@ def bc5cdr(blurb: Path) -> Iterator[GoldText]:
         for title, abstract in zip(fields[::2], fields[1::2], strict=True):
             start = gold.find("".join((title + abstract).split()))
             if start < 0:
-                continue  # the file named TrainingSet holds the dev documents too
+                continue  # the file TrainingSet also contains the dev documents
             for text in (title, abstract):
                 length = len("".join(text.split()))
                 yield text, frozenset(end - start for end in ends if start < end < start + length)
@@ -84,7 +85,7 @@ def jnlpba(blurb: Path) -> Iterator[GoldText]:
 
 
 def hoc(blurb: Path) -> Iterator[GoldText]:
-    """A row a sentence: labels, sentence, <PMID>_s<number>."""
+    """Rows are sentences: labels, sentence, <PMID>_s<number>."""
     documents: dict[str, list[str]] = {}
     for split in ("train", "dev"):
         rows = (blurb / "HoC" / f"{split}.tsv").read_text(encoding="utf-8").split("\n")
@@ -96,7 +97,7 @@ def hoc(blurb: Path) -> Iterator[GoldText]:
 
 
 def read_gold(path: Path) -> Iterator[GoldText]:
-    """A sentence a line, a blank line between texts."""
+    """Read one sentence per line, with a blank line between texts."""
     for block in path.read_text(encoding="utf-8").strip().split("\n\n"):
         sentences = block.split("\n")
         yield " ".join(sentences), boundaries(sentences)
@@ -172,7 +173,7 @@ LIBRARIES = {
 
 
 def measure(split: Splitter, texts: list[GoldText]) -> dict[str, float]:
-    split(texts[0][0])  # what is loaded at first use is not timed
+    split(texts[0][0])  # loading at first use is not timed
     started = time.perf_counter()
     found = [split(text) for text, _ in texts]
     seconds = time.perf_counter() - started
@@ -192,10 +193,10 @@ def measure(split: Splitter, texts: list[GoldText]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gold", type=Path, nargs="+", default=[GOLD], help="files of a sentence a line")
+    parser.add_argument("--gold", type=Path, nargs="+", default=[GOLD], help="files with one sentence per line")
     data = os.environ.get("BERT_PIPELINE_DATA")
     parser.add_argument("--blurb", type=Path, default=Path(data, "blurb") if data else None, help="BLURB's folder")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of a table")
     arguments = parser.parse_args()
     sets = {path.stem: list(read_gold(path)) for path in arguments.gold}
     if arguments.blurb:

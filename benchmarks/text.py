@@ -1,9 +1,9 @@
-"""The text of a benchmark: so many megabytes of a file or of the generated sample, as ours and the peers read it.
+"""The text of a benchmark: the first megabytes of a file or of the generated sample, for ours and the peers.
 
-<folder>/text.jsonl        documents as they came: what our raw-corpus stage reads
-<folder>/settings.json     what our recipe says of it
-<folder>/sentences.txt     our sentences, one a line, a blank line between documents: what the peers read
-<folder>/raw_corpus ...    our artifacts, at 128 tokens: what single measurements begin from
+<folder>/text.jsonl        the documents, input of our raw-corpus stage
+<folder>/settings.json     the corpus and tokenizer sections of our recipe
+<folder>/sentences.txt     our sentences, one per line, a blank line between documents: input of the peers
+<folder>/raw_corpus ...    our artifacts, at 128 tokens: inputs of single measurements
 """
 
 import json
@@ -17,13 +17,13 @@ from typing import Any
 from benchmarks.children import Answer, answer
 
 VOCABULARY_SIZES = (30_522, 16_000, 8_000, 4_000, 2_000, 1_000, 500)
-"""BERT's own, or else the largest that the text can fill."""
+"""BERT's size, then smaller ones; the largest that the text can fill is used."""
 
 Fields = tuple[str, ...]
 
 
 def choose_fields(text: str, text_fields: Fields | None) -> Fields:
-    """What makes up a document: as asked, else `text`, or whichever of title and text a .jsonl has."""
+    """The fields of a document: `text_fields` if given, else `text`; a .jsonl: the ones it has of title and text."""
     from bert_pipeline.data.sources.files import find_files, read_documents
     from bert_pipeline.data.sources.records import Document
 
@@ -51,7 +51,7 @@ def documents(text: str | None, fields: Fields) -> Iterator[dict[str, str]]:
 
 
 def take(text: str | None, fields: Fields, megabytes: float, folder: str, among: float | None = None) -> Answer:
-    """Copy the first `megabytes` (UTF-8) of the documents to text.jsonl, or so many spread over the first `among`."""
+    """Copy the first `megabytes` (UTF-8) of documents to text.jsonl, or as many spread over the first `among`."""
     every = 1
     if among:
         found = sum(map(num_bytes, first(among, documents(text, tuple(fields)))))
@@ -67,7 +67,7 @@ def take(text: str | None, fields: Fields, megabytes: float, folder: str, among:
 
 
 def first(megabytes: float, given: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
-    """As many documents as it takes to fill them."""
+    """The first documents, until they fill `megabytes`."""
     total = 0
     for document in given:
         yield document
@@ -81,7 +81,7 @@ def num_bytes(document: dict[str, str]) -> int:
 
 
 def recipe(folder: Path, max_seq_length: int, **corpus: Any) -> Any:
-    """One pass at one length; everything else as published. `corpus` is another one than text.jsonl."""
+    """A recipe with one pass at one length and defaults otherwise. `corpus`: keys that differ from text.jsonl's."""
     from bert_pipeline.recipe import Recipe
 
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def recipe(folder: Path, max_seq_length: int, **corpus: Any) -> Any:
 
 
 def corpus_and_tokenizer(chosen: Any, folder: Path) -> dict[str, Any]:
-    """The first two artifacts of a recipe, with the largest vocabulary, up to its own, that the text can fill."""
+    """Corpus and tokenizer of a recipe, with the largest vocabulary, up to the recipe's, that the text can fill."""
     from bert_pipeline.data.tokenizer.build import VocabularyError
     from bert_pipeline.stages import make_stage
 
@@ -114,18 +114,18 @@ def corpus_and_tokenizer(chosen: Any, folder: Path) -> dict[str, Any]:
 
 
 def prepare(folder: str, fields: Fields, documents_per_shard: int, peer_megabytes: float) -> Answer:
-    """Our artifacts of text.jsonl, its sentences as text, and the peers' share of them."""
+    """Build our artifacts of text.jsonl and write its sentences as text, all of them and the peers' part."""
     from bert_pipeline.stages import make_stage
 
     here, started = Path(folder), time.perf_counter()
 
-    def settle(tokenizer: dict[str, Any]) -> Any:
+    def written_recipe(tokenizer: dict[str, Any]) -> Any:
         corpus = {"text_fields": fields, "documents_per_shard": documents_per_shard}
         (here / "settings.json").write_text(json.dumps({"corpus": corpus, "tokenizer": tokenizer}), encoding="utf-8")
         return recipe(here, 128)
 
-    made = corpus_and_tokenizer(settle({}), here)
-    chosen = settle({"vocab_size": made["tokenizer"].facts["vocab_size"]})
+    made = corpus_and_tokenizer(written_recipe({}), here)
+    chosen = written_recipe({"vocab_size": made["tokenizer"].facts["vocab_size"]})
     for kind in ("nsp_dataset", "masked_dataset"):
         made[kind] = make_stage(kind, chosen, made, here / kind)
     seconds = time.perf_counter() - started
@@ -140,7 +140,7 @@ def prepare(folder: str, fields: Fields, documents_per_shard: int, peer_megabyte
 
 
 def write_sentences(raw_corpus: Path, out: Path, megabytes: float) -> float:
-    """The first documents of the training split; no blank line at the end, where transformers' reader trips."""
+    """Write the first training documents; no blank line at the end, because transformers' reader fails on it."""
     from bert_pipeline.formats.corpus import iterate_documents
 
     num_bytes = 0

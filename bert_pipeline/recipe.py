@@ -1,10 +1,10 @@
-"""The recipe: every choice that makes one experiment differ from another, and nothing else.
+"""The recipe: what one experiment computes, and nothing else.
 
-What a run computes stands here. Where and how fast it runs (devices, processes, precision, paths,
-servers) stands in infra/ and the environment, so one recipe gives the same artifacts everywhere.
+Where and how fast it runs (devices, processes, precision, paths, servers) is set in infra/ and in environment
+variables (settings.py), so a recipe gives the same artifacts on every machine.
 
-The defaults are BERT-base as published (Devlin et al. 2019, arXiv 1810.04805, and the flags of
-google-research/bert); a recipe file states only what it changes.
+The defaults are BERT-base as published (Devlin et al. 2019, arXiv 1810.04805, and the flags of google-research/bert);
+a recipe file states only what it changes. docs/reference/recipe.md is generated from the docstrings of the fields.
 """
 
 from datetime import date
@@ -35,11 +35,11 @@ CleaningRule = Literal[
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used; the message lists every fault with its dotted path."""
+    """An invalid recipe; the message lists every fault with its dotted path."""
 
 
 class Section(BaseModel):
-    """One table of a recipe: frozen, strictly typed, closed to unknown keys."""
+    """One table of a recipe: frozen and strictly typed; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -53,46 +53,54 @@ def _day(text: str) -> str:
 
 class CorpusRecipe(Section):
     source: Literal["files", "pubmed", "sample"] = "files"
-    """`files`: .txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow, articles (.nxml, .xml) and .tar of articles, each
-    also .gz, .xz, .zst. `pubmed`: NLM's baseline and update files, as `bert-pipeline download-pubmed` fetches them.
-    `sample`: the generated demo text."""
+    """`files`: .txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow, JATS articles (.nxml, .xml) and .tar archives of
+    articles, each also compressed as .gz, .xz or .zst. `pubmed`: NLM's baseline and update files, downloaded by
+    `bert-pipeline download-pubmed`. `sample`: text generated for the demo."""
     path: str = ""
-    """A file, a folder or a glob; relative paths are looked up under BERT_PIPELINE_DATA (default: here)."""
+    """File, folder or glob of the text. Relative paths start from BERT_PIPELINE_DATA (default: the current
+    directory)."""
     sources_file: str = ""
-    """The sources.jsonl of an earlier corpus: of the files found, these are taken, and each must be what it was."""
+    """Path of the `sources.jsonl` of an earlier corpus. Only the files listed there are read; a missing or changed file
+    is an error. Empty: read every file found."""
     cutoff: str = ""
-    """The last day of release (year-month-day) of the files taken (source = "pubmed"); empty: all."""
+    """Read only the files released up to this day (YYYY-MM-DD; source = "pubmed"). Empty: read all files."""
     text_fields: tuple[str, ...] = Field(("text",), min_length=1)
-    """Fields of a record that make up the document, in this order; each is split into sentences by itself. Of an
-    article: title, abstract, body."""
+    """Fields of a record that form the document, in this order. Each field is split into sentences separately. An
+    article has the fields title, abstract and body."""
     id_field: str = ""
-    """Field that names a document; empty: `<file name>:<record number>`."""
+    """Field with the id of the document. Empty: the id is `<file name>:<record number>`."""
     section_titles: bool = False
-    """Of articles (.nxml, .xml, .tar), the titles of their sections are kept as text."""
+    """Keep the section titles of articles (.nxml, .xml, .tar) as text."""
     cleaning: tuple[CleaningRule, ...] = ()
-    """Rules of data/cleaning.py by name, in this order; ["all"] means all of them in theirs."""
+    """Cleaning rules by name (`data/corpus/cleaning.py`), applied in this order. ["all"]: every rule, in the order of
+    that file."""
     language: str = Field("", pattern=r"^([a-z]{2})?$")
-    """Documents that are in another language (ISO 639-1) are left out; empty: none is."""
+    """Drop documents detected as another language than this (ISO 639-1 code, for example `en`). Empty: keep all
+    languages."""
     min_words: int = Field(0, ge=0)
-    """Documents of fewer words are left out; of a citation, those of its abstract are counted."""
+    """Drop documents with fewer words than this. For a PubMed citation, only the words of its abstract count."""
     drop_retracted: bool = False
-    """Retracted citations are left out (source = "pubmed")."""
+    """Drop retracted citations (source = "pubmed")."""
     near_duplicate_threshold: Fraction = 0.0
-    """A document whose words in fives are so alike (Jaccard) with those of one before it is left out; 0: none is."""
+    """Drop a document if the Jaccard similarity of its word 5-grams with an earlier document reaches this value.
+    0: keep near duplicates."""
     unicode_normalization: Literal["NFC", "NFKC", "none"] = "NFC"
-    """Of the text, before anything else reads it."""
+    """Unicode normalization form, applied to the text before any other step."""
     sentence_splitter: Literal["segtok", "lines"] = "segtok"
-    """`lines`: the text is split already, a sentence a line, as google-research/bert takes it."""
+    """`segtok`: split the text by segtok's rules. `lines`: the text already has one sentence per line, the input format
+    of google-research/bert."""
     heldout_fraction: Fraction = 0.01
-    """Share of the documents kept out of training, chosen by a hash of the document id."""
+    """Share of the documents reserved for held-out evaluation, chosen by a hash of the document id."""
     documents_per_shard: int = Field(10_000, ge=2)
-    """What one worker takes at a time; new source files cost their own shards alone."""
+    """Documents in one shard, the unit of work of a worker process. When source files are added, only their own shards
+    are built."""
     max_rejected_fraction: Fraction = 0.001
-    """Broken records are set aside; more than this share of them stops the stage."""
+    """Broken records are left out and reported; the stage fails if their share of all records exceeds this value."""
     exclude_tasks: Literal["evaluation"] | tuple[str, ...] = ()
-    """Documents that hold dev or test examples of these tasks are left out. `evaluation`: those of evaluation.tasks."""
+    """Drop documents that contain dev or test examples of these tasks. `evaluation`: the tasks in
+    evaluation.tasks."""
     sample_documents: int = Field(6_000, ge=100)
-    """Number of documents that the sample generator writes (source = "sample")."""
+    """Number of documents to generate (source = "sample")."""
     seed: Seed = 12345
     """Seed of the sample generator (source = "sample")."""
 
@@ -115,76 +123,81 @@ class CorpusRecipe(Section):
 
 class TokenizerRecipe(Section):
     vocab_size: int = Field(30_522, ge=100, le=2**31)
-    """Pieces, with the five special tokens; the text must have so many."""
+    """Number of pieces, including the five special tokens. The stage fails if the text yields fewer."""
     lowercase: bool = True
-    """Uncased, accents stripped, as in BERT-base uncased."""
+    """Lowercase the text and strip accents, as in BERT-base uncased."""
     min_frequency: int = Field(2, ge=1)
-    """Two pieces are merged only where they stand side by side so often."""
+    """Merge two pieces only if they occur next to each other at least this often."""
     limit_alphabet: int = Field(1_000, ge=1)
-    """Characters kept in the vocabulary; the rarest beyond this number become [UNK]."""
+    """Maximum number of distinct characters in the vocabulary; rarer ones become [UNK]."""
     max_documents: int = Field(0, ge=0)
-    """Learn from about so many training documents, drawn by a hash of their ids under the seed; 0: from all."""
+    """Learn the vocabulary from about this many training documents, selected by a hash of document id and seed.
+    0: use all of them."""
     seed: Seed = 12345
-    """Draws the documents where max_documents is set."""
+    """Seed for the selection of documents when max_documents is set."""
 
 
 class NspRecipe(Section):
     objective: Literal["nsp", "sop", "none"] = "nsp"
-    """`nsp`: does B follow A (Devlin et al. 2019)? `sop`: were A and B swapped (Lan et al. 2020)? `none`: one segment,
-    no such loss."""
+    """`nsp`: predict whether segment B follows segment A (Devlin et al. 2019). `sop`: predict whether A and B were
+    swapped (Lan et al. 2020). `none`: rows of one segment and no such loss."""
     dupe_factor: int = Field(10, ge=1, lt=2**16)
-    """Passes over the corpus; each pass pairs it anew."""
+    """Number of passes over the training text. Each pass draws new pairs and masks."""
     short_seq_prob: Fraction = 0.1
-    """Share of pairs that aim at a length drawn at random instead of max_seq_length."""
+    """Share of pairs whose target length is drawn at random instead of being max_seq_length."""
     target_draw: Literal["document", "example"] = "document"
-    """Whether that length is drawn once for a document and pass (google-research/bert) or for each pair."""
+    """Draw the target length once per document and pass (`document`, as google-research/bert does) or for each pair
+    (`example`)."""
     nsp_prob: Fraction = 0.5
-    """Probability that B is drawn from another document; chunks of one sentence always take such a B."""
+    """Probability that B comes from a random other document. A chunk with a single sentence always gets a random
+    B."""
     balance: bool = False
-    """Turn some freely drawn random pairs into real ones until both labels are equally frequent."""
+    """Make both labels equally frequent: some pairs for which a random B was drawn get the real B instead."""
     truncation: Literal["random_segment", "longest_first"] = "random_segment"
-    """Of pairs too long: `random_segment` cuts A or B, drawn each time, at its end; `longest_first`
-    (google-research/bert) cuts the longer one, at either end."""
+    """How a pair that is too long is shortened. `random_segment`: remove tokens at the end of A or B, chosen at random
+    each time. `longest_first` (google-research/bert): remove them at either end of the longer segment."""
     truncate_at_word_starts: bool = False
-    """No segment begins in the middle of a word."""
+    """Never cut a segment so that it begins in the middle of a word."""
     seed: Seed = 12345
-    """Of all draws of this stage."""
+    """Seed of all random draws of this stage."""
 
 
 class MaskingRecipe(Section):
     masked_lm_prob: Fraction = 0.15
-    """Share of the tokens that are asked for."""
+    """Share of the tokens that the model must predict."""
     max_predictions_per_seq: int = Field(0, ge=0)
-    """Upper bound per row; 0 derives ceil(masked_lm_prob * max_seq_length): 20 at 128, 77 at 512."""
+    """Maximum number of predicted tokens in a row. 0: ceil(masked_lm_prob * max_seq_length), which is 20 at length 128
+    and 77 at 512."""
     do_whole_word_mask: bool = False
-    """All pieces of a word are hidden together."""
+    """Mask all pieces of a word together."""
     replacement: Literal["piece", "word"] = "piece"
-    """Whether the 80/10/10 draw is made for each piece (google-research/bert) or once for a word."""
+    """Draw the 80/10/10 replacement ([MASK], random, unchanged) for each piece (google-research/bert) or once per
+    word."""
     seed: Seed = 12345
-    """Of all draws of this stage."""
+    """Seed of all random draws of this stage."""
 
 
 class ModelRecipe(Section):
     """The fields of transformers.BertConfig that an experiment may change."""
 
     hidden_size: int = Field(768, ge=2)
-    """Width of the layers."""
+    """Width of the hidden states."""
     num_hidden_layers: int = Field(12, ge=1)
-    """Layers of the encoder."""
+    """Number of encoder layers."""
     num_attention_heads: int = Field(12, ge=1)
-    """Of each layer; they share out hidden_size evenly."""
+    """Attention heads per layer; must divide hidden_size."""
     intermediate_size: int = Field(3072, ge=1)
-    """Width of the feed-forward network, 4 * hidden_size in BERT."""
+    """Width of the feed-forward network; 4 * hidden_size in BERT."""
     hidden_act: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
     """Activation of the feed-forward network."""
     hidden_dropout_prob: Fraction = 0.1
-    """Dropout of embeddings and layers."""
+    """Dropout rate of the embeddings and of each layer's outputs."""
     attention_probs_dropout_prob: Fraction = 0.1
-    """Dropout of the attention weights."""
+    """Dropout rate of the attention weights."""
     max_position_embeddings: int = Field(512, ge=8)
-    """Longest input in tokens; at least that of every phase and task."""
+    """Longest input in tokens. No phase or task may set a larger max_seq_length."""
     initializer_range: float = Field(0.02, gt=0)
-    """Standard deviation of fresh weights."""
+    """Standard deviation of newly initialized weights."""
     layer_norm_eps: float = Field(1e-12, gt=0)
     """Added to the variance in LayerNorm."""
 
@@ -198,31 +211,33 @@ class ModelRecipe(Section):
 
 
 class PhaseRecipe(Section):
-    """A stretch of training at one sequence length."""
+    """A part of training with one sequence length."""
 
     max_seq_length: int = Field(ge=8)
-    """Tokens of a pair at most, [CLS] and both [SEP] among them."""
+    """Maximum number of tokens in a pair, including [CLS] and both [SEP]."""
     num_steps: int = Field(0, ge=0)
-    """Optimizer steps; with pretrain.budget_minutes they follow from `budget_fraction`."""
+    """Number of optimizer steps. With pretrain.budget_minutes, set `budget_fraction` instead."""
     budget_fraction: Fraction | None = None
-    """Share of pretrain.budget_minutes."""
+    """Share of pretrain.budget_minutes for this phase; the shares of all phases sum to 1."""
     global_batch_size: int = Field(256, ge=1)
-    """Pairs per optimizer step, over all processes: the same on one GPU as on eight."""
+    """Pairs per optimizer step, summed over all processes; it does not depend on the number of GPUs."""
     learning_rate_handover: Literal["continue", "restart"] | None = None
-    """For every phase after the first. `continue`: one warm-up and one decay span this phase and the one before.
-    `restart`: a schedule of its own."""
+    """Required for every phase after the first. `continue`: the schedule of the previous phase (one warm-up, one decay)
+    spans this phase, too. `restart`: this phase starts a new schedule."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak; set in each phase that starts a schedule, and only there."""
+    """Peak learning rate. Set it in every phase that starts a schedule, and only there."""
     warmup_steps: int | None = Field(None, ge=0)
-    """Linear warm-up to the peak, then linear decay to 0 at the end of the schedule; set with the learning rate."""
+    """Steps of linear warm-up to the peak, followed by linear decay to 0 at the end of the schedule. Set it together
+    with learning_rate."""
     warmup_fraction: Fraction | None = None
-    """The warm-up as a share of the schedule's steps, where a budget decides their number."""
+    """With pretrain.budget_minutes: warm-up as a share of the schedule's steps, instead of warmup_steps."""
 
 
 class PretrainRecipe(Section):
     init_from: str = ""
-    """Weights and vocabulary to begin with (continual pretraining): another recipe's name, or a Hugging Face directory
-    of a BERT, looked up like corpus.path. Empty: fresh weights, a vocabulary learnt from the text."""
+    """Start from the weights and the vocabulary of this model (continual pretraining): the name of another recipe, or a
+    Hugging Face directory of a BERT, found like corpus.path. Empty: train from scratch with a vocabulary learnt from
+    the text."""
     phases: tuple[PhaseRecipe, ...] = Field(
         (
             PhaseRecipe(max_seq_length=128, num_steps=900_000, learning_rate=1e-4, warmup_steps=10_000),
@@ -230,55 +245,57 @@ class PretrainRecipe(Section):
         ),
         min_length=1,
     )
-    """One after the other; BERT-base: 900,000 steps of 128 tokens, then 100,000 of 512."""
+    """Phases of training, in order. BERT-base: 900,000 steps at 128 tokens, then 100,000 at 512."""
     budget_minutes: float | None = Field(None, gt=0)
-    """Minutes of training instead of numbers of steps: steps, held-out measurements and checkpoints; what starts before
-    the first step and the export come on top. The speed is measured once, before the first step."""
+    """Train for this many minutes instead of a given number of steps. The minutes include steps, held-out measurements
+    and checkpoints, but not the start-up before the first step and not the export. The number of steps follows from
+    the speed, which is measured once, before the first step."""
     adam_beta1: Fraction = 0.9
-    """Decay of AdamW's mean of gradients."""
+    """Decay rate of AdamW's running mean of gradients."""
     adam_beta2: Fraction = 0.999
-    """Decay of AdamW's mean of squares."""
+    """Decay rate of AdamW's running mean of squared gradients."""
     adam_epsilon: float = Field(1e-6, gt=0)
-    """Added to AdamW's denominator."""
+    """Added to the denominator of AdamW's update."""
     weight_decay: float = Field(0.01, ge=0)
-    """Not applied to biases and LayerNorm."""
+    """Weight decay of AdamW; biases and LayerNorm weights are exempt."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients of a larger norm are scaled down to it."""
+    """Clip the gradient to this norm."""
     max_skipped_steps: int = Field(10, ge=0)
-    """Steps in a row that are skipped because their loss or gradient is not finite; one more stops the run."""
+    """Steps whose loss or gradient is not finite are skipped; more than this many in a row stop the run."""
     log_every: int = Field(50, ge=1)
-    """Steps between rows of metrics.jsonl; the first and the last step always have one."""
+    """Steps between rows of metrics.jsonl. The first and the last step are always logged."""
     eval_every: int = Field(10_000, ge=1)
-    """Steps between measurements on held-out pairs; the first step and the end are always measured."""
+    """Steps between measurements on held-out pairs. They are also measured at the first step and at the end."""
     heldout_pairs: int = Field(2_000, ge=1)
-    """Pairs measured (the first of the held-out rows; all of them where there are fewer)."""
+    """Number of held-out pairs to measure: the first ones of the held-out rows, or all if there are fewer."""
     checkpoint_every: int = Field(1_000, ge=1)
-    """Steps between checkpoints: what a killed run may have to do again."""
+    """Steps between checkpoints. A killed run repeats at most this many steps."""
     checkpoints_kept: int = Field(2, ge=1)
-    """The newest so many; all are removed when the model is done."""
+    """Number of newest checkpoints to keep. All are removed when training is finished."""
     snapshot_every: int = Field(0, ge=0)
-    """Steps between models that stay in the artifact, to be evaluated beside the last; 0: none."""
+    """Steps between intermediate models that are kept in the artifact, to be evaluated along with the final model.
+    0: keep none."""
     seed: Seed = 12345
-    """Of fresh weights, dropout and the order of pairs."""
+    """Seed of the initial weights, the dropout and the order of pairs."""
 
     @model_validator(mode="after")
     def _every_schedule_is_complete(self) -> Self:
         in_steps, in_shares = ("num_steps", "warmup_steps"), ("budget_fraction", "warmup_fraction")
         wanted, others = (in_shares, in_steps) if self.budget_minutes else (in_steps, in_shares)
         length, warmup = wanted
-        where = "beside" if self.budget_minutes else "without"
+        case = "with" if self.budget_minutes else "without"
         faults = []
         for number, phase in enumerate(self.phases):
             here = f"phases.{number}"
             if number == 0 and phase.learning_rate_handover:
-                faults.append(f"{here}.learning_rate_handover has no phase before it; remedy: remove it")
+                faults.append(f"{here}.learning_rate_handover has no effect in the first phase; remedy: remove it")
             if number > 0 and not phase.learning_rate_handover:
-                faults.append(f'{here}.learning_rate_handover is missing; remedy: "continue" or "restart"')
+                faults.append(f'{here}.learning_rate_handover is missing; remedy: set it to "continue" or "restart"')
             if not getattr(phase, length):
                 faults.append(f"{here}.{length} is missing; remedy: set it")
             for name, instead in zip(others, wanted, strict=True):
                 if getattr(phase, name):
-                    faults.append(f"{here}.{name} has no effect {where} budget_minutes; remedy: {instead}")
+                    faults.append(f"{here}.{name} has no effect {case} budget_minutes; remedy: set {instead} instead")
             starts = number == 0 or phase.learning_rate_handover == "restart"
             for name in ("learning_rate", warmup):
                 if starts and getattr(phase, name) is None:
@@ -287,7 +304,7 @@ class PretrainRecipe(Section):
                     faults.append(f"{here}.{name} has no effect in a phase that continues; remedy: remove it")
         shares = sum(phase.budget_fraction or 0.0 for phase in self.phases)
         if self.budget_minutes and abs(shares - 1.0) > 1e-6:
-            faults.append(f"the phases' budget_fraction are {shares:g} in all; remedy: shares that sum to 1")
+            faults.append(f"the budget_fraction of all phases sum to {shares:g}; remedy: set shares that sum to 1")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -298,65 +315,68 @@ class PretrainRecipe(Section):
 
 
 class TaskRecipe(Section):
-    """One fine-tuning evaluation; what is left out is the task's own (its file in bert_pipeline/tasks/)."""
+    """One fine-tuning evaluation. Keys left out take the values of the task's file (evaluation/tasks/NAME.toml)."""
 
     name: str
-    """One that `bert-pipeline evaluate --list` lists."""
+    """Name of the task; `bert-pipeline evaluate --list` shows all of them."""
     profile: Literal["quick", "published"] = "quick"
-    """`quick`: one setting, one seed. `published`: the grid on dev and the seeds of BLURB's authors."""
+    """`quick`: one setting and one seed. `published`: the grid (selected on dev) and the seeds of BLURB's authors."""
     learning_rate: Positive | tuple[Positive, ...] | None = None
-    """The peak."""
+    """Peak learning rate, or several values for a grid (see num_epochs)."""
     batch_size: Count | tuple[Count, ...] | None = None
-    """Examples a step."""
+    """Examples per step, or several values for a grid (see num_epochs)."""
     num_epochs: Count | tuple[Count, ...] | None = None
-    """Several values of one of these three make a grid: every combination is run with the first seed, and the setting
-    that is best on dev is run with all seeds."""
+    """Passes over the training set. Several values of learning_rate, batch_size or num_epochs form a grid: every
+    combination runs with the first seed, and the combination with the best dev score runs with all seeds."""
     max_seq_length: int | None = Field(None, ge=8)
-    """Longer inputs are cut, and the entities cut off count as missed. Left out: the task's, or the model's if less."""
+    """Longest input in tokens. Longer inputs are cut, and entities in the removed part count as missed. Left out: the
+    task's value, or the model's limit if that is lower."""
     warmup_fraction: Fraction = 0.1
-    """Share of the steps in which the learning rate rises; then it falls to 0."""
+    """Share of the steps with linear warm-up; the learning rate then decays to 0."""
     weight_decay: float = Field(0.01, ge=0)
-    """Not applied to biases and LayerNorm."""
+    """Weight decay of AdamW; biases and LayerNorm weights are exempt."""
     seeds: tuple[Seed, ...] | None = Field(None, min_length=1)
-    """One run each."""
+    """Seeds of the fine-tuning runs, one run per seed."""
     other_data: bool = False
-    """Take files whose sha256 or size is not the task's."""
+    """Accept data files whose SHA-256 or size differs from the task's."""
 
 
 class EvaluationRecipe(Section):
     tasks: tuple[TaskRecipe, ...] = ()
-    """Each is an asset of its own, `evaluation/NAME`."""
+    """Tasks to fine-tune and score. Each is a separate Dagster asset, `evaluation/NAME`."""
 
     @model_validator(mode="after")
     def _each_task_once(self) -> Self:
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
-            raise ValueError(f"a task stands twice in evaluation.tasks: {sorted(names)}")
+            raise ValueError(f"evaluation.tasks names a task twice: {sorted(names)}; remedy: remove one of them")
         return self
 
 
 class RegistryRecipe(Section):
     promote: Literal["never", "if_better"] = "never"
-    """Who makes a registered model the champion: a person (`bert-pipeline promote`), or also the graph, where the model
-    is better than the champion by the rule of orchestration/registry/champion.py."""
+    """`never`: only a person promotes a registered model to champion (`bert-pipeline promote`). `if_better`: the graph
+    also promotes a model that beats the champion under the rule of orchestration/registry/champion.py."""
 
 
 class RetrainingRecipe(Section):
-    """What new text sets off. Nothing of it is in the fingerprint of a stage: it decides when a model is made."""
+    """What Dagster starts when new text arrives. It is not part of any fingerprint: it decides when a model is
+    trained."""
 
     hours_per_month: float = Field(0.0, ge=0)
-    """Hours of runs, within any 30 days, that new text may spend on retraining by itself. 0: new text makes what is
-    cheap (corpus, pairs, masks), and training waits for the schedule or for a person."""
+    """Maximum hours of automatic retraining runs within any 30 days. 0: new text rebuilds only the cheap data assets
+    (corpus, pairs, masks); training runs on a schedule or by hand."""
     tokenizer: Literal["learn", "keep"] = "learn"
-    """A retraining that was not started by hand learns the vocabulary anew from all the text, or keeps the one that is
-    there: then new source files cost their own shards of pairs and masks, and models share their ids."""
+    """Vocabulary of a retraining that was not started by hand. `learn`: learn it again from all the text. `keep`: use
+    the existing one, so that new source files cost only their own shards of pairs and masks, and models share token
+    ids."""
 
 
 class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """The stem of the recipe's file: the experiment, and its Dagster partition."""
+    """Name of the experiment and of its Dagster partition: the stem of the recipe's file."""
     description: str = ""
-    """For people; MLflow shows it with the registered model."""
+    """A description for readers; MLflow shows it with the registered model."""
     corpus: CorpusRecipe
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     nsp: NspRecipe = NspRecipe()
@@ -369,11 +389,11 @@ class Recipe(Section):
 
     @property
     def max_seq_lengths(self) -> tuple[int, ...]:
-        """The sequence lengths that datasets are built for: those of the phases, ascending."""
+        """The distinct sequence lengths of the phases, ascending: datasets are built for each of them."""
         return tuple(sorted({phase.max_seq_length for phase in self.pretrain.phases}))
 
     def length_faults(self) -> list[str]:
-        """What is longer than the model can read."""
+        """A message for each max_seq_length that exceeds the model's positions."""
         limit = self.model.max_position_embeddings
         lengths = {f"pretrain.phases.{n}": phase.max_seq_length for n, phase in enumerate(self.pretrain.phases)}
         lengths |= {
@@ -383,7 +403,7 @@ class Recipe(Section):
         }
         return [
             f"{path}.max_seq_length is {length}, but model.max_position_embeddings is {limit}; "
-            "remedy: shorten the one or raise the other"
+            "remedy: lower the first or raise the second"
             for path, length in lengths.items()
             if length > limit
         ]
@@ -393,7 +413,7 @@ class Recipe(Section):
         faults = self.length_faults()
         if self.pretrain.init_from and "tokenizer" in self.model_fields_set:
             faults.append(
-                "tokenizer has no effect beside pretrain.init_from, whose vocabulary is kept; remedy: remove it"
+                "tokenizer has no effect with pretrain.init_from, which brings its vocabulary; remedy: remove it"
             )
         if faults:
             raise ValueError("; ".join(faults))

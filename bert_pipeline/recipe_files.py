@@ -1,4 +1,4 @@
-"""Recipe files: find them by name, read them, explain every fault, write them.
+"""Recipe files: find them by name, read and write them, explain every fault.
 
 A recipe is a TOML file; its stem is the recipe's name and its Dagster partition.
 """
@@ -21,19 +21,21 @@ Named = TypeVar("Named", bound=Section)
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read one TOML file; its stem is the name of the experiment.
+    """Read a recipe file; its stem is the name of the experiment.
 
-    Raises RecipeError with all faults at once, each with its dotted path, its value and the remedy.
+    Raises RecipeError if it is invalid: the message lists all faults, each with its dotted path, value and remedy.
     """
     return read_named(path, Recipe, "recipe", RecipeError)
 
 
 def read_named(path: Path, section: type[Named], what: str, error: type[ValueError]) -> Named:
-    """A TOML file whose stem is the name in its section. Raises `error` with all faults at once."""
+    """Read a TOML file as a `section`, named by the file's stem. Raises `error` with all faults; `what` names the kind
+    of file in its message.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise error(f"{path}: no such {what}; remedy: name one of the files in {path.parent}") from None
+        raise error(f"{path}: no such {what}; remedy: use one of the files in {path.parent}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
         raise error(f"{path}: not a TOML file: {broken}") from None
     if "name" in table:
@@ -47,33 +49,35 @@ def read_named(path: Path, section: type[Named], what: str, error: type[ValueErr
 
 
 def recipe_files() -> dict[str, Path]:
-    """Every recipe by name: the packaged ones, then those of the folders in BERT_PIPELINE_RECIPES.
+    """Every recipe file by name: the packaged ones, then those in the folders of BERT_PIPELINE_RECIPES.
 
-    Raises RecipeError where two files claim one name.
+    Raises RecipeError if two files have the same name.
     """
     folders = [Path(__file__).parent / "recipes", *settings.recipe_folders()]
     found: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")):
             if path.stem in found:
-                raise RecipeError(f"two recipes are named {path.stem}: {found[path.stem]} and {path}; rename one")
+                raise RecipeError(
+                    f"two recipes are named {path.stem}: {found[path.stem]} and {path}; remedy: rename one"
+                )
             found[path.stem] = path
     return found
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of this name. Raises RecipeError where there is none (any more), or it cannot be used."""
+    """Load the recipe of this name. Raises RecipeError if its file is missing or invalid."""
     files = recipe_files()
     if name not in files:
         raise RecipeError(
-            f"no recipe is named {name}: its file was removed or renamed; remedy: bring {name}.toml back to a folder "
-            "of BERT_PIPELINE_RECIPES, or leave it: its artifacts, runs and models stay as they are"
+            f"no recipe is named {name}: its file was removed or renamed; remedy: put {name}.toml back into a folder "
+            "of BERT_PIPELINE_RECIPES, or do nothing: its artifacts, runs and models are not affected"
         )
     return load_recipe(files[name])
 
 
 def explain(fault: ErrorDetails, root: type[BaseModel]) -> str:
-    """`root`: the class of the whole file, Recipe or Task."""
+    """One line for a fault: dotted path, what is wrong, value or remedy. `root`: class of the file, Recipe or Task."""
     where = ".".join(str(step) for step in fault["loc"]) or root.__name__.lower()
     if fault["type"] == "extra_forbidden":
         known = _keys_at(fault["loc"][:-1], root)
@@ -87,7 +91,7 @@ def explain(fault: ErrorDetails, root: type[BaseModel]) -> str:
 
 
 def _keys_at(steps: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
-    """The keys that the table at this place may have; the name of the whole is its file's."""
+    """The keys allowed in the table at this path. The root's `name` is not one of them: it is the file's stem."""
     model: Any = root
     for step in steps:
         if isinstance(step, int):
@@ -98,7 +102,11 @@ def _keys_at(steps: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
 
 
 def to_toml(table: Mapping[str, Any], path: str = "") -> str:
-    """Scalars, arrays, tables and arrays of tables; what is None is left out, and so derived when it is read."""
+    """Write scalars, arrays, tables and arrays of tables as TOML. None values are left out: reading derives them again.
+
+    Not tomli_w: it writes arrays over several lines, and this text is part of the model card, an artifact whose bytes
+    must not change.
+    """
     lines, tables = "", ""
     for key, value in table.items():
         inner = f"{path}{key}"
@@ -107,10 +115,10 @@ def to_toml(table: Mapping[str, Any], path: str = "") -> str:
         elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
             tables += "".join(f"\n[[{inner}]]\n{to_toml(row, inner + '.')}" for row in value)
         elif value is not None:
-            json_of_value = json.dumps(value, ensure_ascii=False)  # JSON's scalars and arrays are TOML's
-            lines += f"{key} = {''.join(map(_shown, json_of_value))}\n"
+            as_json = json.dumps(value, ensure_ascii=False)  # valid TOML: both write scalars and arrays alike
+            lines += f"{key} = {''.join(map(_escaped, as_json))}\n"
     return lines + tables
 
 
-def _shown(char: str) -> str:
+def _escaped(char: str) -> str:
     return char if shows(char) else f"\\U{ord(char):08x}"

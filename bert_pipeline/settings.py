@@ -1,7 +1,7 @@
-"""Where and how fast: every environment variable that the project reads, with its meaning and its default.
+"""Every environment variable that the project reads, with its meaning and default.
 
-No other file reads the environment. What a run computes is in the recipe (recipe.py) and never here.
-`docs/reference/environment.md` is generated from the two tables below.
+They set where and how fast a run computes; the recipe (recipe.py) sets what it computes. No other file reads the
+environment. docs/reference/environment.md is generated from the two tables below.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 class Variable(NamedTuple):
     meaning: str
     default: str = ""
-    """In words, for the documentation."""
+    """For the documentation; the functions below apply it."""
 
 
 VARIABLES = {
@@ -22,7 +22,7 @@ VARIABLES = {
         "Folder for all state: artifacts, Dagster's home, MLflow's database.", "`workspace` in the current directory"
     ),
     "BERT_PIPELINE_DATA": Variable(
-        "Folder that relative paths of text and evaluation data start from.", "the current directory"
+        "Folder from which relative paths of text and evaluation data start.", "the current directory"
     ),
     "BERT_PIPELINE_RECIPES": Variable(
         "Folders with your own recipes, separated by `:`. The packaged recipes are always available.", "none"
@@ -45,7 +45,7 @@ VARIABLES = {
         "4096 on CPUs, `auto` on GPUs",
     ),
     "BERT_PIPELINE_TIMEOUT_SECONDS": Variable(
-        "Seconds that a training process waits for another one before it reports it as lost.", "25"
+        "Seconds that a training process waits for another one before it reports that one as lost.", "25"
     ),
     "BERT_PIPELINE_REMOTE": Variable(
         "The [remote store](../operate/remote-store.md) for artifacts: `s3://BUCKET/PREFIX` or `file:///FOLDER`.",
@@ -63,21 +63,21 @@ VARIABLES = {
     ),
     "MLFLOW_TRACKING_URI": Variable("MLflow server to use instead of the SQLite database in the home.", "none"),
     "MLFLOW_TRACKING_USERNAME": Variable("User at the MLflow server; recorded with each promotion.", "the login name"),
-    "OMP_NUM_THREADS": Variable("Threads of each fine-tuning process.", "the cores shared out among the processes"),
+    "OMP_NUM_THREADS": Variable("Threads of each fine-tuning process.", "the cores divided by the number of processes"),
     "CUDA_VISIBLE_DEVICES": Variable("GPUs that fine-tuning uses, one process each.", "all"),
 }
-"""The variables that people set."""
+"""Variables that users set."""
 
 INTERNAL_VARIABLES = {
-    "BERT_PIPELINE_WORLD_SIZE": Variable("Number of training processes; the launcher sets it, each process checks it."),
+    "BERT_PIPELINE_WORLD_SIZE": Variable("Number of training processes; set by the launcher, checked by each process."),
     "BERT_PIPELINE_LAUNCHER": Variable("Process id of the launcher; training stops when that process ends."),
     "BERT_PIPELINE_REPOSITORY": Variable("Path of the clone, for `infra/slurm/train.sbatch`."),
     "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, TORCHELASTIC_RESTART_COUNT": Variable(
-        "Place of a training process in its group, set by torchrun."
+        "Position of a training process in its group, set by torchrun."
     ),
     "ACCELERATE_USE_FSDP, FSDP_VERSION": Variable("Sharded training, set by `accelerate launch` from its config."),
 }
-"""The variables that programs set for each other."""
+"""Variables that programs set for each other."""
 
 CPU_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -87,29 +87,29 @@ CPU_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "3000",
 }
 """Defaults for training processes on CPUs. By default glibc returns large tensors to the kernel after each step, and
-page faults then take up to two thirds of the time. OpenMP threads that spin while they wait slow down their neighbours
-on a few cores; threads that sleep at once start late in each of the many small operations of a step. These values let
-them spin briefly, then sleep (measured in recipes/LOG.md)."""
+page faults then take up to two thirds of the time. OpenMP threads that spin while they wait slow down other threads on
+machines with few cores; threads that sleep at once start late in each of the many small operations of a step. These
+values let them spin briefly, then sleep (measured in recipes/LOG.md)."""
 
 LIBRARY_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # it would print over the answer of a command
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # the bar would overwrite a command's output
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",  # nothing is downloaded at run time
-    # With MLflow's default of 7 retries, one call to a server that is down blocks for four minutes.
+    # With MLflow's default of 7 retries, one call to an unreachable server blocks for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 
 
 class SettingError(ValueError):
-    """An environment variable with a value that cannot be used."""
+    """An environment variable has an invalid value."""
 
 
 def set_library_defaults() -> None:
-    """Configure MLflow and Hugging Face libraries, unless the user has. They read these values when imported."""
+    """Set LIBRARY_DEFAULTS where the user has set nothing. Call it before these libraries are imported."""
     for name, value in LIBRARY_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
@@ -119,7 +119,7 @@ def home() -> Path:
 
 
 def store() -> Path:
-    """The folder of all artifacts, `store/kind/fingerprint`."""
+    """Folder of all artifacts: `<store>/<kind>/<fingerprint>`."""
     return home() / "artifacts"
 
 
@@ -128,7 +128,7 @@ def data_folder() -> Path:
 
 
 def in_data_folder(path: str) -> Path:
-    """`path` with `~` expanded; a relative one starts from BERT_PIPELINE_DATA."""
+    """`path` with `~` expanded; a relative path starts from BERT_PIPELINE_DATA."""
     return data_folder() / Path(path).expanduser()
 
 
@@ -154,7 +154,7 @@ def executor() -> str:
 
 @contextmanager
 def one_worker() -> Iterator[None]:
-    """Within this block, data stages run in a single process of this machine."""
+    """Within this block, data stages use a single process on this machine."""
     names = {"BERT_PIPELINE_WORKERS": "1", "BERT_PIPELINE_EXECUTOR": "processes"}
     before = {name: os.environ.get(name, "") for name in names}
     os.environ |= names
@@ -169,19 +169,21 @@ def accelerate_config() -> Path:
     default = Path(__file__).parents[1] / "infra" / "accelerate" / "cpu.yaml"
     path = Path(os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG") or default)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; remedy: BERT_PIPELINE_ACCELERATE_CONFIG=FILE.yaml")
+        raise FileNotFoundError(
+            f"{path}: no such file; remedy: set BERT_PIPELINE_ACCELERATE_CONFIG to an existing file"
+        )
     return path.absolute()
 
 
 def per_device_tokens() -> int | Literal["auto"] | None:
-    """None if unset: the default depends on the device. Raises SettingError for anything but a number or `auto`."""
+    """None if unset: the default depends on the device. Raises SettingError unless a positive number or `auto`."""
     value = os.environ.get("BERT_PIPELINE_PER_DEVICE_TOKENS")
     if not value:
         return None
     if value == "auto":
         return "auto"
     if not value.isdecimal() or not int(value):
-        raise SettingError(f"BERT_PIPELINE_PER_DEVICE_TOKENS is {value!r}; remedy: a number of tokens, or auto")
+        raise SettingError(f"BERT_PIPELINE_PER_DEVICE_TOKENS is {value!r}; remedy: set a number of tokens, or auto")
     return int(value)
 
 
@@ -220,43 +222,43 @@ def num_threads(default: int) -> int:
 
 
 def visible_gpus(count: int) -> list[str]:
-    """Names of the GPUs as CUDA_VISIBLE_DEVICES takes them; `count`: how many there are."""
+    """Names of the GPUs to use, in the form of CUDA_VISIBLE_DEVICES; `count`: GPUs of this machine."""
     return (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")
 
 
 def child_environment(defaults: Mapping[str, str], values: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for a process to start: `defaults` where nothing is set, `values` in any case."""
+    """The environment for a child process: `defaults` apply where nothing is set, `values` override everything."""
     return dict(defaults) | os.environ | dict(values or {})
 
 
 def limit_threads_of_worker() -> None:
-    """For a worker process that is one of many: its libraries must not start a thread for every core."""
+    """Limit the libraries of a worker process to one thread: as many workers as cores may run."""
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
 def compile_as_configured(dynamo_config: Mapping[str, Any]) -> None:
-    """Set what `accelerate launch` would set for torch.compile, for an Accelerator in this process."""
+    """Set the torch.compile variables that `accelerate launch` would set, for an Accelerator in this process."""
     os.environ |= {
         f"ACCELERATE_DYNAMO_{name.removeprefix('dynamo_').upper()}": str(value) for name, value in dynamo_config.items()
     }
 
 
 class Group(NamedTuple):
-    """The place of this process among the training processes, as torchrun or `accelerate launch` states it."""
+    """Position of this process among the training processes, as set by torchrun or `accelerate launch`."""
 
     rank: int
     world_size: int | None
-    """None: the process was started alone."""
+    """None: a single process, started without torchrun."""
     local_rank: int | None
     """Rank on this machine; None: not started by torchrun."""
     local_world_size: int
-    """Processes on this machine."""
+    """Number of processes on this machine."""
     restart: str
-    """How many times torchrun has restarted the group."""
+    """Number of times that torchrun has restarted the group."""
     has_master: bool
-    """The address of a first process is set."""
+    """Whether the address of the first process is set."""
     expected_world_size: int | None
-    """What the launcher asked for; None: started by hand."""
+    """Number of processes that the launcher started; None: started by hand."""
     launcher: int | None
     """Process id of the launcher; None: started by hand."""
     shards_parameters: bool

@@ -1,4 +1,4 @@
-"""The benchmark's own parts on a tiny text; the peers, which need a package index and minutes, are marked slow."""
+"""The benchmarks on a tiny text. Tests with peers need a package index and minutes, so they are marked slow."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROW_KEYS = {"name", "ours", "peer", "peer_name", "unit", "ratio"}
 
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
-    """A prepared text of the tiny artifacts, as benchmarks.text.prepare leaves it."""
+    """A prepared text of the tiny artifacts, in the layout of benchmarks.text.prepare."""
     folder = tmp_path_factory.mktemp("text")
     for kind, artifact in tiny.items():
         (folder / kind).symlink_to(artifact.path)
@@ -33,7 +33,7 @@ def compare(folder, ids, method="encode_batch", parts=3):
     return [tokenizers_batch.encode_batch(str(folder), str(ids), method, part, parts) for part in range(parts)]
 
 
-def test_the_rounds_of_the_library_together_compare_every_line(folder, tmp_path):
+def test_all_rounds_together_compare_every_line(folder, tmp_path):
     encoded = ours.encode(str(folder), str(tmp_path))
     answers = compare(folder, tmp_path)
     assert sum(answer["tokens"] for answer in answers) == encoded["tokens"] > 10_000
@@ -41,7 +41,7 @@ def test_the_rounds_of_the_library_together_compare_every_line(folder, tmp_path)
     assert all(answer["seconds"] > 0 for answer in [encoded, *answers])
 
 
-def test_one_other_id_is_found_and_named(folder, tmp_path):
+def test_one_different_id_is_reported(folder, tmp_path):
     ours.encode(str(folder), str(tmp_path))
     path = max(tmp_path.iterdir())
     with np.load(path) as saved:
@@ -55,7 +55,7 @@ def test_one_other_id_is_found_and_named(folder, tmp_path):
     assert repr(sentence) in difference
 
 
-def test_a_line_too_few_is_an_error(folder, tmp_path):
+def test_a_missing_line_is_an_error(folder, tmp_path):
     ours.encode(str(folder), str(tmp_path))
     path = min(tmp_path.iterdir())
     with np.load(path) as saved:
@@ -65,7 +65,7 @@ def test_a_line_too_few_is_an_error(folder, tmp_path):
         compare(folder, tmp_path)
 
 
-def test_passes_of_pairs_and_masks_and_batches_are_counted(folder, tiny, monkeypatch):
+def test_tokens_of_pairs_and_of_batches_are_counted(folder, tiny, monkeypatch):
     monkeypatch.setattr(ours, "SECONDS", 1e-9)  # one pass, one batch
     tokens_of_two_passes = tiny["nsp_dataset"].facts["len_32"]["train_tokens"]
     answer = ours.pairs_and_masks(str(folder), 32)
@@ -75,7 +75,7 @@ def test_passes_of_pairs_and_masks_and_batches_are_counted(folder, tiny, monkeyp
     assert 16 * 8 < answer["tokens"] <= 16 * 32 and answer["seconds"] > 0
 
 
-def test_sentences_for_the_peers_are_those_of_the_first_documents(folder):
+def test_the_peers_read_the_sentences_of_the_first_documents(folder):
     written = (folder / "sentences.txt").read_text(encoding="utf-8")
     assert not written.endswith("\n\n"), "transformers' reader makes an empty document of a last blank line"
     blocks = [block.strip("\n").split("\n") for block in written.split("\n\n")]
@@ -122,7 +122,7 @@ def test_a_row_has_the_best_rates_and_their_ratio():
     assert row["measured"]["peer"]["tokens"] == [6_000_000] * 2 and row["measured"]["ours"]["seconds"] == [3.0, 2.0]
 
 
-def test_a_peer_that_fails_has_a_row_with_the_reason_and_ours_raises():
+def test_a_failed_peer_has_a_row_with_the_reason_and_a_failure_of_ours_raises():
     def fails(number):
         raise PeerError("pip cannot install it")
 
@@ -137,7 +137,7 @@ def test_a_peer_that_fails_has_a_row_with_the_reason_and_ours_raises():
         rows.take_turns({"ours": fails}, {"theirs": works}, rounds=2)
 
 
-def test_a_package_that_cannot_be_installed_is_a_reason(tmp_path, monkeypatch):
+def test_a_failed_installation_gives_the_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(PeerError, match=r"pip cannot install transformers: ERROR: .*transformers==4"):
@@ -145,7 +145,7 @@ def test_a_package_that_cannot_be_installed_is_a_reason(tmp_path, monkeypatch):
     assert not (tmp_path / "peers" / "transformers" / "finished.txt").exists()
 
 
-def test_a_measured_process_is_pinned_and_its_last_line_is_told(tmp_path):
+def test_a_measurement_answers_or_raises_the_last_line_of_stderr(tmp_path):
     core = min(os.sched_getaffinity(0))
     arguments = {"text": None, "fields": ["text"], "megabytes": 0.01, "folder": tmp_path / "sample"}
     answer = measure("benchmarks.text", "take", cores={core}, **arguments)
@@ -181,7 +181,7 @@ warmup_steps = 4
 
 @pytest.fixture(scope="module")
 def trained(run_python, tmp_path_factory):
-    """The whole command at a tiny size; the peers with full rows are given what they cannot compute with."""
+    """The whole command at a tiny size; peers with full rows get invalid arguments, so that they fail."""
     home = tmp_path_factory.mktemp("home")
     (home / "tiny.toml").write_text(TRAINED)
     code = (
@@ -200,7 +200,7 @@ def trained(run_python, tmp_path_factory):
 
 
 def test_training_has_a_row_for_each_peer(trained):
-    """512 tokens are more than this model's positions."""
+    """This model has no positions for 512 tokens, so there are only rows for 128."""
     assert [row["name"] for row in trained["rows"]] == ["tiny-128"] * 3
     works, fails, as_it_comes = trained["rows"]
     assert as_it_comes["peer_name"].endswith("Trainer, as it comes") and as_it_comes["ratio"] is None
@@ -217,7 +217,7 @@ def test_training_has_a_row_for_each_peer(trained):
 
 
 def test_both_sides_trained_on_the_same_pairs_under_the_same_masks(trained):
-    """From the same weights, without dropout, the loss of the first step is that of its pairs and masks."""
+    """With the same weights and without dropout, the first loss depends only on pairs and masks."""
     row = trained["rows"][0]
     assert row["first_loss"]["peer"] == pytest.approx(row["first_loss"]["ours"], abs=2e-5)
     assert len({*row["measured"]["ours"]["tokens"], *row["measured"]["peer"]["tokens"]}) == 1
@@ -225,7 +225,7 @@ def test_both_sides_trained_on_the_same_pairs_under_the_same_masks(trained):
 
 @dataclass(frozen=True)
 class Stopwatch(training.Bench):
-    """Answers at once: the Trainer with compiled micro-batches is the fastest; with compiled batches it fails."""
+    """Returns invented times: the Trainer is fastest with compiled micro-batches and fails with compiled batches."""
 
     def run(self, module, task, **arguments):
         seconds = 1.0
@@ -237,7 +237,7 @@ class Stopwatch(training.Bench):
         return {"tokens": 600, "first_loss": 6.0, "data_wait_fraction": 0.0, "reported_utilization": 0.5} | clocked
 
 
-def test_the_peer_goes_on_with_its_fastest_settings(tmp_path):
+def test_the_peer_runs_with_its_fastest_settings(tmp_path):
     bench = Stopwatch(tmp_path, load_recipe(recipe_files()["small"]), "cpu", "float32", [0])
     stretch = {"max_seq_length": 128, "warm_up": 1, "num_steps": 4, "global_batch_size": 8, "tokens": 600}
     stretch |= {"flops": 6e9, "mean_length": 64.0, "fill": 0.5}
@@ -285,7 +285,7 @@ def test_every_recipe_can_be_cut_down(name):
         assert phase.global_batch_size == recipe.pretrain.phases[0].global_batch_size and phase.learning_rate
 
 
-def test_text_is_spread_over_what_there_is(tmp_path):
+def test_text_is_spread_over_the_whole_file(tmp_path):
     (tmp_path / "texts.txt").write_text("\n\n".join(f"Document number {number:04d}." for number in range(1000)))
     taken = text.take(str(tmp_path / "texts.txt"), ("text",), 0.002, str(tmp_path / "taken"), among=100.0)
     numbers = [int(line.split()[-1][:4]) for line in (tmp_path / "taken" / "text.jsonl").read_text().splitlines()]
@@ -294,8 +294,8 @@ def test_text_is_spread_over_what_there_is(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_benchmark_on_a_little_of_the_sample(run_python, tmp_path):
-    """Needs a package index; a row without a peer is told by its reason."""
+def test_the_whole_benchmark_on_a_small_sample(run_python, tmp_path):
+    """Needs a package index; a row without a peer shows the reason."""
     code = (
         "import sys; from benchmarks import data; data.ROUNDS = data.SCALE_ROUNDS = 1; data.SCALE_MEGABYTES = 1.0; "
         "data.PEER_MEGABYTES = 0.2; sys.argv = ['data', '--megabytes', '0.5', '--json']; data.main()"

@@ -33,7 +33,7 @@ def test_the_defaults_are_bert_base_as_published(tmp_path):
     assert recipe.tokenizer.vocab_size == 30_522 and recipe.max_seq_lengths == (128, 512)
 
 
-def test_all_faults_are_told_at_once_each_with_its_path(tmp_path):
+def test_one_error_lists_all_faults_with_their_paths(tmp_path):
     told = faults(
         tmp_path,
         """
@@ -66,7 +66,7 @@ def test_all_faults_are_told_at_once_each_with_its_path(tmp_path):
         assert expected in told
 
 
-def test_learning_rate_hand_over_is_explicit(tmp_path):
+def test_learning_rate_handover_is_explicit(tmp_path):
     phase = "[[pretrain.phases]]\nmax_seq_length = 128\nnum_steps = 10\n"
     start = "learning_rate = 1e-3\nwarmup_steps = 0\n"
     assert "phases.0.learning_rate is missing" in faults(tmp_path, CORPUS + phase)
@@ -84,16 +84,16 @@ def test_a_recipe_states_steps_or_a_budget(tmp_path):
     assert load(tmp_path, good).pretrain.num_steps == 0, "not known yet"
     told = faults(tmp_path, budget + first.format(0.75) + "num_steps = 9\nwarmup_steps = 3\n" + second.format(0.5))
     for expected in (
-        "phases.0.num_steps has no effect beside budget_minutes; remedy: budget_fraction",
-        "phases.0.warmup_steps has no effect beside budget_minutes; remedy: warmup_fraction",
+        "phases.0.num_steps has no effect with budget_minutes; remedy: set budget_fraction instead",
+        "phases.0.warmup_steps has no effect with budget_minutes; remedy: set warmup_fraction instead",
         "phases.0.warmup_fraction is missing",
-        "the phases' budget_fraction are 1.25 in all; remedy: shares that sum to 1",
+        "the budget_fraction of all phases sum to 1.25; remedy: set shares that sum to 1",
     ):
         assert expected in told
     told = faults(tmp_path, good.replace("budget_minutes = 5", ""))
-    assert "phases.1.budget_fraction has no effect without budget_minutes; remedy: num_steps" in told
+    assert "phases.1.budget_fraction has no effect without budget_minutes; remedy: set num_steps instead" in told
     assert "phases.0.num_steps is missing" in told and "phases.0.warmup_steps is missing" in told
-    assert "phases.0.num_steps has no effect beside budget_minutes" in faults(tmp_path, budget), "BERT-base's phases"
+    assert "phases.0.num_steps has no effect with budget_minutes" in faults(tmp_path, budget), "BERT-base's phases"
 
 
 def test_a_sequence_longer_than_the_models_positions_is_refused(tmp_path):
@@ -110,7 +110,7 @@ def test_a_missing_corpus_path_names_the_remedy(tmp_path):
     assert 'corpus: path is needed when source = "files"; remedy' in faults(tmp_path, "[corpus]\n")
 
 
-def test_files_that_are_no_recipes(tmp_path):
+def test_an_unreadable_recipe_file_is_an_error(tmp_path):
     assert "not a TOML file" in faults(tmp_path, "[corpus")
     assert "the file's stem (try) is the name" in faults(tmp_path, 'name = "x"\n' + CORPUS)
     with pytest.raises(RecipeError, match="no such recipe"):
@@ -130,7 +130,7 @@ def test_every_packaged_recipe_loads():
         assert recipe.name == name and recipe.description
 
 
-def test_bert_base_is_what_the_defaults_are():
+def test_bert_base_states_the_defaults():
     stated, default = (
         load_recipe(recipe_files()["bert-base"]),
         Recipe.model_validate_json('{"name": "default", "corpus": {"path": "x"}}'),
@@ -139,8 +139,8 @@ def test_bert_base_is_what_the_defaults_are():
         assert getattr(stated, section) == getattr(default, section), section
 
 
-def test_continual_differs_from_crammed_in_its_beginning_alone():
-    """The comparison is of where weights and vocabulary come from: text, minutes, batch and evaluation are the same."""
+def test_continual_differs_from_crammed_only_in_its_initial_weights():
+    """Text, minutes, batch and evaluation are the same, so that the initial weights and vocabulary are compared."""
     crammed, continual = (load_recipe(recipe_files()[name]) for name in ("crammed", "continual"))
     for section in ("corpus", "nsp", "masking", "evaluation"):
         assert getattr(crammed, section) == getattr(continual, section), section
@@ -150,12 +150,12 @@ def test_continual_differs_from_crammed_in_its_beginning_alone():
     assert {name for name in phases[0] if phases[0][name] != phases[1][name]} == {"learning_rate", "warmup_fraction"}
 
 
-def test_general_differs_from_small_in_its_text_alone():
+def test_general_differs_from_small_only_in_its_text():
     small, general = (load_recipe(recipe_files()[name]).model_dump() for name in ("small", "general"))
     assert {name for name in small if small[name] != general[name]} == {"name", "description", "corpus"}
 
 
-def test_a_field_of_citations_is_refused_for_other_text(tmp_path):
+def test_a_key_for_citations_is_an_error_with_another_source(tmp_path):
     (tmp_path / "a.toml").write_text('corpus = { path = "x", drop_retracted = true }')
     with pytest.raises(RecipeError, match=r'cutoff and drop_retracted have no effect unless source = "pubmed"; remedy'):
         load_recipe(tmp_path / "a.toml")
@@ -166,7 +166,7 @@ def test_a_field_of_citations_is_refused_for_other_text(tmp_path):
         load_recipe(tmp_path / "b.toml")
 
 
-def test_recipes_of_ones_own_stand_beside_the_packaged_ones(tmp_path, monkeypatch):
+def test_own_recipes_are_found_next_to_the_packaged_ones(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text(CORPUS)
     monkeypatch.setenv("BERT_PIPELINE_RECIPES", str(tmp_path))
     assert recipe_files()["mine"] == tmp_path / "mine.toml"
@@ -175,7 +175,7 @@ def test_recipes_of_ones_own_stand_beside_the_packaged_ones(tmp_path, monkeypatc
         recipe_files()
 
 
-def test_a_section_survives_its_way_through_json():
+def test_a_section_survives_json():
     section = PretrainRecipe()
     assert PretrainRecipe.model_validate_json(section.model_dump_json()) == section
     assert Recipe.model_fields["pretrain"].default == section

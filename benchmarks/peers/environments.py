@@ -1,7 +1,7 @@
-"""Environments of the peers: exact versions, each peer in a folder below BERT_PIPELINE_HOME/peers.
+"""Environments of the peers with exact versions, one folder for each below BERT_PIPELINE_HOME/peers.
 
-A folder goes before this environment's own packages (PYTHONPATH), so a peer shares torch, numpy and pyarrow with us
-and brings what it needs otherwise: `pip install --no-deps --target` touches nothing outside its folder.
+A folder precedes this environment's packages (PYTHONPATH), so a peer shares torch, numpy and pyarrow with us and brings
+its other requirements: `pip install --no-deps --target` changes nothing outside its folder.
 """
 
 import shutil
@@ -12,10 +12,10 @@ from pathlib import Path
 from bert_pipeline.settings import home
 
 PACKAGES = {
-    "datasketch": ("datasketch==2.0.0",),  # needs scipy, which is in [dev]
+    "datasketch": ("datasketch==2.0.0",),  # needs scipy, part of [dev]
     # The last release with TextDatasetForNextSentencePrediction and with tokenizers in Python.
     "transformers": ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2"),
-    # LDDL asks for dask 2021.7.1 and transformers 4.16.2, which no Python of today runs; these are the latest that do.
+    # LDDL requires dask 2021.7.1 and transformers 4.16.2, which no current Python runs; these are the latest that work.
     "lddl": (
         "lddl==0.1.0",
         "dask==2024.2.1",
@@ -46,11 +46,11 @@ PACKAGES = {
 
 
 class PeerError(RuntimeError):
-    """A peer that cannot be had here, and why."""
+    """A peer cannot be installed; the message has the reason."""
 
 
 def environment(name: str) -> Path:
-    """The folder of an environment; made at the first call. Raises PeerError where pip cannot."""
+    """The folder of an environment, installed at the first call. Raises PeerError if pip fails."""
     folder, wanted = home() / "peers" / name, "\n".join(PACKAGES[name])
     finished = folder / "finished.txt"
     if finished.exists() and finished.read_text(encoding="utf-8") == wanted:

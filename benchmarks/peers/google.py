@@ -1,12 +1,12 @@
-"""The algorithm of google-research/bert's create_pretraining_data.py, in Python as it was written.
+"""The algorithm of google-research/bert's create_pretraining_data.py, in Python like the original.
 
-- Words and pieces: BasicTokenizer and WordpieceTokenizer of transformers 4.57, which are Google's tokenization.py.
-- Pairs and masks: the oracle of this repository's tests, drawing from random.Random as Google's code does.
-- Written: the features of Google's TFRecords, padded, as numpy arrays, because TensorFlow is not at hand.
+- Words and pieces: BasicTokenizer and WordpieceTokenizer of transformers 4.57, copies of Google's tokenization.py.
+- Pairs and masks: the oracle of this repository's tests, with draws from random.Random as in Google's code.
+- Output: the padded features of Google's TFRecords as numpy arrays, because TensorFlow is not installed.
 """
 
 # mypy: disable-error-code="attr-defined"
-# Names are those of the peer's own environment, not of ours.
+# These names exist only in the peer's environment.
 
 import random
 import time
@@ -20,14 +20,14 @@ from benchmarks.children import Answer, answer
 from bert_pipeline.formats.tokenizer import CLS_ID, MASK_ID, SEP_ID
 
 MAX_PREDICTIONS = {128: 20, 512: 77}
-"""As Google's README sets them."""
+"""The values of Google's README."""
 
 Documents = list[list[list[int]]]
 """Sentences of token ids."""
 
 
 class Draws(random.Random):
-    """The draws of the algorithm; randint and shuffle are Python's own."""
+    """The draws of the algorithm; randint and shuffle are Python's."""
 
     def chance(self, probability: float) -> bool:
         return self.random() < probability
@@ -110,10 +110,10 @@ def pairs_and_masks(
 
 def write(rows: list[tuple[list[int], int, int, list[tuple[int, int]]]], max_seq_length: int, out: Path) -> None:
     wide = (len(rows), max_seq_length)
-    asked = (len(rows), MAX_PREDICTIONS[max_seq_length])
+    predicted = (len(rows), MAX_PREDICTIONS[max_seq_length])
     features = {name: np.zeros(wide, np.int32) for name in ("input_ids", "input_mask", "segment_ids")}
-    features |= {name: np.zeros(asked, np.int32) for name in ("masked_lm_positions", "masked_lm_ids")}
-    features["masked_lm_weights"] = np.zeros(asked, np.float32)
+    features |= {name: np.zeros(predicted, np.int32) for name in ("masked_lm_positions", "masked_lm_ids")}
+    features["masked_lm_weights"] = np.zeros(predicted, np.float32)
     features["next_sentence_labels"] = np.array([label for _, _, label, _ in rows], np.int32)
     for number, (row, length_a, _, masks) in enumerate(rows):
         positions = [position for position, _ in masks]

@@ -1,11 +1,11 @@
-"""NVIDIA LDDL 0.1.0: its documents, pairs and static masks, in one process, written as its own Parquet.
+"""NVIDIA LDDL 0.1.0: its documents, pairs and static masks, in one process, written in its Parquet format.
 
-The sentences are given, so nltk's splitter (whose model is a download) is replaced by splitting at line ends. LDDL's
-download, shuffle and load-balancing steps are left out.
+The input has one sentence per line, so splitting at line ends replaces nltk's splitter, whose model is a download.
+LDDL's download, shuffle and load-balancing steps are omitted.
 """
 
 # mypy: disable-error-code="attr-defined"
-# Names are those of the peer's own environment, not of ours.
+# These names exist only in the peer's environment.
 
 import random
 import time
@@ -20,7 +20,7 @@ from transformers import BertTokenizerFast
 
 from benchmarks.children import Answer, answer
 
-# Where the dask of LDDL's time had it; imported there, but not called here.
+# LDDL imports it from here, as in its version of dask; it is not called.
 dask.bytes.open_files = fsspec.open_files
 
 from lddl.dask.bert import pretrain  # noqa: E402

@@ -1,4 +1,4 @@
-"""PubMed's files by our reader, by `pubmed_parser`, and their fields beside each other."""
+"""Read PubMed's files with our reader and with `pubmed_parser`, and compare their fields."""
 
 import time
 from collections import Counter
@@ -7,9 +7,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 from benchmarks.children import Answer, answer
+from bert_pipeline.core.files import peak_memory
 from bert_pipeline.data.sources.pubmed.reader import Citation, Deletion, read_citations, read_pubmed
 
-# Their field, as we would write it. Separators are theirs; of dates they give the year.
+# Our citation in the form of each field of pubmed_parser: with its separators, and only the year of dates.
 FIELDS = {
     "pmid": lambda mine: mine.pmid,
     "title": lambda mine: mine.title,
@@ -31,14 +32,14 @@ EXPLANATIONS = {
 
 
 def ours(files: list[str], documents: bool) -> Answer:
-    """`documents`: as the corpus takes them, titles and sections; else every field."""
-    next(iter(read_citations(Path(files[0]))))  # compiled
+    """`documents`: read titles and sections as the corpus does; otherwise read every field."""
+    next(iter(read_citations(Path(files[0]))))  # compiles
     started = time.perf_counter()
     count = 0
     for file in files:
         for _ in read_pubmed("", Path(file)) if documents else read_citations(Path(file)):
             count += 1
-    return {"tokens": count, "seconds": time.perf_counter() - started, "peak_mib": _peak_mib()}
+    return {"tokens": count, "seconds": time.perf_counter() - started, "peak_mib": peak_memory() / 2**20}
 
 
 def pubmed_parser(files: list[str]) -> Answer:
@@ -49,11 +50,11 @@ def pubmed_parser(files: list[str]) -> Answer:
     for file in files:
         for _ in parse_medline_xml(file):
             count += 1
-    return {"tokens": count, "seconds": time.perf_counter() - started, "peak_mib": _peak_mib()}
+    return {"tokens": count, "seconds": time.perf_counter() - started, "peak_mib": peak_memory() / 2**20}
 
 
 def compare(files: list[str]) -> Answer:
-    """Field by field of every citation: how often it is equal, differs as EXPLANATIONS tell, or differs otherwise."""
+    """Count equal fields of all citations, differences with a reason in EXPLANATIONS, and unexplained differences."""
     from pubmed_parser import parse_medline_xml
 
     equal: Counter[str] = Counter()
@@ -99,15 +100,9 @@ def _terms(terms: Iterator) -> str:
 
 
 def _is_part_of(short: str, whole: str) -> bool:
-    """Whether letters can be taken out of `whole` so that `short` is left, white space aside."""
+    """Whether removing letters from `whole` gives `short`, ignoring spaces."""
     letters = iter(whole.replace(" ", ""))
     return len(short) < len(whole) and all(letter in letters for letter in short.replace(" ", ""))
-
-
-def _peak_mib() -> float:
-    """Of this process alone, which the largest resident size of getrusage is not: that begins at the parent's."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 if __name__ == "__main__":

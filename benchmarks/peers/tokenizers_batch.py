@@ -1,4 +1,4 @@
-"""The `tokenizers` library over whole sentences, and its ids beside ours."""
+"""Encode whole sentences with the `tokenizers` library and compare its ids with ours."""
 
 import time
 from pathlib import Path
@@ -11,9 +11,9 @@ from benchmarks.ours import sentences_by_shard
 
 
 def encode_batch(folder: str, ours: str, method: str, part: int, parts: int) -> Answer:
-    """Encode one of `parts` slices of every shard; `difference` tells of the first line that ours has otherwise."""
+    """Encode one of `parts` slices of every shard; `difference` describes the first line with other ids than ours."""
     tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer", "tokenizer.json")))
-    tokenizer.encode_special_tokens = True  # a "[SEP]" in a text is text
+    tokenizer.encode_special_tokens = True  # "[SEP]" in a text is plain text
     encode = getattr(tokenizer, method)
     tokens, seconds, difference = 0, 0.0, None
     for number, shard in enumerate(sentences_by_shard(Path(folder, "raw_corpus"))):

@@ -1,4 +1,4 @@
-"""transformers' DataCollatorForLanguageModeling in a torch DataLoader, over rows that lie ready in memory."""
+"""transformers' DataCollatorForLanguageModeling in a torch DataLoader, on rows in memory."""
 
 import time
 from itertools import islice
@@ -17,7 +17,7 @@ MAX_ROWS = 25_600
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """As `datasets` would hand them over, with the special_tokens_mask that the collator else makes row by row."""
+    """Rows as from `datasets`, with the special_tokens_mask that the collator would otherwise compute for each row."""
     pairs = PairShard.read(path)
     rows = []
     for begin, end, length_a, label in zip(
@@ -41,7 +41,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def collator(folder: str, max_seq_length: int, batch_size: int) -> Answer:
-    """Batches of the first rows, shuffled anew whenever they are through."""
+    """Batches of the first rows, shuffled again after each epoch."""
     shards = shard_paths(pass_directory(Path(folder, "nsp_dataset"), max_seq_length, "train"), "arrow")
     rows = list(islice((row for path in shards for row in rows_of(path)), MAX_ROWS))
     tokenizer = AutoTokenizer.from_pretrained(Path(folder, "tokenizer"))

@@ -1,11 +1,11 @@
 """transformers 4.57: TextDatasetForNextSentencePrediction and DataCollatorForLanguageModeling, batches to disk.
 
-The tokenizer is the fast class, the better setting for it. The dataset keeps a pickled cache beside the text and does
-not truncate: its rows may be longer than they should be, and all of their tokens count.
+It uses the fast tokenizer, which suits it best. The dataset keeps a pickled cache beside the text and does not
+truncate: rows may exceed max_seq_length, and all of their tokens count.
 """
 
 # mypy: disable-error-code="attr-defined"
-# Names are those of the peer's own environment, not of ours.
+# These names exist only in the peer's environment.
 
 import shutil
 import time

@@ -1,7 +1,7 @@
-"""transformers' Trainer with BertForPreTraining: the same pairs in the same order under the same masks, from the same
-weights, with the same optimizer and the same schedule. It runs in our own environment.
+"""transformers' Trainer with BertForPreTraining: same pairs, order, masks, initial weights, optimizer and schedule as
+ours. It runs in our environment.
 
-The rows lie ready in memory. Nothing is logged, evaluated or saved, but for the loss of the first step.
+The rows are in memory. Nothing is logged, evaluated or saved except the loss of the first step.
 """
 
 import time
@@ -21,13 +21,13 @@ from bert_pipeline.training.batches.dataset import Rows
 from bert_pipeline.training.model.model import build_model
 
 FILLED = {"input_ids": PAD_ID, "token_type_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX}
-"""The columns of a batch that have a width, and what padding is in them."""
+"""The padded columns of a batch and their padding values."""
 
 Row = dict[str, Any]
 
 
 def in_standard_view(rows: Rows) -> list[Row]:
-    """As `hugging_face_dataset` gives them, but not padded, and without `datasets`."""
+    """Rows as from `hugging_face_dataset`, but not padded, and without `datasets`."""
     spans = zip(rows.offsets, rows.offsets[1:], rows.mask_offsets, rows.mask_offsets[1:], strict=False)
     return [
         training_row(
@@ -42,7 +42,7 @@ def in_standard_view(rows: Rows) -> list[Row]:
 
 
 def collate(rows: list[Row], width: int | None) -> dict[str, torch.Tensor]:
-    """Padded to `width`, else to the longest of the rows."""
+    """Pad the rows to `width`, or to the longest one."""
     width = width or max(len(row["input_ids"]) for row in rows)
     batch = {name: np.full((len(rows), width), padding) for name, padding in FILLED.items()}
     for number, row in enumerate(rows):
@@ -53,7 +53,7 @@ def collate(rows: list[Row], width: int | None) -> dict[str, torch.Tensor]:
 
 
 class Clock(TrainerCallback):
-    """Runs from the end of the warm-up to the end of the last step."""
+    """Measures the time from the end of the warm-up to the end of the last step."""
 
     def __init__(self, warm_up: int, num_steps: int, device: str) -> None:
         self.warm_up, self.num_steps, self.device = warm_up, num_steps, device
@@ -81,7 +81,7 @@ def trainer(
     device: str,
     precision: str,
 ) -> Answer:
-    """`places` are those of a micro-batch at most, padding included; a larger batch is accumulated."""
+    """`places`: most tokens of a micro-batch, including padding; larger batches are accumulated."""
     here = Path(folder)
     recipe = read_recipe(here, max_seq_length, num_steps)
     [phase], section = recipe.pretrain.phases, recipe.pretrain
@@ -129,7 +129,7 @@ def trainer(
         train_dataset=rows,
         callbacks=[clock],
     )
-    # BertForPreTraining takes a count to divide its loss by, and ignores it: accumulated losses would be summed up.
+    # BertForPreTraining accepts a count to divide its loss by but ignores it: accumulated losses would be summed.
     training.model_accepts_loss_kwargs = False
     training.train()
     return {

@@ -1,4 +1,4 @@
-"""Files: digests, files that appear whole or not at all, and writes that survive a power cut."""
+"""File digests, atomic writes, fsync, and the peak memory of this process."""
 
 import hashlib
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal digest of a file's bytes."""
+    """Hexadecimal digest of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def cached_digest(path: Path) -> str:
-    """SHA-256 of a file, read only once while its size and modification time stay the same."""
+    """SHA-256 of a file; the file is read again only if its size or modification time has changed."""
     status = path.stat()
     return _cached_digest(path, status.st_size, status.st_mtime_ns)
 
@@ -28,20 +28,20 @@ def _cached_digest(path: Path, size: int, changed: int) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft beside `path` to write to; it is renamed to `path` when the block ends without an error."""
+    """Yield the path of a draft next to `path`; rename it to `path` if the block ends without an error."""
     draft = path.with_name(f"{path.name}.partial")
     yield draft
     draft.replace(path)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that appears whole or not at all. Text is UTF-8 and keeps its line ends."""
+    """Write a file atomically: readers see all of `content` or no file. Text is UTF-8; line ends are kept."""
     with replacing(path) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def flush_to_disk(path: Path, recurse: bool = True) -> None:
-    """fsync a file or directory (with all its content): a rename may become durable before the content does."""
+    """fsync a file or directory, with everything in it, before a rename that must not become durable first."""
     for inner in path.rglob("*") if recurse else ():
         _fsync(inner)
     _fsync(path)
@@ -56,9 +56,9 @@ def _fsync(path: Path) -> None:
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes.
+    """Peak resident memory of this process, in bytes.
 
-    Not resource.getrusage: its figure starts from the peak of the process that started this one.
+    Not resource.getrusage: its value starts from the peak of the parent process.
     """
     [peak] = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     return int(peak) * 1024

@@ -1,4 +1,4 @@
-"""Progress of long work: one line every few seconds, with rate and time left.
+"""Progress of long work: a log line every few seconds with rate and remaining time.
 
 The lines go to Python's logging, so that Dagster's event log has them. The command line draws a bar in a terminal
 instead; then only the last line of each work is logged.
@@ -13,19 +13,19 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
 SHARE_BETWEEN_LINES = 1 / 60
-"""Of the time gone: work that goes on for hours tells less often, because event logs keep every line."""
+"""Share of the elapsed time: long work logs less often, because event logs keep every line."""
 
 
 class LineTimer:
-    """Says whether the next line is due, so many seconds after the work began."""
+    """Decides whether the next line is due, given the seconds since the work began."""
 
     def __init__(self) -> None:
-        self._told = 0.0
+        self._last = 0.0
 
     def __call__(self, seconds: float) -> bool:
-        if seconds - self._told < max(SECONDS_BETWEEN_LINES, seconds * SHARE_BETWEEN_LINES):
+        if seconds - self._last < max(SECONDS_BETWEEN_LINES, seconds * SHARE_BETWEEN_LINES):
             return False
-        self._told = seconds
+        self._last = seconds
         return True
 
 
@@ -39,7 +39,7 @@ def show_progress_with(display: "Callable[[Progress, str], None] | None") -> Non
 
 
 class Progress:
-    """Tells how far `total` units of work have come. `what` is the stage, `unit` what is counted."""
+    """Logs how much of `total` units of work is done. `what` names the stage; `total` may be unknown."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -48,7 +48,7 @@ class Progress:
         self._due = LineTimer()
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Count finished units; a line is written when the last one is old enough, and at the end."""
+        """Count finished units; log a line if one is due, and at the end."""
         self.done += units
         seconds = time.monotonic() - self._started
         finished = self.done == self.total

@@ -1,4 +1,4 @@
-"""Randomness as a pure function of its place: no state, no clock, no process.
+"""Counter-based random numbers: every draw is a pure function of seed, purpose, pass, shard and row.
 
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3) turns a
 128-bit counter and a 64-bit key into 128 random bits. Here
@@ -6,23 +6,24 @@ Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"
     counter = (block of the stream, row, shard, pass)      key = (seed of the recipe, what is drawn and shard)
 
 where a shard is a number of 59 bits (`formats.shard_key`), 32 of them in the counter and 27 in the key.
-So every row has a stream of its own that any worker, at any time, draws again alike.
-A stream is a uint32 array that the compiled functions below read and advance.
+So every row has its own stream, and any worker can reproduce it at any time.
+A stream is a (11,) uint32 array that the compiled functions below read and advance.
 """
 
 import numpy as np
 from numba import njit
 
 PAIRS, MASKS, ORDER, DROPOUT = range(4)
-"""What is drawn, plus HELDOUT for rows of the held-out split: the lowest 5 bits of the second half of the key."""
+"""Purposes of a draw. For rows of the held-out split HELDOUT is added. They are the lowest 5 bits of the key's second
+half."""
 HELDOUT = 16
 
-_BUFFER, _USED = 6, 10  # stream: counter 0-3, key 4-5, the four drawn words 6-9, how many of them are used 10
+_BUFFER, _USED = 6, 10  # stream: counter 0-3, key 4-5, four drawn words 6-9, number of used words 10
 
 
 @njit(cache=True)
 def philox(counter: np.ndarray, key: np.ndarray, out: np.ndarray) -> None:
-    """Ten rounds of Philox4x32: (4,) uint32 counter and (2,) uint32 key give (4,) uint32."""
+    """Ten rounds of Philox4x32: write (4,) uint32 to `out` from a (4,) uint32 counter and a (2,) uint32 key."""
     mask = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
     c0, c1, c2, c3 = np.uint64(counter[0]), np.uint64(counter[1]), np.uint64(counter[2]), np.uint64(counter[3])
@@ -38,7 +39,7 @@ def philox(counter: np.ndarray, key: np.ndarray, out: np.ndarray) -> None:
 
 @njit(cache=True)
 def open_stream(stream: np.ndarray, seed: int, what: int, number: int, shard: int, row: int) -> None:
-    """Set a (11,) uint32 stream to the beginning of the stream of (seed, what, pass number, shard, row)."""
+    """Set a (11,) uint32 array to the start of the stream of (seed, what, pass number, shard, row)."""
     low, high = np.uint32(shard & 0xFFFFFFFF), np.uint32(shard >> 32)
     stream[0], stream[1], stream[2], stream[3] = 0, np.uint32(row), low, np.uint32(number)
     stream[4], stream[5], stream[_USED] = np.uint32(seed), np.uint32(what) | high << np.uint32(5), 4
@@ -74,13 +75,13 @@ def below(stream: np.ndarray, limit: int) -> np.int64:
     return np.int64((draw(stream) * np.uint64(limit)) >> np.uint64(32))
 
 
-@njit(cache=True, nogil=True)  # the loader's thread leaves the interpreter to the training loop
+@njit(cache=True, nogil=True)  # so that the loader's thread does not block the training loop
 def permuted(positions: np.ndarray, size: int, seed: int, number: int) -> np.ndarray:
-    """The places that `positions` (int64, each in [0, size)) take in a permutation of [0, size).
+    """Map `positions` (int64, each in [0, size)) through a permutation of [0, size); returns int64.
 
-    The permutation is a function of (seed, number): a Feistel network of four rounds over the next even
-    power of two (Luby and Rackoff 1988), walked until it falls inside (Black and Rogaway 2002). One place
-    costs a few rounds whatever the size, so an epoch's order can be entered anywhere.
+    The permutation is a function of (seed, number): a Feistel network of four rounds over the next even power of two
+    (Luby and Rackoff 1988), repeated until the result is in range (Black and Rogaway 2002). The cost per position does
+    not depend on the size, so training can resume at any position of an epoch's order.
     """
     half_bits = 1
     while (1 << (2 * half_bits)) < size:

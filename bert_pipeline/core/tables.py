@@ -1,11 +1,11 @@
-"""Tables and figures as text: aligned columns for terminals and logs, Markdown for pages."""
+"""Tables as text: aligned columns for terminals and logs, Markdown for pages; sizes in bytes as text."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
 class Table(NamedTuple):
-    """Rows of text under a heading for every column. The command line draws it; `text` and `markdown` write it."""
+    """Rows of text with a heading for every column."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -22,12 +22,12 @@ class Table(NamedTuple):
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A line for each row; cells must be safe for Markdown (see printable.plain)."""
+    """A Markdown table. Cells must be safe for Markdown (see printable.plain)."""
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ("---",) * len(head), *rows))
 
 
 def byte_size(count: float) -> str:
-    """`1.5 MB`: decimal units, one decimal."""
+    """A number of bytes in decimal units, with one decimal: `1.5 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

@@ -16,7 +16,10 @@ Rows = list[Any]
 
 
 def inspect(path: Path, tokenizer: Path | None, count: int) -> dict[str, Any]:
-    """Kind, fingerprint, inputs, facts, and up to `count` rows of the artifact in `path`."""
+    """Kind, fingerprint, inputs, facts, and up to `count` rows of the artifact in `path`.
+
+    Raises ArtifactError if it is not an artifact, or if the tokenizer or the pairs for its rows are not found.
+    """
     made = artifact.load(path)
     return {
         "kind": made.kind,

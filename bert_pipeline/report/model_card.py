@@ -1,12 +1,13 @@
-"""The model card (Mitchell et al. 2019, arXiv 1810.03993) of a checkpoint, written from its records.
+"""The model card (Mitchell et al. 2019, arXiv 1810.03993) of a checkpoint, written from the facts of its stages.
 
-Whatever a stage did not report is left out, so the same function serves a bare checkpoint and a registered model.
+Parts without facts are left out, so the same function serves a bare checkpoint and a registered model.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from bert_pipeline.core.printable import plain
+from bert_pipeline.core.tables import markdown_table
 from bert_pipeline.recipe_files import to_toml
 from bert_pipeline.report.score_table import scores_markdown
 from bert_pipeline.store.artifact import Facts
@@ -44,7 +45,7 @@ GENERATED_TEXT = (
 
 
 def model_card(name: str, recipe_sections: Mapping[str, Any], facts_by_stage: Mapping[str, Facts]) -> str:
-    """Markdown. `recipe_sections` maps section names to their values, `facts_by_stage` artifact kinds to facts."""
+    """The card as Markdown. `recipe_sections`: values by section name; `facts_by_stage`: facts by artifact kind."""
     generated = recipe_sections.get("corpus", {}).get("source") == "sample"
     begun_from = recipe_sections.get("pretrain", {}).get("init_from")
     how, origin = "trained-from-scratch", "trained from scratch"
@@ -66,18 +67,18 @@ def model_card(name: str, recipe_sections: Mapping[str, Any], facts_by_stage: Ma
 
 
 def text_of(card: str) -> str:
-    """The card without the fields at its head, which the Hugging Face Hub reads and other pages show as text."""
+    """The card without its YAML header, which only the Hugging Face Hub reads and other pages would show as text."""
     return card.partition("\n---\n")[2].lstrip()
 
 
 def _facts_table(title: str, stage: str, facts_by_stage: Mapping[str, Facts]) -> str:
     numbers = {name: value for name, value in facts_by_stage.get(stage, {}).items() if isinstance(value, int | float)}
     rows = [(name.replace("_", " "), _number(value)) for name, value in numbers.items()]
-    return f"## {title}\n\n{_table(('fact', 'value'), rows)}" if rows else ""
+    return f"## {title}\n\n{markdown_table(('fact', 'value'), rows)}" if rows else ""
 
 
 def _data(corpus: Facts) -> str:
-    """Where the text comes from and what of it was left out, in short: the data card has it at length."""
+    """Summary of sources and dropped documents; the data card has the details."""
     if "records" not in corpus:
         return ""
     newest = f"The newest source file was released on {corpus['cut_off']}. " if corpus["cut_off"] else ""
@@ -92,7 +93,7 @@ def _heldout(facts_by_stage: Mapping[str, Facts]) -> str:
     checkpoint = facts_by_stage.get("pretrained_checkpoint", {})
     before, after = checkpoint.get("heldout_before", {}), checkpoint.get("heldout_after", {})
     rows = [(name.replace("_", " "), _number(before[name]), _number(after[name])) for name in before if name in after]
-    table = _table(("on held-out text", "before training", "after"), rows)
+    table = markdown_table(("on held-out text", "before training", "after"), rows)
     return f"## Scores of pretraining\n\n{table}" if rows else ""
 
 
@@ -104,8 +105,3 @@ def _tasks(evaluations: Facts) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

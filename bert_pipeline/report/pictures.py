@@ -1,6 +1,6 @@
-"""Pictures of facts and of training, as PNG bytes small enough to embed in a web page (under 100 kB).
+"""Pictures of facts and of training as PNG bytes, small enough to embed in a web page (under 100 kB).
 
-Drawn with matplotlib's Figure, not with pyplot: no global state, no display, any thread.
+They use matplotlib's Figure, not pyplot: no global state, no display, usable from any thread.
 """
 
 import io
@@ -21,7 +21,7 @@ NUMBER = StrMethodFormatter("{x:,.10g}")
 
 
 def histogram(edges: Sequence[float], counts: Sequence[float], *, xlabel: str, ylabel: str) -> bytes:
-    """Bars between `edges` (one more than `counts`). Bins that widen are steps of a logarithmic axis."""
+    """Bars between `edges` (one more than `counts`). Bins of growing width get a logarithmic x axis."""
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
     axes.stairs(counts, edges, fill=True)
@@ -34,12 +34,12 @@ def histogram(edges: Sequence[float], counts: Sequence[float], *, xlabel: str, y
 
 
 def growth(words: Sequence[int], distinct: Sequence[int], exponent: float | None) -> bytes:
-    """Distinct words against words read, on two logarithmic axes; the fitted line has its exponent at its label."""
+    """Distinct words over words read, on logarithmic axes; the label of the fitted line shows the exponent."""
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
     axes.loglog(words, distinct, marker="o", markersize=4, linestyle="", label="counted")
     if exponent is not None:
-        height = np.mean(np.log(distinct) - exponent * np.log(words))  # where least squares lay a line of this slope
+        height = np.mean(np.log(distinct) - exponent * np.log(words))  # the line's intercept by least squares
         ends = np.array([words[0], words[-1]], float)
         axes.loglog(ends, np.exp(height) * ends**exponent, linewidth=1, label=f"words$^{{{exponent:.2f}}}$")
     axes.set(xlabel="words read", ylabel="distinct words")
@@ -57,12 +57,12 @@ PANELS = {
     "tokens a second": {"": "tokens_per_second"},
     "model FLOPs utilization": {"": "model_flops_utilization"},
 }
-"""What is drawn over optimizer steps: the lines of each panel, by their label."""
+"""The panels of the training curves: metric of each line, by label."""
 
 
 def training_curves(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """The panels that the rows have something for, in two columns. Grey marks windows with a loss spike or a skipped
-    step.
+    """Panels over optimizer steps, in two columns; panels without values in `rows` are left out. Grey lines mark rows
+    with a loss spike or a skipped step.
     """
     rows = list(rows)
     panels = {
@@ -97,7 +97,7 @@ MARKS: dict[str, dict[str, Any]] = {
 
 
 def task_scores(tasks: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """A row of marks for each task: ours with its interval, the same from random weights, and what is published."""
+    """A row for each task: our score with its interval, the score from random weights, and published scores."""
     figure = Figure(figsize=(WIDTH, max(1.6, 0.34 * len(tasks) + 1.4)), layout="constrained")
     axes = figure.subplots()
     for row, measured in enumerate(tasks.values()):
@@ -123,14 +123,14 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], li
 
 
 def _number_the_decades(axis: Axis, ratio: float) -> None:
-    """Numbers in full on a logarithmic axis whose ends have this `ratio`: 1, 2 and 5 of each decade where few are."""
+    """Label a logarithmic axis with full numbers: 1, 2 and 5 of each decade if `ratio` of its ends is small, else 1."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 1_000 else (1,)))
     axis.set_major_formatter(NUMBER)
     axis.set_minor_locator(NullLocator())
 
 
 def _png(figure: Figure) -> bytes:
-    """Lines and letters need few colours, and a palette takes a third of the bytes."""
+    """The figure as PNG with a palette of COLOURS, which takes a third of the bytes of a full-colour PNG."""
     drawn, png = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
     Image.open(drawn).convert("RGB").quantize(COLOURS).save(png, format="png", optimize=True)

@@ -1,19 +1,20 @@
-"""Scores of fine-tuning as a table in Markdown: for Dagster, MLflow and the model card."""
+"""Fine-tuning scores as a Markdown table for Dagster, MLflow and the model card."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from bert_pipeline.core.printable import plain
+from bert_pipeline.core.tables import markdown_table
 from bert_pipeline.store.artifact import Facts
 
 
 def scores_markdown(facts: Facts) -> str:
-    """The facts of `evaluations`: a row for each task, beside a general model, PubMedBERT and the best. Percent."""
+    """A row for each task in the facts of `evaluations`, with published scores for comparison. Values in percent."""
     head = (
         *("task", "metric", "this model", "95 % interval", "seeds", "random weights"),
         *("general domain", "PubMedBERT", "best published", "of the test in the corpus"),
     )
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    rows = []
     for name, measured in facts["tasks"].items():
         ours, published = measured["pretrained"], measured["published"]
         best = max(published, key=published.__getitem__, default=None)
@@ -26,18 +27,18 @@ def scores_markdown(facts: Facts) -> str:
             f"{100 * published[best]:.2f} ({plain(best)})" if best else "",
             f"{100 * facts['contamination']['tasks'][name]['test']['share_held']:.2f} %",
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *blurb_line(facts.get("blurb"))])
+        rows.append(cells)
+    return markdown_table(head, rows) + "\n".join(["", *blurb_line(facts.get("blurb"))])
 
 
 def mean_and_sd(score: Facts) -> str:
-    """In percent; a single seed has no standard deviation."""
+    """Mean and standard deviation over seeds, in percent; a single seed has no standard deviation."""
     spread = f" ± {100 * score['score_sd']:.2f}" if score["score_sd"] is not None else ""
     return f"{100 * score['score_mean']:.2f}{spread}"
 
 
 def blurb_line(found: Mapping[str, Any] | None) -> list[str]:
-    """What `blurb_score` found, in words; None: no task is of BLURB."""
+    """Markdown lines for the result of `blurb_score`; none if `found` is None, because no task belongs to BLURB."""
     if found is None:
         return []
     if found["score"] is not None:

@@ -1,11 +1,11 @@
-"""The artifact store: a directory is written once, whole, under the fingerprint of what made it.
+"""The artifact store: each artifact is a directory, written once, under the fingerprint of its origin.
 
     origin = {kind, section, fingerprints of the inputs, code version}
-    <root>/<kind>/<fingerprint>/            the artifact; appears by one rename, never changes
-    <root>/<kind>/<fingerprint>.partial/    work in progress, or what a crash left of it
-    <root>/<kind>/<fingerprint>.lock        held by the one process that builds
+    <root>/<kind>/<fingerprint>/            the artifact; appears by one rename and never changes
+    <root>/<kind>/<fingerprint>.partial/    an artifact in progress, or what a crash left of it
+    <root>/<kind>/<fingerprint>.lock        held by the process that builds it
 
-Whoever asks for the same origin a second time, in this process or in another, gets what stands.
+A second request for the same origin, from this or another process, returns the existing artifact.
 """
 
 import getpass
@@ -30,18 +30,18 @@ from filelock import FileLock
 from bert_pipeline.core.files import cached_digest, flush_to_disk, write_whole
 
 Facts = dict[str, Any]
-"""What a stage reports of what it made: JSON values, shown in Dagster and MLflow, checked by the gates."""
+"""What a stage reports about its artifact: JSON values, shown in Dagster and MLflow, checked by the gates."""
 
 ORIGIN = "origin.json"
-"""In a directory in progress: what is being made there."""
+"""File in a directory in progress: the origin of the artifact."""
 RECORD = "record.json"
-"""In a finished one: what it is, and how it was made."""
+"""File in a finished artifact: its origin, its facts and how it was built."""
 
 log = logging.getLogger(__name__)
 
 
 class ArtifactError(ValueError):
-    """A directory that is not what the caller takes it for."""
+    """A directory is not the artifact that the caller expects."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,17 @@ class Artifact:
 
 
 class Tier(Protocol):
-    """Another place for artifacts, beside the local disk. Nothing depends on it: what fails there is logged."""
+    """A second store for artifacts. No build depends on it: its failures are logged."""
 
     def try_pull(self, kind: str, fingerprint: str, destination: Path) -> bool:
-        """Make `destination` the artifact, whole; False where it is not to be had."""
+        """Copy the artifact to `destination`, atomically; return False if it is not available."""
 
     def try_push(self, made: Artifact) -> None:
-        """Keep a copy there."""
+        """Store a copy of the artifact."""
 
 
 def origin(kind: str, section: Mapping[str, Any], inputs: Mapping[str, str], code_version: str) -> dict[str, Any]:
-    """What decides an artifact's content. `inputs` maps the name of each input to its fingerprint."""
+    """Everything that determines an artifact's content. `inputs` maps the name of each input to its fingerprint."""
     return {"kind": kind, "section": dict(section), "inputs": dict(inputs), "code_version": code_version}
 
 
@@ -93,21 +93,21 @@ def make(
     asked_by: Mapping[str, str] | None = None,
     tier: Tier | None = None,
 ) -> Artifact:
-    """Return the artifact at `destination`; call `build(directory)` only where it stands neither there nor in `tier`.
+    """Return the artifact at `destination`; call `build(directory)` only if neither `destination` nor `tier` has it.
 
-    A resumable build finds in its directory what an interrupted one of the same origin left there; any other
-    starts empty. `asked_by` is noted in the record of what is built: the run of an orchestrator.
-    Raises ArtifactError where `destination` holds something else, or where an interrupted build of something else
-    left work beside it that can be gone on with.
+    A resumable build finds in its directory the files of an interrupted build of the same origin; any other build
+    starts with an empty directory. `asked_by` (the run of an orchestrator) is added to the record of a new artifact.
+    Raises ArtifactError if `destination` holds another artifact, or if the directory in progress holds resumable work
+    of another origin.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     begun = partial(destination)
-    with FileLock(f"{destination}.lock"):  # whoever waits here finds the work done
+    with FileLock(f"{destination}.lock"):  # a process that waits here finds the artifact finished
         if destination.exists():
-            log.info("%s: %s stands already, nothing to build", origin["kind"], destination)
+            log.info("%s: %s exists, nothing to build", origin["kind"], destination)
         elif tier and tier.try_pull(origin["kind"], fingerprint(origin), destination):
             if fingerprint(read_origin(begun) or {}) == fingerprint(origin):
-                shutil.rmtree(begun)  # nobody will go on with it
+                shutil.rmtree(begun)  # no build will resume it
         else:
             _build(destination, begun, origin, build, resumable, asked_by or {})
     made = load(destination)
@@ -122,7 +122,7 @@ def make(
 
 
 def partial(destination: Path) -> Path:
-    """Where the artifact lies as long as it is not whole."""
+    """Directory of the artifact until it is finished."""
     return destination.with_name(destination.name + ".partial")
 
 
@@ -153,56 +153,56 @@ def _build(
     written["check"] = fingerprint(written)
     (partial / RECORD).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     flush_to_disk(partial)
-    partial.rename(destination)  # until this line there is no artifact; after it, a whole one
+    partial.rename(destination)  # the artifact appears here, complete
     flush_to_disk(destination.parent, recurse=False)
 
 
 def _begin(partial: Path, origin: Mapping[str, Any], resumable: bool) -> None:
-    """Make the directory to build in; what an interrupted build left there is kept for a resumable one.
+    """Create the directory to build in. A resumable build keeps the files that an interrupted build left there.
 
-    Where the origin of what lies there cannot be read, a resumable build goes on, too: it verifies what it finds.
+    It also keeps them if their origin cannot be read: a resumable build verifies what it finds.
     """
     found = read_origin(partial)
     if found is not None and fingerprint(found) != fingerprint(origin):
         worthless = found.get("kind") == origin["kind"] and not resumable
         if not worthless and any(path.is_file() and path.name != ORIGIN for path in partial.rglob("*")):
             raise ArtifactError(
-                f"{partial} holds an unfinished {found.get('kind')} ({fingerprint(found)}) of another recipe, of other "
-                f"data or of other code than this {origin['kind']} ({fingerprint(origin)}); remedy: finish it with its "
-                f"own recipe, remove {partial}, or choose another directory"
+                f"{partial} holds an unfinished {found.get('kind')} ({fingerprint(found)}) of another recipe, data or "
+                f"code than this {origin['kind']} ({fingerprint(origin)}); remedy: finish it with its own recipe, "
+                f"remove {partial}, or choose another directory"
             )
         shutil.rmtree(partial)
     elif not resumable:
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(exist_ok=True)
-    # Never half written: days of work may depend on it.
+    # Written atomically: days of work may depend on it.
     write_whole(partial / ORIGIN, json.dumps({"fingerprint": fingerprint(origin), "origin": origin}))
 
 
 def read_origin(directory: Path) -> dict[str, Any] | None:
-    """The origin of an artifact, finished or in progress; None where there is neither, or none that is whole."""
+    """The origin of an artifact, finished or in progress; None if there is none, or its file is damaged."""
     for name in (ORIGIN, RECORD):
         try:
             found = json.loads((directory / name).read_bytes())
             if found["fingerprint"] == fingerprint(found["origin"]):
                 return found["origin"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged file is as good as none
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # a damaged file counts as missing
             continue
     return None
 
 
 def load(path: Path, kind: str | None = None) -> Artifact:
-    """Open a finished artifact. Raises ArtifactError where there is none, a damaged one, or one of another kind."""
+    """Open a finished artifact. Raises ArtifactError if it is missing, damaged or of another kind."""
     try:
         record = json.loads((path / RECORD).read_bytes())
-        check = record.pop("check", None)  # those made before it was written have none
-        whole = record["fingerprint"] == fingerprint(record["origin"]) and "facts" in record
-        whole = whole and check in (None, fingerprint(record))
+        check = record.pop("check", None)  # older records have none
+        intact = record["fingerprint"] == fingerprint(record["origin"]) and "facts" in record
+        intact = intact and check in (None, fingerprint(record))
     except FileNotFoundError:
         raise ArtifactError(f"{path} is no artifact: it has no {RECORD}; remedy: build it first") from None
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         raise ArtifactError(f"{path / RECORD} is damaged; remedy: remove {path} and build it again")
     made = Artifact(path, record)
     if kind is not None and made.kind != kind:
@@ -211,16 +211,16 @@ def load(path: Path, kind: str | None = None) -> Artifact:
 
 
 def files_fingerprint(files: Mapping[str, Path]) -> str:
-    """A fingerprint of files outside the store: their names and their bytes."""
+    """Fingerprint of files outside the store: of their names and their content."""
     return fingerprint({name: cached_digest(path) for name, path in sorted(files.items())})
 
 
 def _circumstances() -> dict[str, Any]:
-    """Who made it, where, from which commit and with which packages: told, but no part of the fingerprint."""
+    """Who built it, where, from which commit and with which packages: recorded, but not part of the fingerprint."""
     return {
         "by": _user(),
         "host": platform.node(),
-        "cores": len(os.sched_getaffinity(0)),  # the threads of a training on the CPU, whose sums they order
+        "cores": len(os.sched_getaffinity(0)),  # the threads of training on a CPU; they decide the order of its sums
         "python": platform.python_version(),
         "packages": _packages(),
         "commit": _commit(),
@@ -229,7 +229,7 @@ def _circumstances() -> dict[str, Any]:
 
 @cache
 def _packages() -> dict[str, str]:
-    """The version of every package that is installed, by name."""
+    """Versions of all installed packages, by name."""
     found = ((each.metadata["Name"], each.version) for each in distributions())
     return dict(sorted((name, version) for name, version in found if name))
 
@@ -237,12 +237,12 @@ def _packages() -> dict[str, str]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
+    except (KeyError, OSError):  # a container may run under a user id without a name
         return str(os.getuid())
 
 
 def _commit() -> str | None:
-    """The commit of the code, with `-dirty` where it was changed since; None outside a git checkout."""
+    """The commit of the code, with `-dirty` if it has uncommitted changes; None outside a git checkout."""
     if not shutil.which("git"):
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

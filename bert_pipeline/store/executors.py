@@ -1,9 +1,9 @@
 """Map a function over shards on any `concurrent.futures.Executor`.
 
-BERT_PIPELINE_EXECUTOR says which: `processes` (default: worker processes of this machine) or
-`dask://scheduler:8786` (the workers of a Dask cluster, which see the same file system and have this package).
-Output shard k depends on input shard k and on shared inputs alone, so neither the number of workers, nor their
-kind, nor the order in which they finish can change a byte.
+BERT_PIPELINE_EXECUTOR selects it: `processes` (default: worker processes on this machine) or `dask://scheduler:8786`
+(the workers of a Dask cluster, which share the file system and have this package installed). Output shard k depends
+only on input shard k and on shared inputs, so number and kind of workers and the order in which they finish do not
+change a byte.
 """
 
 import logging
@@ -25,13 +25,14 @@ from bert_pipeline.core.progress import Progress
 Result = TypeVar("Result")
 
 ATTEMPTS = 3
-"""Worker processes that may die one after the other, with no shard finished in between, before it is an error."""
+"""Number of worker deaths in a row, with no shard finished in between, that stops the stage."""
 
 AHEAD = 2
-"""Shards handed over beyond those that are worked on, so that no worker waits for this process."""
+"""Shards submitted in addition to those in work, so that no worker waits for this process."""
 
 IDLE_SECONDS = 20
-_idle: dict[tuple[int, Path], Executor] = {}  # by number of workers and current directory: at most one pool that waits
+"""Time after which worker processes end if no other stage has used them."""
+_idle: dict[tuple[int, Path], Executor] = {}  # by number of workers and current directory; at most one
 _lock = threading.Lock()
 
 DASK_TIMEOUT = 30  # seconds for the scheduler to answer
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class ShardError(RuntimeError):
-    """A shard that failed; the message names the stage, the shard and the reason."""
+    """A shard failed; the message names the stage, the shard and the reason."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ class Call(Generic[Result]):
 
 @contextmanager
 def executor() -> Iterator[tuple[Executor, int]]:
-    """The executor that the environment names, and how many tasks it runs at a time."""
+    """The executor set in the environment, and the number of tasks that it runs at once.
+
+    Raises ValueError if there is no such executor, ConnectionError if no Dask scheduler answers.
+    """
     kind = settings.executor()
     if kind == "processes":
         with _worker_processes(settings.num_workers()) as pool:
@@ -69,13 +73,13 @@ def executor() -> Iterator[tuple[Executor, int]]:
                 yield pool, width
     else:
         raise ValueError(
-            f"BERT_PIPELINE_EXECUTOR = {kind!r} is no executor; remedy: processes, or dask://SCHEDULER:PORT"
+            f"BERT_PIPELINE_EXECUTOR = {kind!r} is no executor; remedy: set processes or dask://SCHEDULER:PORT"
         )
 
 
 @contextmanager
 def _worker_processes(number: int) -> Iterator[Executor]:
-    """Worker processes. They stay for the next stage, because they take seconds to start, and end when none comes."""
+    """Worker processes. They are kept for the next stage, because they take seconds to start, and end when idle."""
     kind = number, Path.cwd()
     with _lock:
         pool = _idle.pop(kind, None)
@@ -96,7 +100,7 @@ def _worker_processes(number: int) -> Iterator[Executor]:
 
 
 def end_idle_workers(only: Executor | None = None) -> None:
-    """End the worker processes that wait for a next stage; or those of one pool, if it still waits."""
+    """End the idle worker processes, or only the ones of one pool if it is still idle."""
     with _lock:
         ending = [kind for kind, pool in _idle.items() if only in (None, pool)]
         pools = [_idle.pop(kind) for kind in ending]
@@ -105,8 +109,8 @@ def end_idle_workers(only: Executor | None = None) -> None:
 
 
 def _begin_worker() -> None:
-    """A worker is one of many: its libraries shall not start a thread for every core. It ends with its parent: where
-    that was killed, Python's workers would wait for work for ever.
+    """Limit the threads of the worker's libraries, and end it with its parent: Python's workers would wait for ever if
+    the parent was killed.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     settings.limit_threads_of_worker()
@@ -122,15 +126,15 @@ def _end_with_parent() -> None:
 def _submit(pool: Executor, task: "Call[Result]") -> "Future[Result]":
     try:
         return pool.submit(task.run)
-    except OSError as error:  # a worker died while another was being started: its pipes are closed already
+    except OSError as error:  # a worker died while another one was starting; its pipes are closed
         raise BrokenProcessPool(str(error)) from error
 
 
 class _DaskExecutor(ThreadPoolExecutor):
     """Threads that wait for the workers of a Dask cluster.
 
-    `Client.get_executor()` of distributed 2026.8 takes a result for an error when the worker that holds it dies
-    before it was fetched; `Future.result()` has it computed again.
+    `Client.get_executor()` of distributed 2026.8 reports an error if the worker that holds a result dies before the
+    result was fetched; `Future.result()` computes it again.
     """
 
     def __init__(self, client: Any, width: int) -> None:
@@ -146,7 +150,7 @@ def _dask_client(address: str) -> Any:
         from distributed import Client
     except ImportError:
         raise ValueError(
-            f"BERT_PIPELINE_EXECUTOR names the Dask scheduler {address}, and the package distributed is not "
+            f"BERT_PIPELINE_EXECUTOR is the Dask scheduler {address}, but the package distributed is not "
             "installed; remedy: pip install 'bert-pipeline[dask]'"
         ) from None
     try:
@@ -167,10 +171,10 @@ def map_shards(
 ) -> list[Result]:
     """Return `function(*arguments)` for each (name, arguments) of `shards`, in their order.
 
-    `shards` may be a generator: only a few more than the workers can hold are drawn from it at a time.
-    `on_result` is called in this process as each shard finishes. A single known shard runs in this process.
-    A worker that dies costs the shards it held: they are built again. After the first shard that failed nothing
-    new is begun, what is under way is finished, and ShardError is raised.
+    `shards` may be a generator: only AHEAD more items than there are workers are drawn from it at a time. `on_result`
+    is called in this process as each shard finishes. A single known shard runs in this process. Shards of a worker that
+    dies are built again. After a failure no further shard is started; when the running ones have finished, ShardError
+    is raised.
     """
     tasks = (Call(name, function, arguments) for name, arguments in shards)
     progress = Progress(what, total, "shards")
@@ -207,8 +211,8 @@ def _run(
     finish: Callable[[int, Call[Result], Callable[[], Result]], None],
     failures: list[ShardError],
 ) -> None:
-    """Run every task on the executor; where its worker processes died, on a new one."""
-    held: dict[int, Call[Result]] = {}  # drawn, not finished
+    """Run every task on the executor; if a worker process dies, continue on a new executor."""
+    held: dict[int, Call[Result]] = {}  # drawn from `tasks`, not finished
     deaths = 0
     while True:
         waiting: dict[Future[Result], int] = {}
@@ -232,8 +236,8 @@ def _run(
             names = ", ".join(task.name for task in held.values())
             if deaths == ATTEMPTS:
                 raise ShardError(
-                    f"{what}: {ATTEMPTS} times a worker process was killed while it held one of {names}; "
-                    "perhaps memory ran out; remedy: fewer BERT_PIPELINE_WORKERS, or a smaller "
+                    f"{what}: a worker process was killed {ATTEMPTS} times while it worked on one of {names}, perhaps "
+                    "because memory ran out; remedy: fewer BERT_PIPELINE_WORKERS or a smaller "
                     "corpus.documents_per_shard"
                 ) from error
             log.warning("%s: a worker process was killed; building again: %s", what, names)

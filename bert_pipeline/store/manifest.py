@@ -1,4 +1,4 @@
-"""What an artifact consists of, so that it can be told from another and be put together again elsewhere."""
+"""Manifests: the files of an artifact with sizes and digests, to compare artifacts and to rebuild them elsewhere."""
 
 import json
 import re
@@ -13,11 +13,12 @@ from bert_pipeline.store import artifact, shards
 from bert_pipeline.store.artifact import RECORD, Artifact, ArtifactError
 
 READERS = 4
+"""Files that are hashed at once."""
 
 
 @dataclass(frozen=True)
 class Blob:
-    """The content of a file."""
+    """Size and SHA-256 of a file's content."""
 
     bytes: int
     sha256: str
@@ -29,7 +30,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact consists of. `files` are by their path in it."""
+    """Origin and files of an artifact; `files` maps the path within the artifact to its content."""
 
     origin: Mapping[str, Any]
     files: Mapping[str, Blob]
@@ -39,13 +40,13 @@ class Manifest:
         return json.dumps(content | {"check": artifact.fingerprint(content)}, indent=1).encode()
 
     def differences(self, other: "Manifest") -> list[str]:
-        """The files that are not the same in both. The record tells who made it and when, which is no content."""
+        """Names of the files that differ. The record is not compared: it holds who built the artifact and when."""
         names = sorted({*self.files, *other.files} - {RECORD})
         return [name for name in names if self.files.get(name) != other.files.get(name)]
 
 
 def describe(made: Artifact) -> Manifest:
-    """The manifest of a local artifact: all its files are read."""
+    """The manifest of a local artifact; reads all its files. Raises ArtifactError if a shard is missing or changed."""
     names = sorted(path.relative_to(made.path).as_posix() for path in made.path.rglob("*") if path.is_file())
     with ThreadPoolExecutor(READERS) as pool:
         digests = list(pool.map(lambda name: file_digest(made.path / name), names))
@@ -55,21 +56,21 @@ def describe(made: Artifact) -> Manifest:
             for name, expected in entry.files.items():
                 if name not in files or vars(files[name]) != expected:
                     raise ArtifactError(
-                        f"{made.path / name} is missing, or not what was made; remedy: remove {made.path} and run again"
+                        f"{made.path / name} is missing or changed; remedy: remove {made.path} and run again"
                     )
     return Manifest(made.record["origin"], files)
 
 
 def parse(content: bytes) -> Manifest:
-    """Raises ValueError, KeyError, TypeError or AttributeError where it is not what `dump` wrote."""
+    """Read what `dump` wrote; raises ValueError, KeyError, TypeError or AttributeError if it is anything else."""
     found = json.loads(content)
     if found.pop("check") != artifact.fingerprint(found):
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum does not match")
     files = {name: Blob(**blob) for name, blob in found["files"].items()}
     for name, blob in files.items():
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or name != "/".join(parts) or "\0" in name:
-            raise ValueError(f"{name!r} leads out of the artifact")
+            raise ValueError(f"{name!r} is a path outside the artifact")
         if not isinstance(blob.bytes, int) or blob.bytes < 0 or not re.fullmatch("[0-9a-f]{64}", blob.sha256):
-            raise ValueError(f"{name!r} has no size or no digest")
+            raise ValueError(f"{name!r} has no valid size or digest")
     return Manifest(found["origin"], files)

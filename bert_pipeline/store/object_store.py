@@ -1,7 +1,9 @@
-"""Objects under keys, in a bucket or in a shared folder: each appears whole, and `create` never replaces one.
+"""Objects under keys, in a bucket or a shared folder: each appears complete, and `create` never replaces one.
 
-Of fsspec's file systems only those are taken whose exclusive creation is atomic and was tested here: with another, two
-writers could both believe to have been the first.
+fsspec does the S3 transfers (parts in parallel, If-None-Match). It does not replace `Folder`: LocalFileSystem's
+exclusive creation tests for the file and then writes it, so two writers of one manifest could both win; it never calls
+fsync and reports no bytes of a transfer. Nor `Persistent`: s3fs retries without random pauses and names no remedy.
+For the first reason only the file systems in PROTOCOLS are accepted: their exclusive creation is atomic and tested.
 """
 
 import errno
@@ -27,51 +29,51 @@ log = logging.getLogger(__name__)
 
 PROTOCOLS = ("file", "s3", "s3a", "memory")
 PART_BYTES = 16 << 20
-"""Of a large file, sent or fetched at once; so many of them are in memory as there are connections."""
+"""Size of the parts in which a large file is transferred; each connection holds one part in memory."""
 MAX_PARTS = 10_000
-"""That S3 allows of a file."""
+"""Most parts of one file that S3 allows."""
 CONNECTIONS_PER_FILE = 4
 BOTOCORE_RETRIES = {"total_max_attempts": 2, "mode": "standard"}
-"""Of a part of a file; else one that is lost costs the whole file. Persistent asks again for the rest: with all the
-retries that s3fs and botocore have by themselves, a server that is down holds a run up for minutes."""
+"""One retry per part, so that a lost part does not cost the whole file. Persistent retries everything else: with the
+default retries of s3fs and botocore, an unreachable server blocks a run for minutes."""
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 WRONG_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError"}
-"""Botocore's, which may not be installed."""
+"""Names of botocore's errors; botocore may not be installed."""
 
 OnBytes = Callable[[int], None]
-"""Is told of the bytes that were moved, and, by a negative number, of those that must be moved again."""
+"""Called with the number of bytes transferred; a negative number takes back bytes that must be sent again."""
 Result = TypeVar("Result")
 
 
 class RemoteError(RuntimeError):
-    """What a remote store refused, lost or damaged; the message names the object and the remedy."""
+    """A remote store refused, lost or damaged an object; the message names the object and the remedy."""
 
 
 class Stopped(Exception):
-    """Raised by an OnBytes to end a transfer for good."""
+    """Raised by an OnBytes to cancel a transfer; it is not retried."""
 
 
 class ObjectStore(Protocol):
     """A key is a path below the store's URL, as in `blobs/abc`."""
 
     def size(self, key: str) -> int | None:
-        """In bytes; None where there is no such object."""
+        """Size in bytes; None if there is no such object."""
 
     def read(self, key: str) -> bytes | None:
-        """Its content; None where there is no such object."""
+        """The content; None if there is no such object."""
 
     def create(self, key: str, content: bytes) -> bool:
-        """Write a new object; False, and nothing is written, where there is one, even if it came this moment."""
+        """Write a new object, atomically; return False without writing if it exists, even since a moment ago."""
 
     def put(self, path: Path, key: str, on_bytes: OnBytes) -> None:
-        """Make the object the file's content."""
+        """Upload the file as this object."""
 
     def get(self, key: str, path: Path, on_bytes: OnBytes) -> None:
-        """Make the file the object's content; a transfer that breaks off leaves a part of it there."""
+        """Download the object to this file; an interrupted transfer leaves a part of it there."""
 
 
 class Folder:
-    """A shared folder. A link and a rename are atomic, on NFS, too."""
+    """A shared folder. Links and renames are atomic, on NFS, too."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -106,8 +108,8 @@ class Folder:
         _copy(self._path(key), path, on_bytes)
 
     def _path(self, key: str) -> Path:
-        if not self._root.is_dir():  # never made: it may be a share that is not mounted
-            raise FileNotFoundError(f"the folder {self._root} is not there")
+        if not self._root.is_dir():  # not created here: it may be a share that is not mounted
+            raise FileNotFoundError(f"the folder {self._root} does not exist")
         return self._root / key
 
     @contextmanager
@@ -123,7 +125,7 @@ class Folder:
 
 
 class Bucket:
-    """A prefix of a bucket. An object of many parts appears when the last one is there."""
+    """A prefix of a bucket. An object of several parts appears when the upload is completed."""
 
     def __init__(self, url: str) -> None:
         self._is_s3 = url.startswith("s3")
@@ -136,7 +138,7 @@ class Bucket:
                 "config_kwargs": {"retries": BOTOCORE_RETRIES} | configured,
             }
         self._files, self._root = fsspec.url_to_fs(url, skip_instance_cache=True, use_listings_cache=False, **options)
-        self._files.retries = 1  # s3fs's own
+        self._files.retries = 1  # of s3fs itself; Persistent retries
 
     def size(self, key: str) -> int | None:
         try:
@@ -164,19 +166,20 @@ class Bucket:
     def put(self, path: Path, key: str, on_bytes: OnBytes) -> None:
         part = max(PART_BYTES, -(-path.stat().st_size // MAX_PARTS))
         options = {"chunksize": part} if self._is_s3 else {}
-        self._files.put_file(str(path), self._path(key), callback=_Told(on_bytes), **options)
+        self._files.put_file(str(path), self._path(key), callback=_Progress(on_bytes), **options)
 
     def get(self, key: str, path: Path, on_bytes: OnBytes) -> None:
-        self._files.get_file(self._path(key), str(path), callback=_Told(on_bytes))
+        self._files.get_file(self._path(key), str(path), callback=_Progress(on_bytes))
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
 
 class Persistent:
-    """A store that is asked again, after growing and random pauses, where it fails, and whose errors name the object.
+    """A store with retries, after growing random pauses, and with errors that name the object and the remedy.
 
-    Once it was given up, it is asked but once each time until it answers again: who has work to do does not wait.
+    After a request has failed in all its attempts, later requests get one attempt each until one succeeds, so that a
+    store that is down does not delay the work.
     """
 
     def __init__(self, store: ObjectStore, url: str, patience: Patience) -> None:
@@ -184,19 +187,19 @@ class Persistent:
         self._attempts = patience.attempts
 
     def size(self, key: str) -> int | None:
-        return self._ask("look at", key, lambda: self._store.size(key))
+        return self._attempt("look up", key, lambda: self._store.size(key))
 
     def read(self, key: str) -> bytes | None:
-        return self._ask("read", key, lambda: self._store.read(key))
+        return self._attempt("read", key, lambda: self._store.read(key))
 
     def create(self, key: str, content: bytes) -> bool:
-        return self._ask("create", key, lambda: self._store.create(key, content))
+        return self._attempt("create", key, lambda: self._store.create(key, content))
 
     def put(self, path: Path, key: str, on_bytes: OnBytes) -> None:
-        self._ask("write", key, lambda: _counted(on_bytes, lambda count: self._store.put(path, key, count)))
+        self._attempt("write", key, lambda: _counted(on_bytes, lambda count: self._store.put(path, key, count)))
 
     def get(self, key: str, path: Path, on_bytes: OnBytes) -> None:
-        """Raises DiskError, too."""
+        """Raises DiskError if the local disk is full or read-only."""
 
         def get_counted(count: OnBytes) -> None:
             try:
@@ -204,21 +207,23 @@ class Persistent:
             except OSError as error:
                 if error.errno not in DISK_FAULTS:
                     raise
-                remedy = "make room, or set BERT_PIPELINE_HOME to another disk, and run it again: what is whole is kept"
+                remedy = "make room or set BERT_PIPELINE_HOME to another disk, and run again: complete files are kept"
                 raise DiskError(error.errno, f"{error.strerror}; remedy: {remedy}", str(path)) from error
 
-        self._ask("fetch", key, lambda: _counted(on_bytes, get_counted))
+        self._attempt("fetch", key, lambda: _counted(on_bytes, get_counted))
 
-    def _ask(self, verb: str, key: str, request: Callable[[], Result]) -> Result:
+    def _attempt(self, verb: str, key: str, request: Callable[[], Result]) -> Result:
         attempts = self._attempts
         for number in range(1, attempts + 1):
             try:
                 result = request()
             except (DiskError, Stopped):
                 raise
-            except Exception as error:  # fsspec's file systems raise what their client libraries do: no common base
+            except (
+                Exception
+            ) as error:  # fsspec's file systems raise their client libraries' errors, which have no common base
                 remedy, is_final = _remedy(error)
-                fault = f"cannot {verb} {self.url}/{key}: {_told(error)}"
+                fault = f"cannot {verb} {self.url}/{key}: {_one_line(error)}"
                 cause = error
             else:
                 self._attempts = self._patience.attempts
@@ -235,15 +240,15 @@ class Persistent:
 
 
 def open_store(url: str, patience: Patience) -> Persistent:
-    """Raises RemoteError where the URL names no store that can be used, or the package that speaks to it is missing."""
+    """Open a store by its URL. Raises RemoteError if the URL is invalid, or the package for its protocol is missing."""
     scheme, found, rest = url.partition("://")
     if set("@?#") & set(rest):
         raise RemoteError(
-            f"{_without_credentials(url)}: an address with credentials or options is refused; remedy: name the bucket "
-            "and the prefix alone, and give credentials by the usual AWS_* variables or files"
+            f"{_without_credentials(url)}: an address must not contain credentials or options; remedy: give only the "
+            "bucket and the prefix, and set credentials with the AWS_* variables or files"
         )
     if not found or scheme not in PROTOCOLS or not rest.strip("/") or (scheme == "file" and rest[0] != "/"):
-        raise RemoteError(f"{url!r} is no remote store; remedy: name it as s3://bucket/prefix or file:///folder")
+        raise RemoteError(f"{url!r} is no remote store; remedy: use s3://bucket/prefix or file:///folder")
     url = url.rstrip("/")
     if scheme == "file":
         return Persistent(Folder(Path(rest)), url, patience)
@@ -253,8 +258,8 @@ def open_store(url: str, patience: Patience) -> Persistent:
         raise RemoteError(f"{url}: {error}; remedy: pip install 'bert-pipeline[s3]'") from error
 
 
-class _Told(Callback):
-    """fsspec's progress of one file, handed on."""
+class _Progress(Callback):
+    """fsspec's progress of one file as OnBytes calls."""
 
     def __init__(self, on_bytes: OnBytes) -> None:
         super().__init__()
@@ -272,7 +277,7 @@ def _copy(source: Path, target: Path, on_bytes: OnBytes) -> None:
 
 
 def _counted(on_bytes: OnBytes, transfer: Callable[[OnBytes], None]) -> None:
-    """Take back what was told of a transfer that failed: it begins anew."""
+    """Run a transfer; if it fails, take back the bytes that it has counted, because it starts from scratch."""
     moved = 0
 
     def count(num_bytes: int) -> None:
@@ -290,25 +295,25 @@ def _counted(on_bytes: OnBytes, transfer: Callable[[OnBytes], None]) -> None:
 
 
 def _remedy(error: Exception) -> tuple[str, bool]:
-    """And whether it is of no use to ask again."""
+    """The remedy for an error, and whether retrying is useless."""
     if isinstance(error, PermissionError) or type(error).__name__ in WRONG_CREDENTIALS:
-        return "check the credentials (AWS_* variables or files), and that they may read, write and list there", True
-    if isinstance(error, FileNotFoundError) and _s3_code(error) != "NoSuchUpload":  # which may have been completed
-        return "make the bucket or folder, mount the share, or correct BERT_PIPELINE_REMOTE", True
+        return "check the credentials (AWS_* variables or files) and their rights to read, write and list there", True
+    if isinstance(error, FileNotFoundError) and _s3_code(error) != "NoSuchUpload":  # an upload that may be complete
+        return "create the bucket or folder, mount the share, or correct BERT_PIPELINE_REMOTE", True
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
-        return "make room there, then `bert-pipeline push`", True
-    return "run it again when the store answers (`bert-pipeline push` sends what is missing); nothing local is lost", (
+        return "make room there, then run `bert-pipeline push`", True
+    return "run again when the store answers (`bert-pipeline push` sends what is missing); nothing local is lost", (
         isinstance(error, ValueError | TypeError | NotImplementedError)
     )
 
 
 def _s3_code(error: Exception) -> str:
-    """What the server said, of an error that s3fs translated."""
+    """The S3 error code behind an error that s3fs translated; empty if there is none."""
     return getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
 
 
-def _told(error: Exception) -> str:
-    """In one line, without control characters and without what a URL may carry before its host."""
+def _one_line(error: Exception) -> str:
+    """The error on one line, without control characters and without credentials in URLs."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return _without_credentials(ascii(text)[1:-1])
 

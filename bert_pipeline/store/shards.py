@@ -1,11 +1,11 @@
-"""Build the shards of an artifact: each one once, whole, under the fingerprint of what it is made from.
+"""Build the shards of an artifact; each shard has the fingerprint of its inputs and is built only once.
 
-    <artifact>/shards.jsonl     a line a shard: name, fingerprint, files with their size and SHA-256, facts, and a
-                                checksum of the line itself; the last line says how many they are
+    <artifact>/shards.jsonl     one line per shard: name, fingerprint, files with their size and SHA-256, facts, and a
+                                checksum of the line; the last line has the number of shards
 
-A shard that stands already, in what an interrupted build left or in another artifact beside this one, is linked,
-not built: so resuming builds what is missing, and a corpus that grew costs its new shards. A worker writes a shard
-in a folder of its own; its files take their final names when they are whole and on disk.
+A shard that an interrupted build or a neighbouring artifact of the same kind already has is linked, not built. So a
+resumed build builds only the missing shards, and a corpus that grew only the new ones. A worker writes a shard into its
+own folder; the files are renamed to their final names when they are complete and on disk.
 """
 
 import ctypes
@@ -39,13 +39,13 @@ class Shard:
     """One shard to build: `function(folder, *arguments)` writes its files into a folder and returns its facts."""
 
     name: str
-    made_from: Any  # JSON: all that decides the content, beside the stage's kind and code version
+    made_from: Any  # JSON: what determines the content, besides kind and code version of the stage
     arguments: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A shard that stands: a line of the index."""
+    """An existing shard: one line of the index."""
 
     name: str
     fingerprint: str
@@ -54,50 +54,46 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """What a shard of the next stage is made from: the bytes themselves."""
+        """Fingerprint of the shard's content, an input of the next stage's shards."""
         return artifact.fingerprint(self.files)
 
 
 def read_index(directory: Path) -> dict[str, Entry]:
-    """The shards of a finished artifact by name. Raises ArtifactError where the index is not what was written."""
+    """The shards of a finished artifact by name. Raises ArtifactError if the index is missing or damaged."""
     *lines, end = _read_lines(directory / INDEX) or [b""]
-    entries = [_parse(line) for line in lines]
-    whole = [entry for entry in entries if entry]
-    if len(whole) < len(lines) or end != _end(len(lines)):
+    entries = [entry for line in lines if (entry := _parse(line))]
+    if len(entries) < len(lines) or end != _end(len(lines)):
         raise ArtifactError(f"{directory / INDEX}: missing or damaged; remedy: remove {directory} and run again")
-    return {entry.name: entry for entry in whole}
+    return {entry.name: entry for entry in entries}
 
 
 def check_files(directory: Path) -> None:
-    """Raise ArtifactError where a file of a finished artifact is missing or has another size: a look at each file,
-    none of which is read.
-    """
+    """Raise ArtifactError if a file of a finished artifact is missing or has another size. No file is read."""
     for entry in read_index(directory).values():
         for name, expected in entry.files.items():
             path = directory / name
             found = f"{path.stat().st_size:,}" if path.is_file() else "no"
             if found != f"{expected['bytes']:,}":
                 raise ArtifactError(
-                    f"{path}: {found} bytes, and it was made with {expected['bytes']:,}; "
-                    f"remedy: remove {directory} and run again"
+                    f"{path}: {found} bytes instead of {expected['bytes']:,}; remedy: remove {directory} and run again"
                 )
 
 
 class ShardStore:
-    """The shards of one artifact in progress, and those that stand beside it."""
+    """The shards of one artifact in progress, and the reusable shards of the artifacts beside it."""
 
     def __init__(self, what: str, out: Path) -> None:
         self.what, self.out = what, out
         self._origin = {name: (artifact.read_origin(out) or {}).get(name) for name in ("kind", "code_version")}
-        self._standing: dict[str, tuple[Path, Entry]] = {}
+        self._existing: dict[str, tuple[Path, Entry]] = {}
         beside = [directory for directory in sorted(out.parent.iterdir()) if directory != out and directory.is_dir()]
         for directory in (*beside, out):
             origin = artifact.read_origin(directory)
             alike = origin and all(origin.get(name) == value for name, value in self._origin.items())
             if directory == out or alike:
-                entries = [*_legible(directory / INDEX), *_legible(directory / LOG)]
-                self._standing |= {entry.fingerprint: (directory, entry) for entry in entries}
-        self.scratch = out / SCRATCH  # goes when the artifact is finished
+                entries = [*_readable(directory / INDEX), *_readable(directory / LOG)]
+                self._existing |= {entry.fingerprint: (directory, entry) for entry in entries}
+        self.scratch = out / SCRATCH  # removed when the artifact is finished
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
         self._made: dict[str, Entry] = {}
@@ -105,37 +101,37 @@ class ShardStore:
     def fingerprint(self, made_from: Any) -> str:
         return artifact.fingerprint(self._origin | {"made_from": made_from})
 
-    def standing(self, made_from: Any) -> Entry | None:
-        """The entry of a shard that was made from this and whose files are what they were."""
-        directory, entry = self._standing.get(self.fingerprint(made_from), (self.out, None))
+    def existing(self, made_from: Any) -> Entry | None:
+        """The entry of the shard that was built from this; None if there is none, or one of its files is damaged."""
+        directory, entry = self._existing.get(self.fingerprint(made_from), (self.out, None))
         if entry is None:
             return None
         for name, expected in entry.files.items():
-            if not _is_whole(directory / name, expected):
+            if not _is_intact(directory / name, expected):
                 log.warning("%s: %s is damaged; building it again", self.what, directory / name)
                 return None
         return entry
 
     def path(self, entry: Entry, name: str) -> Path:
-        """Where a file of a standing shard is."""
-        return self._standing[entry.fingerprint][0] / name
+        """Path of a file of an existing shard."""
+        return self._existing[entry.fingerprint][0] / name
 
     def note(self, made_from: Any, facts: Facts) -> Entry:
-        """Put what a group of shards is made from into the index; it has no files of its own."""
+        """Add an entry without files to the index: the inputs and facts of a group of shards."""
         fingerprint = self.fingerprint(made_from)
         self.add(entry := Entry(f"group/{fingerprint}", fingerprint, {}, facts))
         return entry
 
     def adopt(self, entry: Entry) -> None:
-        """Make a standing shard one of this artifact."""
-        directory, _ = self._standing[entry.fingerprint]
+        """Add an existing shard to this artifact, by hard links if it belongs to another one."""
+        directory, _ = self._existing[entry.fingerprint]
         for name in entry.files if directory != self.out else ():
             target = self.out / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
             try:
                 os.link(directory / name, target)
-            except OSError:  # another file system, or one without links
+            except OSError:  # another file system, or one without hard links
                 shutil.copyfile(directory / name, target)
         self.add(entry)
 
@@ -147,9 +143,9 @@ class ShardStore:
             lines.write(_line(entry))
 
     def build(self, function: Callable[..., Facts], shards: Iterable[Shard]) -> None:
-        """Build what does not stand yet. Raises ShardError from a shard that failed; what is whole is kept."""
+        """Build the shards that do not exist yet. Raises ShardError if one fails; finished shards are kept."""
         fresh, total = self._fresh(shards), None
-        if isinstance(shards, list):  # all known beforehand, so progress has an end
+        if isinstance(shards, list):  # the total is known, so progress has an end
             known = list(fresh)
             fresh, total = iter(known), len(known)
         tasks = ((shard.name, (function, self.out, self._begun(shard), shard.arguments)) for shard in fresh)
@@ -157,7 +153,7 @@ class ShardStore:
 
     def _fresh(self, shards: Iterable[Shard]) -> Iterator[Shard]:
         for shard in shards:
-            if entry := self.standing(shard.made_from):
+            if entry := self.existing(shard.made_from):
                 self.adopt(entry)
             else:
                 yield shard
@@ -169,7 +165,7 @@ class ShardStore:
         return self._made[name]
 
     def finish(self) -> list[Entry]:
-        """Write the index, remove what an interrupted build left over, and return the shards by name."""
+        """Write the index, remove leftovers of an interrupted build, and return the entries by name."""
         entries = [self._made[name] for name in sorted(self._made)]
         lines = [*map(_line, entries), _end(len(entries)).decode()]
         (self.out / INDEX).write_text("".join(lines) + "\n", encoding="utf-8")
@@ -183,14 +179,14 @@ class ShardStore:
 
 
 def build_shards(what: str, function: Callable[..., Facts], shards: list[Shard], out: Path) -> list[Entry]:
-    """Build the shards of an artifact in `out`; return them in the order of their names."""
+    """Build the shards of an artifact in `out`; return their entries in the order of their names."""
     store = ShardStore(what, out)
     store.build(function, shards)
     return store.finish()
 
 
 def total(facts: Iterable[Facts]) -> Facts:
-    """The sum of facts: numbers and lists of numbers add up, dicts by key; of other values the first is kept."""
+    """Sum facts: numbers and lists of numbers are added, dicts by key; strings keep the first value."""
     summed: Facts = {}
     for one in facts:
         for name, value in one.items():
@@ -206,10 +202,10 @@ def total(facts: Iterable[Facts]) -> Facts:
 
 
 def _build(function: Callable[..., Facts], out: Path, begun: Entry, arguments: tuple[Any, ...]) -> Entry:
-    """In a worker: build one shard in a folder of its own, then move its files to their places."""
-    _give_memory_back()
+    """In a worker: build one shard in its own folder, then move the files to their final names."""
+    _release_memory()
     (out / SCRATCH).mkdir(parents=True, exist_ok=True)
-    # A name of its own: a cluster may think a worker dead, and give its shard to another.
+    # A unique name: a cluster may consider a worker dead and give its shard to another one.
     scratch = Path(tempfile.mkdtemp(prefix=f"{begun.fingerprint}-", dir=out / SCRATCH))
     try:
         facts = function(scratch, *arguments)
@@ -227,8 +223,8 @@ def _build(function: Callable[..., Facts], out: Path, begun: Entry, arguments: t
         raise OSError(
             errno.ENOSPC,
             f"the disk is full: {free:,} bytes are free, and this shard alone needs more than {taken + free:,}; "
-            "remedy: free some, or set BERT_PIPELINE_HOME to another disk (`bert-pipeline plan` tells how much), "
-            "and start again: finished shards are kept",
+            "remedy: free some space or set BERT_PIPELINE_HOME to another disk (`bert-pipeline plan` estimates the "
+            "need), then run again: finished shards are kept",
             str(out),
         ) from error
     finally:
@@ -236,10 +232,10 @@ def _build(function: Callable[..., Facts], out: Path, begun: Entry, arguments: t
     return Entry(begun.name, begun.fingerprint, files, facts)
 
 
-def _give_memory_back() -> None:
-    """To the system, what the allocators kept of the shard before: else a worker's peak grows with their number."""
+def _release_memory() -> None:
+    """Return free memory to the system: otherwise a worker's peak grows with the number of shards it builds."""
     pa.default_memory_pool().release_unused()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc
         trim(0)
 
 
@@ -247,7 +243,7 @@ def _describe(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
-def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
+def _is_intact(path: Path, expected: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == expected["bytes"] and _describe(path) == expected
 
 
@@ -260,7 +256,7 @@ def _end(count: int) -> bytes:
 
 
 def _parse(line: bytes) -> Entry | None:
-    """None for a line that is not what was written: cut short, or damaged."""
+    """None if the line is cut or damaged."""
     try:
         content = json.loads(line)
         check = content.pop("check")
@@ -273,6 +269,6 @@ def _read_lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines() if path.is_file() else []
 
 
-def _legible(path: Path) -> list[Entry]:
-    """What can be read of an index or a log: others than these are built again."""
+def _readable(path: Path) -> list[Entry]:
+    """The readable entries of an index or a log; shards of unreadable lines are built again."""
     return [entry for line in _read_lines(path) if (entry := _parse(line))]

@@ -1,6 +1,5 @@
-"""Text of strangers: file names, ids, titles, descriptions that try to be more than text (row S9 of the fault table).
-
-No command of a terminal, no forged line of a log, no markup in a page. Tables for spreadsheets are written nowhere.
+"""Untrusted text (file names, ids, titles, descriptions) contains no terminal commands, forged log lines or markup when
+it is shown. The project writes no spreadsheets.
 """
 
 import logging
@@ -28,14 +27,14 @@ HOSTILE = (
 
 
 def html_of(markdown: str) -> str:
-    """As pages make it that let HTML through."""
+    """Render as a page that lets HTML through."""
     return MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
 
 
 def assert_is_text(markdown: str) -> None:
     html = html_of(markdown)
     assert not re.search('<script|<b>|<a |javascript:[^<]*"', html)
-    assert "&lt;script&gt;" in html, "it is told, as text"
+    assert "&lt;script&gt;" in html, "it is shown as text"
     assert not commands_of_a_terminal(markdown)
 
 
@@ -105,6 +104,6 @@ def test_the_metadata_of_an_asset(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["plain text", "1\u00a0000\u2009µg", "Ångström, 中"])
-def test_what_is_harmless_stays_as_it_is(text):
+def test_harmless_text_is_unchanged(text):
     assert printable(text) == text and plain(text).split() == text.split()
     assert fenced(text) == f"```text\n{text}\n```"

@@ -24,7 +24,7 @@ def test_philox_gives_the_published_known_answers(counter, key, expected):
     assert " ".join(f"{word:08x}" for word in out) == expected
 
 
-def test_a_stream_is_a_function_of_its_place_alone():
+def test_a_stream_depends_only_on_its_coordinates():
     first = [int(draw(s)) for s in [new_stream(7, 1, 2, 3, 4)] for _ in range(20)]
     again = [int(draw(s)) for s in [new_stream(7, 1, 2, 3, 4)] for _ in range(20)]
     assert first == again
@@ -42,11 +42,11 @@ def test_draws_are_uniform():
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1), number=st.integers(0, 1000))
-def test_permutation_is_one(size, seed, number):
+def test_permuted_is_a_permutation(size, seed, number):
     assert sorted(permuted(np.arange(size), size, seed, number)) == list(range(size))
 
 
-def test_permutation_can_be_entered_anywhere_and_changes_with_the_epoch():
+def test_any_part_of_a_permutation_can_be_computed_and_epochs_differ():
     whole = permuted(np.arange(1000), 1000, 5, 0)
     assert (permuted(np.arange(600, 700), 1000, 5, 0) == whole[600:700]).all()
     assert (permuted(np.arange(1000), 1000, 5, 1) != whole).mean() > 0.98

@@ -147,7 +147,7 @@ def test_a_damaged_file_of_what_stands_or_of_an_input_is_named(whole, tmp_path, 
     made = {name: artifact.load(tmp_path / name) for name in (*IN_SHARDS, "tokenizer")}
     shards = sorted(path for path in (tmp_path / kind).rglob("shard-*") if path.is_file())
     damage(shards[3], how, random.Random(1))
-    named = f"{re.escape(str(shards[3]))}: (no|[\\d,]+) bytes, and it was made with .*remedy: remove {tmp_path / kind}"
+    named = f"{re.escape(str(shards[3]))}: (no|[\\d,]+) bytes instead of .*remedy: remove {tmp_path / kind}"
     with pytest.raises(ArtifactError, match=named):
         make_stage(kind, recipe, made, tmp_path / kind)
     following = {"raw_corpus": ["tokenizer", "nsp_dataset"], "nsp_dataset": ["masked_dataset"]}.get(kind, [])
@@ -192,7 +192,7 @@ def test_two_processes_that_want_the_same_dataset_get_one(whole, tmp_path):
     processes = [start(line, BERT_PIPELINE_WORKERS="1") for _ in range(2)]
     told = [process.communicate()[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
-    assert sum("stands already, nothing to build" in each for each in told) == 1
+    assert sum("exists, nothing to build" in each for each in told) == 1
     assert digests(tmp_path / "out") == digests(whole.root / "nsp_dataset")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out.lock"}
 

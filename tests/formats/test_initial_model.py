@@ -82,7 +82,7 @@ def test_a_phase_longer_than_the_models_positions_is_refused(folder):
 
 
 def test_a_vocabulary_of_its_own_is_refused(folder):
-    with pytest.raises(ValueError, match=r"tokenizer has no effect beside pretrain\.init_from, .* remedy: remove it"):
+    with pytest.raises(ValueError, match=r"tokenizer has no effect with pretrain\.init_from, .* remedy: remove it"):
         recipe(folder, tokenizer={"vocab_size": 200})
 
 

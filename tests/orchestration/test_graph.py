@@ -483,5 +483,5 @@ def test_a_run_of_a_recipe_that_was_deleted_names_it(first, home, instance, monk
     before = state(home)
     result = materialize(home, instance, selection=["raw_corpus"], raise_on_error=False)
     error = str(result.failure_data_for_node("raw_corpus").error)
-    assert "no recipe is named tiny: its file was removed or renamed; remedy: bring tiny.toml back" in error
+    assert "no recipe is named tiny: its file was removed or renamed; remedy: put tiny.toml back" in error
     assert state(home) == before

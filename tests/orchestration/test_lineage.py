@@ -194,7 +194,7 @@ def of_another_corpus(path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "harm", "expected"),
     [
-        ("masked_dataset", cut_short, "and it was made with"),
+        ("masked_dataset", cut_short, "bytes instead of"),
         ("tokenizer", of_another_corpus, "contains another tokenizer"),
         ("raw_corpus", lambda path: (path / "sources.jsonl").unlink(), "sources.jsonl is missing or damaged"),
         ("raw_corpus", lambda path: (path / "sources.jsonl").write_text(

@@ -151,7 +151,7 @@ def test_a_deleted_or_broken_recipe_is_reported_and_does_not_stop_the_others(not
     (recipes / "tiny-further.toml").write_text("[corpus]\nsorce = 1")
     (notes / "two.txt").write_text("Second.\n")
     assert sensor.jobs() == []
-    assert "no recipe is named tiny: its file was removed or renamed; remedy: bring tiny.toml back" in sensor.message
+    assert "no recipe is named tiny: its file was removed or renamed; remedy: put tiny.toml back" in sensor.message
     assert sensor.jobs() == [("new_text", "notes")]
     skipped = scheduled(instance)
     assert not skipped.run_requests

@@ -23,7 +23,7 @@ FACTS = {
 }
 
 
-def test_the_card_tells_data_recipe_scores_and_limits():
+def test_the_card_contains_data_recipe_scores_and_limits():
     card = model_card("bert-r", RECIPE, FACTS)
     assert card.startswith("---\n") and "# bert-r\n" in card
     assert "| train documents | 5,700 |" in card
@@ -33,7 +33,7 @@ def test_the_card_tells_data_recipe_scores_and_limits():
     assert "## Limits" in card and "generated" in card, "invented text must be called so"
 
 
-def test_the_card_says_what_was_left_out_of_the_text():
+def test_the_card_lists_dropped_documents_by_reason():
     corpus = {"records": 9, "dropped_by_reason": {"deleted": 1, "near duplicate": 1_200}, "cut_off": "2026-01-05"}
     card = model_card("bert-r", RECIPE, {"raw_corpus": corpus | {"sources_fingerprint": "abcd"}})
     assert "was released on 2026-01-05. Left out: 1,200 (near duplicate), 1 (deleted). " in card
@@ -42,12 +42,12 @@ def test_the_card_says_what_was_left_out_of_the_text():
     assert "|\n\nMore in the data card" in model_card("bert-r", RECIPE, {"raw_corpus": bare})
 
 
-def test_the_recipe_in_the_card_is_that_recipe(tmp_path):
+def test_the_recipe_in_the_card_can_be_loaded(tmp_path):
     card = model_card("bert-r", RECIPE, {})
     (tmp_path / "r.toml").write_text(card.partition("```toml\n")[2].partition("```")[0])
     assert load_recipe(tmp_path / "r.toml").model_dump(exclude={"name"}) == RECIPE
 
 
-def test_what_was_not_reported_is_left_out():
+def test_parts_without_facts_are_left_out():
     card = model_card("bert-r", {"corpus": {"source": "files"}}, {})
     assert "## Scores" not in card and "## Data" not in card and "generated" not in card

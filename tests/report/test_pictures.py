@@ -20,7 +20,7 @@ def test_curves_show_both_losses_and_stay_small(tmp_path):
     assert pixels(both, tmp_path).shape[1] == 2 * pixels(mlm_only, tmp_path).shape[1]
 
 
-def test_curves_of_a_long_training_stay_small_and_mark_its_troubles(tmp_path):
+def test_curves_of_a_long_training_stay_small_and_mark_skipped_steps(tmp_path):
     noise = np.random.default_rng(1).normal(size=(1000, 5)).cumsum(0).tolist()
     names = ("mlm_loss", "nsp_loss", "grad_norm", "tokens_per_second", "model_flops_utilization")
     rows = [{"step": n, "learning_rate": 1e-4} | dict(zip(names, each, strict=True)) for n, each in enumerate(noise)]
@@ -36,7 +36,7 @@ def test_curves_of_a_long_training_stay_small_and_mark_its_troubles(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "mlm_loss": float("nan")}]])
-def test_a_training_that_said_little_has_a_picture_too(rows, tmp_path):
+def test_a_training_with_few_metrics_has_a_picture(rows, tmp_path):
     assert pixels(pictures.training_curves(rows), tmp_path).size
 
 
@@ -51,7 +51,7 @@ def test_a_histogram_has_its_counts_as_areas(tmp_path):
     )
 
 
-def test_bins_that_widen_are_equally_wide_on_a_logarithmic_axis(tmp_path):
+def test_bins_of_growing_width_get_a_logarithmic_axis(tmp_path):
     def columns(edges: list[int]) -> np.ndarray:
         """Pixels in each line of the picture's columns that the first bin alone paints."""
         counts = [1] + [0] * (len(edges) - 2)
@@ -70,7 +70,7 @@ def test_growth_shows_its_points_and_its_line(tmp_path):
     assert orange(0.5) > 200 and orange(None) == 0
 
 
-def test_scores_stand_beside_what_is_published(tmp_path):
+def test_scores_are_drawn_with_published_scores(tmp_path):
     """A row for each task: more tasks, a taller picture; ours and the published marks have their colours."""
     of_model = {"score_mean": 0.8, "low": 0.78, "high": 0.82}
     task = {"pretrained": of_model, "random_init": of_model | {"score_mean": 0.6}, "measured": {"MiniLM": 0.7}}

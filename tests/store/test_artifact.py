@@ -19,7 +19,7 @@ def build(path: Path) -> dict:
     return {"letters": 5}
 
 
-def test_an_artifact_is_built_once_and_records_what_made_it(tmp_path):
+def test_an_artifact_is_built_once_and_records_its_origin(tmp_path):
     made = artifact.make(tmp_path / "a", ORIGIN, build)
     again = artifact.make(tmp_path / "a", ORIGIN, lambda path: pytest.fail("built twice"))
     assert made == again and made.facts == {"letters": 5} and made.kind == "thing"
@@ -28,7 +28,7 @@ def test_an_artifact_is_built_once_and_records_what_made_it(tmp_path):
     assert {"at", "seconds", "by", "host", "python", "commit"} <= record["made"].keys()
 
 
-def test_the_fingerprint_is_that_of_the_origin_alone():
+def test_the_fingerprint_depends_only_on_the_origin():
     changed = [
         artifact.origin("other", {"size": 3}, {"other": "abc"}, "1"),
         artifact.origin("thing", {"size": 4}, {"other": "abc"}, "1"),
@@ -39,7 +39,7 @@ def test_the_fingerprint_is_that_of_the_origin_alone():
     assert artifact.fingerprint(dict(reversed(ORIGIN.items()))) == artifact.fingerprint(ORIGIN)
 
 
-def test_a_failed_build_leaves_nothing_that_looks_whole(tmp_path):
+def test_a_failed_build_leaves_no_artifact(tmp_path):
     def fail(path):
         (path / "half.txt").write_text("half")
         raise OSError("disk full")
@@ -53,7 +53,7 @@ def test_a_failed_build_leaves_nothing_that_looks_whole(tmp_path):
     assert {path.name for path in made.path.iterdir()} == {"content.txt", "record.json"}
 
 
-def test_a_resumable_build_finds_what_was_left(tmp_path):
+def test_a_resumable_build_finds_the_files_of_the_last_one(tmp_path):
     def interrupted(path):
         (path / "half.txt").write_text("half")
         raise KeyboardInterrupt
@@ -102,14 +102,14 @@ def test_work_of_another_origin_is_refused_and_kept(tmp_path, change, resumable)
     assert made.facts == {"found": True}, "its own recipe goes on with it"
 
 
-def test_leftovers_that_nobody_can_go_on_with_are_removed(tmp_path):
+def test_leftovers_that_cannot_be_resumed_are_removed(tmp_path):
     other = ORIGIN | {"section": {"size": 4}}
     leave_unfinished(tmp_path / "a", other, resumable=False)
     made = artifact.make(tmp_path / "a", ORIGIN, build)
     assert {path.name for path in made.path.iterdir()} == {"content.txt", "record.json"}
 
 
-def test_a_build_that_failed_before_it_wrote_anything_blocks_no_other_recipe(tmp_path):
+def test_a_build_that_failed_without_output_blocks_no_other_recipe(tmp_path):
     def refuse(path):
         raise ValueError("this recipe cannot be built")
 
@@ -128,7 +128,7 @@ def test_a_build_that_failed_before_it_wrote_anything_blocks_no_other_recipe(tmp
     ],
     ids=["missing", "empty", "cut short", "a bit flipped"],
 )
-def test_work_whose_origin_cannot_be_read_is_gone_on_with(tmp_path, damage):
+def test_work_with_an_unreadable_origin_is_resumed(tmp_path, damage):
     """The disk may take origin.json alone; a resumable build verifies what it finds, so nothing else need be lost."""
     partial = leave_unfinished(tmp_path / "a", ORIGIN, resumable=True)
     before = (partial / "origin.json").read_bytes()
@@ -163,7 +163,7 @@ def _never_made(path: Path) -> None:
     artifact.make(path, ORIGIN, endless_build)
 
 
-def test_two_processes_that_want_the_same_thing_build_it_once(tmp_path):
+def test_two_processes_build_the_same_artifact_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_make, args=(tmp_path / "a",)) for _ in range(3)]
     for process in processes:
@@ -192,7 +192,7 @@ def _race(root: Path, barrier) -> None:
         assert {(made.path / name).read_text() for name in PARTS} == {str(made.facts["by"])}
 
 
-def test_of_two_processes_that_race_a_hundred_times_one_builds_and_nobody_reads_a_part(tmp_path):
+def test_in_a_hundred_races_one_process_builds_and_readers_see_only_complete_artifacts(tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
     racers = [context.Process(target=_race, args=(tmp_path, barrier)) for _ in range(2)]
@@ -213,7 +213,7 @@ def test_of_two_processes_that_race_a_hundred_times_one_builds_and_nobody_reads_
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".partial"]
 
 
-def test_a_builder_that_is_killed_leaves_nothing_and_blocks_nobody(tmp_path):
+def test_a_killed_builder_leaves_no_artifact_and_blocks_nobody(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=_never_made, args=(tmp_path / "a",))
     process.start()
     while not (tmp_path / "begun").exists():
@@ -226,7 +226,7 @@ def test_a_builder_that_is_killed_leaves_nothing_and_blocks_nobody(tmp_path):
     assert not (tmp_path / "a.partial").exists()
 
 
-def test_files_outside_are_known_by_their_names_and_bytes(tmp_path):
+def test_files_fingerprint_depends_on_names_and_content(tmp_path):
     (tmp_path / "x").write_text("1")
     (tmp_path / "y").write_text("1")
     x, y = tmp_path / "x", tmp_path / "y"

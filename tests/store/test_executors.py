@@ -33,14 +33,14 @@ def test_results_come_in_the_order_of_the_shards():
 
 
 @pytest.mark.parametrize("numbers", [(3,), (1, 2, 3, 4)])
-def test_the_shard_that_failed_is_named_and_the_others_are_handed_over(numbers):
+def test_a_failed_shard_is_named_and_the_others_finish(numbers):
     finished = {}
     with pytest.raises(ShardError, match=r"squares: shard number-3: ValueError: three is not allowed$"):
         map_shards("squares", square, shards(*numbers), total=len(numbers), on_result=finished.__setitem__)
     assert finished == {f"number-{n}": n * n for n in numbers if n != 3}
 
 
-def test_a_generator_is_drawn_from_as_it_is_needed():
+def test_a_generator_is_consumed_as_needed():
     drawn, finished = [], []
 
     def source():
@@ -61,7 +61,7 @@ def die_once(folder: Path, number: int) -> int:
     return number
 
 
-def test_a_worker_that_is_killed_costs_only_what_it_held(tmp_path, caplog):
+def test_only_the_shards_of_a_killed_worker_are_built_again(tmp_path, caplog):
     calls = [(f"number-{n}", (tmp_path, n)) for n in range(12)]
     assert map_shards("numbers", die_once, calls) == list(range(12))
     assert "a worker process was killed; building again" in caplog.text
@@ -71,7 +71,7 @@ def test_a_worker_that_is_killed_costs_only_what_it_held(tmp_path, caplog):
 
 WAIT_WITH_WORKERS = """
 import os, time
-from bert_pipeline.executors import executor
+from bert_pipeline.store.executors import executor
 if __name__ == "__main__":
     with executor() as (pool, width):
         print(*{pool.submit(os.getpid).result() for _ in range(width)}, flush=True)
@@ -79,7 +79,7 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_end_with_the_process_that_was_killed(tmp_path):
+def test_workers_end_when_their_parent_is_killed(tmp_path):
     (tmp_path / "parent.py").write_text(WAIT_WITH_WORKERS)
     parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True)
     workers = {int(number) for number in parent.stdout.readline().split()}
@@ -96,27 +96,27 @@ def always_die(number: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_shard_that_kills_every_worker_is_an_error_in_the_end():
+def test_a_shard_that_kills_every_worker_is_an_error():
     with pytest.raises(
-        ShardError, match=r"3 times a worker process was killed while it held one of .*number-1.*remedy"
+        ShardError, match=r"a worker process was killed 3 times while it worked on one of .*number-1.*remedy"
     ):
         map_shards("deadly", always_die, shards(1, 2))
 
 
 def test_an_unknown_executor_is_refused(monkeypatch):
     monkeypatch.setenv("BERT_PIPELINE_EXECUTOR", "threads")
-    with pytest.raises(ValueError, match="'threads' is no executor; remedy: processes, or dask://"):
+    with pytest.raises(ValueError, match="'threads' is no executor; remedy: set processes or dask://"):
         map_shards("squares", square, shards(1, 2))
 
 
-def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
+def test_an_unreachable_scheduler_is_an_error_with_its_address(monkeypatch):
     monkeypatch.setattr("bert_pipeline.store.executors.DASK_TIMEOUT", 1)
     monkeypatch.setenv("BERT_PIPELINE_EXECUTOR", "dask://127.0.0.1:9")
     with pytest.raises(ConnectionError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9: .*remedy"):
         map_shards("squares", square, shards(1, 2))
 
 
-def test_dask_gives_the_same_and_survives_the_death_of_a_worker(monkeypatch, tmp_path, dask_cluster):
+def test_dask_gives_the_same_result_and_survives_a_killed_worker(monkeypatch, tmp_path, dask_cluster):
     monkeypatch.setenv("BERT_PIPELINE_EXECUTOR", dask_cluster.address)
     assert map_shards("squares", square, shards(*range(4, 40))) == [n * n for n in range(4, 40)]
     with pytest.raises(ShardError, match="squares: shard number-3: ValueError: three is not allowed"):
@@ -133,7 +133,7 @@ def process_id(folder: Path, _: int) -> int:
     return os.getpid()
 
 
-def test_worker_processes_stay_for_the_next_stage_and_then_end(monkeypatch, tmp_path):
+def test_worker_processes_are_reused_by_the_next_stage_and_end_when_idle(monkeypatch, tmp_path):
     end_idle_workers()
     monkeypatch.setattr("bert_pipeline.store.executors.IDLE_SECONDS", 3)
     calls = [(f"number-{n}", (tmp_path, n)) for n in range(10)]

@@ -108,7 +108,7 @@ def remote(url: str) -> Remote:
     return Remote(open_store(url, AT_ONCE))
 
 
-def test_files_of_no_and_of_many_parts_come_back_as_they_were(url, tmp_path, monkeypatch):
+def test_files_of_zero_and_many_parts_are_restored(url, tmp_path, monkeypatch):
     monkeypatch.setattr(object_store, "PART_BYTES", 5 << 20)
     files = {"empty": b"", "large": random.Random(1).randbytes((23 << 20) + 7), "small": b"1", "same": b"1"}
     here = make(tmp_path / "here", None, files)
@@ -131,7 +131,7 @@ def _write_races(url: str, root: Path, writer: int, races: int, environment: dic
             told.put((race, writer, made.fingerprint, str(error)))
 
 
-def test_of_four_writers_one_wins_and_what_it_wrote_is_read(server, url, tmp_path):
+def test_of_four_writers_one_wins(server, url, tmp_path):
     races, writers = 30, 4
     context = multiprocessing.get_context("spawn")
     barrier, told = context.Barrier(writers), context.Queue()
@@ -154,7 +154,7 @@ def test_of_four_writers_one_wins_and_what_it_wrote_is_read(server, url, tmp_pat
     won: dict[int, list] = {}
     for race, writer, fingerprint, error in answers:
         if error:
-            assert "has another content than" in error and "remedy" in error
+            assert "have different content" in error and "remedy" in error
         else:
             won.setdefault(race, []).append((writer, fingerprint))
     assert len(answers) == races * writers and len(won) == races
@@ -224,7 +224,7 @@ class Proxy:
                 continue
 
 
-def test_whatever_the_network_does_nothing_partial_is_seen(server, url, tmp_path, monkeypatch, caplog):
+def test_network_faults_never_show_a_partial_artifact(server, url, tmp_path, monkeypatch, caplog):
     """100 schedules of faults; in every tenth, files of several parts."""
     import s3fs
 
@@ -269,7 +269,7 @@ def _push(url: str, path: Path, environment: dict) -> None:
     remote(url).push(artifact.load(path))
 
 
-def test_a_push_that_is_killed_at_random_moments_is_gone_on_with(server, url, tmp_path):
+def test_a_push_killed_at_random_moments_is_resumed(server, url, tmp_path):
     files = {f"file-{n}": random.Random(n).randbytes(12 << 20) for n in range(6)}
     here, environment = make(tmp_path / "here", None, files), credentials(f"http://127.0.0.1:{server}")
     chance, killed = random.Random(7), 0
@@ -291,18 +291,18 @@ def test_a_push_that_is_killed_at_random_moments_is_gone_on_with(server, url, tm
     assert content(tmp_path / "there") == content(here.path)
 
 
-def test_a_server_that_is_gone_and_a_bucket_that_is_missing_are_named(url, tmp_path, monkeypatch, caplog):
+def test_an_unreachable_server_and_a_missing_bucket_are_errors(url, tmp_path, monkeypatch, caplog):
     missing = remote("s3://no-such-bucket/prefix")
     make(tmp_path / "a", missing, {"file": b"1"})
     assert "cannot write s3://no-such-bucket/prefix/blobs/" in caplog.text
-    assert "does not exist; remedy: make the bucket" in caplog.text
+    assert "does not exist; remedy: create the bucket" in caplog.text
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
         gone = remote(url)
         make(tmp_path / "b", gone, {"file": b"1"}, "b")
-    assert f"was not pulled, and is built: cannot read {url}/tokenizer/" in caplog.text
-    assert "was not pushed" in caplog.text and "remedy: run it again when the store answers" in caplog.text
+    assert f"was not pulled and is built instead: cannot read {url}/tokenizer/" in caplog.text
+    assert "was not pushed" in caplog.text and "remedy: run again when the store answers" in caplog.text
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -67,7 +67,7 @@ def test_an_artifact_holds_its_shards_and_an_index_of_them(tmp_path, calls):
     assert sorted(p.name for p in made.path.iterdir()) == ["heldout", "record.json", INDEX, "train"]
 
 
-def test_a_grown_artifact_builds_its_new_shards_only(tmp_path, calls):
+def test_a_grown_artifact_builds_only_its_new_shards(tmp_path, calls):
     build(tmp_path / "store" / "a", calls, {"one": "x", "two": "yy"})
     grown = build(tmp_path / "store" / "b", calls, {"one": "x", "two": "changed", "zero": "new"})
     assert counted(calls) == {"one": 1, "two": 2, "zero": 1}
@@ -76,13 +76,13 @@ def test_a_grown_artifact_builds_its_new_shards_only(tmp_path, calls):
     assert (tmp_path / "store/a/train/shard-one.txt").samefile(grown.path / "train/shard-one.txt")
 
 
-def test_another_version_of_the_code_takes_nothing_over(tmp_path, calls):
+def test_another_code_version_reuses_no_shard(tmp_path, calls):
     build(tmp_path / "store" / "a", calls, {"one": "x"})
     build(tmp_path / "store" / "b", calls, {"one": "x"}, code_version="2")
     assert counted(calls) == {"one": 2}
 
 
-def test_a_build_that_failed_keeps_what_was_whole_and_goes_on_from_there(tmp_path, calls):
+def test_a_failed_build_keeps_its_finished_shards_and_resumes(tmp_path, calls):
     destination, contents = tmp_path / "store" / "a", {"one": "x", "two": "yy", "bad": "broken", "four": "zzzz"}
     with pytest.raises(ShardError, match="letters: shard bad: ValueError: record 7 is broken"):
         build(destination, calls, contents)
@@ -97,14 +97,14 @@ def test_a_build_that_failed_keeps_what_was_whole_and_goes_on_from_there(tmp_pat
     assert not list(partial.rglob("half"))
 
 
-def test_a_folder_beside_that_is_no_artifact_is_let_alone(tmp_path, calls):
+def test_a_neighbouring_folder_that_is_no_artifact_is_ignored(tmp_path, calls):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         build_shards("letters", write, [Shard("one", "x", ("one", "x", calls))], tmp_path / folder)
     assert counted(calls) == {"one": 2}
 
 
-def test_what_was_whole_serves_another_recipe_that_goes_on_after_a_failure(tmp_path, calls):
+def test_finished_shards_of_a_failed_build_serve_another_recipe(tmp_path, calls):
     with pytest.raises(ShardError):
         build(tmp_path / "store" / "a", calls, {"one": "x", "two": "yy", "bad": "broken"})
     build(tmp_path / "store" / "b", calls, {"one": "x", "two": "yy", "bad": "mended"})
@@ -112,7 +112,7 @@ def test_what_was_whole_serves_another_recipe_that_goes_on_after_a_failure(tmp_p
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_a_damaged_shard_is_not_taken_over_but_built_again(tmp_path, calls, damage, caplog):
+def test_a_damaged_shard_is_built_again(tmp_path, calls, damage, caplog):
     first = build(tmp_path / "store" / "a", calls, {"one": "xxxx", "two": "yy"})
     file = first.path / "train" / "shard-one.txt"
     if damage == "truncate":
@@ -127,14 +127,14 @@ def test_a_damaged_shard_is_not_taken_over_but_built_again(tmp_path, calls, dama
     assert "train/shard-one.txt is damaged; building it again" in caplog.text
 
 
-def test_two_shards_of_one_name_are_refused(tmp_path):
+def test_two_shards_with_one_name_are_an_error(tmp_path):
     store = ShardStore("letters", tmp_path)
     store.note("a", {})
     with pytest.raises(ShardError, match="two shards are named group/"):
         store.note("a", {})
 
 
-def test_what_an_interrupted_build_left_of_shards_no_longer_wanted_is_removed(tmp_path, calls):
+def test_files_of_shards_no_longer_needed_are_removed(tmp_path, calls):
     (tmp_path / "out" / "train").mkdir(parents=True)
     (tmp_path / "out" / "train" / "shard-stray.txt").write_text("left over")
     build_shards("letters", write, [Shard("one", "x", ("one", "x", calls))], tmp_path / "out")
@@ -146,7 +146,7 @@ def test_totals_add_numbers_lists_and_dicts_and_keep_the_first_text():
     assert total(facts) == {"n": 3, "bins": [4, 6], "of": {"a": 1, "b": 2}, "example": "x"}
 
 
-def test_a_build_killed_by_sigkill_goes_on_where_it_was(tmp_path, calls, monkeypatch):
+def test_a_build_killed_by_sigkill_resumes(tmp_path, calls, monkeypatch):
     """The program runs its shards in its own process group, and dies while one is being written."""
     destination, contents = tmp_path / "store" / "a", {f"n{k:02d}": "x" * k for k in range(20)}
     code = f"import test_shards as t; from pathlib import *; t.build({destination!r}, {calls!r}, {contents})"
@@ -172,7 +172,7 @@ def fill(folder: Path, size: int) -> dict:
     return {}
 
 
-def test_a_full_disk_ends_with_the_bytes_that_are_missing_and_nothing_half_written(tmp_path, small_disk):
+def test_a_full_disk_is_an_error_with_the_missing_bytes_and_leaves_no_partial_file(tmp_path, small_disk):
     shards = [Shard(f"of-{size}", size, (size,)) for size in (100_000, 200_000, 3_000_000)]
     with pytest.raises(ShardError, match=r"shard of-3000000: OSError: .*the disk is full: [\d,]+ bytes are free, and "):
         build_shards("fill", fill, shards, small_disk / "out")

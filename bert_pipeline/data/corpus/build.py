@@ -157,8 +157,8 @@ class Dealer:
 
     def _adopt(self, made_from: dict[str, Any]) -> bool:
         """Take a group over that stands whole."""
-        group = self.store.standing(made_from)
-        shards = [entry for shard in group.facts["shards"] if (entry := self.store.standing(shard))] if group else []
+        group = self.store.existing(made_from)
+        shards = [entry for shard in group.facts["shards"] if (entry := self.store.existing(shard))] if group else []
         if not group or len(shards) < len(group.facts["shards"]):
             return False
         for entry in (group, *shards):

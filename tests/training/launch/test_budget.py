@@ -167,5 +167,5 @@ def test_what_is_asked_for_in_the_environment(monkeypatch, tmp_path):
     assert launch.per_device_tokens() == 512
     for nonsense in ("many", "0", "-1"):
         monkeypatch.setenv("BERT_PIPELINE_PER_DEVICE_TOKENS", nonsense)
-        with pytest.raises(ValueError, match=f"TOKENS is '{nonsense}'; remedy: a number of tokens, or auto"):
+        with pytest.raises(ValueError, match=f"TOKENS is '{nonsense}'; remedy: set a number of tokens, or auto"):
             launch.per_device_tokens()
