@@ -20,7 +20,7 @@ from bert_pipeline.data.sources.pubmed.reader import Citation, Deletion, read_ci
 from bert_pipeline.data.sources.records import Rejection, SourceError
 
 ROOT = Path(__file__).parents[3]
-REMEDY = r"some\.xml\.gz: .*byte \d+.*, the last good one of (no )?PMID.*; remedy: download the file again"
+REMEDY = r"some\.xml\.gz: .*byte \d+.*, the last good one with (no )?PMID.*; remedy: download the file again"
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_what_is_no_citation_is_set_aside(tmp_path, record, reason):
 CHILD = """
 import json, re, sys, time
 from pathlib import Path
-from bert_pipeline.data.sources.pubmed import read_citations
+from bert_pipeline.data.sources.pubmed.reader import read_citations
 from bert_pipeline.data.sources.records import SourceError, Rejection
 
 def peak():  # not ru_maxrss, which begins at the memory of the process that started this one

@@ -128,7 +128,7 @@ def test_a_mirror_is_made_and_grows(site, tmp_path):
 
 
 def test_a_mirror_is_updated_from_where_it_came_and_none_is_begun(site, tmp_path):
-    with pytest.raises(DownloadError, match="is no mirror of PubMed; remedy: bert-pipeline download-pubmed --out"):
+    with pytest.raises(DownloadError, match="is not a PubMed mirror; remedy: run `bert-pipeline download-pubmed --out"):
         update_pubmed(tmp_path / "none")
     mirror(site, tmp_path)
     publish(site, updates=(4, 5, 6))
@@ -141,7 +141,7 @@ def test_never_more_connections_than_allowed(site, tmp_path):
         answers[0] = dataclasses.replace(answers[0], drip=0.005, drips_at=len(answers[0].content) - 2)
     mirror(site, tmp_path)
     assert site.most_at_once == 3
-    with pytest.raises(ValueError, match="parallel is 0; remedy: 1 or more"):
+    with pytest.raises(ValueError, match="parallel is 0; remedy: use 1 or more"):
         mirror(site, tmp_path, parallel=0)
 
 
@@ -179,8 +179,8 @@ def test_content_of_another_md5_is_laid_aside_and_fetched_again(site, tmp_path):
 
 def test_a_file_of_a_wrong_md5_fails_alone_after_three_refetches(site, tmp_path):
     site.answers[f"/{ALL[1]}"] = [Answer(content(2)[:-1] + b"?")]
-    told = fails(site, tmp_path, (ALL[1], "the content is another"))
-    assert told.startswith("failed files: 1 (4 stand in ")
+    told = fails(site, tmp_path, (ALL[1], "wrong content: "))
+    assert told.startswith("failed files: 1 (4 verified files in ")
     assert standing(tmp_path) == without(ALL[1]) and len(rows(tmp_path)) == 4
     assert site.paths().count(f"/{ALL[1]}") == 4
     publish(site)
@@ -258,7 +258,7 @@ def test_each_fault_on_a_file_of_its_own(site, tmp_path):
     with pytest.raises(DownloadError) as caught:
         mirror(site, tmp_path)
     assert f"{name(10)}: the server says 302" in str(caught.value)
-    assert str(caught.value).startswith("failed files: 1 (12 stand in ")
+    assert str(caught.value).startswith("failed files: 1 (12 verified files in ")
     for row in rows(tmp_path):
         number = int(row["name"][9:13])
         assert (tmp_path / "baseline" / row["name"]).read_bytes() == content(number)
@@ -317,7 +317,7 @@ def test_years_are_not_mixed(site, tmp_path):
     site.answers["/baseline/"] = [page([name(1, 27)])]
     site.answers["/updatefiles/"] = [page([])]
     with pytest.raises(
-        DownloadError, match=r"holds 5 files of another year .*not of 2027.*remedy: name an empty folder"
+        DownloadError, match=r"holds 5 files of another year .* than the server \(2027\).*remedy: use an empty folder"
     ):
         mirror(site, tmp_path)
     site.answers["/updatefiles/"] = [page([name(4)])]
@@ -379,7 +379,7 @@ def test_what_cannot_be_verified_does_not_keep_its_name(site, tmp_path):
     (tmp_path / ALL[1]).write_bytes(content(99))
     (tmp_path / "baseline" / name(77)).write_bytes(content(77))
     del site.answers[f"/{ALL[1]}.md5"]
-    fails(site, tmp_path, (ALL[1], "404"), (f"baseline/{name(77)}", "neither recorded nor listed"))
+    fails(site, tmp_path, (ALL[1], "404"), (f"baseline/{name(77)}", "neither in files.jsonl nor in the listing"))
     assert ALL[1] not in standing(tmp_path)
 
 
@@ -392,7 +392,7 @@ def test_what_is_no_longer_listed_stays(site, tmp_path):
 def test_one_run_at_a_time(site, tmp_path):
     with (
         FileLock(tmp_path / "download.lock"),
-        pytest.raises(DownloadError, match="another run downloads to it now; rem"),
+        pytest.raises(DownloadError, match="another run is downloading to this folder; rem"),
     ):
         mirror(site, tmp_path)
 
@@ -407,18 +407,18 @@ def test_a_listing_that_is_not_whole_is_asked_for_again(site, tmp_path):
     assert mirror(site, tmp_path)["files"] == 5
     site.answers["/baseline/"] = [cut]
     with pytest.raises(
-        DownloadError, match=r"/baseline/: ValueError: a listing that ends before </html>, after 400 bytes"
+        DownloadError, match=r"/baseline/: ValueError: the listing ends before </html>, after 400 bytes"
     ):
         mirror(site, tmp_path)
 
 
 def test_a_place_that_is_no_mirror(site, tmp_path):
     site.answers["/baseline/"] = [Answer(b"<html>Hello</html>")]
-    with pytest.raises(DownloadError, match=r"/baseline/ lists no file of PubMed; remedy: name another --base-url"):
+    with pytest.raises(DownloadError, match=r"/baseline/ lists no PubMed file; remedy: use another --base-url"):
         mirror(site, tmp_path)
     with pytest.raises(DownloadError, match=r"/nowhere/baseline/: the server says 404 Not Found; remedy: "):
         download_pubmed(tmp_path, site.url("/nowhere"), patience=HASTY)
-    with pytest.raises(DownloadError, match="not https, and refused"):
+    with pytest.raises(DownloadError, match="refused because it is not https"):
         download_pubmed(tmp_path, "http://example.org/pubmed/")
 
 
@@ -431,7 +431,7 @@ def test_a_full_disk_is_named_and_ends_it(site, small_disk):
         large = content(number, 700_000)
         site.answers[f"/baseline/{name(number)}"] = [Answer(large)]
         site.answers[f"/baseline/{name(number)}.md5"] = [Answer(md5_line(number, large))]
-    with pytest.raises(DiskError, match="No space left on device; remedy: make room or name another folder"):
+    with pytest.raises(DiskError, match="No space left on device; remedy: free disk space or use another folder"):
         mirror(site, small_disk)
 
 
@@ -472,4 +472,4 @@ def test_the_command(site, tmp_path, capsys, caplog):
     (tmp_path / ALL[1]).unlink()
     assert main(arguments) == 1
     told = capsys.readouterr().err
-    assert "failed files: 1 (4 stand in" in told and f"\n    {ALL[1]}: " in told
+    assert "failed files: 1 (4 verified files in" in told and f"\n    {ALL[1]}: " in told

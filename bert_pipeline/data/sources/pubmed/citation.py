@@ -109,7 +109,7 @@ class Deletion(NamedTuple):
     version: int
 
 
-def judge(record: Record, number: int) -> list[Citation | Deletion | Fault]:
+def parse_record(record: Record, number: int) -> list[Citation | Deletion | Fault]:
     """The citation, or the deletions, of a record; they are numbered from `number`."""
     if record.rows[FIELD] % FLAG == _DELETE_CITATION:
         return _deletions(record, number)
