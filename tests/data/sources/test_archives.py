@@ -182,7 +182,7 @@ def test_a_compressed_archive_that_was_cut_or_changed_stops_the_reading(tmp_path
 
 def test_two_archives_in_one_file_stop_the_reading(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar(GOOD[0]) + tar(GOOD[1]))
-    with pytest.raises(SourceError, match=r"a\.tar: data behind the end of the archive; remedy"):
+    with pytest.raises(SourceError, match=r"a\.tar: data after the end of the archive; remedy"):
         read(tmp_path)
 
 

@@ -377,7 +377,7 @@ def test_a_compressed_file_that_was_cut_short_stops_the_reading(tmp_path, suffix
         ("a.csv", b"pmid,abstract\n1,b\n", r"a\.csv: no column text; the columns are pmid, abstract; remedy"),
         ("a.csv", b'id,text\n1,a\n2,"open\n3,b\n', r"a\.csv: line 3: a quoted field never ends; remedy"),
         ("a.csv", b'id,"te"xt\n', r"a\.csv: line 1: the header is not CSV: .*te"),
-        ("a.doc", b"{}", r"a\.doc: unknown suffix \.doc; remedy: name it \.txt, \.jsonl"),
+        ("a.doc", b"{}", r"a\.doc: unknown suffix \.doc; remedy: use \.txt, \.jsonl"),
         ("a.json", b"[]", r"a\.json: empty, it holds no record; remedy"),
         (
             "a.json",
@@ -387,7 +387,7 @@ def test_a_compressed_file_that_was_cut_short_stops_the_reading(tmp_path, suffix
         ("a.json", b'[{"text": "a"}, {"te', r"a\.json: cut short or not JSON after record 1: Unterminated string"),
         ("a.json", b'[{"text": "a"} {"text": "b"}]', r"a\.json: cut short or not JSON after record 1: Expecting ','"),
         ("a.json", b"[" * 100_000, r"a\.json: cut short or not JSON after record 0: .*recursion"),
-        ("a.json", b'[{"text": "a"}]\n[{"text": "b"}]', r"a\.json: text behind the end of the JSON array: .*; remedy"),
+        ("a.json", b'[{"text": "a"}]\n[{"text": "b"}]', r"a\.json: text after the end of the JSON array: .*; remedy"),
         ("a.txt", "Text.\nMore.".encode("utf-16"), r"a\.txt: text in UTF-16 or UTF-32; remedy: convert it to UTF-8"),
         ("a.txt", "Text.".encode("utf-16-be"), r"a\.txt: text in UTF-16 or UTF-32; remedy: convert it to UTF-8"),
         ("a.jsonl", '{"text": "ß"}'.encode("utf-16-le"), r"a\.jsonl: text in UTF-16 or UTF-32; remedy"),
@@ -416,11 +416,11 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path, monkeypatch):
     with pytest.raises(SourceError, match=rf"{tmp_path}/missing: no such file or folder; remedy: .*BERT_PIPELINE_DATA"):
         find_files("missing")
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(SourceError, match=rf"{tmp_path}: 1 files, none of them readable; remedy: name it \.txt"):
+    with pytest.raises(SourceError, match=rf"{tmp_path}: 1 files, none in a supported format; remedy: use \.txt"):
         find_files(".")
-    with pytest.raises(SourceError, match=rf"{tmp_path}/\*\.md: 1 files, none of them readable; remedy"):
+    with pytest.raises(SourceError, match=rf"{tmp_path}/\*\.md: 1 files, none in a supported format; remedy"):
         find_files("*.md")
-    with pytest.raises(SourceError, match="0 files, none of them readable"):
+    with pytest.raises(SourceError, match="0 files, none in a supported format"):
         find_files("nowhere/*.txt")
 
 

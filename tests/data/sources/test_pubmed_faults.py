@@ -66,7 +66,7 @@ def test_a_gzip_with_wrong_sums_or_with_more_behind_it_is_refused(tmp_path, xml)
         assert "corrupt after byte" in refused(tmp_path, bytes(flipped))
     for more in (b"x", b"\0" * 512, b"\x1f\x8b", packed):
         refused(tmp_path, packed + more)
-    assert "more after </PubmedArticleSet>" in refused(tmp_path, gzip.compress(xml + b"<a/>"))
+    assert "data after </PubmedArticleSet>" in refused(tmp_path, gzip.compress(xml + b"<a/>"))
 
 
 def test_bits_that_flip_in_a_gzip_are_found(tmp_path, xml):
@@ -87,9 +87,9 @@ def test_xml_that_is_cut_anywhere_is_refused(tmp_path, xml):
     ("data", "message"),
     [
         (b"", "empty"),
-        (b"<html>503 Service Unavailable</html>", "does not begin as a PubmedArticleSet: '<html>503"),
-        ((HEAD + TAIL).decode().encode("utf-16"), "does not begin as a PubmedArticleSet"),
-        (HEAD.replace(b"utf-8", b"ISO-8859-1") + TAIL, "says that it is in ISO-8859-1"),
+        (b"<html>503 Service Unavailable</html>", "does not begin with a PubmedArticleSet: '<html>503"),
+        ((HEAD + TAIL).decode().encode("utf-16"), "does not begin with a PubmedArticleSet"),
+        (HEAD.replace(b"utf-8", b"ISO-8859-1") + TAIL, "declares the encoding ISO-8859-1"),
         (HEAD + b"&" * 20, "no </PubmedArticleSet>"),
     ],
 )
@@ -331,7 +331,7 @@ def test_hostile_files_do_no_harm(tmp_path, kind):
         server.shutdown()
     outcomes = [outcome for outcome, _ in told["found"]]
     if b"[<!ENTITY" in HOSTILE[kind]("", 0):
-        assert outcomes == ["refused"] and "declares entities of its own" in told["found"][0][1]
+        assert outcomes == ["refused"] and "declares entities" in told["found"][0][1]
     else:
         assert (outcomes[0], outcomes[-1]) == ("1", "3")
         assert ("rejected" in outcomes[1:-1]) == (kind not in LEFT_ALONE)

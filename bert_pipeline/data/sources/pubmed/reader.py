@@ -65,10 +65,10 @@ def read_citations(
 
 
 def pubmed_files(folder: Path) -> dict[str, Path]:
-    """The files pubmedYYnNNNN.xml.gz in the folder, its baseline/ and its updatefiles/, in the order of their numbers.
+    """Return the files pubmedYYnNNNN.xml.gz in the folder, its baseline/ and its updatefiles/, ordered by number.
 
-    Other names, and links out of the folder, are passed over. Raises SourceError where there are none, where they are
-    of two years, and where one stands there twice.
+    Other names, and links that lead out of the folder, are skipped. Raises SourceError if there is no such file, if the
+    files are of two years, or if two files have the same number.
     """
     found: dict[int, Path] = {}
     years = set()
