@@ -68,7 +68,7 @@ def test_a_gzip_with_wrong_sums_or_with_more_behind_it_is_refused(tmp_path, xml)
     assert "data after </PubmedArticleSet>" in refused(tmp_path, gzip.compress(xml + b"<a/>"))
 
 
-def test_bits_that_flip_in_a_gzip_are_found(tmp_path, xml):
+def test_flipped_bits_in_a_gzip_are_detected(tmp_path, xml):
     packed = gzip.compress(xml)
     rng = random.Random(4)
     for _ in range(50):
@@ -92,7 +92,7 @@ def test_xml_that_is_cut_anywhere_is_refused(tmp_path, xml):
         (HEAD + b"&" * 20, "no </PubmedArticleSet>"),
     ],
 )
-def test_what_is_no_file_of_pubmed_is_refused(tmp_path, data, message):
+def test_a_file_of_another_kind_is_refused(tmp_path, data, message):
     (tmp_path / "some.xml").write_bytes(data)
     with pytest.raises(SourceError, match=rf"some\.xml: .*{message}.*; remedy: "):
         list(read_citations(tmp_path / "some.xml"))
@@ -179,7 +179,7 @@ def damage(xml: bytes, folder: Path, repeats: int) -> dict[str, float]:
     return counts
 
 
-def test_a_broken_record_is_set_aside_and_its_neighbours_live(tmp_path, xml):
+def test_a_broken_record_is_rejected_and_its_neighbours_are_read(tmp_path, xml):
     counts = damage(xml, tmp_path, repeats=12)
     assert counts["corruptions"] == 12 * NUM_KINDS and counts["set aside"] > 80
     assert counts["silent"] == 0
@@ -187,7 +187,7 @@ def test_a_broken_record_is_set_aside_and_its_neighbours_live(tmp_path, xml):
 
 
 @pytest.mark.slow
-def test_a_thousand_broken_records_are_set_aside(tmp_path, xml, capsys):
+def test_a_thousand_broken_records_are_rejected(tmp_path, xml, capsys):
     counts = damage(xml, tmp_path, repeats=1000 // NUM_KINDS + 1)
     with capsys.disabled():
         print(f"\nI3: {counts}")
@@ -195,7 +195,7 @@ def test_a_thousand_broken_records_are_set_aside(tmp_path, xml, capsys):
     assert counts["all others kept"] >= 0.99 * counts["corruptions"]
 
 
-def test_a_rejection_tells_where_and_why(tmp_path):
+def test_a_rejection_says_where_and_why(tmp_path):
     text = f"{article(41)}\n{article(42, article='<ArticleTitle>a' + chr(1) + 'b</ArticleTitle>')}\nstray {article(43)}"
     good, broken, stray, last = read_bytes(tmp_path, text)
     at = (HEAD + text.encode()).index(b"\x01")
@@ -225,7 +225,7 @@ def test_a_rejection_tells_where_and_why(tmp_path):
         ("\x0b", "text or tags between records"),
     ],
 )
-def test_what_is_no_citation_is_set_aside(tmp_path, record, reason):
+def test_what_is_not_a_citation_is_rejected(tmp_path, record, reason):
     found = read_bytes(tmp_path, article(1) + record + article(2))
     assert [found[0].pmid, found[-1].pmid] == ["1", "2"]
     assert isinstance(found[1], Rejection) and found[1].reason.startswith(reason)
@@ -368,7 +368,7 @@ def bomb(folder: Path, megabytes: int) -> Path:
 
 
 @pytest.mark.parametrize("megabytes", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_a_record_that_is_too_large_is_set_aside_without_being_held(tmp_path, megabytes, capsys):
+def test_a_record_that_is_too_large_is_rejected_without_loading_it(tmp_path, megabytes, capsys):
     path = bomb(tmp_path, megabytes)
     [report] = read_in_children(tmp_path, path)
     assert [outcome for outcome, _ in report["found"]] == ["1", "rejected", "3"]
