@@ -67,7 +67,8 @@ def test_a_server_that_fails_fails_the_run_by_name_and_the_next_goes_on(site, mi
         failed = update(instance)
         assert not failed.success
         error = str(failed.failure_data_for_node("update_mirrors").error)
-        assert "failed files: 1 (6 verified files in" in error and f"updatefiles/{name(6)}: the server says 404" in error
+        assert "failed files: 1 (6 verified files in" in error
+        assert f"updatefiles/{name(6)}: the server says 404" in error
         site.answers[f"/updatefiles/{name(6)}"] = answer
         assert "1 new files, 7 in all" in logged(instance, update(instance).run_id)
 

@@ -181,6 +181,11 @@ def test_pauses_grow_and_attempts_are_limited(site, tmp_path, pauses):
     )
 
 
+def test_a_pause_is_limited():
+    pauses = [Patience(first_pause=1, longest_pause=5).pause(10) for _ in range(100)]
+    assert 2.5 <= min(pauses) < max(pauses) <= 5
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"Retry-After": "7"}, {"Retry-After": "Thu, 29 Jan 2026 00:00:17 GMT", "Date": "Thu, 29 Jan 2026 00:00:10 GMT"}],

@@ -46,7 +46,7 @@ def test_a_document_is_a_function_of_the_seed_and_its_number():
 
 
 def test_the_bytes_of_the_sample_do_not_change(tmp_path):
-    """Recipes name the sample only by its seed. If the digest changes, raise code_version in the stages that read it."""
+    """Recipes name the sample only by its seed. If the digest changes, raise code_version in the stages reading it."""
     sample.write_sample_ner(tmp_path, SEED)
     digest = hashlib.sha256("\n".join(text for _, text in DOCUMENTS).encode())
     for part in ("train", "dev", "test"):

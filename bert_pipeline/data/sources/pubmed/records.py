@@ -45,12 +45,12 @@ STOP_BEFORE = rb"(?P<before>" + RECORD + rb"[ \t\r\n/>]|/PubmedArticleSet" + BLA
 NEXT_RECORD = re.compile(rb"<" + STOP_BEFORE)
 BOUNDARY = re.compile(rb"<(?:/" + RECORD + BLANK + rb"{0,9}>|" + STOP_BEFORE + rb")")
 COMMENT = rb"<!--(?:[^-]|-(?!-))*+-->|<\?(?!xml" + BLANK + rb").*?\?>"  # or a processing instruction
-ASIDE = re.compile(BLANK + rb"++|" + COMMENT, re.DOTALL)
-ASIDES = rb"(?:" + ASIDE.pattern + rb")*+"
+SKIPPABLE = re.compile(BLANK + rb"++|" + COMMENT, re.DOTALL)
+SKIPPABLES = rb"(?:" + SKIPPABLE.pattern + rb")*+"
 DOCTYPE = rb"<!DOCTYPE" + BLANK + rb"++PubmedArticleSet(?:[^][<>" + rb"\"']|\"[^\"]*\"|'[^']*')*+>"
 DECLARATION = rb"(?:\xef\xbb\xbf)?(?:<\?xml" + BLANK + rb"(?P<declared>[^?>]*)\?>)?"
 SET_START = rb"<PubmedArticleSet(?:" + BLANK + rb"[^<>]*?)?(?P<empty>/)?>"
-PROLOG = re.compile(DECLARATION + ASIDES + rb"(?:" + DOCTYPE + rb")?" + ASIDES + SET_START, re.DOTALL)
+PROLOG = re.compile(DECLARATION + SKIPPABLES + rb"(?:" + DOCTYPE + rb")?" + SKIPPABLES + SET_START, re.DOTALL)
 DECLARES = re.compile(rb"<!DOCTYPE[^>]*\[")
 ENCODING = re.compile(rb"encoding\s*=\s*[\"'](?!utf-?8[\"']|us-ascii[\"'])([^\"']*)", re.IGNORECASE)
 IN_QUOTES = {'"': "&quot;", "\t": " ", "\n": " ", "\r": " "}
@@ -151,7 +151,7 @@ def _windows(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
 
 
 def _read_prolog(text: _Text) -> bool:
-    """Move behind the start tag of the set; return False if the set is empty."""
+    """Move past the start tag of the set; return False if the set is empty."""
     text.hold(MAX_PROLOG)
     prolog = PROLOG.match(text.data)
     if not prolog:
@@ -170,8 +170,8 @@ def _read_epilog(text: _Text) -> None:
     """Read to the end of the file; raise SourceError if the set is followed by more than white space and comments."""
     while True:
         text.hold(LONGEST_TAG)
-        if aside := ASIDE.match(text.data, text.at):
-            text.at = aside.end()
+        if skipped := SKIPPABLE.match(text.data, text.at):
+            text.at = skipped.end()
         elif text.at < len(text.data):
             raise SourceError(f"data after </PubmedArticleSet>, at byte {text.offset}: {_shown(text)!r}")
         else:
@@ -234,12 +234,12 @@ class _Scanner:
 
 
 def _skip_comment(text: _Text) -> bool:
-    """Move behind a comment or processing instruction; return False if there is none here."""
-    while not (aside := ASIDE.match(text.data, text.at)):
+    """Move past a comment or processing instruction; return False if there is none here."""
+    while not (skipped := SKIPPABLE.match(text.data, text.at)):
         begun = text.data.startswith((b"<!--", b"<?"), text.at) and len(text.data) - text.at < MAX_TOKEN
         if not begun or not text.more():
             return False
-    text.at = aside.end()
+    text.at = skipped.end()
     return True
 
 
@@ -277,7 +277,7 @@ def _parse_with_expat(text: _Text, scanner: _Scanner) -> Record | Broken:
 
 
 def _skip_broken(text: _Text, fault: Fault, index: int = 0) -> Broken:
-    """Move behind the broken record that begins here; `index` is the position of the fault in the record."""
+    """Move past the broken record that begins here; `index` is the position of the fault in the record."""
     broken = Broken(text.offset + index, fault)
     text.at += 1
     if not text.skip_to(BOUNDARY):
