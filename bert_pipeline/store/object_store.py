@@ -9,7 +9,6 @@ For the first reason only the file systems in PROTOCOLS are accepted: their excl
 import errno
 import logging
 import os
-import random
 import re
 import time
 import uuid
@@ -232,8 +231,7 @@ class Persistent:
             if is_final:
                 break
             if number < attempts:
-                pause = self._patience.first_pause * 2 ** (number - 1)
-                time.sleep(min(pause, self._patience.longest_pause) * random.uniform(0.5, 1))
+                time.sleep(self._patience.pause(number))
         else:
             self._attempts = 1
         raise RemoteError(f"{fault}; remedy: {remedy}") from cause

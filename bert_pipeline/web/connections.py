@@ -1,12 +1,13 @@
-"""Connections to other people's servers: to https alone, without credentials, and none that drips for ever.
+"""HTTP connections to third-party servers: https only, no credentials, and a lower limit on the transfer rate.
 
-Plain http is spoken within this machine only. The rules hold after each redirection, too.
+Plain http is allowed only to this machine. The same rules apply to every redirect.
 """
 
 import functools
 import http.client
 import io
 import ipaddress
+import random
 import ssl
 import time
 import urllib.request
@@ -19,34 +20,40 @@ USER_AGENT = "bert-pipeline (training of domain BERTs)"
 
 
 class DownloadError(RuntimeError):
-    """A file that does not come, or is not the one that it should be; the message names it and the remedy."""
+    """A file could not be downloaded or has the wrong content; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """With a server. Times in seconds."""
+    """When to retry and when to give up on a server. Times in seconds."""
 
     attempts: int = 5
     first_pause: float = 1.0
-    """Before the second attempt; each further one is twice as long. Of each a random part, up to half, is left out,
-    lest all who were turned away come back together."""
+    """Pause before the second attempt; it doubles with each further attempt."""
     longest_pause: float = 600.0
-    """A server that asks to be left alone for longer is."""
+    """Upper limit of a pause. If Retry-After exceeds it, give up."""
     silence: float = 30.0
-    """Of a connection, until it counts as dead."""
+    """Give up on a connection that sends nothing for this long."""
     stall: float = 60.0
-    """A connection that brings less than `least_rate` bytes a second for so long is given up."""
+    """Give up on a connection that delivers fewer than `least_rate` bytes per second over this time."""
     least_rate: float = 1000.0
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait after the failure of attempt 1, 2, ...
+
+        Each pause is shortened at random by up to half, so that clients do not retry together.
+        """
+        return min(self.first_pause * 2 ** (attempt - 1), self.longest_pause) * random.uniform(0.5, 1)
 
 
 DEFAULT_PATIENCE = Patience()
 
 
 def open_url(url: str, headers: Mapping[str, str], patience: Patience) -> http.client.HTTPResponse:
-    """The answer to a GET.
+    """Send a GET request and return the response.
 
-    Raises DownloadError for an address that may not be asked; OSError (of which is urllib.error.HTTPError),
-    http.client.HTTPException and ValueError for what servers and networks do.
+    Raises DownloadError if the URL is not allowed; OSError (including urllib.error.HTTPError),
+    http.client.HTTPException or ValueError if the server or the network fails.
     """
     _assert_safe(url, allow_http=_is_this_machine(url))
     request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT} | dict(headers))
@@ -59,9 +66,9 @@ def _assert_safe(url: str, allow_http: bool) -> None:
     parts = urlsplit(url)
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     if parts.scheme not in ({"https", "http"} if allow_http else {"https"}):
-        raise DownloadError(f"{shown}: not https, and refused; remedy: name the file's https address")
+        raise DownloadError(f"{shown}: refused because it is not https; remedy: use the https URL of the file")
     if "@" in parts.netloc:
-        raise DownloadError(f"{shown}: an address with credentials is refused; remedy: name one without")
+        raise DownloadError(f"{shown}: a URL with credentials is refused; remedy: remove them from the URL")
 
 
 def _is_this_machine(url: str) -> bool:
@@ -115,7 +122,7 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Watched(io.RawIOBase):
-    """The bytes of a connection, from the first of the header on. The socket's own time limit sees only silence."""
+    """Raw stream that checks the rate of all bytes, headers included; the socket's timeout detects only silence."""
 
     def __init__(self, raw: io.RawIOBase, patience: Patience) -> None:
         super().__init__()

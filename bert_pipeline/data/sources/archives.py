@@ -1,7 +1,7 @@
-"""The members of a tar archive, read as a stream: nothing is written to disk, and no name is used as a path.
+"""Read the members of a tar archive as a stream; nothing is written to disk, and no member name is used as a path.
 
-Memory holds one member at a time. `tarfile` alone ends silently at a damaged header and at a cut between two members;
-here both are errors, and so is anything behind the end of the archive.
+Memory holds one member at a time. `tarfile` alone stops silently at a damaged header or at a cut between two members;
+here both are errors, and so is any data after the end of the archive.
 """
 
 import tarfile
@@ -12,7 +12,7 @@ from typing import Any, Self
 from bert_pipeline.data.sources.records import Fault, SourceError, excerpt
 
 DESCRIPTIONS = frozenset(b"x g X L K".split())
-"""Types of what describes the next member (extended attributes, long names), which `tarfile` reads into memory."""
+"""Header types for data about the next member (extended attributes, long names), which `tarfile` loads into memory."""
 MAX_DESCRIPTION_BYTES = 2**20
 
 
@@ -35,16 +35,16 @@ class _Header(tarfile.TarInfo):
 
 
 def members(stream: Any, suffixes: tuple[str, ...], max_bytes: int) -> Iterator[tuple[int, str, bytes | Fault]]:
-    """Number (from 1, of all members), name and bytes of the plain files with one of the suffixes.
+    """Yield number (from 1, counting all members), name and content of each plain file with one of the suffixes.
 
-    Folders and other suffixes are passed over. Links, devices and whatever else is no plain file are a Fault, as are
-    names that lead out of the archive and files of more than `max_bytes`. Raises SourceError or tarfile.TarError where
-    the archive is damaged or cut short.
+    Folders and other suffixes are skipped. The content is a Fault for links, devices and other non-files, for names
+    that lead out of the archive and for files larger than `max_bytes`. Raises SourceError or tarfile.TarError if the
+    archive is damaged or cut short.
     """
     number = 0
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # it keeps a note of each
+            archive.members.clear()  # type: ignore[attr-defined]  # or it keeps every header
             number += 1
             if fault := _fault(member, suffixes, max_bytes):
                 yield number, member.name, fault
@@ -55,7 +55,9 @@ def members(stream: Any, suffixes: tuple[str, ...], max_bytes: int) -> Iterator[
         rest: Any = archive.fileobj
         while block := rest.read(2**20):
             if block.strip(b"\0"):
-                raise SourceError("data behind the end of the archive; remedy: unpack it and archive it again, as one")
+                raise SourceError(
+                    "data after the end of the archive; remedy: unpack it and pack the files into one archive"
+                )
 
 
 def _fault(member: tarfile.TarInfo, suffixes: tuple[str, ...], max_bytes: int) -> Fault | None:

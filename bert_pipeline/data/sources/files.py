@@ -1,16 +1,16 @@
-"""Documents from files, each also as .gz, .xz and .zst:
+"""Read documents from files, plain or compressed (.gz, .xz, .zst):
 
-    .txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow     text, and records with fields
-    .nxml, .xml, .tar                                     an article in JATS, and archives of such
+    .txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow     plain text, or records with fields
+    .nxml, .xml, .tar                                     a JATS article, or an archive of articles
 
-A folder that `datasets` saved is read as its .arrow files.
+A folder written by `datasets` is read through its .arrow files.
 
-A broken record becomes a Rejection, and reading goes on. A broken file (missing, empty, cut short) is a
-SourceError. Files are streamed: memory holds a record at a time.
+A broken record becomes a Rejection, and reading continues with the next one. A broken file (missing, empty, cut short)
+raises SourceError. Files are streamed: memory holds one record at a time.
 
-A document without an id of its own is named by its place: `<file>:<number>`, where the number is that of the line
-it begins on (.txt, .jsonl, .csv, .tsv), of its row (.parquet, .arrow), of its element or line (.json) or of its member
-(.tar), from 1. An article has an id of its own.
+A document without its own id gets the id `<file>:<number>`. The number counts from 1: the line on which the document
+begins (.txt, .jsonl, .csv, .tsv), the row (.parquet, .arrow), the element or line (.json) or the member (.tar).
+Articles have their own ids.
 """
 
 import glob
@@ -37,17 +37,16 @@ log = logging.getLogger(__name__)
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 LETTER_OR_DIGIT = re.compile(r"[^\W_]")
-RECORDS_PER_LOOK = 64  # at how far the file is read
+RECORDS_PER_PROGRESS = 64  # records between two updates of the progress
 NOTES_OF_DATASETS = re.compile(r"(state|dataset_info|dataset_infos|dataset_dict)\.json|cache-[0-9a-f]+\S*\.arrow")
-"""Beside its data, `datasets` keeps notes, and what it computed from the data."""
+"""Metadata and caches that `datasets` writes beside its data."""
 
 
 def find_files(path: str) -> dict[str, Path]:
-    """The files that a path, a folder or a glob means, in the order of their names relative to it.
+    """Return the files that a path, a folder or a glob selects, by relative name and in the order of these names.
 
-    A relative path is looked up under BERT_PIPELINE_DATA (default: the current directory). A folder or a glob
-    passes over hidden files, other suffixes and what `datasets` keeps beside its data. Raises SourceError
-    where nothing is found.
+    A relative path is resolved in BERT_PIPELINE_DATA (default: the current directory). For a folder or a glob, hidden
+    files, other suffixes and the metadata of `datasets` are skipped. Raises SourceError if no file is found.
     """
     base, wanted = settings.data_folder(), Path(path).expanduser()
     root = base / wanted
@@ -71,9 +70,9 @@ def find_files(path: str) -> dict[str, Path]:
         and not NOTES_OF_DATASETS.fullmatch(found[name].name)
     }
     if not files:
-        raise SourceError(f"{root}: {len(found)} files, none of them readable; remedy: {_known_suffixes()}")
+        raise SourceError(f"{root}: {len(found)} files, none in a supported format; remedy: {_known_suffixes()}")
     if len(files) < len(found):
-        log.info("%s: passing over %d hidden files, other suffixes or notes of datasets", root, len(found) - len(files))
+        log.info("%s: skipping %d hidden files, other suffixes or metadata of datasets", root, len(found) - len(files))
     return files
 
 
@@ -84,33 +83,34 @@ def read_documents(
     progress: Progress | None = None,
     section_titles: bool = False,
 ) -> Iterator[Document | Rejection]:
-    """Every record of every file, in their order; `progress` counts the bytes read.
+    """Yield every record of every file in order; `progress` counts the bytes read.
 
-    Each of `text_fields` must be a string; together they must hold a letter or a digit. A .txt file has neither
-    fields nor ids. Of an article, the fields are title, abstract and body, each with a text for each paragraph and,
-    where `section_titles` says so, for each section's title; its id needs no `id_field`. Raises SourceError from a
-    file that cannot be read to its end.
+    Each of `text_fields` must be a string, and together they must contain a letter or a digit. A .txt file has neither
+    fields nor ids. An article has the fields title, abstract and body, with one text per paragraph and, with
+    `section_titles`, per section title; it needs no `id_field`. Raises SourceError if a file cannot be read to its end.
     """
     for name, path in files.items():
         suffix = _suffixes(path)[0]
         wanted = Wanted(("text",)) if suffix == ".txt" else Wanted(text_fields, id_field, section_titles)
         for number, record in _read_file(path, wanted, progress):
-            judged = _judge(record, name, number, wanted)
-            if isinstance(judged, Fault):
-                yield Rejection(name, f"{UNIT[suffix]} {number}", judged.reason, judged.excerpt)
+            document = _to_document(record, name, number, wanted)
+            if isinstance(document, Fault):
+                yield Rejection(name, f"{UNIT[suffix]} {number}", document.reason, document.excerpt)
             else:
-                yield judged
+                yield document
 
 
-def _judge(record: Mapping[str, Any] | Article | Fault, source: str, number: int, wanted: Wanted) -> Document | Fault:
+def _to_document(
+    record: Mapping[str, Any] | Article | Fault, source: str, number: int, wanted: Wanted
+) -> Document | Fault:
     if isinstance(record, Fault):
         return record
     if isinstance(record, Article):
-        return _article(record, source, number, wanted.text_fields)
-    return _document(record, source, number, wanted.text_fields, wanted.id_field)
+        return _from_article(record, source, number, wanted.text_fields)
+    return _from_fields(record, source, number, wanted.text_fields, wanted.id_field)
 
 
-def _article(article: Article, source: str, number: int, text_fields: tuple[str, ...]) -> Document | Fault:
+def _from_article(article: Article, source: str, number: int, text_fields: tuple[str, ...]) -> Document | Fault:
     texts = tuple(text for field in text_fields for text in getattr(article, field))
     if not any(map(LETTER_OR_DIGIT.search, texts)):
         return Fault("document without text", excerpt(article.article_id))
@@ -126,7 +126,7 @@ def _article(article: Article, source: str, number: int, text_fields: tuple[str,
     )
 
 
-def _document(
+def _from_fields(
     fields: Mapping[str, Any], source: str, number: int, text_fields: tuple[str, ...], id_field: str
 ) -> Document | Fault:
     for field in text_fields:
@@ -150,33 +150,35 @@ def _document(
 
 
 def _read_file(path: Path, wanted: Wanted, progress: Progress | None) -> Records:
-    """The records of one file, whatever its compression."""
+    """Yield the numbered records of one file, decompressing it if necessary."""
     suffix, compression = _suffixes(path)
-    number, told = 0, 0
+    number, counted = 0, 0
     try:
         with path.open("rb") as raw:
             for number, record in READERS[suffix](DECOMPRESSORS[compression](raw), wanted):
                 yield number, record
-                if progress and number % RECORDS_PER_LOOK == 0 and not raw.closed:
-                    progress.advance(raw.tell() - told)
-                    told = raw.tell()
+                if progress and number % RECORDS_PER_PROGRESS == 0 and not raw.closed:
+                    progress.advance(raw.tell() - counted)
+                    counted = raw.tell()
     except SourceError as error:
         raise SourceError(f"{path}: {error}") from None
     except (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, OSError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the machine's fault: no permission, disk broken
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # an error of the machine: no permission, broken disk
             raise
         raise SourceError(
             f"{path}: cut short or corrupt after {UNIT[suffix]} {number}: {error}; "
             "remedy: copy or download the file again"
         ) from error
     if not number:
-        raise SourceError(f"{path}: empty, it holds no record; remedy: fill it or take it away")
-    if progress and path.stat().st_size > told:
-        progress.advance(path.stat().st_size - told)
+        raise SourceError(f"{path}: empty, it holds no record; remedy: add records or remove the file")
+    if progress and path.stat().st_size > counted:
+        progress.advance(path.stat().st_size - counted)
 
 
 def _suffixes(path: Path) -> tuple[str, str]:
-    """Format and compression: texts.JSONL.gz is (".jsonl", ".gz")."""
+    """Return format and compression: (".jsonl", ".gz") for texts.JSONL.gz."""
     name = path.name.lower()
     compression = next((suffix for suffix in DECOMPRESSORS if suffix and name.endswith(suffix)), "")
     return Path(name.removesuffix(compression)).suffix, compression
@@ -184,7 +186,7 @@ def _suffixes(path: Path) -> tuple[str, str]:
 
 def _known_suffixes() -> str:
     compressions = ", ".join(filter(None, DECOMPRESSORS))
-    return f"name it {', '.join(READERS)}, each also with {compressions} after it, and convert what is none of these"
+    return f"use {', '.join(READERS)}, optionally followed by {compressions}, and convert other formats to one of these"
 
 
 DECOMPRESSORS: dict[str, Callable[[Stream], Stream]] = {

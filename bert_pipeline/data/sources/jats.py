@@ -1,11 +1,11 @@
-"""Full text: an article in JATS (ANSI/NISO Z39.96, and the NLM DTD before it), as PubMed Central gives it away.
+"""Parse full-text articles in JATS (ANSI/NISO Z39.96, and the earlier NLM DTD), as PubMed Central distributes them.
 
-The parser is strict and reads nothing but the bytes it is given: no DTD, no entity that the file declares, no
-network. Characters that the DTD would name (&alpha;) are known by the HTML standard's table of names, which holds
-ISO's sets. `jats_text` says what of an article is its text.
+The parser is strict and reads only the bytes it receives: no DTD, no entity that the file declares, no network.
+Character names from the DTD (&alpha;) are resolved by the HTML standard's table, which includes the ISO sets.
+`jats_text` extracts the running text.
 
-Besides the body, an article has parts that are no text of its own: sub-articles (reviews, answers), abstracts in other
-languages, graphical or short abstracts, and everything behind the body.
+Parts that are not the article's own text are skipped: sub-articles (reviews, replies), abstracts in other languages,
+graphical or short abstracts, and everything after the body.
 """
 
 import calendar
@@ -23,18 +23,18 @@ from bert_pipeline.data.sources.jats_text import paragraphs
 from bert_pipeline.data.sources.records import Fault, excerpt
 
 MAX_BYTES = 2**24
-"""Of an article; the largest of PubMed Central's have a fraction of it."""
+"""Size limit for an article; the largest in PubMed Central are far smaller."""
 
 NOT_WELL_FORMED = "article is not well-formed XML"
 ARTICLE_FIELDS = ("title", "abstract", "body")
 OTHER_ABSTRACTS = frozenset({"graphical", "key-points", "precis", "short", "summary", "teaser", "toc", "web-summary"})
-"""Values of abstract-type, as PubMed Central's tagging guidelines list them, that are not the article's abstract."""
+"""Values of abstract-type in PubMed Central's tagging guidelines that do not mark the article's main abstract."""
 
 HREF = "{http://www.w3.org/1999/xlink}href"
 DOI_ADDRESS = re.compile(r"https?://(dx\.)?doi\.org/", re.IGNORECASE)
 MONTHS = {
     name.lower(): number
-    for names in (calendar.month_name, calendar.month_abbr)  # of the C locale, unless a program sets another
+    for names in (calendar.month_name, calendar.month_abbr)  # in the C locale, unless the program sets another
     for number, name in enumerate(names)
 }
 
@@ -42,21 +42,21 @@ MONTHS = {
 @dataclass(frozen=True)
 class Article:
     article_id: str
-    """PMC3462743; without one the PMID, else the DOI in lower case, else empty."""
+    """PMC3462743; without one, the PMID; without that, the DOI in lower case; otherwise empty."""
     title: tuple[str, ...]
     abstract: tuple[str, ...]
     body: tuple[str, ...]
-    """A text for each paragraph."""
+    """One text per paragraph."""
     date: str
-    """The earliest publication, as exact as it is known: 2012-09-26, 2012-09, 2012 or empty."""
+    """Earliest publication date, as precise as known: 2012-09-26, 2012-09, 2012 or empty."""
     journal: str
     retracted: bool
     retracts: tuple[str, ...]
-    """Ids, in the forms of `article_id`, of the articles that this one says are retracted."""
+    """Ids, in the forms of `article_id`, of the articles that this article retracts."""
 
 
 def read_article(data: bytes, section_titles: bool = False) -> Article | Fault:
-    """The article of one file, or what is wrong with it; titles of sections are texts where they are asked for."""
+    """Parse one file into an article or a Fault; with `section_titles`, section titles become texts, too."""
     if len(data) > MAX_BYTES:
         return Fault(f"article is larger than {MAX_BYTES >> 20} MiB", excerpt(data[:1000].decode("utf-8", "replace")))
     parser = etree.XMLParser(
@@ -104,7 +104,7 @@ def _unknown_entity(root: Any) -> str:
 
 
 def _line(element: Any) -> str:
-    """The text of an element as one line; that of no element is empty."""
+    """The text of an element on one line; "" for None."""
     return "" if element is None else " ".join(paragraphs(element, False))
 
 
@@ -135,7 +135,7 @@ def _dates(meta: Any) -> Iterator[str]:
 
 
 def _date(year: str, month: str, day: str) -> str:
-    """As exact as it is a date: 31 February is a February."""
+    """The most precise existing date: 31 February 2012 gives 2012-02."""
     month = month if month.isdecimal() else str(MONTHS.get(month.lower().rstrip("."), ""))
     for parts in ((year, month, day), (year, month), (year,)):
         if len(year) == 4 and all(map(str.isdecimal, parts)):

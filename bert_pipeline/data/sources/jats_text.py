@@ -1,17 +1,18 @@
-"""The running text of a JATS element, in paragraphs.
+"""Extract the running text of a JATS element as paragraphs.
 
-    element -> one string, with marks where a paragraph ends and where something was left out
-            -> paragraphs, without the brackets, commas and blanks that stood round what was left out
+    element -> one string, with marks at the ends of paragraphs and at the places of removed elements
+            -> paragraphs, without the brackets, commas and spaces around removed elements
 
-Marks are control characters, which no XML 1.0 document can hold.
+Marks are control characters, which XML 1.0 documents cannot contain.
 
-A citation goes with what is round it: "[1]–[3]", "(Smith, 2010; Jones, 2011)", "(reviewed in ref. 4)", superscripts.
-One that is part of the sentence stays, without its year: "as Smith et al. (2010) showed" gives "as Smith et al.
-showed". Names go with a year that alone is marked: "(Smith et al. 2010)".
+Citations are removed together with their brackets and connecting words: "[1]–[3]", "(Smith, 2010; Jones, 2011)",
+"(reviewed in ref. 4)", superscripts. A citation that is part of the sentence loses only its year: "as Smith et al.
+(2010) showed" becomes "as Smith et al. showed". If only the year is tagged as a citation, as in "(Smith et al. 2010)",
+the names are removed with it.
 
-Left out besides: tables, figures and their captions, formulas, notes, lists of references, labels, code, and the
-sections of a body that are not of its argument (acknowledgements, interests, funding, contributions, supplements).
-Superscripts and subscripts are written on the line, as in PubMed's abstracts: "10-5", "CO2".
+Also removed: tables, figures and their captions, formulas, notes, reference lists, labels, code, and sections outside
+of the scientific text (acknowledgements, interests, funding, contributions, supplements). Superscripts and subscripts
+are written as plain characters, as in PubMed abstracts: "10-5", "CO2".
 """
 
 import re
@@ -58,7 +59,7 @@ SECTIONS_LEFT_OUT = frozenset(
         "supplementary materials", "supporting information",
     }
 )  # fmt: skip
-"""Titles in lower case, their letters alone."""
+"""Section titles in lower case, reduced to their words."""
 
 WITHOUT_MARKS = dict.fromkeys(map(ord, (RAISED, RAISED_END)), "")
 WITHOUT_MARKS |= dict.fromkeys(map(ord, (BREAK, CITATION, YEAR, FORMULA, NAMED, NAMED_END)), " ")
@@ -96,9 +97,9 @@ BEFORE_STOP = re.compile(rf" ?{FORMULA} ?(?=[.,;:)\]])")
 
 
 def paragraphs(element: Any, section_titles: bool) -> tuple[str, ...]:
-    """The paragraphs of an element, none empty, white space as single blanks; a section's title is one of its own.
+    """Return the non-empty paragraphs of an element, with single spaces; with `section_titles`, a title is a paragraph.
 
-    Entities must be those of `html.entities`; comments and processing instructions are left to the parser.
+    Entities must be in `html.entities`; the parser must have removed comments and processing instructions.
     """
     marked: list[str] = []
     _mark(element, section_titles, marked)
@@ -176,7 +177,7 @@ def _without_residue(text: str) -> str:
         )
         text = CITED_IN_ROW.sub(CITATION, text)
         text = AFTER_BRACKET.sub("", text)
-        if IS_BEFORE_BRACKET.search(text):  # seldom, and the pattern below is slow
+        if IS_BEFORE_BRACKET.search(text):  # rare, and the pattern below is slow
             text = BEFORE_BRACKET.sub("", text)
         text = BETWEEN_WORDS.sub(" ", BETWEEN_STOPS.sub("", text))
         text = text.replace(f" {CITATION}", "").replace(CITATION, "")
@@ -188,7 +189,7 @@ def _without_residue(text: str) -> str:
 
 
 def _bracket(bracket: re.Match[str]) -> str:
-    """A citation in place of a bracket that holds nothing else; else the bracket with its other parts alone."""
+    """Replace a bracket that holds only citations by one citation mark; otherwise keep its other parts."""
     kept, cited = [], False
     for part in bracket[1].split(";"):
         if not ANY_CITATION.search(part):

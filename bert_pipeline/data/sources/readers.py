@@ -1,4 +1,4 @@
-"""Every format's reader: a stream of bytes -> numbered records and faults."""
+"""The reader for each format: it turns a stream of bytes into numbered records and faults."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,7 @@ def _read_article(stream: Stream, wanted: Wanted) -> Records:
 
 
 def _read_archive(stream: Stream, wanted: Wanted) -> Records:
-    """An article a member."""
+    """Each member is one article."""
     require(wanted.text_fields, ARTICLE_FIELDS, "field")
     for number, name, data in members(stream, JATS_SUFFIXES, MAX_BYTES):
         article = data if isinstance(data, Fault) else read_article(data, wanted.section_titles)
@@ -54,4 +54,4 @@ UNIT = {
     **dict.fromkeys(JATS_SUFFIXES, "article"),
     ".tar": "member",
 }
-"""What the number of a record counts."""
+"""The unit that a record's number counts."""

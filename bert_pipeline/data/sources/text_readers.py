@@ -1,8 +1,8 @@
-"""Records of text: .txt, .jsonl, .json, .csv and .tsv.
+"""Read records from text files: .txt, .jsonl, .json, .csv and .tsv.
 
-Text is UTF-8. A byte order mark is passed over; CRLF ends a line as LF does; U+2028, NUL and other control characters
-are characters like others, which the corpus cleans out (where JSON forbids them, the record is broken). An undecodable
-byte becomes a lone surrogate, for `files` to find. UTF-16 and UTF-32 stop the reading.
+Text is UTF-8. A byte order mark is skipped; LF and CRLF end a line; U+2028, NUL and other control characters are
+ordinary characters, which the corpus removes (where JSON forbids them, the record is broken). An undecodable byte
+becomes a lone surrogate, which `files` detects. UTF-16 and UTF-32 raise SourceError.
 """
 
 import csv
@@ -18,11 +18,11 @@ from bert_pipeline.data.sources.records import Fault, SourceError, excerpt
 from bert_pipeline.data.sources.wanted import Records, Stream, Wanted, require
 
 UTF_16 = re.compile("\udcff\udcfe|\udcfe\udcff|\0\0\udcfe\udcff|(?:[^\0]\0){4}|(?:\0[^\0]){4}")
-"""A text that begins so, undecodable bytes being lone surrogates, is in UTF-16 or UTF-32."""
+"""Beginning of a text in UTF-16 or UTF-32, with undecodable bytes as lone surrogates."""
 
 JSON_BLOCK = 2**18  # characters
 MAX_JSON_RECORD = 2**28
-"""Characters of a JSON array that are read on where no record ends: memory stays bounded in a broken file."""
+"""Limit, in characters, for a record of a JSON array: it bounds the memory for a broken file."""
 JSON_BLANKS = re.compile(r"[ \t\n\r]*")
 DECODER, END_OF_ARRAY = json.JSONDecoder(), object()
 
@@ -45,7 +45,7 @@ def _refuse_utf_16(beginning: str) -> None:
 
 
 def read_txt(stream: Stream, wanted: Wanted) -> Records:
-    """Blank lines stand between documents."""
+    """Read documents separated by blank lines."""
     number = 0
     for blank, group in groupby(_lines(stream, newline=None), str.isspace):
         lines = list(group)
@@ -74,7 +74,7 @@ def _json_lines(lines: Iterable[str]) -> Records:
 
 
 def read_json(stream: Stream, wanted: Wanted) -> Records:
-    """An array of objects, or JSON lines."""
+    """Read an array of objects, or JSON lines."""
     text = _text(stream, newline="\n")
     beginning = text.read(JSON_BLOCK)
     _refuse_utf_16(beginning)
@@ -84,19 +84,19 @@ def read_json(stream: Stream, wanted: Wanted) -> Records:
 
 
 def _json_array(buffer: str, position: int, text: TextIO) -> Records:
-    """The elements, each parsed as soon as it is whole. A broken one ends the array: nobody knows where the next is."""
+    """Parse each element as soon as it is complete; a broken one raises SourceError, as the next cannot be found."""
     number = 0
     while True:
         try:
             element, position = _element(buffer, position, number == 0)
         except (ValueError, RecursionError) as error:
             more = ""
-            if _may_go_on(error, buffer) and len(buffer) - position <= MAX_JSON_RECORD:
+            if _may_be_incomplete(error, buffer) and len(buffer) - position <= MAX_JSON_RECORD:
                 more = text.read(max(JSON_BLOCK, len(buffer) - position))
             if not more:
                 shown = excerpt(buffer, getattr(error, "pos", position))
                 raise SourceError(
-                    f"cut short or not JSON after record {number}: {error}: {shown!r}; remedy: mend the array"
+                    f"cut short or not JSON after record {number}: {error}: {shown!r}; remedy: repair the array"
                 ) from None
             buffer, position = buffer[position:] + more, 0
             continue
@@ -109,11 +109,11 @@ def _json_array(buffer: str, position: int, text: TextIO) -> Records:
             yield number, Fault("array element is not a JSON object", excerpt(json.dumps(element)))
     for rest in chain([buffer[position:]], iter(partial(text.read, JSON_BLOCK), "")):
         if rest.strip():
-            raise SourceError(f"text behind the end of the JSON array: {excerpt(rest)!r}; remedy: take it away")
+            raise SourceError(f"text after the end of the JSON array: {excerpt(rest)!r}; remedy: remove it")
 
 
 def _element(buffer: str, position: int, first: bool) -> tuple[Any, int]:
-    """An element, or END_OF_ARRAY, and where it ends. Raises JSONDecodeError, also where it is not whole."""
+    """Return an element or END_OF_ARRAY, and its end. Raises JSONDecodeError, also if the element is incomplete."""
     position = _after_blanks(buffer, position)
     if buffer[position : position + 1] == "]":
         return END_OF_ARRAY, position + 1
@@ -122,7 +122,7 @@ def _element(buffer: str, position: int, first: bool) -> tuple[Any, int]:
             raise json.JSONDecodeError("Expecting ',' or ']'", buffer, position)
         position = _after_blanks(buffer, position + 1)
     element, end = DECODER.raw_decode(buffer, position)
-    if end == len(buffer) and not isinstance(element, dict):  # a number may go on
+    if end == len(buffer) and not isinstance(element, dict):  # a number may continue in the next block
         raise json.JSONDecodeError("Expecting ',' or ']'", buffer, end)
     return element, end
 
@@ -132,25 +132,25 @@ def _after_blanks(buffer: str, position: int) -> int:
     return found.end() if found else position
 
 
-def _may_go_on(error: Exception, buffer: str) -> bool:
-    """Whether the end of the buffer is what is wrong with it."""
+def _may_be_incomplete(error: Exception, buffer: str) -> bool:
+    """Whether the error may be caused by the end of the buffer."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.msg.startswith("Unterminated string") or error.pos > len(buffer) - 16  # "-Infinity", "\\ud83d\\ude00"
 
 
 def read_csv(stream: Stream, wanted: Wanted, delimiter: str = ",") -> Records:
-    """Fields quoted by `"`, the first row names the columns (RFC 4180)."""
-    csv.field_size_limit(2**31 - 1)  # Python's own limit is 131,072 characters: one long article
+    """Read rows whose fields are quoted by `"`; the first row names the columns (RFC 4180)."""
+    csv.field_size_limit(2**31 - 1)  # Python's default is 131,072 characters, less than a long article
     last_line = ""
 
-    def remembered() -> Iterator[str]:
+    def lines() -> Iterator[str]:
         nonlocal last_line
         for line in _lines(stream, newline=""):
             last_line = line
             yield line
 
-    rows = csv.reader(remembered(), delimiter=delimiter, strict=True)
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     try:
         header = next((row for row in rows if row), [])
     except csv.Error as error:
@@ -163,7 +163,9 @@ def read_csv(stream: Stream, wanted: Wanted, delimiter: str = ",") -> Records:
             row = next(rows, None)
         except csv.Error as error:
             if "unexpected end" in str(error):
-                raise SourceError(f'line {begins}: a quoted field never ends; remedy: write "" for a " in it') from None
+                raise SourceError(
+                    f'line {begins}: a quoted field never ends; remedy: write a " inside a field as ""'
+                ) from None
             yield begins, Fault("row is not CSV", excerpt(last_line))
         else:
             if row is None:

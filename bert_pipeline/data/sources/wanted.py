@@ -1,4 +1,4 @@
-"""What is asked of the records of a file, and what its reader gives."""
+"""The interface of the readers: the fields to read from each record, and the records returned."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import Any
 from bert_pipeline.data.sources.jats import Article
 from bert_pipeline.data.sources.records import Fault, SourceError, excerpt
 
-Stream = Any  # a file of bytes: those of io, gzip, lzma and pyarrow share no type
+Stream = Any  # a binary file; those of io, gzip, lzma and pyarrow have no common type
 Records = Iterator[tuple[int, Mapping[str, Any] | Article | Fault]]
 """Number of the line, row, record or member, and its fields."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a record."""
+    """The fields to read from each record."""
 
     text_fields: tuple[str, ...]
     id_field: str = ""
     section_titles: bool = False
-    """Of articles."""
+    """Whether section titles of articles become texts."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -27,6 +27,7 @@ class Wanted:
 
 
 def require(wanted: tuple[str, ...], columns: Iterable[str], what: str = "column") -> None:
+    """Raise SourceError unless each wanted name occurs exactly once in `columns`."""
     for name in wanted:
         if list(columns).count(name) != 1:
             raise SourceError(

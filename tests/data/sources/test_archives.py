@@ -1,4 +1,4 @@
-"""Archives of articles: hostile and broken ones give Rejections or a SourceError, and never a file on disk."""
+"""Archives of articles: hostile and broken ones give Rejections or a SourceError, and never write a file."""
 
 import gzip
 import io
@@ -53,7 +53,7 @@ def read(path: Path) -> list[Document | Rejection]:
 
 
 def read_between_good_ones(tmp_path: Path, *parts: tuple[tarfile.TarInfo, bytes]) -> list[Rejection]:
-    """What comes of the parts; the articles before and after them must come through, and nothing may be written."""
+    """Rejections from the parts; the articles before and after them must be read, and nothing may be written."""
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "a.tar.gz"
     path.write_bytes(gzip.compress(tar(GOOD[0], *parts, GOOD[1])))
@@ -66,7 +66,7 @@ def read_between_good_ones(tmp_path: Path, *parts: tuple[tarfile.TarInfo, bytes]
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_an_archive_holds_an_article_a_member_and_other_files_are_passed_over(tmp_path, compression, form):
+def test_each_member_is_an_article_and_other_files_are_skipped(tmp_path, compression, form):
     folder, long_name = plain("PMC000", type=tarfile.DIRTYPE), "d/" * 60 + "PMC2.NXML"
     parts = [folder, GOOD[0], plain("fig.jpg", b"\xff" * 3000), plain(long_name, article(2, "Zwölf."))]
     (tmp_path / f"a.tar{compression}").write_bytes(COMPRESSIONS[compression](tar(*parts, form=form)))
@@ -90,13 +90,13 @@ def test_an_archive_holds_an_article_a_member_and_other_files_are_passed_over(tm
         (plain("a.nxml"), "article is not well-formed XML", "a.nxml: "),
     ],
 )
-def test_a_hostile_or_broken_member_is_set_aside_and_the_others_are_read(tmp_path, part, reason, excerpt):
+def test_a_hostile_or_broken_member_is_rejected_and_the_others_are_read(tmp_path, part, reason, excerpt):
     [rejection] = read_between_good_ones(tmp_path, part)
     assert (rejection.file, rejection.record, rejection.reason) == ("a.tar.gz", "member 2", reason)
     assert excerpt in rejection.excerpt
 
 
-def test_memory_holds_a_member_at_a_time(tmp_path):
+def test_memory_holds_one_member_at_a_time(tmp_path):
     """A bomb of 64 MiB among 5,000 members."""
     many = [plain(f"{number}.txt") for number in range(5000)]
     path = tmp_path / "a.tar.gz"
@@ -133,7 +133,7 @@ def test_a_description_of_a_member_that_would_fill_memory_stops_the_reading(tmp_
 
 
 def test_a_negative_size_stops_the_reading(tmp_path):
-    """As in CVE-2025-8194."""
+    """CVE-2025-8194."""
     header = bytearray(plain("x.nxml", size=1)[0].tobuf(tarfile.GNU_FORMAT))
     header[124:136] = b"\xff" * 12
     header[148:156] = b"        "
@@ -144,14 +144,14 @@ def test_a_negative_size_stops_the_reading(tmp_path):
 
 
 def test_a_sparse_member_is_no_plain_file(tmp_path):
-    """Its few bytes on disk may stand for many."""
+    """A few bytes on disk may expand to many."""
     header = plain("s.nxml", type=tarfile.GNUTYPE_SPARSE, size=0)[0].tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "a.tar").write_bytes(tar(GOOD[0])[:1024] + header + tar(GOOD[1]))
     assert [getattr(each, "reason", "") for each in read(tmp_path)] == ["", "member is not a plain file", ""]
 
 
 def test_an_archive_that_was_cut_anywhere_stops_the_reading(tmp_path):
-    """Python's tarfile takes a cut between two members, and a damaged header behind the first, for the end."""
+    """Python's tarfile takes a cut between two members, or a damaged header after the first, for the end."""
     whole = tar(*GOOD, plain("PMC3.xml", article(3, "Much text. " * 400)))
     end = len(whole.rstrip(b"\0"))
     path = tmp_path / "a.tar"
@@ -182,7 +182,7 @@ def test_a_compressed_archive_that_was_cut_or_changed_stops_the_reading(tmp_path
 
 def test_two_archives_in_one_file_stop_the_reading(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar(GOOD[0]) + tar(GOOD[1]))
-    with pytest.raises(SourceError, match=r"a\.tar: data behind the end of the archive; remedy"):
+    with pytest.raises(SourceError, match=r"a\.tar: data after the end of the archive; remedy"):
         read(tmp_path)
 
 

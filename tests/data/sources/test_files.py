@@ -1,4 +1,4 @@
-"""Reading documents from files: every format and compression, and what happens to broken ones."""
+"""Reading documents from files: every format and compression, and the handling of broken files."""
 
 import csv
 import gzip
@@ -24,7 +24,7 @@ TEXTS = [
     "β-Blockers lower IFN-γ by 3 µg/mL.\nA second line.",
     "Naïve cafe\u0301 cells\u2028stay one document.",
     'He said "no", twice.',
-    "x" * 200_000 + " long",  # beyond csv's own limit on a field
+    "x" * 200_000 + " long",  # exceeds csv's default field size limit
 ]
 
 
@@ -114,7 +114,7 @@ def test_every_format_and_compression_gives_the_same_documents(tmp_path, suffix,
 
 
 @pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
-def test_members_one_after_the_other_are_one_file(tmp_path, compression):
+def test_consecutive_compressed_members_are_one_file(tmp_path, compression):
     path = tmp_path / f"texts.txt{compression}"
     path.write_bytes(COMPRESSIONS[compression](b"one\n\n") + COMPRESSIONS[compression](b"two\n"))
     assert [document.texts for document in read(path)] == [("one\n",), ("two\n",)]
@@ -174,7 +174,7 @@ def test_any_bytes_give_documents_rejections_or_a_source_error(suffix, data):
             record.excerpt.encode()
 
 
-def test_a_byte_order_mark_and_crlf_are_no_part_of_the_text(tmp_path):
+def test_byte_order_marks_and_crlf_are_not_part_of_the_text(tmp_path):
     bom = b"\xef\xbb\xbf"
     (tmp_path / "a.txt").write_bytes(bom + b"one\r\nmore\r\n\r\ntwo\r\n")
     (tmp_path / "b.jsonl").write_bytes(bom + b'{"text": "three"}\r\n\r\n{"text": "four"}\r\n')
@@ -196,7 +196,7 @@ def test_text_fields_keep_their_order_and_an_integer_is_an_id(tmp_path):
     assert document == Document("7", ("Head.", "Body."), "a.jsonl", 1)
 
 
-def test_a_folder_is_read_with_all_below_it_and_a_glob_as_it_says(tmp_path, monkeypatch):
+def test_a_folder_is_read_recursively_and_a_glob_by_its_pattern(tmp_path, monkeypatch):
     for name in ("b/x.txt", "a/deep/x.txt.gz", ".hidden/x.txt", "README.md", "a/y.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("text")
@@ -244,7 +244,7 @@ def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(tmp_path, monkeypatch
         ("a.csv", b'id,text\n1,"a"b\n2,c\n', "line 2", "row is not CSV", '1,"a"b'),
     ],
 )
-def test_a_broken_record_is_set_aside_and_the_others_are_read(name, data, record, reason, excerpt):
+def test_a_broken_record_is_rejected_and_the_others_are_read(name, data, record, reason, excerpt):
     rejections = [found for found in read_bytes(name, data) if isinstance(found, Rejection)]
     [rejection] = rejections
     assert (rejection.file, rejection.record) == (name, record)
@@ -253,7 +253,7 @@ def test_a_broken_record_is_set_aside_and_the_others_are_read(name, data, record
     assert name in str(rejection) and record in str(rejection)
 
 
-def test_a_parquet_value_that_is_not_utf8_is_set_aside(tmp_path):
+def test_a_parquet_value_that_is_not_utf8_is_rejected(tmp_path):
     column = pa.array([b"fine", b"caf\xe9", None], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     documents = read(tmp_path, id_field="")
@@ -294,7 +294,7 @@ def test_a_nested_text_column_is_refused_before_a_row_is_read(tmp_path, suffix, 
 
 @pytest.mark.parametrize("write", [as_arrow, as_arrow_file])
 def test_an_arrow_file_that_was_cut_anywhere_stops_the_reading(tmp_path, write):
-    """Arrow itself takes a stream that ends between two record batches for a whole one."""
+    """Arrow itself accepts a stream that ends between two record batches."""
     whole = write([f"Text {number}." for number in range(20)])
     (tmp_path / "a.arrow").write_bytes(whole)
     assert len(read(tmp_path)) == 20
@@ -316,8 +316,8 @@ def test_two_arrow_streams_in_one_file_stop_the_reading(tmp_path):
     st.booleans(),
     st.integers(1, 40),
 )
-def test_a_json_array_is_read_alike_in_blocks_of_any_size(rows, indent, ascii_only, block):
-    """Against json.loads. Half a surrogate pair may come; an id that a float makes is no id."""
+def test_a_json_array_is_read_the_same_in_blocks_of_any_size(rows, indent, ascii_only, block):
+    """Compared with json.loads; half a surrogate pair may occur."""
     from bert_pipeline.data.sources import text_readers
 
     data = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
@@ -329,8 +329,8 @@ def test_a_json_array_is_read_alike_in_blocks_of_any_size(rows, indent, ascii_on
     assert found == list(enumerate(json.loads(data.decode("utf-8", "surrogateescape")), 1))
 
 
-def test_text_of_any_control_characters_comes_as_it_is(tmp_path):
-    """The corpus cleans them out. Only LF, CR and CRLF end a line."""
+def test_control_characters_in_text_are_kept(tmp_path):
+    """The corpus removes them later. Only LF, CR and CRLF end a line."""
     odd = "a\x00b\x01c\u2028d\u2029e\u0085f\x0bg\x0ch\x1ci\ufeffj\u200bk\x7fl"
     (tmp_path / "a.txt").write_text(odd + "\r\n\r\nsecond\r\rthird", newline="")
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": odd}) + "\r\n")
@@ -377,7 +377,7 @@ def test_a_compressed_file_that_was_cut_short_stops_the_reading(tmp_path, suffix
         ("a.csv", b"pmid,abstract\n1,b\n", r"a\.csv: no column text; the columns are pmid, abstract; remedy"),
         ("a.csv", b'id,text\n1,a\n2,"open\n3,b\n', r"a\.csv: line 3: a quoted field never ends; remedy"),
         ("a.csv", b'id,"te"xt\n', r"a\.csv: line 1: the header is not CSV: .*te"),
-        ("a.doc", b"{}", r"a\.doc: unknown suffix \.doc; remedy: name it \.txt, \.jsonl"),
+        ("a.doc", b"{}", r"a\.doc: unknown suffix \.doc; remedy: use \.txt, \.jsonl"),
         ("a.json", b"[]", r"a\.json: empty, it holds no record; remedy"),
         (
             "a.json",
@@ -387,7 +387,7 @@ def test_a_compressed_file_that_was_cut_short_stops_the_reading(tmp_path, suffix
         ("a.json", b'[{"text": "a"}, {"te', r"a\.json: cut short or not JSON after record 1: Unterminated string"),
         ("a.json", b'[{"text": "a"} {"text": "b"}]', r"a\.json: cut short or not JSON after record 1: Expecting ','"),
         ("a.json", b"[" * 100_000, r"a\.json: cut short or not JSON after record 0: .*recursion"),
-        ("a.json", b'[{"text": "a"}]\n[{"text": "b"}]', r"a\.json: text behind the end of the JSON array: .*; remedy"),
+        ("a.json", b'[{"text": "a"}]\n[{"text": "b"}]', r"a\.json: text after the end of the JSON array: .*; remedy"),
         ("a.txt", "Text.\nMore.".encode("utf-16"), r"a\.txt: text in UTF-16 or UTF-32; remedy: convert it to UTF-8"),
         ("a.txt", "Text.".encode("utf-16-be"), r"a\.txt: text in UTF-16 or UTF-32; remedy: convert it to UTF-8"),
         ("a.jsonl", '{"text": "ß"}'.encode("utf-16-le"), r"a\.jsonl: text in UTF-16 or UTF-32; remedy"),
@@ -411,16 +411,16 @@ def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path):
         read(tmp_path)
 
 
-def test_a_path_that_leads_nowhere_is_named(tmp_path, monkeypatch):
+def test_an_error_names_a_path_without_files(tmp_path, monkeypatch):
     monkeypatch.setenv("BERT_PIPELINE_DATA", str(tmp_path))
     with pytest.raises(SourceError, match=rf"{tmp_path}/missing: no such file or folder; remedy: .*BERT_PIPELINE_DATA"):
         find_files("missing")
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(SourceError, match=rf"{tmp_path}: 1 files, none of them readable; remedy: name it \.txt"):
+    with pytest.raises(SourceError, match=rf"{tmp_path}: 1 files, none in a supported format; remedy: use \.txt"):
         find_files(".")
-    with pytest.raises(SourceError, match=rf"{tmp_path}/\*\.md: 1 files, none of them readable; remedy"):
+    with pytest.raises(SourceError, match=rf"{tmp_path}/\*\.md: 1 files, none in a supported format; remedy"):
         find_files("*.md")
-    with pytest.raises(SourceError, match="0 files, none of them readable"):
+    with pytest.raises(SourceError, match="0 files, none in a supported format"):
         find_files("nowhere/*.txt")
 
 
@@ -447,7 +447,7 @@ def datasets(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["a.json", "lines.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.arrow"])
-def test_a_file_gives_the_texts_that_datasets_gives(tmp_path, datasets, name):
+def test_texts_equal_those_of_datasets(tmp_path, datasets, name):
     builder = {"jsonl": "json", "tsv": "csv"}.get(suffix := name.rpartition(".")[2], suffix)
     path, table = tmp_path / name, pa.Table.from_pylist(ROWS)
     if name == "a.json":
@@ -470,8 +470,8 @@ def test_a_file_gives_the_texts_that_datasets_gives(tmp_path, datasets, name):
     )
     ours = list(read_documents({name: path}, ("text",), "id"))
     assert [(each.document_id, *each.texts) for each in ours] == list(zip(theirs["id"], theirs["text"], strict=True))
-    if builder != "arrow":  # which it reads where it lies
-        assert texts_of(tmp_path / "cache") == list(theirs["text"]), "the cache that it wrote is a corpus too"
+    if builder != "arrow":  # datasets reads an Arrow file in place
+        assert texts_of(tmp_path / "cache") == list(theirs["text"]), "the cache written by datasets is a corpus, too"
 
 
 def texts_of(path: Path) -> list[str]:
@@ -479,7 +479,7 @@ def texts_of(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("splits", [False, True])
-def test_a_folder_that_datasets_saved_is_read_without_its_notes(tmp_path, datasets, splits):
+def test_a_folder_saved_by_datasets_is_read_without_its_metadata(tmp_path, datasets, splits):
     whole = datasets.Dataset.from_list(ROWS)
     saved = whole.train_test_split(test_size=0.2, shuffle=False) if splits else whole
     folder = tmp_path / "saved"

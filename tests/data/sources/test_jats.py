@@ -1,4 +1,4 @@
-"""Articles in JATS: what of them becomes text, and what they are known by."""
+"""JATS articles: extracted text, ids, dates and retractions."""
 
 import gzip
 import os
@@ -72,7 +72,7 @@ def test_an_article_is_a_document_with_a_text_for_each_paragraph(tmp_path):
     assert (body_alone.document_id, body_alone.texts) == ("PMC22", ("One.", "Two."))
 
 
-def test_a_document_of_an_article_is_known_by_its_id(tmp_path):
+def test_an_article_keeps_its_own_id(tmp_path):
     for name in ("a.nxml", "b.xml", "c.nxml.gz"):
         data = article()
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
@@ -91,7 +91,7 @@ def test_a_document_of_an_article_is_known_by_its_id(tmp_path):
         ({}, "a.nxml:1"),
     ],
 )
-def test_an_id_is_that_of_pmc_else_of_pubmed_else_the_doi_else_the_place(tmp_path, ids, expected):
+def test_the_id_is_the_pmcid_or_pmid_or_doi_or_file_and_number(tmp_path, ids, expected):
     meta = "".join(f'<article-id pub-id-type="{kind}">{each}</article-id>' for kind, each in ids.items())
     (tmp_path / "a.nxml").write_bytes(article(meta=meta))
     assert read(tmp_path)[0].document_id == expected
@@ -116,11 +116,11 @@ def test_an_id_is_that_of_pmc_else_of_pubmed_else_the_doi_else_the_place(tmp_pat
         ("", ""),
     ],
 )
-def test_the_date_is_the_earliest_as_exact_as_it_is_a_date(dates, expected):
+def test_the_date_is_the_earliest_and_as_precise_as_known(dates, expected):
     assert read_article(article(meta=dates)).date == expected
 
 
-def test_retractions_are_known_from_both_sides():
+def test_retractions_are_read_from_notices_and_retracted_articles():
     notice = """
       <related-article related-article-type="retracted-article" ext-link-type="pmc" xlink:href="PMC7"/>
       <related-article related-article-type="retracted-article" ext-link-type="pubmed" xlink:href="8"/>
@@ -134,7 +134,7 @@ def test_retractions_are_known_from_both_sides():
     assert (found.retracted, found.retracts) == (True, ())
 
 
-def test_titles_and_abstracts_are_the_articles_own():
+def test_only_the_articles_own_title_and_abstract_are_read():
     meta = """<title-group><article-title>Head</article-title><subtitle>Tail</subtitle><trans-title-group>
         <trans-title>Kopf</trans-title></trans-title-group></title-group>
         <related-article><article-title>Another</article-title></related-article>
@@ -145,7 +145,7 @@ def test_titles_and_abstracts_are_the_articles_own():
     assert (found.title, found.abstract) == (("Head: Tail",), ("Own.",))
 
 
-def test_what_is_no_running_text_is_left_out_and_what_stands_round_it_stays():
+def test_elements_without_running_text_are_removed_and_the_text_around_them_is_kept():
     left_out = """<table-wrap><caption><p>no</p></caption><table><tr><td>no</td></tr></table></table-wrap>
         <fig><label>no</label><caption><title>no</title><p>no</p></caption></fig>
         <disp-formula><mml:math><mml:mi>no</mml:mi></mml:math></disp-formula><fn><p>no</p></fn>
@@ -158,7 +158,7 @@ def test_what_is_no_running_text_is_left_out_and_what_stands_round_it_stays():
     assert body_of(body, section_titles=True) == ("Before after.", "Sum", "End.")
     data = article()
     for element in (b"floats-group", b"back", b"sub-article"):
-        assert b"<" + element in data, "and none of these gave text in the test of a whole article"
+        assert b"<" + element in data, "the test of a complete article showed no text of these"
 
 
 def test_lists_boxes_quotes_and_statements_are_text_and_paragraphs_stay_apart():
@@ -176,7 +176,7 @@ def test_lists_boxes_quotes_and_statements_are_text_and_paragraphs_stay_apart():
     assert [split_sentences(text) for text in document.texts] == [["It went on and"], ["on and on."]]
 
 
-def test_inline_markup_leaves_no_trace_and_white_space_is_single():
+def test_inline_markup_is_removed_and_spaces_are_single():
     text = (
         "CO<sub>2</sub> at\n\t10<sup>-5</sup>\u00a0M,<break/><italic>E. coli</italic> <named-content>x</named-content>"
     )
@@ -234,14 +234,14 @@ NAMED, POSSESSIVE = cite("Aureli et al. (2008)", "Uhl et al. 2014")
         ("f() of [ ] is x<sup>2</sup> (2010) [3]", "f() of [ ] is x2 (2010) [3]"),
     ],
 )
-def test_a_citation_goes_with_what_stands_round_it(text, expected):
+def test_citations_are_removed_with_the_brackets_and_words_around_them(text, expected):
     assert body_of(f"<p>{text}</p>") == (expected,)
 
 
 @given(
     st.lists(st.sampled_from([*"ab ,;.()[]–12", "and ", "see ", ONE, B1, SMITH, YEAR, NAMED, ODD, "<sup>", "</sup>"]))
 )
-def test_no_mark_and_no_numbered_citation_is_left_in_any_text(pieces):
+def test_no_mark_is_left_in_any_text(pieces):
     depth, text = 0, ""
     for piece in pieces:
         depth += {"<sup>": 1, "</sup>": -1}.get(piece, 0)
@@ -253,12 +253,12 @@ def test_no_mark_and_no_numbered_citation_is_left_in_any_text(pieces):
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn"]), max_size=60))
-def test_text_without_markup_stays_as_it_is(text):
+def test_text_without_markup_is_unchanged(text):
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert body_of(f"<p>{escaped}</p>") == ((" ".join(text.split()),) if text.split() else ())
 
 
-def test_named_characters_are_those_of_html():
+def test_named_characters_follow_html():
     found = body_of("<p>&alpha;&nbsp;&plusmn; &le;&mdash;&eacute;</p>")
     assert found == ("α ± ≤—é",)
 
@@ -282,13 +282,13 @@ def test_named_characters_are_those_of_html():
         (b"<article>" + b" " * MAX_BYTES, "larger than 16 MiB", "<article>"),
     ],
 )
-def test_a_broken_article_is_a_fault_that_says_why(data, reason, excerpt):
+def test_a_broken_article_gives_a_fault_with_its_reason(data, reason, excerpt):
     fault = read_article(data)
     assert isinstance(fault, Fault)
     assert reason in fault.reason and excerpt in fault.excerpt
 
 
-def test_entities_that_grow_are_refused():
+def test_expanding_entities_are_refused():
     laughs = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 10))
     bomb = f'<!DOCTYPE article [<!ENTITY e0 "ha">{laughs}]>'
     assert isinstance(read_article(article("<p>&e9;</p>", doctype=bomb)), Fault)
@@ -296,7 +296,7 @@ def test_entities_that_grow_are_refused():
 
 
 def test_no_file_beside_the_article_is_read(tmp_path, monkeypatch):
-    """The DTD would say what &own; is, if it were read."""
+    """The DTD would define &own; if it were read."""
     (tmp_path / "own.dtd").write_text('<!ENTITY own "fetched">')
     monkeypatch.chdir(tmp_path)
     external = f'<!DOCTYPE article SYSTEM "{tmp_path}/own.dtd">'
@@ -315,7 +315,7 @@ def test_other_encodings_and_a_namespace_make_no_difference():
 
 
 @pytest.mark.parametrize("suffix", [".nxml", ".xml.gz"])
-def test_a_malformed_article_is_set_aside_and_one_that_was_cut_short_stops_the_reading(tmp_path, suffix):
+def test_a_malformed_article_is_rejected_and_a_cut_one_stops_the_reading(tmp_path, suffix):
     path, pack = tmp_path / f"a{suffix}", gzip.compress if suffix.endswith("gz") else bytes
     path.write_bytes(pack(article("<p>one<p></p>")))
     [rejection] = read(path)
@@ -327,13 +327,13 @@ def test_a_malformed_article_is_set_aside_and_one_that_was_cut_short_stops_the_r
             read(path)
 
 
-def test_only_fields_of_an_article_can_be_asked_of_it(tmp_path):
+def test_unknown_fields_of_an_article_are_refused(tmp_path):
     (tmp_path / "a.nxml").write_bytes(article())
     with pytest.raises(SourceError, match=r"a\.nxml: no field text; the fields are title, abstract, body; remedy"):
         list(read_documents(find_files(str(tmp_path)), ("text",)))
 
 
-def test_an_article_without_text_is_set_aside_and_one_without_a_body_is_not(tmp_path):
+def test_an_article_without_text_is_rejected_and_one_without_a_body_is_not(tmp_path):
     (tmp_path / "a.nxml").write_bytes(article("", meta='<article-id pub-id-type="pmc">5</article-id>'))
     (tmp_path / "b.nxml").write_bytes(article(""))
     rejection, document = read(tmp_path)
@@ -345,8 +345,8 @@ REAL = sorted(Path(os.environ.get("BERT_PIPELINE_DATA", "nowhere"), "jats-xml").
 
 
 @pytest.mark.skipif(not REAL, reason="BERT_PIPELINE_DATA holds no jats-xml")
-def test_of_real_articles_the_words_of_the_paragraphs_stay_but_for_citations_and_floats():
-    """Against a literal reading: the paragraphs outside of tables, figures and supplements, citations taken out."""
+def test_real_articles_keep_all_words_except_citations_and_floats():
+    """Compared with an oracle: all paragraphs outside of tables, figures and supplements, without citations."""
     floats = "|".join(f"ancestor::{each}" for each in ("table-wrap", "fig", "supplementary-material", "caption"))
     for path in REAL:
         found = read_article(path.read_bytes())

@@ -1,4 +1,4 @@
-"""PubMed's files: every field beside a literal reading of the same XML, the cutting of records, and which files."""
+"""PubMed files: every field against an oracle, records across window boundaries, and the choice of files."""
 
 import gzip
 import os
@@ -45,7 +45,7 @@ def read_one(path: Path, record: str) -> Citation:
     return citation
 
 
-# The oracle: what a reader of NLM's description would write with the standard library's tree, one path a field.
+# The oracle: NLM's description with the standard library's tree, one path per field.
 
 
 def words(element: ET.Element | None) -> str:
@@ -109,7 +109,7 @@ def literal_citation(number: int, element: ET.Element) -> dict:
 
 
 def literal(path: Path) -> list[dict]:
-    """Dictionaries of citations, and of deletions."""
+    """All records as dictionaries, read by the oracle."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         found: list[dict] = []
         for element in ET.parse(file).getroot():
@@ -128,7 +128,7 @@ def generated(tmp_path_factory) -> list[Path]:
     return write_pubmed_files(tmp_path_factory.mktemp("pubmed"), 2, 700, seed=5, num_updates=2, deleted_fraction=0.02)
 
 
-def test_every_field_of_generated_files_is_that_of_a_literal_reading(generated):
+def test_every_field_of_generated_files_equals_the_oracle(generated):
     kinds = {Citation: 0, Deletion: 0}
     seen: dict[str, set] = {}
     for path in generated:
@@ -145,7 +145,7 @@ def test_every_field_of_generated_files_is_that_of_a_literal_reading(generated):
     assert {"RetractionIn", "RetractionOf"} <= {kind for links in seen["links"] for kind, *_ in links}
 
 
-def test_the_real_record_is_that_of_a_literal_reading():
+def test_the_real_record_equals_the_oracle():
     path = Path(os.environ.get("BERT_PIPELINE_DATA", "."), "pubmed-xml", "pubmed-29768149.xml")
     if not path.exists():
         pytest.skip("no pubmed-xml/ in BERT_PIPELINE_DATA")
@@ -154,7 +154,7 @@ def test_the_real_record_is_that_of_a_literal_reading():
     assert len(citation.abstract) == 4 and len(citation.mesh) == 23 and citation.date == "2018-05-17"
 
 
-def test_markup_is_flattened_and_other_languages_are_left_out(tmp_path):
+def test_markup_is_flattened_and_other_languages_are_skipped(tmp_path):
     citation = read_one(
         tmp_path,
         article(
@@ -171,7 +171,7 @@ def test_markup_is_flattened_and_other_languages_are_left_out(tmp_path):
     assert citation.abstract == (('A & "B"', "METHODS", "One <two> & x"), ("", "", ""))
 
 
-def test_a_book_is_read_alike(tmp_path):
+def test_a_book_is_read_as_a_citation(tmp_path):
     book = read_one(
         tmp_path,
         "<PubmedBookArticle><BookDocument><PMID Version='2'>20301295</PMID><ArticleIdList>"
@@ -211,12 +211,12 @@ def test_a_book_is_read_alike(tmp_path):
         ("", ""),
     ],
 )
-def test_dates_are_as_exact_as_they_are_known(tmp_path, parts, date):
+def test_dates_are_as_precise_as_known(tmp_path, parts, date):
     issue = f"<Journal><JournalIssue><PubDate>{parts}</PubDate></JournalIssue></Journal>"
     assert read_one(tmp_path, article(article=issue)).date == date
 
 
-def test_a_doi_that_is_not_valid_does_not_count(tmp_path):
+def test_an_invalid_doi_is_ignored(tmp_path):
     record = article(
         article='<ELocationID EIdType="pii">S1</ELocationID>'
         '<ELocationID EIdType="doi" ValidYN="N">10.1/bad</ELocationID>',
@@ -236,7 +236,7 @@ def test_a_doi_that_is_not_valid_does_not_count(tmp_path):
         ("CommentIn", "<PublicationType>Retracted Publication</PublicationType>", True),
     ],
 )
-def test_what_is_retracted(tmp_path, kind, types, retracted):
+def test_retractions(tmp_path, kind, types, retracted):
     links = f'<CommentsCorrections RefType="{kind}"><RefSource>J.</RefSource></CommentsCorrections>'
     record = article(
         article=f"<PublicationTypeList>{types}</PublicationTypeList>",
@@ -265,14 +265,14 @@ def test_documents_have_the_title_first_and_labels_before_their_sections(tmp_pat
     ]
     path = tmp_path / "pubmed26n0001.xml"
     path.write_bytes(HEAD + "\n".join(records).encode() + TAIL)
-    told = 0
+    reported = 0
 
     def on_bytes(count: int) -> None:
-        nonlocal told
-        told += count
+        nonlocal reported
+        reported += count
 
     first, second, third, broken, gone, gone_too = read_pubmed("name", path, on_bytes)
-    assert told == path.stat().st_size
+    assert reported == path.stat().st_size
     assert first.texts == ("A [3H] title.", "AIM: To see.", "Seen.")
     assert (first.document_id, first.source, first.number, first.retracts) == ("11", "name", 1, ("55",))
     assert second.texts == ("", "AIM: To see.", "Seen.")
@@ -334,8 +334,8 @@ def test_the_records_do_not_depend_on_where_windows_begin(tmp_path_factory, reco
     )
 )
 @settings(max_examples=500)
-def test_what_the_scanner_lets_through_is_well_formed(tmp_path_factory, pieces):
-    """Any text at all: a citation where a parser accepts it, with the same text, and a rejection where it does not."""
+def test_what_the_scanner_accepts_is_well_formed(tmp_path_factory, pieces):
+    """For any text: the same citation as from a parser if the parser accepts it, a rejection if it does not."""
     record = article(1, article=f"<ArticleTitle>{''.join(pieces)}</ArticleTitle>")
     found = read_bytes(tmp_path_factory.mktemp("any"), record + article(2))
     try:
@@ -356,7 +356,7 @@ def empty_files(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(b"")
 
 
-def test_files_come_in_the_order_of_their_numbers(tmp_path, caplog):
+def test_files_are_ordered_by_number(tmp_path, caplog):
     empty_files(tmp_path, "updatefiles/pubmed26n10000.xml.gz", "baseline/pubmed26n9999.xml.gz", "pubmed26n9998.xml.gz")
     empty_files(tmp_path, "files.jsonl", "baseline/pubmed26n9999.xml.gz.md5")
     assert list(pubmed_files(tmp_path)) == ["pubmed26n9998.xml.gz", "pubmed26n9999.xml.gz", "pubmed26n10000.xml.gz"]
@@ -364,18 +364,18 @@ def test_files_come_in_the_order_of_their_numbers(tmp_path, caplog):
     (tmp_path / "baseline/pubmed26n9999.xml.gz").unlink()
     empty_files(tmp_path, "updatefiles/pubmed26n10004.xml.gz")
     assert len(pubmed_files(tmp_path)) == 3
-    assert "no files of the numbers 9999, 10001-10003" in caplog.text
+    assert "the files with the numbers 9999, 10001-10003 are missing" in caplog.text
 
 
 def test_two_years_or_two_files_of_a_number_are_refused(tmp_path):
-    with pytest.raises(SourceError, match="no file of PubMed in it; remedy: "):
+    with pytest.raises(SourceError, match="contains no PubMed file; remedy: "):
         pubmed_files(tmp_path)
     empty_files(tmp_path / "years", "baseline/pubmed26n0001.xml.gz", "updatefiles/pubmed25n1500.xml.gz")
-    with pytest.raises(SourceError, match="files of the years 25 and 26; remedy: keep those of one year"):
+    with pytest.raises(SourceError, match="files of the years 25 and 26; remedy: keep the files of one year"):
         pubmed_files(tmp_path / "years")
     for twin in ("updatefiles/pubmed26n0001.xml.gz", "baseline/pubmed26n00001.xml.gz"):
         empty_files(tmp_path / twin[-12:], "baseline/pubmed26n0001.xml.gz", twin)
-        with pytest.raises(SourceError, match=r"stands there as .*, too; remedy: delete one"):
+        with pytest.raises(SourceError, match=r"has the same number as .*; remedy: delete one"):
             pubmed_files(tmp_path / twin[-12:])
 
 
@@ -392,7 +392,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_names_and_links_out_are_passed_over(tmp_path, caplog):
+def test_hostile_names_and_links_out_of_the_folder_are_skipped(tmp_path, caplog):
     folder = tmp_path / "mirror"
     empty_files(folder, "pubmed26n0001.xml.gz", *HOSTILE)
     empty_files(tmp_path, "secret.xml.gz")
@@ -400,4 +400,4 @@ def test_hostile_names_and_links_out_are_passed_over(tmp_path, caplog):
     (folder / "pubmed26n0004.xml.gz").mkdir()
     os.mkfifo(folder / "pubmed26n0005.xml.gz")
     assert list(pubmed_files(folder)) == ["pubmed26n0001.xml.gz"]
-    assert caplog.text.count("passing over") == len(HOSTILE) + 2  # the link and the pipe; folders are no news
+    assert caplog.text.count("skipping") == len(HOSTILE) + 2  # plus the link and the pipe; folders are not reported

@@ -1,4 +1,4 @@
-"""PubMed's files from a real server on this machine, laid out as NLM's, which misbehaves on purpose."""
+"""PubMed mirror against a local server with NLM's layout that misbehaves on purpose."""
 
 import dataclasses
 import gzip
@@ -41,7 +41,7 @@ def md5_line(number, of=None):
 
 
 def page(names, size="3.0K"):
-    """As NLM's Apache makes it."""
+    """A listing in the form of NLM's Apache server."""
     links = "".join(f'<a href="{escape(each)}">{escape(each)}</a>     2026-01-29 14:48  {size}\n' for each in names)
     head = '<a href="?C=N;O=D">Name</a> <a href="?C=M;O=A">Last modified</a> <hr>'
     up = '<a href="/pubmed/">Parent Directory</a>                             -   \n'
@@ -73,7 +73,7 @@ def rows(out):
     return [json.loads(line) for line in (out / "files.jsonl").read_text().splitlines()]
 
 
-def standing(out):
+def mirrored(out):
     return sorted(str(path.relative_to(out)) for path in out.rglob("*.xml.gz") if "quarantine" not in path.parts)
 
 
@@ -85,10 +85,10 @@ def without(*paths):
     return [path for path in ALL if path not in paths]
 
 
-def test_a_mirror_is_made_and_grows(site, tmp_path):
+def test_a_mirror_is_built_and_extended(site, tmp_path):
     out = tmp_path / "deep" / "pubmed"
     facts = mirror(site, out)
-    assert standing(out) == ALL
+    assert mirrored(out) == ALL
     num_bytes = sum(len(content(number)) for number in range(1, 6))
     assert facts == {
         "year": 2026,
@@ -127,8 +127,8 @@ def test_a_mirror_is_made_and_grows(site, tmp_path):
     assert [row["name"] for row in rows(out)] == [name(n) for n in (1, 2, 3, 4, 5, 7)]
 
 
-def test_a_mirror_is_updated_from_where_it_came_and_none_is_begun(site, tmp_path):
-    with pytest.raises(DownloadError, match="is no mirror of PubMed; remedy: bert-pipeline download-pubmed --out"):
+def test_an_update_uses_the_source_of_the_mirror_and_starts_no_new_one(site, tmp_path):
+    with pytest.raises(DownloadError, match="is not a PubMed mirror; remedy: run `bert-pipeline download-pubmed --out"):
         update_pubmed(tmp_path / "none")
     mirror(site, tmp_path)
     publish(site, updates=(4, 5, 6))
@@ -141,7 +141,7 @@ def test_never_more_connections_than_allowed(site, tmp_path):
         answers[0] = dataclasses.replace(answers[0], drip=0.005, drips_at=len(answers[0].content) - 2)
     mirror(site, tmp_path)
     assert site.most_at_once == 3
-    with pytest.raises(ValueError, match="parallel is 0; remedy: 1 or more"):
+    with pytest.raises(ValueError, match="parallel is 0; remedy: use 1 or more"):
         mirror(site, tmp_path, parallel=0)
 
 
@@ -149,7 +149,7 @@ def test_never_more_connections_than_allowed(site, tmp_path):
     ("headers", "released"),
     [({}, "2026-01-29"), ({"Last-Modified": "Thu, 31 Feb 2026 00:00:00 GMT"}, "2026-01-29")],
 )
-def test_where_the_server_names_no_day_the_listing_does(headers, released, site, tmp_path):
+def test_without_last_modified_the_day_of_the_listing_is_used(headers, released, site, tmp_path):
     site.answers[f"/{ALL[0]}"] = [Answer(content(1), headers=headers)]
     mirror(site, tmp_path)
     assert rows(tmp_path)[0]["released"] == released
@@ -168,23 +168,23 @@ def fails(site, out, *matches):
     return lines[0]
 
 
-def test_content_of_another_md5_is_laid_aside_and_fetched_again(site, tmp_path):
+def test_content_with_a_wrong_md5_is_quarantined_and_downloaded_again(site, tmp_path):
     right = site.answers[f"/{ALL[1]}"][0]
     wrong = dataclasses.replace(right, content=content(2)[:-1] + b"?")
     site.answers[f"/{ALL[1]}"] = [wrong, wrong, wrong, right]
     mirror(site, tmp_path)
-    assert standing(tmp_path) == ALL and (tmp_path / ALL[1]).read_bytes() == content(2)
+    assert mirrored(tmp_path) == ALL and (tmp_path / ALL[1]).read_bytes() == content(2)
     assert (tmp_path / "quarantine" / name(2)).read_bytes() == wrong.content
 
 
-def test_a_file_of_a_wrong_md5_fails_alone_after_three_refetches(site, tmp_path):
+def test_only_the_file_with_a_wrong_md5_fails_after_three_refetches(site, tmp_path):
     site.answers[f"/{ALL[1]}"] = [Answer(content(2)[:-1] + b"?")]
-    told = fails(site, tmp_path, (ALL[1], "the content is another"))
-    assert told.startswith("failed files: 1 (4 stand in ")
-    assert standing(tmp_path) == without(ALL[1]) and len(rows(tmp_path)) == 4
+    reported = fails(site, tmp_path, (ALL[1], "wrong content: "))
+    assert reported.startswith("failed files: 1 (4 verified files in ")
+    assert mirrored(tmp_path) == without(ALL[1]) and len(rows(tmp_path)) == 4
     assert site.paths().count(f"/{ALL[1]}") == 4
     publish(site)
-    assert mirror(site, tmp_path)["files_fetched"] == 1, "and the next run has it alone to do"
+    assert mirror(site, tmp_path)["files_fetched"] == 1, "the next run downloads only this file"
 
 
 @pytest.mark.parametrize(
@@ -199,14 +199,14 @@ def test_a_file_of_a_wrong_md5_fails_alone_after_three_refetches(site, tmp_path)
         b"<html>login</html>",
     ],
 )
-def test_a_malformed_md5_is_the_failure_of_its_file(malformed, site, tmp_path):
+def test_a_malformed_md5_fails_only_its_file(malformed, site, tmp_path):
     site.answers[f"/{ALL[2]}.md5"] = [Answer(malformed)]
     fails(site, tmp_path, (ALL[2], f"no MD5 of {name(3)} in"))
-    assert standing(tmp_path) == without(ALL[2])
+    assert mirrored(tmp_path) == without(ALL[2])
     assert site.paths().count(f"/{ALL[2]}.md5") == 5 and f"/{ALL[2]}" not in site.paths()
 
 
-def test_what_is_listed_but_missing_fails_alone_and_all_failures_are_told(site, tmp_path):
+def test_missing_files_fail_alone_and_all_failures_are_reported(site, tmp_path):
     del site.answers[f"/{ALL[0]}"]
     del site.answers[f"/{ALL[3]}.md5"]
     site.answers[f"/{ALL[4]}"] = [Answer(content(5), cut_at=10)]
@@ -217,8 +217,8 @@ def test_what_is_listed_but_missing_fails_alone_and_all_failures_are_told(site, 
         (ALL[3], ".xml.gz.md5: the server says 404 Not Found"),
         (ALL[4], "the connection ended after 10 of"),
     )
-    assert standing(tmp_path) == ALL[1:3]
-    assert (tmp_path / f"{ALL[4]}.partial").exists(), "to go on from"
+    assert mirrored(tmp_path) == ALL[1:3]
+    assert (tmp_path / f"{ALL[4]}.partial").exists(), "kept for the next run"
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_each_fault_on_a_file_of_its_own(site, tmp_path):
     with pytest.raises(DownloadError) as caught:
         mirror(site, tmp_path)
     assert f"{name(10)}: the server says 302" in str(caught.value)
-    assert str(caught.value).startswith("failed files: 1 (12 stand in ")
+    assert str(caught.value).startswith("failed files: 1 (12 verified files in ")
     for row in rows(tmp_path):
         number = int(row["name"][9:13])
         assert (tmp_path / "baseline" / row["name"]).read_bytes() == content(number)
@@ -290,21 +290,21 @@ HOSTILE = [
     "https://example.org/pubmed26n0001.xml.gz",
     "pubmed26n0001.xml.gz/../../x",
 ]
-"""As they come out of the page: parsing leaves none of them otherwise."""
+"""Names as they appear after parsing the page, which changes none of them."""
 
 
-def test_hostile_names_are_passed_over_and_told(site, tmp_path):
+def test_hostile_names_are_skipped_and_reported(site, tmp_path):
     assert len(HOSTILE) == 20 and len(HOSTILE[11]) == 300
     site.answers["/baseline/"] = [page([*HOSTILE, name(1)])]
     before = {path for path in tmp_path.parent.rglob("*") if tmp_path not in path.parents}
     facts = mirror(site, tmp_path / "out")
-    told = [each for each in facts["passed_over"] if each.startswith("baseline: ")]
-    assert told == ["baseline: '/pubmed/'", *(f"baseline: {each[:80]!a}" for each in HOSTILE)]
-    assert all(each.isprintable() and each.isascii() for each in told)
+    reported = [each for each in facts["passed_over"] if each.startswith("baseline: ")]
+    assert reported == ["baseline: '/pubmed/'", *(f"baseline: {each[:80]!a}" for each in HOSTILE)]
+    assert all(each.isprintable() and each.isascii() for each in reported)
     assert {path for path in tmp_path.parent.rglob("*") if tmp_path not in path.parents} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert standing(tmp_path / "out") == [ALL[0], *ALL[3:]]
-    fetched = {f"/{path}{end}" for path in standing(tmp_path / "out") for end in ("", ".md5")}
+    assert mirrored(tmp_path / "out") == [ALL[0], *ALL[3:]]
+    fetched = {f"/{path}{end}" for path in mirrored(tmp_path / "out") for end in ("", ".md5")}
     assert set(site.paths()) == {*LISTINGS, *fetched}
 
 
@@ -317,21 +317,21 @@ def test_years_are_not_mixed(site, tmp_path):
     site.answers["/baseline/"] = [page([name(1, 27)])]
     site.answers["/updatefiles/"] = [page([])]
     with pytest.raises(
-        DownloadError, match=r"holds 5 files of another year .*not of 2027.*remedy: name an empty folder"
+        DownloadError, match=r"holds 5 files of another year .* than the server \(2027\).*remedy: use an empty folder"
     ):
         mirror(site, tmp_path)
     site.answers["/updatefiles/"] = [page([name(4)])]
     with pytest.raises(DownloadError, match=r"lists files of the years 26 and 27: .* remedy: run it again when"):
         mirror(site, tmp_path / "other")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path in before} == before
-    assert standing(tmp_path / "other") == []
+    assert mirrored(tmp_path / "other") == []
 
 
-# what stands, and what does not
+# existing files, right and wrong
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", None])
-def test_a_damaged_record_is_made_again_from_what_is_there(damage, site, tmp_path):
+def test_a_damaged_record_is_rebuilt_from_the_files(damage, site, tmp_path):
     mirror(site, tmp_path)
     whole = rows(tmp_path)
     if damage is None:
@@ -340,7 +340,7 @@ def test_a_damaged_record_is_made_again_from_what_is_there(damage, site, tmp_pat
         lines = (tmp_path / "files.jsonl").read_bytes().splitlines(keepends=True)
         (tmp_path / "files.jsonl").write_bytes(lines[0] + damage + lines[1][20:] + lines[3])
     facts = mirror(site, tmp_path)
-    assert facts["bytes_fetched"] == 0 and standing(tmp_path) == ALL
+    assert facts["bytes_fetched"] == 0 and mirrored(tmp_path) == ALL
     assert [row | {"released": ""} for row in rows(tmp_path)] == [row | {"released": ""} for row in whole]
 
 
@@ -357,7 +357,7 @@ def test_a_damaged_record_is_made_again_from_what_is_there(damage, site, tmp_pat
         {"more": 1},
     ],
 )
-def test_a_row_that_we_would_not_write_is_damaged(change, site, tmp_path, caplog):
+def test_an_invalid_row_counts_as_damaged(change, site, tmp_path, caplog):
     mirror(site, tmp_path)
     whole = (tmp_path / "files.jsonl").read_text().splitlines()
     (tmp_path / "files.jsonl").write_text("\n".join([json.dumps(json.loads(whole[0]) | change), *whole[1:]]))
@@ -366,24 +366,24 @@ def test_a_row_that_we_would_not_write_is_damaged(change, site, tmp_path, caplog
 
 
 @pytest.mark.parametrize("left", [b"", content(2)[:1000], content(2) + b"more", content(99, 2000)])
-def test_a_file_that_is_not_as_recorded_is_fetched_again(left, site, tmp_path):
+def test_a_file_that_differs_from_its_record_is_downloaded_again(left, site, tmp_path):
     mirror(site, tmp_path)
     (tmp_path / ALL[1]).write_bytes(left)
     facts = mirror(site, tmp_path)
     assert facts["files_fetched"] == 1 and (tmp_path / ALL[1]).read_bytes() == content(2)
-    assert standing(tmp_path) == ALL
+    assert mirrored(tmp_path) == ALL
 
 
-def test_what_cannot_be_verified_does_not_keep_its_name(site, tmp_path):
+def test_an_unverifiable_file_does_not_keep_its_name(site, tmp_path):
     (tmp_path / "baseline").mkdir()
     (tmp_path / ALL[1]).write_bytes(content(99))
     (tmp_path / "baseline" / name(77)).write_bytes(content(77))
     del site.answers[f"/{ALL[1]}.md5"]
-    fails(site, tmp_path, (ALL[1], "404"), (f"baseline/{name(77)}", "neither recorded nor listed"))
-    assert ALL[1] not in standing(tmp_path)
+    fails(site, tmp_path, (ALL[1], "404"), (f"baseline/{name(77)}", "neither in files.jsonl nor in the listing"))
+    assert ALL[1] not in mirrored(tmp_path)
 
 
-def test_what_is_no_longer_listed_stays(site, tmp_path):
+def test_a_file_that_is_no_longer_listed_is_kept(site, tmp_path):
     mirror(site, tmp_path)
     publish(site, updates=(5,))
     assert mirror(site, tmp_path)["files"] == 5
@@ -392,7 +392,7 @@ def test_what_is_no_longer_listed_stays(site, tmp_path):
 def test_one_run_at_a_time(site, tmp_path):
     with (
         FileLock(tmp_path / "download.lock"),
-        pytest.raises(DownloadError, match="another run downloads to it now; rem"),
+        pytest.raises(DownloadError, match="another run is downloading to this folder; rem"),
     ):
         mirror(site, tmp_path)
 
@@ -400,43 +400,43 @@ def test_one_run_at_a_time(site, tmp_path):
 # listings
 
 
-def test_a_listing_that_is_not_whole_is_asked_for_again(site, tmp_path):
+def test_an_incomplete_listing_is_retried(site, tmp_path):
     whole = site.answers["/baseline/"][0]
     cut = dataclasses.replace(whole, cut_at=400, length=None)
     site.answers["/baseline/"] = [cut, Answer(status=503), whole]
     assert mirror(site, tmp_path)["files"] == 5
     site.answers["/baseline/"] = [cut]
     with pytest.raises(
-        DownloadError, match=r"/baseline/: ValueError: a listing that ends before </html>, after 400 bytes"
+        DownloadError, match=r"/baseline/: ValueError: the listing ends before </html>, after 400 bytes"
     ):
         mirror(site, tmp_path)
 
 
-def test_a_place_that_is_no_mirror(site, tmp_path):
+def test_a_url_without_pubmed_files_is_refused(site, tmp_path):
     site.answers["/baseline/"] = [Answer(b"<html>Hello</html>")]
-    with pytest.raises(DownloadError, match=r"/baseline/ lists no file of PubMed; remedy: name another --base-url"):
+    with pytest.raises(DownloadError, match=r"/baseline/ lists no PubMed file; remedy: use another --base-url"):
         mirror(site, tmp_path)
     with pytest.raises(DownloadError, match=r"/nowhere/baseline/: the server says 404 Not Found; remedy: "):
         download_pubmed(tmp_path, site.url("/nowhere"), patience=HASTY)
-    with pytest.raises(DownloadError, match="not https, and refused"):
+    with pytest.raises(DownloadError, match="refused because it is not https"):
         download_pubmed(tmp_path, "http://example.org/pubmed/")
 
 
-# ends
+# interrupted runs
 
 
-def test_a_full_disk_is_named_and_ends_it(site, small_disk):
+def test_a_full_disk_ends_the_download(site, small_disk):
     publish(site, baseline=(1, 2, 3))
     for number in (1, 2, 3):
         large = content(number, 700_000)
         site.answers[f"/baseline/{name(number)}"] = [Answer(large)]
         site.answers[f"/baseline/{name(number)}.md5"] = [Answer(md5_line(number, large))]
-    with pytest.raises(DiskError, match="No space left on device; remedy: make room or name another folder"):
+    with pytest.raises(DiskError, match="No space left on device; remedy: free disk space or use another folder"):
         mirror(site, small_disk)
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_stopped_is_gone_on_with(end, site, tmp_path):
+def test_a_stopped_run_is_resumed(end, site, tmp_path):
     large = random.Random(9).randbytes(400_000)
     right = Answer(large, etag='"9"', last_modified=RELEASED)
     site.answers[f"/{ALL[0]}"] = [dataclasses.replace(right, drip=3600, drips_at=300_000), right]
@@ -449,12 +449,12 @@ def test_a_run_that_is_stopped_is_gone_on_with(end, site, tmp_path):
     )
     partial = tmp_path / f"{ALL[0]}.partial"
     for _ in range(3000):
-        if partial.exists() and partial.stat().st_size == 300_000 and len(standing(tmp_path)) == 4:
+        if partial.exists() and partial.stat().st_size == 300_000 and len(mirrored(tmp_path)) == 4:
             break
         time.sleep(0.01)
     run.send_signal(end)
     assert run.wait(timeout=20) != 0
-    assert partial.stat().st_size == 300_000 and standing(tmp_path) == ALL[1:]
+    assert partial.stat().st_size == 300_000 and mirrored(tmp_path) == ALL[1:]
     facts = mirror(site, tmp_path)
     assert site.requests.count((f"/{ALL[0]}", "bytes=300000-")) == 1
     assert facts["bytes_fetched"] == 100_000 and (tmp_path / ALL[0]).read_bytes() == large
@@ -471,5 +471,5 @@ def test_the_command(site, tmp_path, capsys, caplog):
     del site.answers[f"/{ALL[1]}"]
     (tmp_path / ALL[1]).unlink()
     assert main(arguments) == 1
-    told = capsys.readouterr().err
-    assert "failed files: 1 (4 stand in" in told and f"\n    {ALL[1]}: " in told
+    reported = capsys.readouterr().err
+    assert "failed files: 1 (4 verified files in" in reported and f"\n    {ALL[1]}: " in reported

@@ -1,4 +1,4 @@
-"""The embedded sample: a function of its seed, stories that hold together, annotation that does not leak."""
+"""The embedded sample: determined by its seed, coherent stories, annotation without leaks."""
 
 import hashlib
 import re
@@ -39,14 +39,14 @@ def task(tmp_path_factory) -> dict[str, list[Sentence]]:
 
 
 def test_a_document_is_a_function_of_the_seed_and_its_number():
-    assert list(sample.sample_documents(40, SEED)) == DOCUMENTS[:40], "a longer sample begins with the shorter one"
+    assert list(sample.sample_documents(40, SEED)) == DOCUMENTS[:40], "a shorter sample is a prefix of a longer one"
     assert len({document_id for document_id, _ in DOCUMENTS}) == len(DOCUMENTS)
     other = dict(sample.sample_documents(40, SEED + 1))
     assert not set(other.values()) & {text for _, text in DOCUMENTS}
 
 
-def test_the_bytes_of_the_sample_stay_what_they_are(tmp_path):
-    """Recipes name the sample by its seed alone. If this moves, raise the code_version of the stages that read it."""
+def test_the_bytes_of_the_sample_do_not_change(tmp_path):
+    """Recipes name the sample only by its seed. If the digest changes, raise code_version in the stages reading it."""
     sample.write_sample_ner(tmp_path, SEED)
     digest = hashlib.sha256("\n".join(text for _, text in DOCUMENTS).encode())
     for part in ("train", "dev", "test"):
@@ -71,8 +71,8 @@ def test_documents_are_abstracts():
         assert re.fullmatch(r"[A-Z].*\.", text)
 
 
-def test_a_document_keeps_to_one_therapeutic_area():
-    """Every coined drug name, whatever salt or metabolite of it, is of one area, whose diseases the text names."""
+def test_a_document_covers_one_therapeutic_area():
+    """All invented drug names, salts and metabolites belong to one area, whose diseases the text names."""
     mentions = re.compile(rf"\b\w{{4,}}({'|'.join(STEMS)})\b")
     named = 0
     for _, text in DOCUMENTS:
@@ -85,7 +85,7 @@ def test_a_document_keeps_to_one_therapeutic_area():
 
 
 def test_sentences_of_a_document_share_more_words_than_sentences_of_two():
-    """What next-sentence prediction can learn from: a real pair has more words in common than a random one."""
+    """The signal for next-sentence prediction: real pairs have more words in common than random ones."""
     first, second = zip(
         *((set(a.split()), set(b.split())) for _, text in DOCUMENTS for a, b in [SENTENCE_END.split(text)[1:3]]),
         strict=True,
@@ -120,7 +120,7 @@ def test_annotation_covers_the_chemicals_and_nothing_else(task):
             assert not entity[0].endswith(("kinase", "synthase", "coccus", "scope")), entity
 
 
-def test_the_names_of_the_test_are_new(task):
+def test_names_in_the_test_set_are_new(task):
     words = {
         part: {
             token.lower() for s in sentences for e in entities(s) for token in e if re.fullmatch("[A-Za-z]{2,}", token)
@@ -134,11 +134,11 @@ def test_the_names_of_the_test_are_new(task):
     seen = {token for part in ("train", "dev") for sentence in task[part] for token, _ in sentence}
     others = {token for sentence in task["test"] for token, tag in sentence if tag == "O" and coined.fullmatch(token)}
     assert len(others) > 30
-    assert not others & seen, "were these known, an unknown word would be a chemical"
+    assert not others & seen, "if these were known, every unknown word would be a chemical"
 
 
-def test_the_templates_of_the_test_are_new(task):
-    """With any words in the slots: each sentence of the test has a template of the test, none of the others has."""
+def test_templates_of_the_test_set_are_new(task):
+    """With any words in the slots: all sentences of the test, and no others, match a template of the test."""
 
     def slot(found: re.Match[str]) -> str:
         choices = found[1].split("|")
@@ -160,8 +160,8 @@ def test_the_templates_of_the_test_are_new(task):
             assert bool(of_the_test.fullmatch(text)) == (part == "test"), (part, text, of_the_test.fullmatch(text))
 
 
-def test_names_of_the_test_occur_in_the_plain_text(task):
-    """They must: what pretraining brings to the task is having read these names."""
+def test_names_of_the_test_set_occur_in_the_plain_text(task):
+    """Pretraining helps in the task because it has read these names."""
     text = {
         word for _, document in sample.sample_documents(6000, SEED) for word in re.findall(r"\w{5,}", document.lower())
     }

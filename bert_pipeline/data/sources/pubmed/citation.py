@@ -1,9 +1,9 @@
-"""What a record of PubMed says: a citation with its fields, or deleted PMIDs.
+"""Turn a PubMed record into a citation with its fields, or into a list of deleted PMIDs.
 
-The fields are those of NLM's description, https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html. Inline
-markup and formulas are flattened to their text, and white space, Unicode's too, becomes single spaces. Abstracts in
-other languages (OtherAbstract) are left out. A book or a chapter (PubmedBookArticle) is read alike, its book as the
-journal.
+NLM describes the fields at https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html. Inline markup and formulas
+are flattened to their text, and each run of white space (including Unicode's) becomes a single space. Abstracts in
+other languages (OtherAbstract) are skipped. A book or chapter (PubmedBookArticle) becomes a citation whose journal is
+the book.
 """
 
 import re
@@ -51,7 +51,7 @@ _FIRST_DATE_PART, _FIRST_SINGLE = _PLACE[DATE_PARTS[0]], _PLACE[SINGLE[0]]
 
 
 class AbstractSection(NamedTuple):
-    """Of an abstract. Label and category (BACKGROUND, OBJECTIVE, METHODS, RESULTS, CONCLUSIONS) may be empty."""
+    """Abstract section. Label and category (BACKGROUND, OBJECTIVE, METHODS, RESULTS, CONCLUSIONS) may be empty."""
 
     label: str
     category: str
@@ -59,7 +59,7 @@ class AbstractSection(NamedTuple):
 
 
 class Term(NamedTuple):
-    """Of MeSH: its unique id and name."""
+    """A MeSH term: unique id and name."""
 
     ui: str
     name: str
@@ -77,12 +77,12 @@ class Link(NamedTuple):
     """CommentsCorrections: RetractionIn, RetractionOf, ErratumIn, ErratumFor, CommentIn, UpdateOf, ..."""
 
     kind: str
-    pmid: str  # empty where the other one has none
+    pmid: str  # of the other citation; empty if it has none
     version: int
 
 
 class Citation(NamedTuple):
-    number: int  # of the record in the file, from 1; each deleted PMID is one
+    number: int  # of the record in the file, from 1; each deleted PMID counts as a record
     pmid: str
     version: int
     title: str
@@ -92,7 +92,7 @@ class Citation(NamedTuple):
     iso_abbreviation: str
     issn: str
     nlm_unique_id: str
-    date: str  # of publication, as exact as it is known: 2018-05-17, 2018-05, 2018 or empty
+    date: str  # of publication, as precise as known: 2018-05-17, 2018-05, 2018 or empty
     revised: str
     publication_types: tuple[Term, ...]
     mesh: tuple[Heading, ...]
@@ -109,8 +109,8 @@ class Deletion(NamedTuple):
     version: int
 
 
-def judge(record: Record, number: int) -> list[Citation | Deletion | Fault]:
-    """The citation, or the deletions, of a record; they are numbered from `number`."""
+def parse_record(record: Record, number: int) -> list[Citation | Deletion | Fault]:
+    """Return the citation or the deletions of a record, or their faults; deletions are numbered from `number` on."""
     if record.rows[FIELD] % FLAG == _DELETE_CITATION:
         return _deletions(record, number)
     return [_citation(record, number)]
@@ -207,7 +207,7 @@ def _citation(record: Record, number: int) -> Citation | Fault:
 
 
 def _fields(record: Record) -> Iterator[tuple[int, int, int, int, int]]:
-    """The rows but for the first, which is the record's."""
+    """All rows except the first, which describes the record itself."""
     numbers = iter(record.rows[NUM_COLUMNS:])
     return zip(numbers, numbers, numbers, numbers, numbers, strict=True)
 
@@ -226,7 +226,7 @@ def _shown(record: Record) -> str:
     return record.data[record.rows[START] : record.rows[END]][: 4 * EXCERPT_LENGTH].decode(errors="replace")
 
 
-# The same terms stand in millions of citations: each is made once.
+# The same terms occur in millions of citations: caching builds each one once.
 @lru_cache(maxsize=1 << 16)
 def _term(ui: str, name: str) -> Term:
     return Term(ui, name)
@@ -238,7 +238,7 @@ def _heading(ui: str, name: str) -> Heading:
 
 
 def _text(data: bytes, field: int, start: int, end: int) -> str:
-    """The text of an element's content, by the flags of its field."""
+    """The text of an element's content, cleaned as the flags in `field` require."""
     content = data[start:end]
     if field & MARKUP:
         content = TAG.sub(b"", content)
@@ -253,7 +253,7 @@ def _key(data: bytes, start: int, end: int) -> str:
 
 
 def _attribute(data: bytes, start: int, pattern: re.Pattern[bytes]) -> str:
-    """The value of an attribute of the element whose content begins at `start`; empty where it has none."""
+    """The value of an attribute of the element whose content begins at `start`, or "" without one."""
     found = pattern.search(data, data.rindex(b"<", 0, start), start)
     return found[1].decode() if found else ""
 
@@ -264,16 +264,16 @@ def _character(reference: re.Match[str]) -> str:
 
 
 def _version(key: str) -> int:
-    """1 where there is none, 0 where it is no number."""
+    """The version as a number; 1 if the key is empty, 0 if it is not a number."""
     return int(key) if key.isascii() and key.isdigit() and len(key) < 10 else int(not key)
 
 
 @lru_cache(maxsize=1 << 16)
 def _iso_date(year: str | None, month: str | None, day: str | None, medline_date: str | None) -> str:
-    """As exact as the parts tell a date that exists; of a span what both ends share, else the year it begins in."""
+    """The most precise existing date that the parts give; for a span, its common part or else its first year."""
     if not year and medline_date:
-        if told := MEDLINE_DATE.fullmatch(medline_date):
-            year, month, day, until = told.groups()
+        if parts := MEDLINE_DATE.fullmatch(medline_date):
+            year, month, day, until = parts.groups()
             day = None if until else day
         elif any_year := YEAR.search(medline_date):
             year = any_year[0]

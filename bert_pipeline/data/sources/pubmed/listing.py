@@ -1,7 +1,7 @@
-"""What a server lists of PubMed's files, and NLM's MD5 files.
+"""Parse the server's listings of PubMed files, and NLM's MD5 files.
 
-The layout is that of https://ftp.ncbi.nlm.nih.gov/pubmed/ and its READMEs, the page Apache's. A name from the server is
-taken only if it is one that NLM would give; whatever else is listed is told and passed over.
+The layout follows https://ftp.ncbi.nlm.nih.gov/pubmed/ and its READMEs; the listings are Apache directory pages. Only
+names of NLM's form are accepted; all other names are reported and skipped.
 """
 
 import logging
@@ -18,10 +18,11 @@ log = logging.getLogger(__name__)
 
 Folder = Literal["baseline", "updatefiles"]
 FOLDERS: tuple[Folder, ...] = get_args(Folder)
-NAME = re.compile(r"pubmed([0-9]{2})n[0-9]{4,5}\.xml\.gz")
+NAME = re.compile(r"pubmed([0-9]{2})n([0-9]{4,5})\.xml\.gz")
+"""Groups: the last two digits of the year, and the number of the file."""
 DATE_AND_SIZE = re.compile(r"\b([0-9]{4}-[0-9]{2}-[0-9]{2}) [0-9]{2}:[0-9]{2}\s+([0-9.]{1,12})([KMGT]?)\b")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-NAMES_TOLD = 100
+MAX_NAMES_REPORTED = 100
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Listed:
     name: str
     released: str
     num_bytes: int
-    """About: NLM's listing rounds. 0 where it says nothing."""
+    """Approximate, because NLM's listing rounds sizes; 0 if the listing gives none."""
 
     @property
     def path(self) -> str:
@@ -42,40 +43,40 @@ class Listed:
 
     @property
     def number(self) -> int:
-        return int(self.name[len("pubmed26n") : -len(".xml.gz")])
+        return int(NAME.fullmatch(self.name)[2])  # type: ignore[index]  # only names of this form are listed
 
 
 def year_of(name: str) -> str:
-    """The two digits in the name of a file of PubMed, "" for any other."""
+    """The last two digits of the year in the name of a PubMed file, "" for any other name."""
     match = NAME.fullmatch(name)
     return match[1] if match else ""
 
 
 def list_files(base_url: str, patience: Patience = DEFAULT_PATIENCE) -> tuple[list[Listed], list[str]]:
-    """What the server lists, in order; and the names, made printable, that are passed over (the first NAMES_TOLD)."""
-    listed, passed_over = [], []
+    """Return the listed files in order, and the skipped names in printable form (the first MAX_NAMES_REPORTED)."""
+    listed, skipped = [], []
     for folder in FOLDERS:
         files: dict[str, Listed] = {}
         for name, date_and_size in read(f"{base_url}{folder}/", _parse_listing, patience):
             if NAME.fullmatch(name):
                 files[name] = Listed(folder, name, *_date_and_size(date_and_size))
             elif not NAME.fullmatch(name.removesuffix(".md5")) and not name.startswith("?"):  # sorts the listing
-                passed_over.append(f"{folder}: {name[:80]!a}")
+                skipped.append(f"{folder}: {name[:80]!a}")
         if not files and folder == "baseline":
-            raise DownloadError(f"{base_url}{folder}/ lists no file of PubMed; remedy: name another --base-url")
+            raise DownloadError(f"{base_url}{folder}/ lists no PubMed file; remedy: use another --base-url")
         listed += [files[name] for name in sorted(files)]
-    if passed_over:
-        log.info("%d other names in the listing are passed over: %s", len(passed_over), "; ".join(passed_over[:5]))
-    return listed, passed_over[:NAMES_TOLD]
+    if skipped:
+        log.info("skipping %d other names in the listing: %s", len(skipped), "; ".join(skipped[:5]))
+    return listed, skipped[:MAX_NAMES_REPORTED]
 
 
 class _Listing(HTMLParser):
-    """The links of a directory's page as Apache makes it, each with the text up to the next."""
+    """The links of an Apache directory page, each with the text up to the next link."""
 
     def __init__(self) -> None:
         super().__init__()
         self.links: list[tuple[str, list[str]]] = []
-        self.is_whole = False
+        self.is_complete = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "a" and (target := dict(attrs).get("href")):
@@ -86,14 +87,14 @@ class _Listing(HTMLParser):
             self.links[-1][1].append(data)
 
     def handle_endtag(self, tag: str) -> None:
-        self.is_whole |= tag == "html"
+        self.is_complete |= tag == "html"
 
 
 def _parse_listing(page: bytes) -> list[tuple[str, str]]:
     parser = _Listing()
     parser.feed(page.decode("utf-8", "backslashreplace"))
-    if not parser.is_whole:
-        raise ValueError(f"a listing that ends before </html>, after {len(page):,} bytes")
+    if not parser.is_complete:
+        raise ValueError(f"the listing ends before </html>, after {len(page):,} bytes")
     return [(target, "".join(texts)) for target, texts in parser.links]
 
 
@@ -107,7 +108,10 @@ def _date_and_size(text: str) -> tuple[str, int]:
 
 
 def parse_md5(content: bytes, name: str) -> str:
-    """Of `MD5(pubmed26n0001.xml.gz)= <digits>`, as NLM writes it, or `<digits>  pubmed26n0001.xml.gz`, as md5sum."""
+    """Return the MD5 from `MD5(pubmed26n0001.xml.gz)= <digits>` (NLM) or `<digits>  pubmed26n0001.xml.gz` (md5sum).
+
+    Raises ValueError if the content has neither form or names another file.
+    """
     named = re.escape(name)
     form = rf"\s*(?:MD5 ?\({named}\) ?= ?([0-9a-fA-F]{{32}})|([0-9a-fA-F]{{32}}) [ *]{named})\s*"
     if not (match := re.fullmatch(form, content.decode("utf-8", "backslashreplace"))):

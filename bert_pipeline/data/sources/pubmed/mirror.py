@@ -1,11 +1,11 @@
-"""A mirror of PubMed's files, which grows: what NLM lists is fetched, verified by NLM's MD5, and not fetched again.
+"""Incremental mirror of the PubMed files: download what NLM lists, verify it by NLM's MD5, and keep it.
 
-    baseline/pubmed26n0001.xml.gz(.md5)      once a year, all citations
-    updatefiles/pubmed26n1335.xml.gz(.md5)   each day
-    files.jsonl                              a line a file that stands verified: MirroredFile
-    quarantine/                              what had another MD5 than NLM gives
+    baseline/pubmed26n0001.xml.gz(.md5)      all citations, once a year
+    updatefiles/pubmed26n1335.xml.gz(.md5)   daily updates
+    files.jsonl                              one line (MirroredFile) per verified file
+    quarantine/                              files whose MD5 differs from NLM's
 
-A new baseline replaces all files of the year before, so files of two years are never mixed.
+A new baseline replaces all files of the previous year, so a mirror never mixes files of two years.
 """
 
 import json
@@ -35,7 +35,7 @@ RECORD = "files.jsonl"
 
 
 class MirroredFile(Section):
-    """A line of files.jsonl."""
+    """One line of files.jsonl."""
 
     name: str = Field(pattern=f"^{NAME.pattern}$")
     folder: Folder
@@ -43,34 +43,34 @@ class MirroredFile(Section):
     md5: str = Field(pattern="^[0-9a-f]{32}$")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     released: str = Field(pattern="^([0-9]{4}-[0-9]{2}-[0-9]{2})?$")
-    """The day (UTC) that the server names as the file's last change; of the listing where it names none."""
+    """Day (UTC) of the server's Last-Modified, or the day in the listing if the server sends none."""
     url: str
 
 
 def download_pubmed(
     out: Path, base_url: str = BASE_URL, parallel: int = 3, patience: Patience = DEFAULT_PATIENCE
 ) -> Facts:
-    """Bring the mirror in `out` up to date, over `parallel` connections at most.
+    """Bring the mirror in `out` up to date with at most `parallel` connections.
 
-    A file appears whole and verified, or not at all. Returns facts: `year`, `files` and `bytes` that stand,
-    `files_fetched` and `bytes_fetched` now, `last_released`, `passed_over` (names that were listed but not taken) and
-    `numbers_left_out` (how many the listing skips: NLM counts on from the baseline to its updates).
-    Raises DownloadError before anything is fetched where years would mix; else after all other files are done, for
-    those that failed; DiskError as soon as the disk is full. Stopped at any moment, the next call goes on from there.
+    A file appears only when it is complete and verified. After an interruption, the next call resumes. Returns facts:
+    `year`; `files` and `bytes` in the mirror; `files_fetched` and `bytes_fetched` by this call; `last_released`;
+    `passed_over` (listed names that were skipped); and `numbers_left_out` (how many numbers the listing skips; NLM
+    numbers the updates after the baseline). Raises DownloadError before downloading if years would mix, or at the end
+    if files failed (all others are downloaded first); DiskError as soon as the disk is full.
     """
     if parallel < 1:
-        raise ValueError(f"parallel is {parallel}; remedy: 1 or more connections")
+        raise ValueError(f"parallel is {parallel}; remedy: use 1 or more connections")
     base_url = base_url.rstrip("/") + "/"
     out.mkdir(parents=True, exist_ok=True)
-    with _alone_in(out):
+    with _locked(out):
         listed, passed_over = list_files(base_url, patience)
-        standing = _standing(out)
+        verified = _verified_files(out)
         _assert_one_year(listed, out)
-        missing = [each for each in listed if each.path not in standing]
-        log.info("%d files listed, %d of them here", len(listed), len(listed) - len(missing))
-        _write_record(out, standing)
+        missing = [each for each in listed if each.path not in verified]
+        log.info("%d files listed, %d of them in the mirror", len(listed), len(listed) - len(missing))
+        _write_record(out, verified)
         for each in missing:
-            if (out / each.path).exists():  # unverified, it must not keep its name whatever becomes of the run
+            if (out / each.path).exists():  # unverified: must not keep its name even if the run fails
                 Partial(out / each.path).adopt(out / each.path)
         transfers = _Transfers(missing)
 
@@ -83,36 +83,36 @@ def download_pubmed(
             if isinstance(outcome, DownloadError):
                 failures.append(f"{each.path}: {outcome}")
             else:
-                standing[each.path] = outcome
-                _write_record(out, standing)
+                verified[each.path] = outcome
+                _write_record(out, verified)
         failures += [
-            f"{path}: neither recorded nor listed, so it cannot be verified; remedy: remove it"
-            for path in sorted(_paths_in(out) - standing.keys() - {each.path for each in listed})
+            f"{path}: cannot be verified because it is neither in {RECORD} nor in the listing; remedy: remove it"
+            for path in sorted(_paths_in(out) - verified.keys() - {each.path for each in listed})
         ]
     if failures:
         lines = "\n  ".join(failures)
-        raise DownloadError(f"failed files: {len(failures):,} ({len(standing):,} stand in {out}):\n  {lines}")
+        raise DownloadError(f"failed files: {len(failures):,} ({len(verified):,} verified files in {out}):\n  {lines}")
     numbers = {each.number for each in listed}
     return {
         "year": 2000 + int(listed[0].year),
-        "files": len(standing),
-        "bytes": sum(each.bytes for each in standing.values()),
+        "files": len(verified),
+        "bytes": sum(each.bytes for each in verified.values()),
         "files_fetched": len(missing),
         "bytes_fetched": transfers.arrived,
-        "last_released": max(each.released for each in standing.values()),
+        "last_released": max(each.released for each in verified.values()),
         "passed_over": passed_over,
         "numbers_left_out": max(numbers) - min(numbers) + 1 - len(numbers),
     }
 
 
 def update_pubmed(out: Path) -> Facts:
-    """Bring a mirror up to date from where its files came from; see `download_pubmed`.
+    """Update an existing mirror from its own source URL; see `download_pubmed`.
 
-    Raises DownloadError where there is no mirror yet: to fetch tens of gigabytes is for a person to begin.
+    Raises DownloadError if there is no mirror yet: only a person should start a download of tens of gigabytes.
     """
     recorded = read_record(out)
     if not recorded:
-        raise DownloadError(f"{out} is no mirror of PubMed; remedy: bert-pipeline download-pubmed --out {out}")
+        raise DownloadError(f"{out} is not a PubMed mirror; remedy: run `bert-pipeline download-pubmed --out {out}`")
     path, newest = max(recorded.items(), key=lambda item: (item[1].released, item[0]))
     return download_pubmed(out, newest.url.removesuffix(path))
 
@@ -126,9 +126,9 @@ def _fetch_file(
     released = fetch(
         url, path, md5, algorithm="md5", quarantine=out / "quarantine" / each.name, patience=patience, on_bytes=on_bytes
     )
-    beside = path.with_name(f"{each.name}.md5")
-    with writing(beside):
-        beside.write_text(f"MD5({each.name})= {md5}\n", encoding="ascii")
+    md5_file = path.with_name(f"{each.name}.md5")
+    with writing(md5_file):
+        md5_file.write_text(f"MD5({each.name})= {md5}\n", encoding="ascii")
     return MirroredFile(
         name=each.name,
         folder=each.folder,
@@ -143,9 +143,10 @@ def _fetch_file(
 def _in_parallel(
     work: Callable[[Listed], MirroredFile], files: Sequence[Listed], parallel: int, is_over: threading.Event
 ) -> Iterator[tuple[Listed, MirroredFile | DownloadError]]:
-    """What the work made of each file, as they are done; any error but DownloadError ends it and sets `is_over`.
+    """Yield each file with its result as it completes; any error other than DownloadError ends all work.
 
-    The threads are daemons: no silent server keeps the process from its end, and what they have written stays.
+    `is_over` is set at the end. The threads are daemons, so a silent server cannot keep the process alive; the data
+    that they have written is kept.
     """
     waiting: queue.SimpleQueue[Listed] = queue.SimpleQueue()
     for each in files:
@@ -179,11 +180,11 @@ def _in_parallel(
 
 
 class _Stopped(Exception):
-    """The run is over, and with it this transfer."""
+    """The run has ended, so this transfer must end."""
 
 
 class _Transfers:
-    """What the connections bring, told as one; the sizes are the listing's, and so about right."""
+    """Joint progress of all connections; the totals are approximate because they come from the listing."""
 
     def __init__(self, files: Sequence[Listed]) -> None:
         self.arrived = 0
@@ -203,77 +204,77 @@ class _Transfers:
                 raise _Stopped
             with self._lock:
                 self.arrived += num_bytes
-                told = min(num_bytes, left) if self._has_sizes else num_bytes
-                left -= told
-                if told:
-                    self._progress.advance(told)
+                counted = min(num_bytes, left) if self._has_sizes else num_bytes
+                left -= counted
+                if counted:
+                    self._progress.advance(counted)
 
         try:
             yield count
-        finally:  # what the listing rounded up, or an earlier run had brought
+        finally:  # add what the listing rounded up or an earlier run had downloaded
             if self._has_sizes and left and not self.is_over.is_set():
                 with self._lock:
                     self._progress.advance(left)
 
 
 @contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     try:
         with FileLock(out / "download.lock", timeout=0):
             yield
     except Timeout as error:
-        raise DownloadError(f"{out}: another run downloads to it now; remedy: wait for its end") from error
+        raise DownloadError(f"{out}: another run is downloading to this folder; remedy: wait until it ends") from error
 
 
 def _assert_one_year(listed: Sequence[Listed], out: Path) -> None:
-    """A file of another year has other citations under the same number, and its updates are of another baseline."""
+    """Refuse to mix years: files of two years with the same number differ, and updates apply to one baseline only."""
     years = sorted({each.year for each in listed})
     if len(years) > 1:
         raise DownloadError(
-            f"the server lists files of the years {' and '.join(years)}: a new baseline is on its way; remedy: run it"
-            " again when the server's files are all of one year"
+            f"the server lists files of the years {' and '.join(years)}: a new baseline is being published;"
+            " remedy: run it again when all files on the server are of one year"
         )
     if others := sorted(path for path in _paths_in(out) if year_of(Path(path).name) != years[0]):
         raise DownloadError(
-            f"{out} holds {len(others):,} files of another year than the server ({others[0]}, not of 20{years[0]}), and"
-            f" a year's baseline replaces all before it; remedy: name an empty folder, or remove {', '.join(FOLDERS)}"
-            f" and {RECORD} there"
+            f"{out} holds {len(others):,} files of another year ({others[0]}) than the server (20{years[0]}), and a new"
+            f" baseline replaces all earlier files; remedy: use an empty folder, or remove {', '.join(FOLDERS)} and"
+            f" {RECORD} from this one"
         )
 
 
 def _paths_in(out: Path) -> set[str]:
-    """baseline/pubmed26n0001.xml.gz and so on."""
+    """The PubMed files on disk, as baseline/pubmed26n0001.xml.gz."""
     return {f"{folder}/{path.name}" for folder in FOLDERS for path in (out / folder).glob("*.gz") if year_of(path.name)}
 
 
-def _standing(out: Path) -> dict[str, MirroredFile]:
-    """The files that stand, by path: recorded as verified, and on disk in that size."""
-    standing = {}
+def _verified_files(out: Path) -> dict[str, MirroredFile]:
+    """The files, by path, that are recorded as verified and have the recorded size on disk."""
+    verified = {}
     for name, row in read_record(out).items():
         path = out / name
         if path.is_file() and path.stat().st_size == row.bytes:
-            standing[name] = row
+            verified[name] = row
         else:
-            log.warning("%s is not there in its %d bytes, and fetched anew", path, row.bytes)
-    return standing
+            log.warning("%s is missing or does not have %d bytes; downloading it again", path, row.bytes)
+    return verified
 
 
 def read_record(out: Path) -> dict[str, MirroredFile]:
-    """What was fetched and verified, by path."""
+    """Return the downloaded and verified files, by path; damaged lines are skipped with a warning."""
     recorded = {}
     lines = (out / RECORD).read_bytes().splitlines() if (out / RECORD).exists() else []
     for number, line in enumerate(lines, 1):
         try:
             row = MirroredFile.model_validate_json(line)
         except ValidationError:
-            log.warning("%s, line %d: damaged; the file that it tells of is verified anew", out / RECORD, number)
+            log.warning("%s, line %d: damaged; verifying its file again", out / RECORD, number)
         else:
             recorded[f"{row.folder}/{row.name}"] = row
     return recorded
 
 
-def _write_record(out: Path, standing: dict[str, MirroredFile]) -> None:
-    lines = [json.dumps(standing[path].model_dump()) + "\n" for path in sorted(standing)]
+def _write_record(out: Path, verified: dict[str, MirroredFile]) -> None:
+    lines = [json.dumps(verified[path].model_dump()) + "\n" for path in sorted(verified)]
     partial = out / f"{RECORD}.partial"
     with writing(partial):
         with partial.open("w", encoding="utf-8") as file:

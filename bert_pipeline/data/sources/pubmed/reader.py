@@ -1,6 +1,6 @@
-"""PubMed as NLM distributes it: citations and deletions, from the files of its annual baseline and daily updates.
+"""Read PubMed as NLM distributes it: citations and deletions from the annual baseline and the daily updates.
 
-    file -> records, broken ones set aside (pubmed_records.py) -> citations, deletions (pubmed_citation.py) -> documents
+    file -> records, broken ones rejected (records.py) -> citations, deletions (citation.py) -> documents
 
 A file is read as a stream, in the order of its records.
 """
@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from bert_pipeline.data.sources.pubmed.citation import Citation, Deletion, judge
+from bert_pipeline.data.sources.pubmed.citation import Citation, Deletion, parse_record
+from bert_pipeline.data.sources.pubmed.listing import FOLDERS, NAME
 from bert_pipeline.data.sources.pubmed.records import Broken, read_records
 from bert_pipeline.data.sources.records import Document, Fault, Rejection, SourceError
 
 log = logging.getLogger(__name__)
 
-FOLDERS = ("", "baseline", "updatefiles")
-FILE_NAME = re.compile(r"pubmed([0-9]{2})n([0-9]{4,5})\.xml\.gz")
-BESIDE = re.compile(FILE_NAME.pattern + r"\.md5|files\.jsonl")
+MIRROR_NOTES = re.compile(NAME.pattern + r"\.md5|files\.jsonl")
+"""Files of a mirror (mirror.py) that hold no records."""
 
 NO_LABEL = ("", "UNLABELLED")
 NO_TITLE = "Not Available"
@@ -29,10 +29,10 @@ BRACKETS = re.compile(r"\[([^][]*(?:\[[^][]*\][^][]*)*)\](\.?)")
 def read_pubmed(
     name: str, path: Path, on_bytes: Callable[[int], None] = lambda _: None
 ) -> Iterator[Document | Rejection]:
-    """What `read_citations` gives, as documents of the file `name`: title and abstract, section by section.
+    """Yield the records of `read_citations` as documents of the file `name`: the title, then each abstract section.
 
-    The title is texts[0] even where it is empty. A section that has a label begins with it ("METHODS: "). A translated
-    title, which NLM puts into brackets, loses them.
+    The title is texts[0], even if it is empty. A section with a label starts with it ("METHODS: "). NLM puts translated
+    titles into brackets, which are removed.
     """
     for record in _read(name, path, on_bytes):
         if isinstance(record, Citation):
@@ -57,41 +57,41 @@ def read_pubmed(
 def read_citations(
     path: Path, on_bytes: Callable[[int], None] = lambda _: None
 ) -> Iterator[Citation | Deletion | Rejection]:
-    """Every record of a .xml or .xml.gz file in its order; `on_bytes` is told the bytes of the file as they are taken.
+    """Yield every record of a .xml or .xml.gz file in order; `on_bytes` receives the number of file bytes read.
 
-    Raises SourceError where the file cannot be read to its end. A Rejection tells the byte of the file's XML.
+    A Rejection names the byte offset in the uncompressed XML. Raises SourceError if the file cannot be read to its end.
     """
     return _read(path.name, path, on_bytes)
 
 
 def pubmed_files(folder: Path) -> dict[str, Path]:
-    """The files pubmedYYnNNNN.xml.gz in the folder, its baseline/ and its updatefiles/, in the order of their numbers.
+    """Return the files pubmedYYnNNNN.xml.gz in the folder, its baseline/ and its updatefiles/, ordered by number.
 
-    Other names, and links out of the folder, are passed over. Raises SourceError where there are none, where they are
-    of two years, and where one stands there twice.
+    Other names, and links that lead out of the folder, are skipped. Raises SourceError if there is no such file, if the
+    files are of two years, or if two files have the same number.
     """
     found: dict[int, Path] = {}
     years = set()
-    for path in sorted(path for part in FOLDERS for path in (folder / part).glob("*")):
-        named = FILE_NAME.fullmatch(path.name)
+    for path in sorted(path for part in ("", *FOLDERS) for path in (folder / part).glob("*")):
+        named = NAME.fullmatch(path.name)
         if not named or not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-            if not (BESIDE.fullmatch(path.name) or path.is_dir()):
-                log.warning("passing over %r: not named as a file of PubMed, or no file in its folder", str(path))
+            if not (MIRROR_NOTES.fullmatch(path.name) or path.is_dir()):
+                log.warning("skipping %r: not a PubMed file name, or not a regular file in this folder", str(path))
             continue
         number = int(named[2])
         if number in found:
-            raise SourceError(f"{path}: stands there as {found[number]}, too; remedy: delete one of them")
+            raise SourceError(f"{path}: has the same number as {found[number]}; remedy: delete one of them")
         found[number] = path
         years.add(named[1])
     if not found:
         raise SourceError(
-            f"{folder}: no file of PubMed in it; remedy: correct corpus.path, or run "
+            f"{folder}: contains no PubMed file; remedy: correct corpus.path, or run "
             f"`bert-pipeline download-pubmed --out {folder}`"
         )
     if len(years) > 1:
         raise SourceError(
-            f"{folder}: files of the years {' and '.join(sorted(years))}; remedy: keep those of one year, "
-            "because each year's baseline replaces all that was before"
+            f"{folder}: files of the years {' and '.join(sorted(years))}; remedy: keep the files of one "
+            "year, because each annual baseline replaces all earlier files"
         )
     numbers = sorted(found)
     missing = [
@@ -100,7 +100,9 @@ def pubmed_files(folder: Path) -> dict[str, Path]:
         if after > before + 1
     ]
     if missing:
-        log.warning("%s: no files of the numbers %s; what stands in them is missing", folder, ", ".join(missing))
+        log.warning(
+            "%s: the files with the numbers %s are missing, and their records with them", folder, ", ".join(missing)
+        )
     return {found[number].name: found[number] for number in numbers}
 
 
@@ -108,7 +110,7 @@ def _read(name: str, path: Path, on_bytes: Callable[[int], None]) -> Iterator[Ci
     number, last = 0, "no PMID"
     try:
         for record in read_records(path, on_bytes):
-            for each in [record.fault] if isinstance(record, Broken) else judge(record, number + 1):
+            for each in [record.fault] if isinstance(record, Broken) else parse_record(record, number + 1):
                 number += 1
                 if isinstance(each, Fault):
                     place = f"record {number}, byte {record.offset}, after {last}"
@@ -118,13 +120,13 @@ def _read(name: str, path: Path, on_bytes: Callable[[int], None]) -> Iterator[Ci
                     yield each
     except SourceError as error:
         raise SourceError(
-            f"{path}: {error}; {number} records came before it, the last good one of {last}; "
+            f"{path}: {error}; {number} records were read before, the last good one with {last}; "
             "remedy: download the file again"
         ) from error
 
 
 def _without_brackets(title: str) -> str:
-    """NLM writes [A title that it translated]. and, for want of any, [Not Available]."""
+    """Remove NLM's brackets: [A translated title]. keeps its text, [Not Available]. becomes empty."""
     found = BRACKETS.fullmatch(title)
     if not found:
         return title

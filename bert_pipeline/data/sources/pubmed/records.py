@@ -1,14 +1,14 @@
-"""The records of a PubMed file, one by one: a broken one is set aside, and its neighbours live.
+"""Read the records of a PubMed file one by one; a broken record is reported, and all others are read.
 
     .xml.gz -> windows of its bytes -> scanner (scan.py) -> records in plain XML
                                            not plain: expat -> rewritten in plain XML, or broken
 
-Memory holds a window and the record that is read; a record over MAX_RECORD is passed over without being held. Where a
-broken record ends, its XML cannot tell: at the next end tag or before the next start tag of a record, whichever comes
-first. What stands between records and is no white space is told as broken too.
+Memory holds one window and the current record; a record larger than MAX_RECORD is skipped without loading it. The XML
+of a broken record cannot show where it ends, so it ends at the next end tag or before the next start tag of a record,
+whichever comes first. Anything but white space between records is reported as broken, too.
 
-Nothing is read but the file itself: the document type is passed over unread, and one that declares anything is
-refused. So no entity can be defined, and one that XML does not define breaks its record.
+Only the file itself is read. The document type is skipped unread, and a file whose document type declares anything is
+refused. So a file cannot define entities, and an entity that XML does not define breaks its record.
 """
 
 import re
@@ -20,22 +20,22 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 import numpy as np
-from isal import isal_zlib  # does what zlib does in a third of the time
+from isal import isal_zlib  # three times as fast as zlib
 
 from bert_pipeline.data.sources.pubmed import scan
 from bert_pipeline.data.sources.pubmed.scan import CUT, END, FULL, START, scan_records
 from bert_pipeline.data.sources.records import EXCERPT_LENGTH, Fault, SourceError, excerpt
 
 WINDOW, PACKED = 1 << 19, 1 << 17
-"""Bytes of XML, and of its gzip, that are taken at a time."""
+"""Bytes of XML, and of compressed data, read at a time."""
 MAX_RECORD = 16 << 20
-"""Bytes; the largest of PubMed, papers of thousands of authors, have a few million."""
+"""Bytes. The largest PubMed records, papers with thousands of authors, have a few million."""
 MAX_PROLOG = 1 << 16
 MAX_TOKEN, FEED = 1 << 20, 1 << 16
-"""Bytes of a tag or a comment that an XML parser is to read, which holds it in memory; and given to it at a time."""
+"""Bytes: the limit for a tag or comment, which the XML parser holds in memory; and the size of a piece fed to it."""
 MAX_ROWS, RECORDS_PER_SCAN = 1 << 16, 64
 LONGEST_TAG = 64
-"""Of those that `BOUNDARY` finds, so that none is missed where two windows meet."""
+"""Bytes: overlap of two windows, so that `BOUNDARY` finds a tag that is split between them."""
 
 BLANK = rb"[ \t\r\n]"
 RECORD = rb"(?:PubmedArticle|PubmedBookArticle|DeleteCitation)"
@@ -45,12 +45,12 @@ STOP_BEFORE = rb"(?P<before>" + RECORD + rb"[ \t\r\n/>]|/PubmedArticleSet" + BLA
 NEXT_RECORD = re.compile(rb"<" + STOP_BEFORE)
 BOUNDARY = re.compile(rb"<(?:/" + RECORD + BLANK + rb"{0,9}>|" + STOP_BEFORE + rb")")
 COMMENT = rb"<!--(?:[^-]|-(?!-))*+-->|<\?(?!xml" + BLANK + rb").*?\?>"  # or a processing instruction
-ASIDE = re.compile(BLANK + rb"++|" + COMMENT, re.DOTALL)
-ASIDES = rb"(?:" + ASIDE.pattern + rb")*+"
+SKIPPABLE = re.compile(BLANK + rb"++|" + COMMENT, re.DOTALL)
+SKIPPABLES = rb"(?:" + SKIPPABLE.pattern + rb")*+"
 DOCTYPE = rb"<!DOCTYPE" + BLANK + rb"++PubmedArticleSet(?:[^][<>" + rb"\"']|\"[^\"]*\"|'[^']*')*+>"
 DECLARATION = rb"(?:\xef\xbb\xbf)?(?:<\?xml" + BLANK + rb"(?P<declared>[^?>]*)\?>)?"
 SET_START = rb"<PubmedArticleSet(?:" + BLANK + rb"[^<>]*?)?(?P<empty>/)?>"
-PROLOG = re.compile(DECLARATION + ASIDES + rb"(?:" + DOCTYPE + rb")?" + ASIDES + SET_START, re.DOTALL)
+PROLOG = re.compile(DECLARATION + SKIPPABLES + rb"(?:" + DOCTYPE + rb")?" + SKIPPABLES + SET_START, re.DOTALL)
 DECLARES = re.compile(rb"<!DOCTYPE[^>]*\[")
 ENCODING = re.compile(rb"encoding\s*=\s*[\"'](?!utf-?8[\"']|us-ascii[\"'])([^\"']*)", re.IGNORECASE)
 IN_QUOTES = {'"': "&quot;", "\t": " ", "\n": " ", "\r": " "}
@@ -60,31 +60,31 @@ UNLIKE = "unlike any record of PubMed: a record in it, elements nested too deep,
 
 class Record(NamedTuple):
     offset: int
-    """Of its first byte in the file's XML, from 0."""
+    """Of the record's first byte in the uncompressed XML, from 0."""
     data: bytes
-    """Plain XML; the rows tell places in it."""
+    """Plain XML; the rows hold positions in it."""
     latin: str
-    """The same, a character a byte: what is ASCII can be cut from it without decoding."""
+    """The same data with one character per byte: ASCII text can be sliced from it without decoding."""
     rows: list[int]
-    """scan.NUM_COLUMNS numbers for each."""
+    """scan.NUM_COLUMNS numbers per row."""
 
 
 class Broken(NamedTuple):
     offset: int
-    """Of the byte that is wrong."""
+    """Of the offending byte in the uncompressed XML, from 0."""
     fault: Fault
 
 
 def read_records(path: Path, on_bytes: Callable[[int], None]) -> Iterator[Record | Broken]:
-    """Record after record; `on_bytes` is told the bytes of the file as they are taken.
+    """Yield record after record; `on_bytes` receives the number of file bytes read.
 
-    Raises SourceError, which does not name the file, where the file cannot be read to its end.
+    Raises SourceError, without the file's name, if the file cannot be read to its end.
     """
     text = _Text(_windows(path, on_bytes))
     try:
-        if _enter(text):
+        if _read_prolog(text):
             yield from _records(text)
-        _leave(text)
+        _read_epilog(text)
     except isal_zlib.IsalError as error:  # type: ignore[misc]  # its stub says otherwise
         raise SourceError(f"corrupt after byte {text.base + len(text.data)} of its XML: {error}") from error
     except EOFError as error:
@@ -92,7 +92,7 @@ def read_records(path: Path, on_bytes: Callable[[int], None]) -> Iterator[Record
 
 
 class _Text:
-    """The file's XML: the stretch of it that memory holds, and the place in it up to which it is read."""
+    """The part of the file's XML that is in memory (`data`), and the current position in it (`at`)."""
 
     def __init__(self, windows: Iterator[bytes]) -> None:
         self.windows = windows
@@ -103,7 +103,7 @@ class _Text:
         return self.base + self.at
 
     def more(self) -> bool:
-        """Take another window, or as much as is held; False at the end of the file. What is read already goes."""
+        """Drop the data already read and append at least as much as is left; return False at the end of the file."""
         self.base, self.data, self.at = self.offset, self.data[self.at :], 0
         parts, wanted = [self.data], min(len(self.data), MAX_RECORD // 2) + 1
         while wanted > 0 and (window := next(self.windows, b"")):
@@ -113,12 +113,12 @@ class _Text:
         return len(parts) > 1
 
     def hold(self, size: int) -> None:
-        """At least so many bytes from here on, if the file has them."""
+        """Load at least `size` bytes from the current position on, if the file has them."""
         while len(self.data) - self.at < size and self.more():
             pass
 
     def skip_to(self, pattern: re.Pattern[bytes]) -> bool:
-        """Go to what is found at or after this place, holding no more than a window; False at the file's end."""
+        """Move to the next match, holding at most a window in memory; return False at the end of the file."""
         while not (found := pattern.search(self.data, self.at)):
             self.at = max(self.at, len(self.data) - LONGEST_TAG)
             if not self.more():
@@ -128,7 +128,7 @@ class _Text:
 
 
 def _windows(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
-    """The bytes of a file in windows of at most WINDOW; isal checks length and CRC of each member of a gzip."""
+    """Yield the uncompressed bytes in windows of at most WINDOW; isal checks length and CRC of each gzip member."""
     with path.open("rb") as raw:
         gzipped = path.name.lower().endswith(".gz")
         inflate = None
@@ -144,36 +144,36 @@ def _windows(path: Path, on_bytes: Callable[[int], None]) -> Iterator[bytes]:
                     yield window
                 if inflate.eof:
                     inflate = None
-                elif len(window) < WINDOW:  # all of it is out
+                elif len(window) < WINDOW:  # all input is decompressed
                     break
         if inflate:
-            raise EOFError("its gzip stream has no end")
+            raise EOFError("the gzip stream has no end")
 
 
-def _enter(text: _Text) -> bool:
-    """Go behind the start tag of the set; False where it is empty."""
+def _read_prolog(text: _Text) -> bool:
+    """Move past the start tag of the set; return False if the set is empty."""
     text.hold(MAX_PROLOG)
     prolog = PROLOG.match(text.data)
     if not prolog:
         if not text.data:
             raise SourceError("empty")
         if DECLARES.search(text.data, 0, MAX_PROLOG):
-            raise SourceError("its document type declares entities of its own, as no file of PubMed does")
-        raise SourceError(f"it does not begin as a PubmedArticleSet: {_shown(text)!r}")
+            raise SourceError("the document type declares entities, which PubMed files never do")
+        raise SourceError(f"does not begin with a PubmedArticleSet: {_shown(text)!r}")
     if encoding := ENCODING.search(prolog["declared"] or b""):
-        raise SourceError(f"it says that it is in {encoding[1].decode(errors='replace')}, and PubMed is in UTF-8")
+        raise SourceError(f"declares the encoding {encoding[1].decode(errors='replace')}, but PubMed files are UTF-8")
     text.at = prolog.end()
     return not prolog["empty"]
 
 
-def _leave(text: _Text) -> None:
-    """To the end of the file, behind the end of the set."""
+def _read_epilog(text: _Text) -> None:
+    """Read to the end of the file; raise SourceError if the set is followed by more than white space and comments."""
     while True:
         text.hold(LONGEST_TAG)
-        if aside := ASIDE.match(text.data, text.at):
-            text.at = aside.end()
+        if skipped := SKIPPABLE.match(text.data, text.at):
+            text.at = skipped.end()
         elif text.at < len(text.data):
-            raise SourceError(f"more after </PubmedArticleSet>, at byte {text.offset}: {_shown(text)!r}")
+            raise SourceError(f"data after </PubmedArticleSet>, at byte {text.offset}: {_shown(text)!r}")
         else:
             return
 
@@ -190,17 +190,17 @@ def _records(text: _Text) -> Iterator[Record | Broken]:
             continue
         if why == CUT:
             if len(text.data) - stop > MAX_RECORD:
-                yield _set_aside(text, Fault(TOO_LARGE, _shown(text)))
+                yield _skip_broken(text, Fault(TOO_LARGE, _shown(text)))
                 continue
             if text.more():
                 continue
         text.hold(LONGEST_TAG)
         if RECORD_START.match(text.data, text.at):
-            yield _not_plain(text, scanner)
+            yield _parse_with_expat(text, scanner)
         elif ended := SET_END.match(text.data, text.at):
             text.at = ended.end()
             return
-        elif not _pass_aside(text):
+        elif not _skip_comment(text):
             broken = Broken(text.offset, Fault("text or tags between records", _shown(text)))
             if text.at == len(text.data) or not text.skip_to(NEXT_RECORD):
                 raise EOFError("no </PubmedArticleSet>")
@@ -208,7 +208,7 @@ def _records(text: _Text) -> Iterator[Record | Broken]:
 
 
 class _Scanner:
-    """The compiled scanner with the arrays that it fills."""
+    """The compiled scanner and its output arrays."""
 
     def __init__(self) -> None:
         self.rows = np.empty((MAX_ROWS, scan.NUM_COLUMNS), np.int32)
@@ -216,14 +216,14 @@ class _Scanner:
         self.data, self.count = b"", 0
 
     def scan(self, data: bytes, position: int) -> tuple[int, int]:
-        """(Why it stopped, where); see pubmed_scan."""
+        """Return (why the scanner stopped, where); see scan.py."""
         array = np.frombuffer(data, np.uint8)
         why, stop, self.count = scan_records(array, position, self.rows, self.record_ends, scan.NAMES)
         self.data = data
         return why, stop
 
     def records(self, base: int) -> Iterator[Record]:
-        """Those found; `base` is the offset of the data."""
+        """Yield the records found; `base` is the offset of the data in the XML."""
         if not self.count:
             return
         latin = self.data.decode("latin-1")
@@ -233,23 +233,23 @@ class _Scanner:
             yield Record(base + rows[first + START], self.data, latin, rows[first:end])
 
 
-def _pass_aside(text: _Text) -> bool:
-    """Go behind a comment or a processing instruction, if one stands here."""
-    while not (aside := ASIDE.match(text.data, text.at)):
+def _skip_comment(text: _Text) -> bool:
+    """Move past a comment or processing instruction; return False if there is none here."""
+    while not (skipped := SKIPPABLE.match(text.data, text.at)):
         begun = text.data.startswith((b"<!--", b"<?"), text.at) and len(text.data) - text.at < MAX_TOKEN
         if not begun or not text.more():
             return False
-    text.at = aside.end()
+    text.at = skipped.end()
     return True
 
 
-def _not_plain(text: _Text, scanner: _Scanner) -> Record | Broken:
-    """The record that begins here, by an XML parser."""
+def _parse_with_expat(text: _Text, scanner: _Scanner) -> Record | Broken:
+    """Read the record that begins here, which is not plain XML, with an XML parser."""
     rewriter, fed, fault, index = _Rewriter(), 0, "", 0
     parser = rewriter.parser
     try:
         while not fault:
-            text.hold(fed + FEED)  # pieces that do not depend on where windows begin: nor does what is found
+            text.hold(fed + FEED)  # full pieces, so that the outcome does not depend on where windows begin
             piece = text.data[text.at + fed : text.at + fed + FEED]
             parser.Parse(piece, len(piece) < FEED)
             fed += len(piece)
@@ -272,33 +272,33 @@ def _not_plain(text: _Text, scanner: _Scanner) -> Record | Broken:
         if byte and not b" " <= byte <= b"~":
             fault += f", byte 0x{byte.hex()}"
     finally:
-        del rewriter.parser  # the two hold each other, and with them the record
-    return _set_aside(text, Fault(fault, _shown(text, text.at + index)), index)
+        del rewriter.parser  # breaks the reference cycle, which would keep the record in memory
+    return _skip_broken(text, Fault(fault, _shown(text, text.at + index)), index)
 
 
-def _set_aside(text: _Text, fault: Fault, index: int = 0) -> Broken:
-    """Go behind the broken record that begins here, wherever its end may be. `index` is the fault's place in it."""
+def _skip_broken(text: _Text, fault: Fault, index: int = 0) -> Broken:
+    """Move past the broken record that begins here; `index` is the position of the fault in the record."""
     broken = Broken(text.offset + index, fault)
     text.at += 1
     if not text.skip_to(BOUNDARY):
-        raise EOFError("no end of its last record")
+        raise EOFError("the last record has no end")
     return broken
 
 
 class _ClosedError(Exception):
-    """The record is read to its end; no error."""
+    """The end of the record is reached; not an error."""
 
 
 class _UnlikeError(Exception):
-    """Nothing that a record of PubMed has."""
+    """The record has something that PubMed records do not have."""
 
 
 class _Rewriter:
-    """Writes plain XML of what an XML parser reads: without comments, CDATA and processing instructions."""
+    """Rewrites a record as plain XML: without comments, CDATA and processing instructions."""
 
     def __init__(self) -> None:
         self.plain, self.depth = bytearray(), 0
-        self.end = 0  # where the tag begins that ends it
+        self.end = 0  # position of the tag that ended the reading
         self.parser = expat.ParserCreate("utf-8")
         self.parser.ordered_attributes = self.parser.buffer_text = True
         self.parser.StartElementHandler = self._start
@@ -315,8 +315,8 @@ class _Rewriter:
             self.end = self.parser.CurrentByteIndex
             raise _UnlikeError
         pairs = zip(attributes[::2], attributes[1::2], strict=True)
-        told = "".join(f' {key}="{escape(value, IN_QUOTES)}"' for key, value in pairs)
-        self.plain += f"<{name}{told}>".encode()
+        plain = "".join(f' {key}="{escape(value, IN_QUOTES)}"' for key, value in pairs)
+        self.plain += f"<{name}{plain}>".encode()
 
     def _end(self, name: str) -> None:
         self.depth -= 1
@@ -330,7 +330,7 @@ class _Rewriter:
 
 
 def _shown(text: _Text, at: int = -1) -> str:
-    """An excerpt of the bytes around a place; of those at which the reading is, without a place."""
+    """An excerpt of the data around a position; by default, around the current one."""
     at = text.at if at < 0 else at
     begin = max(0, at - EXCERPT_LENGTH // 3)
     return excerpt(text.data[begin : begin + 2 * EXCERPT_LENGTH].decode("utf-8", "surrogateescape"), at - begin)

@@ -1,14 +1,13 @@
-"""The embedded sample: abstracts of an invented pharmacology, and chemical-name annotation for them.
+"""The embedded sample: generated abstracts of an invented pharmacology, and chemical-name annotation for them.
 
-Nothing is downloaded for the demo, so its text is made here. A document tells one story: one drug against one
-comparator for one disease, from background to conclusion. Drug names are an invented prefix on a real
-nomenclature stem, and the stem decides what the drug does (WHO, The use of stems in the selection of
-International Nonproprietary Names, "the stem book"); no such drug, protein, microbe or trial exists, and every
-figure is drawn.
+The demo downloads nothing, so its text is generated here. A document tells one story: one drug against one comparator
+for one disease, from background to conclusion. A drug name is an invented prefix on a real nomenclature stem, and the
+stem determines what the drug does (WHO, The use of stems in the selection of International Nonproprietary Names, "the
+stem book"). No such drug, protein, microbe or trial exists, and every figure is random.
 
-The annotated sentences come from the same grammar. It marks chemical names with ‹ and ›, which the plain text
-drops. Names and sentence templates are dealt out to the parts of the task, so nothing tells an encoder which
-of the test's new words are chemicals but how such words are used in the unannotated text.
+The annotated sentences come from the same grammar. It marks chemical names with ‹ and ›, which the plain text omits.
+Each part of the task has its own names and sentence templates. So an encoder can learn only from the unannotated text
+which of the new words in the test set are chemicals.
 """
 
 import re
@@ -34,7 +33,7 @@ from bert_pipeline.data.sources.sample.words import (
 
 NER_SENTENCES = {"train": 400, "dev": 150, "test": 400}
 PARTS = ("train", "test", "dev", "test")
-"""Name i of a list belongs to PARTS[i % 4]. Every third template, and every second stem, is for the test alone."""
+"""Name i of a list belongs to PARTS[i % 4]. Every third template and every second stem occur in the test only."""
 
 SLOT = re.compile(r"\{([^{}]*)\}")
 CHEMICAL = re.compile("‹([^›]*)›")
@@ -49,26 +48,26 @@ class Lexicon(NamedTuple):
 
 
 Story = dict[str, Sequence[str]]
-"""What each slot of a sentence may be filled with; chemical names stand between ‹ and ›."""
+"""The choices for each slot of a sentence; chemical names are enclosed in ‹ and ›."""
 
 
 def sample_documents(num_documents: int, seed: int) -> Iterator[tuple[str, str]]:
-    """(document id, text) of documents 0, 1, ...; document k is a function of (seed, k) alone."""
+    """Yield (document id, text) of documents 0, 1, ...; document k depends only on (seed, k)."""
     lexicon = _lexicon(seed)
     for number in range(num_documents):
         rng = Random(f"document {seed} {number}")
         story = _story(rng, lexicon)
-        told: list[str] = []  # templates; none stands twice in a document
+        used: list[str] = []  # templates; each occurs at most once in a document
         for step in _pick(rng, PLANS).split():
             role = step.removesuffix("?")
             if role == step or rng.random() < 0.5:
-                told.append(_pick(rng, [template for template in SENTENCES[role] if template not in told]))
-        text = " ".join(_sentence(rng, template, story) for template in told)
+                used.append(_pick(rng, [template for template in SENTENCES[role] if template not in used]))
+        text = " ".join(_sentence(rng, template, story) for template in used)
         yield f"sample-{number:06d}", CHEMICAL.sub(r"\1", text)
 
 
 def write_sample_ner(folder: Path, seed: int) -> None:
-    """train.tsv, dev.tsv and test.tsv in BLURB's format: token, tab, B, I or O; a blank line after a sentence."""
+    """Write train.tsv, dev.tsv and test.tsv in BLURB's format: token, tab, B, I or O; a blank line ends a sentence."""
     folder.mkdir(parents=True, exist_ok=True)
     lexicon = _lexicon(seed)
     for part, num_sentences in NER_SENTENCES.items():
@@ -82,7 +81,7 @@ def write_sample_ner(folder: Path, seed: int) -> None:
 
 
 def ner_templates(role: str, part: str) -> list[str]:
-    """The sentence templates of a role that a part of the task uses."""
+    """The sentence templates of a role for one part of the task."""
     return [template for i, template in enumerate(SENTENCES[role]) if (i % 3 == 2) == (part == "test")]
 
 
@@ -101,7 +100,7 @@ def _lexicon(seed: int) -> Lexicon:
 
     drugs = {}
     for number, stem in enumerate(row.stem for row in CLASSES):
-        # As names do, laboratories belong to a part of the annotation task: their number is a multiple of 4.
+        # Laboratories belong to a part of the annotation task, as names do: their number is a multiple of 4.
         laboratories = [LABORATORIES[(4 * number + i) % len(LABORATORIES)] for i in range(NAMES_PER_CLASS)]
         drugs[stem] = [(coin(stem), f"{laboratory}-{_integer(rng, 1000, 9999)}") for laboratory in laboratories]
     others = {
@@ -113,7 +112,7 @@ def _lexicon(seed: int) -> Lexicon:
 
 
 def _story(rng: Random, lexicon: Lexicon, part: str = "") -> Story:
-    """One drug's story; with `part`, all names in it are of that part of the annotation task."""
+    """Draw the story of one drug; with `part`, all its names belong to that part of the annotation task."""
 
     def own(names: Sequence) -> Sequence:
         return [name for i, name in enumerate(names) if part in ("", PARTS[i % len(PARTS)])]
@@ -142,7 +141,7 @@ def _story(rng: Random, lexicon: Lexicon, part: str = "") -> Story:
     adverse, complication = _two(rng, area["adverse"])
     metabolite = _pick(rng, own(METABOLITES)).format(name)
     arm = _integer(rng, 10, 200)
-    once = {  # drawn once, the same in all sentences
+    once = {  # drawn once: the same in all sentences
         "drug_full": drug_full,
         "comparator_drug": f"‹{other_name}›",
         "comparator": _pick(rng, [f"‹{other_name}›", "placebo"]),
@@ -181,9 +180,9 @@ def _story(rng: Random, lexicon: Lexicon, part: str = "") -> Story:
 
 def _sentence(rng: Random, template: str, story: Story) -> str:
     text = template
-    while slot := SLOT.search(text):  # the innermost first: an alternative may hold slots
+    while slot := SLOT.search(text):  # innermost first: an alternative may contain slots
         content = slot[1]
-        if content == "agent":  # two agents of a sentence differ
+        if content == "agent":  # the agents of a sentence differ
             filling = _pick(rng, [agent for agent in story["agent"] if agent not in text])
         elif content in story:
             filling = _pick(rng, story[content])
@@ -196,7 +195,7 @@ def _sentence(rng: Random, template: str, story: Story) -> str:
             filling = f"{_integer(rng, round(float(low) * units), round(float(high) * units)) / units:.{decimals}f}"
         text = text[: slot.start()] + filling + text[slot.end() :]
     text = re.sub(r"\b([Aa]) (?=‹?[aeiouAEIO])", r"\1n ", text)
-    text = text.replace("..", ".")  # where the last word is an abbreviation
+    text = text.replace("..", ".")  # if the last word is an abbreviation
     first = int(text.startswith("‹"))
     return text[:first] + text[first].upper() + text[first + 1 :]
 
@@ -207,7 +206,7 @@ def _tagged(sentence: str) -> Iterator[tuple[str, str]]:
             yield token, "O" if number % 2 == 0 else "I" if place else "B"
 
 
-# All draws are made from rng.random(): of a seeded Random, its sequence alone is promised to stay the same in
+# All draws use rng.random(): it is the only method of a seeded Random whose sequence is guaranteed to stay the same in
 # every version of Python.
 
 

@@ -1,6 +1,7 @@
-"""How the sample tells its stories: sentence templates by their role, and the course of a story.
+"""Templates of the sample's stories: sentences by role, and plans that order the roles.
 
-{slot}: a word of the story; {x|y}: either; {2-8}, {0.2-0.9}: a number. Every document begins with a background.
+{slot}: a word of the story; {x|y}: one of the two; {2-8}, {0.2-0.9}: a number in this range. Every document begins with
+a background sentence.
 """
 
 # fmt: off
@@ -122,7 +123,7 @@ SENTENCES = {
         "In {disease}, {drug} is {worthwhile} {when|whether or not} {agent} is present.",
     ],
 }
-# The course of a story; a role with a question mark stands in half of the documents.
+# The order of roles in a story; a role with a question mark occurs in half of the documents.
 PLANS = [
     "background mechanism biology? trial_design trial_dosing trial_result trial_result? adverse conclusion",
     "background mechanism biology? animal_design animal_result animal_result pharmacokinetics? adverse? conclusion",

@@ -1,4 +1,4 @@
-"""What there is in the invented pharmacology of the sample: drug classes, diseases, and how new names are coined."""
+"""Vocabulary of the sample's invented pharmacology: drug classes, diseases, and the parts of invented names."""
 
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ CLASSES = [
     DrugClass("tadine", "H1-receptor antagonist", "H1 receptors", "lung", "5 mg|10 mg", "orally"),
 ]
 
-# A therapeutic area: what its drugs treat, what is measured (verb|noun|unit), what goes wrong, and where it is studied.
+# A therapeutic area: its diseases, measured outcomes (verb|noun|unit), adverse effects, and models (animals, tissue).
 AREAS = {
     "heart": {
         "disease": "essential hypertension; chronic heart failure (CHF); atrial fibrillation (AF); "
@@ -141,8 +141,8 @@ SALTS = [
 ]
 METABOLITES = ["N-desmethyl{}", "4-hydroxy{}", "{}-N-oxide", "nor{}"]
 
-# Invented words that are no chemicals, by kind: how they are written and how they end. The ends come in turn, two
-# names each, so that some of the test's are new in shape too.
+# Invented words that are not chemicals, by kind: letter case and endings. Each ending serves two consecutive names, so
+# that some endings are new in the test set.
 OTHER_NAMES = {
     "protein": (str.lower, ["in", "ulin", "globin", "ectin"]),
     "enzyme": (str.lower, ["kinase", "synthase", "oxidase", "tase"]),
