@@ -254,7 +254,7 @@ def _dropped(options: argparse.Namespace) -> None:
     from bert_pipeline.data.corpus.dropped import Query, find_dropped, show
 
     found = find_dropped(options.directory, Query(options.id, options.reason), options.rows)
-    print(json.dumps(found) if options.json else show(found, whole=bool(options.id)))
+    print(json.dumps(found) if options.json else show(found, full_text=bool(options.id)))
 
 
 def _rebuild(options: argparse.Namespace) -> None:

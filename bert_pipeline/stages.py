@@ -305,7 +305,7 @@ def _other(recipe: Recipe) -> Recipe:
 def resolve_recipe(recipe: Recipe) -> Recipe:
     """The recipe with the sizes and the vocabulary of the model that it begins with; itself where it begins anew."""
     folder = initial_directory(recipe)
-    return initial_model.begun_from(recipe, folder) if folder else recipe
+    return initial_model.adopt_initial_model(recipe, folder) if folder else recipe
 
 
 def _fingerprint(kind: str, recipe: Recipe) -> str:

@@ -202,7 +202,7 @@ def test_two_processes_that_want_the_same_dataset_get_one(whole, tmp_path):
 CHAIN = """
 import os, random, sys
 from pathlib import Path
-from bert_pipeline.recipe import load_recipe
+from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import make_stage
 
 def in_another_order(self, pattern, listed=Path.glob):

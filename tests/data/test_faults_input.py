@@ -53,7 +53,7 @@ def test_documents_of_one_sentence_make_random_pairs_only(tmp_path, in_this_proc
     found = segments(made["nsp_dataset"].path)
     assert {label for _, _, label in found} == {1} and all(a and b for a, b, _ in found)
     assert made["nsp_dataset"].facts["len_32"]["forced_random_fraction"] == 1
-    with pytest.raises(ValueError, match='under objective = "sop" a document needs two sentences; remedy: '):
+    with pytest.raises(ValueError, match='with objective = "sop" a document needs two sentences; remedy: '):
         build_all(tmp_path / "sop", rows, objective="sop")
 
 
@@ -71,10 +71,10 @@ def test_nearly_identical_documents_give_no_pair_of_a_segment_that_follows_itsel
     [
         ([], r"texts\.jsonl: empty, it holds no record; remedy: "),
         ([{"id": "a", "text": ""}], r"1 of 1 records are broken.*\n.*texts\.jsonl, line 1: document without text"),
-        ([{"id": "a", "text": LETTERS}], r"1 documents, .* each needs at least 2, .*; remedy: bring more documents"),
+        ([{"id": "a", "text": LETTERS}], r"1 documents, .* each split needs at least 2, .*; remedy: add documents"),
         (
             [{"id": f"d{n}", "text": LETTERS} for n in range(50)],
-            r"1 documents \(left out: 49 duplicate text\), .*needs",
+            r"1 documents \(dropped: 49 duplicate text\), .*needs",
         ),
         ([{"id": f"d{n}", "text": "!"} for n in range(50)], r"50 of 50 records are broken.*\n.*document without text"),
     ],

@@ -1,7 +1,6 @@
-"""Why a record is not in the corpus: what `bert-pipeline dropped DIR` tells of dropped and of rejected records.
+"""Why a record is not in the corpus: `bert-pipeline dropped DIR` searches the dropped and the rejected records.
 
-Both lists are read a batch at a time, and of what matches only the first rows are kept, so a corpus of any size is
-looked through in the same memory.
+Both lists are read in batches, and only the first matching rows are kept, so memory does not grow with the corpus.
 """
 
 import json
@@ -22,37 +21,36 @@ from bert_pipeline.store.artifact import ArtifactError
 
 BATCH_ROWS = 65_536
 SHOWN_CHARACTERS = 300
-"""Of a text, where not one record alone was asked for."""
+"""Characters shown of each text, unless the query names one id."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which records: an empty field asks for all."""
+    """Selects records; an empty field matches all."""
 
     document_id: str = ""
     reason: str = ""
-    """A part of it, in any case: `duplicate` finds `duplicate text` and `near duplicate`."""
+    """A case-insensitive substring: `duplicate` matches `duplicate text` and `near duplicate`."""
 
-    def wants_reason(self, reason: str) -> bool:
+    def matches_reason(self, reason: str) -> bool:
         return self.reason.casefold() in reason.casefold()
 
-    def wants_rejection(self, rejection: dict[str, str]) -> bool:
-        """A broken record has no id, but its number in its file, which makes the id where a recipe names no field;
-        and its excerpt may hold one.
+    def matches_rejection(self, rejection: dict[str, str]) -> bool:
+        """Search the id in <file>:<number>, which is the id if the recipe names no id field, and in the excerpt: a
+        broken record has no parsed id.
         """
-        if not self.document_id:
-            return self.wants_reason(rejection["reason"])
+        if not self.matches_reason(rejection["reason"]):
+            return False
         number = rejection["record"].rpartition(" ")[2]
-        told = f"{rejection['file']}:{number} {rejection['record']} {rejection['excerpt']}"
-        named = re.search(rf"(?<!\w){re.escape(self.document_id)}(?!\w)", told)
-        return self.wants_reason(rejection["reason"]) and bool(named)
+        text = f"{rejection['file']}:{number} {rejection['record']} {rejection['excerpt']}"
+        return not self.document_id or bool(re.search(rf"(?<!\w){re.escape(self.document_id)}(?!\w)", text))
 
 
 def find_dropped(corpus: Path, query: Query, count: int) -> dict[str, Any]:
-    """{"dropped": {reason: n}, "rejected": {reason: n}, "rows": [...], "rejections": [...]} of all that match.
+    """{"dropped": {reason: n}, "rejected": {reason: n}, "rows": [...], "rejections": [...]} for all matching records.
 
-    Of either list the first `count` are told in full: a row of dropped.parquet with the `text` where it is stored
-    (else None), a line of rejected.jsonl. Raises ArtifactError where `corpus` is no raw_corpus, or has no such lists.
+    `rows`: the first `count` rows of dropped.parquet, with their `text` (None if it is not stored). `rejections`: the
+    first `count` lines of rejected.jsonl. Raises ArtifactError if `corpus` is not a raw_corpus with dropped.parquet.
     """
     artifact.load(corpus, "raw_corpus")
     dropped, rejected = Counter[str](), Counter[str]()
@@ -62,22 +60,22 @@ def find_dropped(corpus: Path, query: Query, count: int) -> dict[str, Any]:
         dropped.update(reasons)
         rows += first[: count - len(rows)]
     for each in _rejected(corpus / "rejected.jsonl"):
-        if query.wants_rejection(each):
+        if query.matches_rejection(each):
             rejected[each["reason"]] += 1
             rejections += [each][: count - len(rejections)]
-    told = [row | {"text": _text(corpus, row["shard"], row["row"]) if row["row"] >= 0 else None} for row in rows]
-    return {"dropped": _ordered(dropped), "rejected": _ordered(rejected), "rows": told, "rejections": rejections}
+    rows = [row | {"text": _text(corpus, row["shard"], row["row"]) if row["row"] >= 0 else None} for row in rows]
+    return {"dropped": _ordered(dropped), "rejected": _ordered(rejected), "rows": rows, "rejections": rejections}
 
 
 def _dropped(path: Path, query: Query, count: int) -> Iterator[tuple[Counter[str], list[dict[str, Any]]]]:
-    """Of each batch the reasons of what matches, and its first rows."""
+    """Yield, for each batch, the matching rows counted by reason, and the first `count` of them."""
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing: the corpus was built by an older version; remedy: build it again")
+        raise ArtifactError(f"{path} is missing: an older version built this corpus; remedy: build it again")
     for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, use_threads=False):
         if query.document_id:
             batch = batch.filter(pc.equal(batch["document_id"], query.document_id))
         reasons = batch["reason"].cast(pa.string())
-        wanted = [reason for reason in reasons.unique().to_pylist() if query.wants_reason(reason)]
+        wanted = [reason for reason in reasons.unique().to_pylist() if query.matches_reason(reason)]
         found = batch.filter(pc.is_in(reasons, pa.array(wanted, pa.string())))
         counts = found["reason"].cast(pa.string()).value_counts().to_pylist()
         yield Counter({each["values"]: each["counts"] for each in counts}), found.slice(0, count).to_pylist()
@@ -89,27 +87,27 @@ def _rejected(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _text(corpus: Path, shard: str, row: int) -> str:
-    """The sentences of one row of a shard, a line each."""
+    """The sentences of one row of a shard, one per line."""
     path, left = corpus / f"{shard}.parquet", row
     for batch in pq.ParquetFile(path).iter_batches(1_000, columns=["sentences"], use_threads=False):
         if left < len(batch):
             return "\n".join(batch["sentences"][left].as_py())
         left -= len(batch)
-    raise ArtifactError(f"{path} has no row {row}, which dropped.parquet names; remedy: build the corpus again")
+    raise ArtifactError(f"{path} has no row {row}, but dropped.parquet refers to it; remedy: build the corpus again")
 
 
 def _ordered(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def show(found: dict[str, Any], whole: bool) -> str:
-    """For people: the counts, then the rows; a text is cut unless it shall stand `whole`."""
-    return "\n".join(_lines(found, whole))
+def show(found: dict[str, Any], full_text: bool) -> str:
+    """The result of `find_dropped` for a terminal; texts are cut to SHOWN_CHARACTERS unless `full_text`."""
+    return "\n".join(_lines(found, full_text))
 
 
-def _lines(found: dict[str, Any], whole: bool) -> Iterator[str]:
+def _lines(found: dict[str, Any], full_text: bool) -> Iterator[str]:
     if not found["dropped"] and not found["rejected"]:
-        yield "No dropped and no rejected record matches."
+        yield "No dropped or rejected record matches."
     for what in ("dropped", "rejected"):
         for reason, count in found[what].items():
             yield f"{count:>15,}  {what}: {printable(reason)}"
@@ -121,9 +119,9 @@ def _lines(found: dict[str, Any], whole: bool) -> Iterator[str]:
         texts = ["", *(row["text"] or "" for row in rows)]
         for line, text in zip(cells, texts, strict=True):
             yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            if text and not whole and len(text) > SHOWN_CHARACTERS:
+            if text and not full_text and len(text) > SHOWN_CHARACTERS:
                 text = f"{text[:SHOWN_CHARACTERS]} …"
             yield from (f"    {printable(sentence)}" for sentence in text.split("\n") if sentence)
     for each in found["rejections"]:
-        told = f"{each['file']}, {each['record']}: {each['reason']}: {each['excerpt']}"
-        yield f"\n{printable(told)}"
+        line = f"{each['file']}, {each['record']}: {each['reason']}: {each['excerpt']}"
+        yield f"\n{printable(line)}"

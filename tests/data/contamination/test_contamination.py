@@ -354,7 +354,7 @@ def test_broken_records_are_judged_beside_those_that_are_left_out(tmp_path, in_t
 def test_a_corpus_of_nothing_else_says_why_it_is_empty(tmp_path, in_this_process):
     text = text_of(random.Random(6), 30)
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": f"d{n}", "text": text}) + "\n" for n in range(9)))
-    with pytest.raises(corpus.SourceError, match=r"0 documents \(left out: 9 holds an evaluation example\)"):
+    with pytest.raises(corpus.SourceError, match=r"0 documents \(dropped: 9 holds an evaluation example\)"):
         build(recipe(tmp_path / "a.jsonl"), tmp_path / "out", [example(text)])
 
 

@@ -12,15 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bert_pipeline.data.corpus.card import (
-    PAGE,
-    TEXT,
-    WORD,
-    card_in_markdown,
-    heaps_exponent,
-    vocabulary_growth,
-    write_data_card,
-)
+from bert_pipeline.data.corpus.card import PAGE, TEXT, card_in_markdown, heaps_exponent, write_data_card
+from bert_pipeline.data.corpus.facts import WORD, vocabulary_growth
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> </details> & | [a](http://evil.example) ````"
 FACTS = {

@@ -247,10 +247,10 @@ def test_more_broken_records_than_the_recipe_allows_stop_the_stage(tmp_path):
 @pytest.mark.parametrize(
     ("numbers", "share", "message"),
     [
-        (range(1), 0.2, "a.jsonl: 1 documents, of which . to train and . held out .*; remedy: bring more documents"),
-        (range(3), 0.5, "3 documents, .*each needs at least 2, .*; remedy: bring more documents"),
-        (range(50), 0.0, r"50 to train and 0 held out \(corpus.heldout_fraction = 0\).*remedy: raise .* to 0\.2"),
-        (range(50), 1.0, "0 to train and 50 held out .*remedy: lower corpus.heldout_fraction"),
+        (range(1), 0.2, "a.jsonl: 1 documents, . for training and . held out .*; remedy: add documents"),
+        (range(3), 0.5, "3 documents, .*each split needs at least 2, .*; remedy: add documents"),
+        (range(50), 0.0, r"50 for training and 0 held out \(corpus.heldout_fraction = 0\).*remedy: raise .* to 0\.2"),
+        (range(50), 1.0, "0 for training and 50 held out .*remedy: lower corpus.heldout_fraction"),
     ],
 )
 def test_each_split_needs_two_documents(tmp_path, numbers, share, message):
@@ -260,7 +260,7 @@ def test_each_split_needs_two_documents(tmp_path, numbers, share, message):
 
 def test_a_text_file_without_blank_lines_is_one_document(tmp_path):
     (tmp_path / "a.txt").write_text("One long text.\nIt has no blank line.\n")
-    with pytest.raises(SourceError, match=r"a\.txt: 1 documents.*a blank line stands between documents"):
+    with pytest.raises(SourceError, match=r"a\.txt: 1 documents.*a blank line separates documents"):
         build(recipe(tmp_path / "a.txt"), tmp_path / "out")
 
 

@@ -99,7 +99,7 @@ def test_the_command_shows_a_table_and_nothing_that_commands_a_terminal(corpus, 
     assert main(["dropped", str(corpus), "--id", "12"]) == 0
     assert "Near. " * 60 in capsys.readouterr().out, "one record alone is shown whole"
     assert main(["dropped", str(corpus), "--id", "99"]) == 0
-    assert capsys.readouterr().out == "No dropped and no rejected record matches.\n"
+    assert capsys.readouterr().out == "No dropped or rejected record matches.\n"
     assert main(["dropped", str(corpus), "--reason", "near", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == find_dropped(corpus, Query(reason="near"), 10)
 

@@ -19,10 +19,10 @@ from bert_pipeline.data.corpus import near_duplicates
 from bert_pipeline.data.corpus.near_duplicates import (
     SIGNATURE_SIZE,
     bands,
-    fallen,
     num_rows,
     packed,
     pairs_of_band,
+    select_duplicates,
     signatures,
     similarity,
     unique_pairs,
@@ -101,7 +101,7 @@ def planted(wanted: float, count: int, num_words: int = 204) -> tuple[list[str],
     return texts, variants
 
 
-def near_duplicates_of(texts: list[str], threshold: float, parts: int = 1) -> near_duplicates.Fallen:
+def near_duplicates_of(texts: list[str], threshold: float, parts: int = 1) -> near_duplicates.Duplicates:
     kept = packed(signatures(texts))
     records = np.arange(len(texts))
     pairs = []
@@ -110,7 +110,7 @@ def near_duplicates_of(texts: list[str], threshold: float, parts: int = 1) -> ne
             mine = hashes % np.uint64(parts) == part
             pairs.append(pairs_of_band(hashes[mine], records[mine]))
     found = unique_pairs(pairs)
-    return fallen(found, similarity(kept[found[:, 0]], kept[found[:, 1]]), threshold)
+    return select_duplicates(found, similarity(kept[found[:, 0]], kept[found[:, 1]]), threshold)
 
 
 def greedy(num_records: int, similarities: dict[tuple[int, int], float], threshold: float) -> dict[int, int]:
@@ -222,7 +222,7 @@ def test_as_many_rows_as_leave_a_pair_at_the_threshold_its_chance(threshold):
 
 @pytest.mark.parametrize("threshold", [0.0, 0.01, 1.01, float("nan"), -1.0])
 def test_a_threshold_that_cannot_be_is_named(threshold):
-    with pytest.raises(ValueError, match=f"similarity {threshold:g} .*; remedy: a threshold of 0.05 to 1"):
+    with pytest.raises(ValueError, match=f"similarity of {threshold:g}; remedy: use a threshold of 0.05 to 1"):
         num_rows(threshold)
 
 
@@ -274,7 +274,7 @@ def test_fates_are_those_of_the_literal_greedy(num_records, data):
     some = data.draw(st.lists(st.sampled_from(every), unique=True)) if every else []
     values = data.draw(st.lists(st.sampled_from([0.2, 0.7, 0.75, 0.9, 1.0]), min_size=len(some), max_size=len(some)))
     pairs = np.array(some, np.int64).reshape(-1, 2)
-    found = fallen(pairs * 7, np.array(values, np.float32), 0.7)
+    found = select_duplicates(pairs * 7, np.array(values, np.float32), 0.7)
     expected = greedy(num_records, dict(zip(some, values, strict=True)), 0.7)
     assert dict(zip((found.records // 7).tolist(), (found.stays // 7).tolist(), strict=True)) == expected
     assert (np.diff(found.records) > 0).all()

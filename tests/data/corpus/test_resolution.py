@@ -128,7 +128,7 @@ def check_history(out: Path, files: list[list[Document]], drop_retracted: bool, 
     assert num_records == sum(counts.values()) + len(found), "every record is accounted for"
     dropped = pq.read_table(out / "dropped.parquet").to_pylist()
     assert len(dropped) == sum(counts.values()) and all(row["reason"] for row in dropped)
-    assert int((fates.of == LIVES).sum()) == len(found)
+    assert int((fates.codes == LIVES).sum()) == len(found)
 
 
 def write(out: Path, files: list[list[tuple[str, str]]], section: CorpusRecipe):

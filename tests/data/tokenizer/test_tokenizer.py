@@ -65,7 +65,7 @@ def test_uncased_is_the_default_and_cased_by_recipe():
 
 
 def test_more_pieces_than_the_text_can_give_is_refused():
-    with pytest.raises(VocabularyError, match=r"vocab_size = 5000, but the text gives only \d+ pieces .* remedy"):
+    with pytest.raises(VocabularyError, match=r"vocab_size = 5000, but the text yields only \d+ pieces .* remedy"):
         train(vocab_size=5000)
 
 
@@ -76,7 +76,7 @@ def test_fewer_pieces_than_the_alphabet_needs_is_refused():
         train_wordpiece(TokenizerRecipe(vocab_size=100), [chr(n) * 3 for n in range(97, 600)])
 
 
-def test_a_common_word_that_is_no_piece_is_refused(monkeypatch):
+def test_a_common_word_that_is_not_a_piece_is_refused(monkeypatch):
     """As where pairs are counted in 32 bits and the counts of the most frequent ones turn negative."""
     learn = tokenizer_stage.learn_pieces
 
@@ -93,12 +93,12 @@ def test_a_common_word_that_is_no_piece_is_refused(monkeypatch):
 def test_ids_with_a_gap_are_refused(tmp_path):
     tokenizer = train()
     pieces = {piece: number + (number == 119) for piece, number in tokenizer.get_vocab().items()}
-    with pytest.raises(VocabularyError, match=r"ids must be 0 to 119, each once, but .* has 120, not 119"):
+    with pytest.raises(VocabularyError, match=r"ids must be 0 to 119, each used once, but .* has 120, not 119"):
         save_tokenizer(tokenizer_stage._bert_tokenizer(True, pieces), True, tmp_path)
 
 
 def test_text_without_a_word_is_refused():
-    with pytest.raises(VocabularyError, match="the text gives only 5 pieces"):
+    with pytest.raises(VocabularyError, match="the text yields only 5 pieces"):
         train_wordpiece(TokenizerRecipe(vocab_size=100), [" ", ""])
 
 
