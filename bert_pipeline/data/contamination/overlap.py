@@ -110,7 +110,7 @@ class EvaluationIndex:
         return self._by_pmid.get(pmid[1], []) if pmid else []
 
     def _apply_rule(self, found: dict[int, tuple[int, int]], named: set[int]) -> list[Holding]:
-        """Apply the rule at the head of this file. `found`: example -> (covered words, longest run); `named`: by PMID."""
+        """Apply the rule in the head docstring. `found`: example -> (covered words, longest run); `named`: by PMID."""
         share = {number: words / max(1, int(self.ngrams.num_words[number])) for number, (words, _) in found.items()}
         evident = {
             number

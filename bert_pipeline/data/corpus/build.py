@@ -5,8 +5,8 @@
 
 PubMed: a worker reads a whole file of citations and writes its shards. Other formats: this process reads groups of
 files and distributes their records over shards; workers clean them and split them into sentences. A group is one large
-file or several small ones, chosen by their names and sizes alone. Every shard belongs to one file or group, so a new file
-adds its own shards and changes no other, and the content of a shard does not depend on the number of workers.
+file or several small ones, chosen by their names and sizes alone. Every shard belongs to one file or group, so a new
+file adds its own shards and changes no other. The content of a shard does not depend on the number of workers.
 """
 
 import json

@@ -23,7 +23,7 @@ build_tokenizer(TokenizerRecipe(vocab_size=800), Path(sys.argv[1]), Path(sys.arg
 
 
 def test_the_vocabulary_is_a_function_of_the_text(tiny, run_python, tmp_path):
-    """Not of workers or hash seeds, by which the trainer of `tokenizers` breaks ties."""
+    """It does not depend on workers or hash seeds, by which the trainer of `tokenizers` breaks ties."""
     for workers, seed in [("1", "0"), ("2", "1")]:
         out = tmp_path / workers
         out.mkdir()
@@ -64,12 +64,12 @@ def test_uncased_is_the_default_and_cased_by_recipe():
     assert cased.encode("Atenolol").tokens != cased.encode("atenolol").tokens
 
 
-def test_more_pieces_than_the_text_can_give_is_refused():
+def test_more_pieces_than_the_text_can_yield_are_refused():
     with pytest.raises(VocabularyError, match=r"vocab_size = 5000, but the text yields only \d+ pieces .* remedy"):
         train(vocab_size=5000)
 
 
-def test_fewer_pieces_than_the_alphabet_needs_is_refused():
+def test_fewer_pieces_than_the_alphabet_needs_are_refused():
     with pytest.raises(
         VocabularyError, match=r"vocab_size = 100, but the \d+ characters .* smaller tokenizer.limit_al"
     ):
@@ -77,7 +77,7 @@ def test_fewer_pieces_than_the_alphabet_needs_is_refused():
 
 
 def test_a_common_word_that_is_not_a_piece_is_refused(monkeypatch):
-    """As where pairs are counted in 32 bits and the counts of the most frequent ones turn negative."""
+    """This happens if pairs are counted in 32 bits and the highest counts turn negative."""
     learn = tokenizer_stage.learn_pieces
 
     def learn_without_patient(*arguments):
@@ -113,7 +113,7 @@ def test_a_sample_of_the_documents_by_recipe(tiny, tmp_path):
     assert facts["distinct_words"] < everything["distinct_words"]
 
 
-def test_facts_tell_how_the_vocabulary_fits(tiny):
+def test_facts_measure_how_well_the_vocabulary_fits(tiny):
     facts = tiny["tokenizer"].facts
     assert (facts["vocab_size"], facts["padded_vocab_size"]) == (800, 832)
     assert facts["training_words"] > facts["distinct_words"] > facts["cut_words"] == 0
