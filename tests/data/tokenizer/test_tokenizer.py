@@ -16,7 +16,7 @@ def train(**changed):
 PROGRAM = """
 import sys
 from pathlib import Path
-from bert_pipeline.data.tokenizer import build_tokenizer
+from bert_pipeline.data.tokenizer.build import build_tokenizer
 from bert_pipeline.recipe import TokenizerRecipe
 build_tokenizer(TokenizerRecipe(vocab_size=800), Path(sys.argv[1]), Path(sys.argv[2]))
 """
