@@ -37,9 +37,9 @@ from bert_pipeline.data.corpus.near_duplicates import (
     NGRAM_WORDS,
     SIGNATURE_SIZE,
     bands,
-    fallen,
     packed,
     pairs_of_band,
+    select_duplicates,
     signatures,
     similarity,
     unique_pairs,
@@ -127,7 +127,10 @@ def ours(texts: list[str], threshold: float) -> tuple[Answer, Pairs]:
     ended = time.perf_counter()
     found = {(a, b): float(value) for (a, b), value in zip(pairs[near].tolist(), estimates[near], strict=True)}
     answer = _answer(texts, started, signed, ended)
-    return answer | {"candidates": len(pairs), "fallen": len(fallen(pairs, estimates, threshold).records)}, found
+    return answer | {
+        "candidates": len(pairs),
+        "fallen": len(select_duplicates(pairs, estimates, threshold).records),
+    }, found
 
 
 def peer(datasketch: Any, texts: list[str], threshold: float) -> tuple[Answer, Pairs]:

@@ -321,7 +321,7 @@ def _initial_recipe(recipe: Recipe) -> Recipe:
 def resolve_recipe(recipe: Recipe) -> Recipe:
     """The recipe with the sizes and the vocabulary of its initial model; unchanged if it trains from scratch."""
     folder = initial_directory(recipe)
-    return initial_model.begun_from(recipe, folder) if folder else recipe
+    return initial_model.adopt_initial_model(recipe, folder) if folder else recipe
 
 
 def _fingerprint(kind: str, recipe: Recipe) -> str:

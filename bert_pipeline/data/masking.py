@@ -1,8 +1,8 @@
-"""Masked language modelling: which tokens of a row are asked for, and what stands there instead.
+"""Masked language modelling: which tokens of a row are masked, and what replaces them.
 
 Devlin et al. 2019, section 3.1 and appendix A.1, and google-research/bert, create_masked_lm_predictions.
-The masks of a row are a pure function of (seed, pass, shard, row): the loader draws the masks of an
-epoch that is not on disk by the same function that wrote the ones that are.
+The masks of a row are a pure function of (seed, pass, shard, row). The data loader calls the same function for epochs
+beyond the passes that are stored on disk.
 """
 
 import math
@@ -33,7 +33,7 @@ NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)  # ids below this are special
 
 
 class Masker:
-    """Draws masks under one section of a recipe for rows over one vocabulary."""
+    """Draws masks by one [masking] section for rows over one vocabulary."""
 
     def __init__(self, section: MaskingRecipe, is_continuation: np.ndarray) -> None:
         self.section = section
@@ -53,9 +53,9 @@ class Masker:
         split: str,
         max_seq_length: int,
     ) -> MaskShard:
-        """Masks of rows that lie one after the other in `input_ids`, row n at offsets[n]:offsets[n + 1].
+        """Mask rows that are stored one after the other: row n is input_ids[offsets[n]:offsets[n + 1]].
 
-        `shards` and `rows` (rows,) int64 say which row of which shard each one is: that decides its masks.
+        `shards` and `rows`, both (rows,) int64, give the shard key and the row number of each row; they seed its masks.
         """
         capacity = int(offsets[-1] - offsets[0])
         positions, replacements = np.empty(capacity, np.uint16), np.empty(capacity, input_ids.dtype)
@@ -81,7 +81,7 @@ class Masker:
         return MaskShard(positions[:used], replacements[:used], mask_offsets)
 
 
-@njit(cache=True, nogil=True)  # the loader's thread leaves the interpreter to the training loop
+@njit(cache=True, nogil=True)  # nogil: the loader's thread must not block the training loop
 def _mask(
     input_ids,
     offsets,
@@ -104,7 +104,7 @@ def _mask(
     for n in range(len(rows)):
         longest = max(longest, offsets[n + 1] - offsets[n])
     starts, ends = np.empty(longest, np.int64), np.empty(longest, np.int64)
-    chosen = np.empty(longest, np.int64)  # what stands at a place now, or -1
+    chosen = np.empty(longest, np.int64)  # the replacement at each position; -1: not masked
     stream = np.zeros(11, np.uint32)
     written = 0
     mask_offsets[0] = 0
@@ -126,7 +126,7 @@ def _mask(
 
         budget = min(max_predictions, max(1, round(masked_lm_prob * len(row))))
         count = 0
-        for k in range(num_words):  # Fisher-Yates, as far as it is needed
+        for k in range(num_words):  # Fisher-Yates shuffle, stopped when the budget is used
             if count >= budget:
                 break
             j = k + below(stream, num_words - k)
@@ -155,7 +155,7 @@ def _mask(
 
 
 def build_masked_dataset(section: MaskingRecipe, tokenizer: Path, nsp_dataset: Path, out: Path) -> Facts:
-    """Mask every pass of an NSP dataset; the shards stand row for row beside those they mask."""
+    """Mask every pass of an nsp_dataset; each shard has the path and the rows of the shard that it masks."""
     pairs = read_index(nsp_dataset)
     digest = cached_digest(tokenizer / "tokenizer.json")
     rules = section.model_dump() | {"tokenizer": digest}
@@ -172,7 +172,7 @@ def build_masked_dataset(section: MaskingRecipe, tokenizer: Path, nsp_dataset: P
 
 @lru_cache(maxsize=1)
 def _open_tokenizer(directory: Path, digest: str) -> tuple[np.ndarray, int]:
-    """Once a worker process: the continuation pieces and the size of a vocabulary."""
+    """The continuation pieces and the vocabulary size, cached per worker process."""
     tokenizer = read_tokenizer(directory)
     return continuation_pieces(tokenizer), tokenizer.get_vocab_size()
 
@@ -180,7 +180,7 @@ def _open_tokenizer(directory: Path, digest: str) -> tuple[np.ndarray, int]:
 def build_shard(
     folder: Path, section: MaskingRecipe, tokenizer: tuple[Path, str], nsp_dataset: Path, names: list[str]
 ) -> Facts:
-    """Mask every pass and length of one shard; return counts of the training rows by sequence length."""
+    """Mask every pass and length of one shard; return counts of its training rows by sequence length."""
     is_continuation, vocab_size = _open_tokenizer(*tokenizer)
     masker = Masker(section, is_continuation)
     counts: Facts = {}
@@ -204,7 +204,7 @@ def build_shard(
 
 
 def _count(masker: Masker, pairs: PairShard, masks: MaskShard) -> Facts:
-    """What the facts are shares of."""
+    """The counts from which `_facts` computes shares."""
     counted = _count_masks(pairs.input_ids, pairs.offsets, masks.positions, masks.input_ids, masks.offsets,
                            masker.is_continuation)  # fmt: skip
     names = ("mask", "kept", "joints", "whole")
@@ -214,13 +214,13 @@ def _count(masker: Masker, pairs: PairShard, masks: MaskShard) -> Facts:
 
 @njit(cache=True)
 def _count_masks(input_ids, offsets, positions, replacements, mask_offsets, is_continuation):
-    """(4,): places that became [MASK], that stayed as they were; joints of a piece with its continuation of which one
-    side at least is masked, and those of which both are.
+    """(4,) int64: masked positions that became [MASK]; masked positions that kept their token; joints (a piece and its
+    continuation) with at least one side masked; joints with both sides masked.
     """
     counts = np.zeros(4, np.int64)
     for row in range(len(offsets) - 1):
         start, end = offsets[row], offsets[row + 1]
-        masked_before = np.int64(-2)  # the place that was masked last
+        masked_before = np.int64(-2)  # the previous masked position
         for k in range(mask_offsets[row], mask_offsets[row + 1]):
             place = np.int64(positions[k])
             token = input_ids[start + place]
@@ -249,13 +249,13 @@ def _facts(counts: Facts) -> Facts:
 
 
 def _example(tokenizer: Path, nsp_dataset: Path, out: Path, max_seq_length: int) -> str:
-    """The first training row as the model sees it, and what it is asked for."""
+    """The first training row as the model sees it, and the tokens to predict."""
     vocabulary = read_tokenizer(tokenizer)
     path = first_row_shard(out, max_seq_length)
     pairs, masks = PairShard.read(nsp_dataset / path.relative_to(out)), MaskShard.read(path)
     row = pairs.input_ids[: pairs.offsets[1]].tolist()
     positions = masks.positions[: masks.offsets[1]].tolist()
-    asked = [str(vocabulary.id_to_token(row[place])) for place in positions]
+    targets = [str(vocabulary.id_to_token(row[place])) for place in positions]
     for place, replacement in zip(positions, masks.input_ids[: masks.offsets[1]].tolist(), strict=True):
         row[place] = replacement
-    return f"{vocabulary.decode(row, skip_special_tokens=False)}\nasked for: {' '.join(asked)}"
+    return f"{vocabulary.decode(row, skip_special_tokens=False)}\nasked for: {' '.join(targets)}"

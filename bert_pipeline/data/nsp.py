@@ -1,4 +1,4 @@
-"""The nsp_dataset: every shard of the corpus encoded once, then paired at each sequence length, pass by pass."""
+"""The nsp_dataset: encode every corpus shard once, then pair its sentences for each sequence length and pass."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from bert_pipeline.store.shards import Shard, build_shards, total
 def build_nsp_dataset(
     section: NspRecipe, max_seq_lengths: tuple[int, ...], raw_corpus: Path, tokenizer: Path, out: Path
 ) -> Facts:
-    """Pair both splits of a corpus at every sequence length: `dupe_factor` passes of train, one of held-out."""
+    """Pair both splits of a corpus at every sequence length: `dupe_factor` passes over train, one over held-out."""
     digest = cached_digest(tokenizer / "tokenizer.json")
     rules = section.model_dump() | {"max_seq_lengths": max_seq_lengths, "tokenizer": digest}
     shards = [
@@ -40,25 +40,25 @@ def build_nsp_dataset(
 
 
 def _pools(corpus: Path) -> list[list[CorpusShard]]:
-    """The shards of a corpus, each by itself, but one with a single document together with the next of its split: the
-    B segment of a random pair comes from another document.
+    """Group the shards of a corpus so that each group has at least two documents, because the B segment of a random
+    pair comes from another document. A shard with a single document joins the next shard of its split.
     """
     pools: list[list[CorpusShard]] = []
     for split in SPLITS:
-        lonely: list[CorpusShard] = []
+        pool: list[CorpusShard] = []
         for shard in corpus_shards(corpus, split):
-            lonely.append(shard)
-            if sum(each.num_documents for each in lonely) > 1:
-                pools.append(lonely)
-                lonely = []
-        if lonely:
-            pools[-1] += lonely
+            pool.append(shard)
+            if sum(each.num_documents for each in pool) > 1:
+                pools.append(pool)
+                pool = []
+        if pool:
+            pools[-1] += pool
     return pools
 
 
 @lru_cache(maxsize=1)
 def _open_tokenizer(directory: Path, digest: str) -> tuple[Encoder, np.ndarray, int]:
-    """Once a worker process: the encoder, the continuation pieces and the size of a vocabulary."""
+    """The encoder, the continuation pieces and the vocabulary size, cached per worker process."""
     tokenizer = read_tokenizer(directory)
     return Encoder(tokenizer), continuation_pieces(tokenizer), tokenizer.get_vocab_size()
 
@@ -70,7 +70,7 @@ def build_shard(
     parts: list[CorpusShard],
     tokenizer: tuple[Path, str],
 ) -> Facts:
-    """Write every pass and length of one shard; return counts by sequence length."""
+    """Write every pass and length of one shard; return its counts by sequence length."""
     encoder, is_continuation, vocab_size = _open_tokenizer(*tokenizer)
     shard = tokenize_shard(parts, encoder)
     split, name = parts[0].name.split("/")
@@ -102,20 +102,25 @@ def _count(split: str, plan: PairPlan, lengths: np.ndarray, max_seq_length: int)
 
 
 def _length_edges(max_seq_length: int) -> np.ndarray:
-    """Of the histogram of row lengths: bin i counts edges[i] <= x < edges[i + 1]."""
+    """Edges of the histogram of row lengths: bin i counts edges[i] <= x < edges[i + 1]."""
     return np.unique(np.linspace(0, max_seq_length + 1, 33).astype(int))
 
 
 def tokenize_shard(parts: list[CorpusShard], encoder: Encoder) -> TokenizedShard:
-    """Encode the sentences of corpus shards; sentences and documents without a token do not exist."""
+    """Encode the sentences of corpus shards; skip sentences and documents without a token.
+
+    Raises ValueError if fewer than two documents have text.
+    """
     documents = pa.concat_tables([part.read("sentences") for part in parts])["sentences"].combine_chunks()
     input_ids, ends = encoder.encode(documents.flatten())
-    sentences_before = np.concatenate([[0], np.cumsum(np.diff(ends) > 0)])  # how many hold a token, up to each one
+    sentences_before = np.concatenate(
+        [[0], np.cumsum(np.diff(ends) > 0)]
+    )  # sentences with a token before each sentence
     document_offsets = _distinct(sentences_before[documents.offsets.to_numpy()])
     if len(document_offsets) < 3:
         raise ValueError(
-            f"{parts[0].path} holds {len(document_offsets) - 1} document(s) with text, and a random next sentence "
-            "needs another document; remedy: a larger corpus, or a larger corpus.heldout_fraction"
+            f"{parts[0].path} holds {len(document_offsets) - 1} document(s) with text, but a random next sentence "
+            "needs another document; remedy: use a larger corpus, or raise corpus.heldout_fraction"
         )
     return TokenizedShard(input_ids, _distinct(ends), document_offsets)
 
@@ -128,8 +133,8 @@ def _facts(counts: dict[str, Any], max_seq_length: int) -> Facts:
     pairs = counts["train_pairs"]
     if not pairs or not counts["heldout_pairs"]:
         raise ValueError(
-            f'no pair of {max_seq_length} tokens came out of the corpus: under objective = "sop" a document needs two '
-            "sentences; remedy: another objective, or longer documents"
+            f'the corpus gives no pair of {max_seq_length} tokens: with objective = "sop" a document needs two '
+            "sentences; remedy: use another objective, or longer documents"
         )
     return {
         "train_pairs": pairs,
@@ -146,7 +151,7 @@ def _facts(counts: dict[str, Any], max_seq_length: int) -> Facts:
 
 
 def _example(tokenizer: Path, out: Path, max_seq_length: int) -> str:
-    """The first training row in words, with its label."""
+    """The first training row as text, with its label."""
     first = PairShard.read(first_row_shard(out, max_seq_length))
     row = first.input_ids[: first.offsets[1]].tolist()
     text = read_tokenizer(tokenizer).decode(row, skip_special_tokens=False)

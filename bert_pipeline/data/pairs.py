@@ -1,11 +1,11 @@
-"""Next-sentence pairs: the tokens of a shard in, rows of token ids out.
+"""Next-sentence pairs: from the tokens of a shard to rows of token ids.
 
-The rules are those of google-research/bert, create_pretraining_data.py (create_instances_from_document,
-truncate_seq_pair), with deliberate changes: the random document is drawn uniformly from the shard's
-other documents, never from the own one; every draw is a function of (seed, pass, shard, document).
+The rules follow google-research/bert, create_pretraining_data.py (create_instances_from_document,
+truncate_seq_pair), with two deliberate changes: the random document is drawn uniformly from the other documents of the
+shard, never the current one; and every draw is a function of (seed, pass, shard, document).
 
-A and B are contiguous stretches of the shard's tokens, so a pair is planned as four numbers and a
-label (`plan_pairs`), and written afterwards by copying (`write_rows`).
+A and B are contiguous spans of the shard's tokens. `plan_pairs` decides each pair as four offsets and a label, and
+`write_rows` copies the tokens.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from bert_pipeline.formats.tokenizer import CLS_ID, SEP_ID
 from bert_pipeline.recipe import NspRecipe
 
 FOLLOWS, RANDOM = 0, 1
-"""The next-sentence label; under `sop`, 1 means swapped."""
+"""The next-sentence label; with objective "sop", 1 means swapped."""
 _NSP, _SOP, _NONE = range(3)
 
 
@@ -34,11 +34,11 @@ class TokenizedShard:
 
 @dataclass(frozen=True)
 class PairPlan:
-    """Where the pairs of one pass over a shard lie in its tokens."""
+    """The pairs of one pass over a shard, as spans of its tokens."""
 
-    spans: np.ndarray  # (rows, 4) int64: begin of A, end of A, begin of B, end of B
+    spans: np.ndarray  # (rows, 4) int64: start of A, end of A, start of B, end of B
     labels: np.ndarray  # (rows,) int8
-    forced: np.ndarray  # (rows,) bool: random because the chunk held a single sentence
+    forced: np.ndarray  # (rows,) bool: random because the chunk has a single sentence
     truncated: np.ndarray  # (rows,) bool
 
 
@@ -51,7 +51,7 @@ def plan_pairs(
     pass_number: int,
     shard_number: int,
 ) -> PairPlan:
-    """Decide every pair of one pass. `is_continuation` (vocabulary,) bool: the `##` pieces."""
+    """Decide every pair of one pass. `is_continuation`: (vocabulary,) bool, True for the `##` pieces."""
     objective = ("nsp", "sop", "none").index(section.objective)
     spans, labels, forced, truncated = _plan(
         shard.sentence_offsets,
@@ -92,13 +92,13 @@ def _plan(
     shard_number,
 ):
     num_documents = len(document_offsets) - 1
-    most_rows = len(sentence_offsets) - 1  # every row uses up a sentence
+    most_rows = len(sentence_offsets) - 1  # every row consumes at least one sentence
     spans = np.empty((most_rows, 4), np.int64)
     labels = np.empty(most_rows, np.int8)
     forced = np.zeros(most_rows, np.bool_)
     truncated = np.zeros(most_rows, np.bool_)
     rows = 0
-    surplus = 0  # forced random pairs not yet balanced by a free pair that was drawn random and made real
+    surplus = 0  # forced random pairs minus twice the free random pairs that were turned into real ones
     stream = np.zeros(11, np.uint32)
     for document in range(num_documents):
         open_stream(stream, seed, what, pass_number, shard_number, document)
@@ -136,7 +136,7 @@ def _plan(
                 random_next = n == 1 or happens(stream, nsp_prob)
                 if balance and n == 1:
                     surplus += 1
-                elif balance and random_next and surplus >= 2:  # one made real moves the balance by two
+                elif balance and random_next and surplus >= 2:  # turning one into a real pair shifts the balance by two
                     random_next = False
                     surplus -= 2
                 if random_next:
@@ -152,7 +152,7 @@ def _plan(
                     while b_end - b_begin < target - (a_end - a_begin) and sentence + 1 < document_offsets[other + 1]:
                         sentence += 1
                         b_end = sentence_offsets[sentence + 1]
-                    i = first + num_a  # put the unused sentences back
+                    i = first + num_a  # return the unused sentences to the document
             span = spans[rows]
             span[0], span[1], span[2], span[3] = a_begin, a_end, b_begin, b_end
             truncated[rows] = _truncate(span, continues, max_num_tokens, longest_first, at_word_starts, stream)
@@ -173,7 +173,7 @@ def _draw_target(stream, max_num_tokens, short_seq_prob):
 
 @njit(cache=True)
 def _truncate(span, continues, max_num_tokens, longest_first, at_word_starts, stream):
-    """Cut A = span[0]:span[1] and B = span[2]:span[3] to max_num_tokens; neither becomes empty."""
+    """Truncate A = span[0]:span[1] and B = span[2]:span[3] to max_num_tokens in total; neither becomes empty."""
     truncated = False
     while span[1] - span[0] + span[3] - span[2] > max_num_tokens:
         truncated = True
@@ -200,13 +200,13 @@ def _truncate(span, continues, max_num_tokens, longest_first, at_word_starts, st
                 end -= 1
         if begin < end:
             span[k], span[k + 1] = begin, end
-        else:  # the segment is one long word: it keeps its start
+        else:  # the segment is one long word: cut its end
             span[k + 1] -= 1
     return truncated
 
 
 def write_rows(shard: TokenizedShard, plan: PairPlan) -> PairShard:
-    """Copy the planned pairs out of the shard: [CLS] A [SEP] B [SEP], or [CLS] A [SEP] without a B."""
+    """Copy the planned pairs into rows: [CLS] A [SEP] B [SEP], or [CLS] A [SEP] if there is no B."""
     length_a = plan.spans[:, 1] - plan.spans[:, 0]
     length_b = plan.spans[:, 3] - plan.spans[:, 2]
     offsets = np.concatenate([[0], np.cumsum(length_a + length_b + 2 + (length_b > 0))]).astype(np.int32)

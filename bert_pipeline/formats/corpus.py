@@ -1,12 +1,12 @@
-"""What stands on disk of a raw corpus, and its reader.
+"""The raw corpus on disk, and its reader.
 
-    {train,heldout}/shard-<key>.parquet            one row a document
-    records/{train,heldout}/shard-<key>.parquet    one row a record of the shard, kept or not (data/ledger.py)
-    live.parquet                                   one row a shard: which of its rows are documents of this corpus
-    dropped.parquet                                one row a record that was left out, with the reason
+    {train,heldout}/shard-<key>.parquet            one row per document
+    records/{train,heldout}/shard-<key>.parquet    one row per record of the shard, kept or not (data/corpus/ledger.py)
+    live.parquet                                   one row per shard: which of its rows belong to this corpus
+    dropped.parquet                                one row per dropped record, with the reason
 
-A shard is a function of its source files alone. What other files say of its documents (a later version, a deletion, a
-duplicate that stands before it) is told by live.parquet, so a corpus that grows keeps the shards it has.
+A shard depends only on its own source files. Other files may supersede, delete or duplicate its documents; live.parquet
+records which rows to skip, so a growing corpus keeps its existing shards unchanged.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,9 +24,9 @@ CORPUS_SCHEMA = pa.schema(
     [
         pa.field("document_id", pa.string(), nullable=False),
         pa.field("sentences", pa.list_(pa.string()), nullable=False),
-        pa.field("source", pa.string(), nullable=False),  # name of the file that the document came from
-        pa.field("version", pa.uint16(), nullable=False),  # of a citation; 1 where there are none
-        pa.field("date", pa.string(), nullable=False),  # of publication, as exact as it is known: 2018-05, 2018, ""
+        pa.field("source", pa.string(), nullable=False),  # name of the source file
+        pa.field("version", pa.uint16(), nullable=False),  # version of a citation; 1 for other sources
+        pa.field("date", pa.string(), nullable=False),  # of publication, as precise as known: 2018-05, 2018, ""
         pa.field("journal", pa.string(), nullable=False),
         pa.field("num_sentences", pa.uint32(), nullable=False),
         pa.field("num_words", pa.uint32(), nullable=False),
@@ -37,8 +37,8 @@ LIVE_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),  # train/shard-<key>
         pa.field("sha256", pa.string(), nullable=False),
-        pa.field("documents", pa.uint32(), nullable=False),  # rows but those left out
-        pa.field("left_out", pa.list_(pa.int32()), nullable=False),  # ascending
+        pa.field("documents", pa.uint32(), nullable=False),  # rows, except those in left_out
+        pa.field("left_out", pa.list_(pa.int32()), nullable=False),  # row numbers to skip, ascending
     ]
 )
 
@@ -48,8 +48,8 @@ DROPPED_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("reason", pa.dictionary(pa.int8(), pa.string()), nullable=False),
         pa.field("detail", pa.string(), nullable=False),  # "stays: 123 (...), similarity 0.91"; "87 words"; ""
-        pa.field("shard", pa.string(), nullable=False),  # where its text stands; "": nowhere
-        pa.field("row", pa.int32(), nullable=False),  # of the shard; -1: nowhere
+        pa.field("shard", pa.string(), nullable=False),  # the shard that holds its text; "": none
+        pa.field("row", pa.int32(), nullable=False),  # its row in that shard; -1: none
     ]
 )
 
@@ -59,11 +59,7 @@ BATCH_DOCUMENTS = 1_000
 
 @dataclass(frozen=True)
 class CorpusShard:
-    """A shard of a raw corpus, and which of its rows are documents of this corpus.
-
-    The shard is a function of its source files; the others' later versions, deletions and duplicates are told by
-    `left_out`, so a corpus that grows keeps the shards it has.
-    """
+    """A shard of a raw corpus; the rows in `left_out` are not documents of this corpus."""
 
     path: Path
     sha256: str
@@ -77,11 +73,11 @@ class CorpusShard:
 
     @property
     def digest(self) -> str:
-        """What a shard of the next stage is made from."""
+        """Fingerprint of the content, for the shards that later stages build from it."""
         return artifact.fingerprint({"sha256": self.sha256, "left_out": self.left_out})
 
     def batches(self, *columns: str) -> Iterator[pa.RecordBatch]:
-        """Its documents, at most BATCH_DOCUMENTS at a time."""
+        """Yield its documents in batches of at most BATCH_DOCUMENTS."""
         before, left_out = 0, np.array(self.left_out, np.int64)
         file = pq.ParquetFile(self.path)
         for batch in file.iter_batches(BATCH_DOCUMENTS, columns=list(columns), use_threads=False):
@@ -99,7 +95,7 @@ class CorpusShard:
 
 
 def corpus_shards(corpus: Path, split: str) -> list[CorpusShard]:
-    """The shards of a split that hold documents, in their order. Raises FileNotFoundError where there are none."""
+    """The shards of a split that hold documents, sorted by name. Raises FileNotFoundError if there is none."""
     path = corpus / LIVE
     rows = pq.read_table(path).to_pylist() if path.is_file() else []
     shards = [
@@ -108,7 +104,7 @@ def corpus_shards(corpus: Path, split: str) -> list[CorpusShard]:
         if row["documents"] and row["shard"].startswith(f"{split}/")
     ]
     if not shards:
-        raise FileNotFoundError(f"{path} names no shard of {split}: not a finished corpus, or another split")
+        raise FileNotFoundError(f"{path} names no shard of {split}: the corpus is unfinished or lacks this split")
     return sorted(shards, key=lambda shard: shard.name)
 
 
@@ -121,7 +117,7 @@ def write_live(corpus: Path, shards: Iterable[CorpusShard]) -> None:
 
 
 def iterate_documents(corpus: Path, split: str) -> Iterator[list[str]]:
-    """The sentences of every document of a split, shard by shard, in constant memory."""
+    """Yield the sentences of every document of a split, shard by shard, in constant memory."""
     for shard in corpus_shards(corpus, split):
         for batch in shard.batches("sentences"):
             yield from batch.column(0).to_pylist()

@@ -1,6 +1,6 @@
-"""metrics.jsonl: one JSON object a line, written by the main process of a training run.
+"""metrics.jsonl: one JSON object per line, appended by the main process of a training run.
 
-Every row has "step" (optimizer steps finished). The launcher follows the file while it grows.
+Every row has "step", the number of finished optimizer steps. The launcher follows the file while it grows.
 """
 
 import json
@@ -17,12 +17,12 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a finished or growing file; none where there is no file yet."""
+    """All complete rows of a finished or growing file; an empty list if the file does not exist."""
     return list(RowFollower(path).new_rows())
 
 
 class RowFollower:
-    """Reads the rows that were appended since the last look; a half-written last line waits for the next."""
+    """Reads the rows appended since the last call. A half-written last line is returned by a later call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class RowFollower:
         if not self.path.exists():
             return
         with self.path.open("rb") as stream:
-            if self.path.stat().st_size < self._position:  # a resumed run cut off what came after its checkpoint
+            if self.path.stat().st_size < self._position:  # a resumed run removed the rows after its checkpoint
                 self._position = 0
             stream.seek(self._position)
             for line in stream:

@@ -1,16 +1,10 @@
-"""What stands on disk, and its readers: the one truth about the data that passes between stages.
+"""The nsp_dataset and the masked_dataset on disk, and their readers.
 
-    raw_corpus/       {train,heldout}/shard-<key>.parquet     one row a document
-                      ...                                       see documents.py
-    tokenizer/        tokenizer.json, tokenizer_config.json, vocab.txt
-    nsp_dataset/      len-128/{train,heldout}/pass-000/shard-<key>.arrow     one row a pair
-    masked_dataset/   the same paths; row for row beside the nsp_dataset
+    nsp_dataset/      len-128/{train,heldout}/pass-000/shard-<key>.arrow     one row per pair
+    masked_dataset/   the same paths; row n holds the masks of row n of the nsp_dataset
 
-A shard's key is a hash of the id of its first document, written as 15 hexadecimal digits. It names the shard in
-every stage and in every draw, so what is in one shard does not depend on how many others there are.
-
-Only what cannot be derived is stored. token_type_ids, attention_mask, position_ids and labels are made
-here, by `training_row` (flat arrays, for our loop) and `hugging_face_dataset` (for any Trainer).
+Both store only what cannot be derived. `training_row` and `hugging_face_dataset` (for a Hugging Face Trainer) derive
+token_type_ids, attention_mask, position_ids and labels.
 """
 
 from dataclasses import dataclass
@@ -21,22 +15,18 @@ import numpy as np
 import pyarrow as pa
 
 from bert_pipeline.formats.tables import flat_list, list_array, read_table, shard_paths
+from bert_pipeline.formats.tokenizer import token_id_type
 
 IGNORE_INDEX = -100
-"""The label of a position (or of a row without a next-sentence label) that no loss is asked for."""
-
-
-def token_type(vocab_size: int) -> pa.DataType:
-    """uint16 where the vocabulary fits, else uint32."""
-    return pa.uint16() if vocab_size <= 2**16 else pa.uint32()
+"""Label of a position, or of a row, that does not enter the loss."""
 
 
 def nsp_schema(vocab_size: int) -> pa.Schema:
     return pa.schema(
         [
-            pa.field("input_ids", pa.list_(token_type(vocab_size)), nullable=False),  # [CLS] A [SEP] B [SEP]
-            pa.field("segment_a_length", pa.uint16(), nullable=False),  # tokens of A, specials not counted
-            pa.field("next_sentence_label", pa.int8(), nullable=False),  # 0 follows, 1 random; -100 not asked
+            pa.field("input_ids", pa.list_(token_id_type(vocab_size)), nullable=False),  # [CLS] A [SEP] B [SEP]
+            pa.field("segment_a_length", pa.uint16(), nullable=False),  # tokens of A without special tokens
+            pa.field("next_sentence_label", pa.int8(), nullable=False),  # 0: B follows A, 1: B is random; -100: no loss
         ]
     )
 
@@ -45,7 +35,7 @@ def mask_schema(vocab_size: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field("masked_positions", pa.list_(pa.uint16()), nullable=False),  # ascending
-            pa.field("masked_input_ids", pa.list_(token_type(vocab_size)), nullable=False),  # what stands there now
+            pa.field("masked_input_ids", pa.list_(token_id_type(vocab_size)), nullable=False),  # the replacements
         ]
     )
 
@@ -55,7 +45,7 @@ def pass_directory(dataset: Path, max_seq_length: int, split: str, number: int =
 
 
 def first_row_shard(dataset: Path, max_seq_length: int) -> Path:
-    """The first training shard that has a row: of a small corpus, a shard and pass may give none."""
+    """The first training shard with a row: in a small corpus, a pass over a shard may yield no pair."""
     paths = sorted(dataset.glob(f"len-{max_seq_length}/train/pass-*/shard-*.arrow"))
     return next(path for path in paths if read_table(path).num_rows)
 
@@ -66,7 +56,7 @@ def num_passes(dataset: Path, max_seq_length: int, split: str) -> int:
 
 @dataclass(frozen=True)
 class PairShard:
-    """The pairs of one shard and pass as flat arrays."""
+    """The pairs of one shard in one pass, as flat arrays."""
 
     input_ids: np.ndarray  # (tokens,) uint16 or uint32
     offsets: np.ndarray  # (rows + 1,) int32
@@ -93,10 +83,10 @@ class PairShard:
 
 @dataclass(frozen=True)
 class MaskShard:
-    """The masks of one shard and pass as flat arrays, row for row beside its PairShard."""
+    """The masks of one shard in one pass, as flat arrays; row n masks row n of its PairShard."""
 
-    positions: np.ndarray  # (masked tokens,) uint16: place in the row
-    input_ids: np.ndarray  # (masked tokens,) what stands there instead of the original
+    positions: np.ndarray  # (masked tokens,) uint16: position in the row
+    input_ids: np.ndarray  # (masked tokens,) uint16 or uint32: the replacements
     offsets: np.ndarray  # (rows + 1,) int32
 
     @classmethod
@@ -124,9 +114,9 @@ def training_row(
     *,
     padded_length: int | None = None,
 ) -> dict[str, Any]:
-    """One pair and its masks joined to what `BertForPreTraining.forward` takes.
+    """Join one pair and its masks into the arguments of `BertForPreTraining.forward`.
 
-    Arrays are int64 of `padded_length` (default: the row's own length); `next_sentence_label` is an int.
+    Arrays are (padded_length,) int64 (default: the row's own length); `next_sentence_label` is an int.
     """
     length = len(original)
     width = padded_length or length
@@ -144,10 +134,10 @@ def training_row(
 def hugging_face_dataset(
     nsp_dataset: Path, masked_dataset: Path, max_seq_length: int, split: str = "train", number: int = 0
 ):
-    """One pass as a memory-mapped `datasets.Dataset` in the standard Hugging Face view.
+    """One pass as a memory-mapped `datasets.Dataset` with the standard Hugging Face columns.
 
     Rows are padded to `max_seq_length` and hold input_ids, token_type_ids, position_ids, attention_mask,
-    labels and next_sentence_label. They are joined when read, so a Trainer needs
+    labels and next_sentence_label. These columns are computed when a row is read, so a Trainer needs
     `TrainingArguments(remove_unused_columns=False)`.
     """
     from datasets import Dataset, concatenate_datasets

@@ -1,8 +1,4 @@
-"""Shard files: how they are named, written and read.
-
-A shard's key is a hash of the id of its first document, written as 15 hexadecimal digits. It names the shard in
-every stage and in every draw, so what is in one shard does not depend on how many others there are.
-"""
+"""Shard files: names, writing and reading, for every stage that stores rows."""
 
 import hashlib
 from pathlib import Path
@@ -15,30 +11,30 @@ SPLITS = ("train", "heldout")
 
 
 def shard_name(document_id: str) -> str:
-    """The stem of the files of the shard that begins with this document."""
+    """The file stem of the shard whose first document has this id."""
     return f"shard-{id_hash(document_id) >> 5:015x}"
 
 
 def shard_key(path: Path) -> int:
-    """The 59-bit number that a shard is drawn under; see randomness.py."""
+    """The 59-bit key in a shard's file name; it seeds the draws of the shard (core/randomness.py)."""
     return int(path.stem.removeprefix("shard-"), 16)
 
 
 def id_hash(document_id: str) -> int:
-    """64 bits that are a function of the id alone."""
+    """A 64-bit hash of the id."""
     return int.from_bytes(hashlib.blake2b(document_id.encode(), digest_size=8).digest())
 
 
 def shard_paths(directory: Path, suffix: str) -> list[Path]:
-    """The shards of a folder in their order. Raises FileNotFoundError where there are none."""
+    """The shards of a folder, sorted by name. Raises FileNotFoundError if there is none."""
     paths = sorted(directory.glob(f"shard-*.{suffix}"))
     if not paths:
-        raise FileNotFoundError(f"{directory} holds no shard-*.{suffix}: not a finished dataset, or another split")
+        raise FileNotFoundError(f"{directory} holds no shard-*.{suffix}: the dataset is unfinished or lacks this split")
     return paths
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """One shard: Parquet for documents, Arrow's stream format (what `datasets` memory-maps) for rows."""
+    """Write one shard: Parquet for documents, else Arrow's stream format, which `datasets` can memory-map."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(table, path, compression="zstd")
@@ -48,7 +44,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """A shard; an Arrow shard is memory-mapped, not read."""
+    """Read a Parquet shard, or memory-map an Arrow shard."""
     if path.suffix == ".parquet":
         return pq.read_table(path)
     with pa.memory_map(str(path)) as source:
@@ -56,7 +52,7 @@ def read_table(path: Path) -> pa.Table:
 
 
 def flat_list(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A list column as (values, offsets): row r is values[offsets[r]:offsets[r + 1]]. No copy for one chunk."""
+    """A list column as (values, offsets): row r is values[offsets[r]:offsets[r + 1]]. One chunk is not copied."""
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     offsets = array.offsets.to_numpy()
     return array.values.to_numpy(zero_copy_only=True), offsets

@@ -1,4 +1,4 @@
-"""Data stages for tests of faults: a corpus of made-up words, and the stages as processes of their own."""
+"""Builds for the fault tests: a corpus of made-up words, and the data stages as separate processes."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def run(line: list[str], **environment: str) -> None:
 
 
 def digests(directory: Path) -> dict[str, str]:
-    """Of every file but the record, which says when and where."""
+    """SHA-256 of every file except record.json, which holds time and place."""
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in directory.rglob("*")

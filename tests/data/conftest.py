@@ -24,7 +24,7 @@ def _executor():
 
 @pytest.fixture(scope="module")
 def in_this_process():
-    """Shards are built here, not in worker processes, which take a second to start; for a whole module."""
+    """Build shards in this process during a module, because worker processes take a second to start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(executors, "executor", _executor)
         yield
@@ -32,5 +32,5 @@ def in_this_process():
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """All data stages of a small corpus, built without any fault."""
+    """All data stages of a small corpus, built without faults."""
     return build_by_command(tmp_path_factory.mktemp("whole"), documents=300, documents_per_shard=25)

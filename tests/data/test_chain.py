@@ -1,4 +1,4 @@
-"""From made-up text to masked rows: every row keeps every rule, whatever the text and the recipe."""
+"""From random text to masked rows: every row obeys every rule, for any text and recipe."""
 
 import itertools
 import json
@@ -72,7 +72,7 @@ DOCUMENTS = st.lists(
     ),
     max_seq_length=st.integers(8, 70),
 )
-def test_every_row_keeps_every_rule(
+def test_every_row_obeys_every_rule(
     in_this_process, tokenizer, tmp_path_factory, train, heldout, documents_per_shard, nsp, masking, max_seq_length
 ):
     # Under "sop" a pair needs two sentences: these documents have them.
@@ -94,7 +94,7 @@ def test_every_row_keeps_every_rule(
     build_raw_corpus(section, corpus)
     try:
         build_nsp_dataset(nsp, (max_seq_length,), corpus, tokenizer, pairs)
-    except ValueError as error:  # documents of one sentence have no order
+    except ValueError as error:  # with "sop", documents of one sentence give no pair
         assert nsp.objective == "sop" and "no pair of" in str(error)
         return
     build_masked_dataset(masking, tokenizer, pairs, masks)
@@ -107,7 +107,7 @@ def test_every_row_keeps_every_rule(
 
 
 def tokenized(folder: Path, tokenizer: Path) -> list[list[int]]:
-    """The ids of every document, sentence by sentence from `tokenizers` itself."""
+    """The ids of every document, encoded sentence by sentence with `tokenizers`."""
     reference = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     reference.encode_special_tokens = True
     return [
@@ -129,9 +129,9 @@ def check_shard(pair_path, mask_path, documents, nsp, masking, max_seq_length) -
         check_masks(row, positions.tolist(), replacements.tolist(), masking, max_seq_length)
 
         joined = training_row(np.array(row), length_a, label, positions, replacements)
-        asked = joined["labels"] != IGNORE_INDEX
-        assert np.flatnonzero(asked).tolist() == positions.tolist()
-        assert (np.where(asked, joined["labels"], joined["input_ids"]) == row).all(), "labels are the originals"
+        masked = joined["labels"] != IGNORE_INDEX
+        assert np.flatnonzero(masked).tolist() == positions.tolist()
+        assert (np.where(masked, joined["labels"], joined["input_ids"]) == row).all(), "labels are the originals"
 
 
 def places(segment: list[int], document: list[int]) -> list[int]:
@@ -146,7 +146,7 @@ def check_pair(row, length_a, label, documents, nsp, max_seq_length) -> None:
     if nsp.truncate_at_word_starts:
         assert not any(CONTINUES[segment[0]] for segment in (a, b) if segment)
     found_a = [(number, at) for number, document in enumerate(documents) for at in places(a, document)]
-    assert found_a, "A stands so in a document"
+    assert found_a, "A is a span of a document"
     if nsp.objective == "none":
         assert not b and label == IGNORE_INDEX
         return
@@ -180,5 +180,5 @@ def check_masks(row, positions, replacements, masking, max_seq_length) -> None:
     left = budget - len(hidden)
     assert left >= 0
     for word in words:
-        assert hidden.isdisjoint(word) or hidden.issuperset(word), "a word is masked in all its pieces or in none"
-        assert not hidden.isdisjoint(word) or len(word) > left, "what is not masked does not fit into what is left"
+        assert hidden.isdisjoint(word) or hidden.issuperset(word), "all pieces of a word are masked, or none"
+        assert not hidden.isdisjoint(word) or len(word) > left, "a word that is not masked exceeds the remaining budget"

@@ -1,4 +1,4 @@
-"""What befalls a data stage: SIGKILL, damaged files, other machines, an error in a shard."""
+"""Faults of a data stage: SIGKILL, damaged files, other machines, an error in a shard."""
 
 import gzip
 import itertools
@@ -33,8 +33,8 @@ real_abstracts = pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reas
 
 
 def kill_again_and_again(whole: SimpleNamespace, kind: str, folder: Path, kills: int, seed: int) -> int:
-    """Kill the stage's processes at random moments, as often as asked; whenever it gets to its end in spite of that,
-    look at what it made. Returns the number of finished builds.
+    """Kill the stage's processes `kills` times at random moments; check the result of every build that finishes
+    before. Returns the number of finished builds.
     """
     rng = random.Random(seed)
     expected = digests(whole.root / kind)
@@ -43,7 +43,7 @@ def kill_again_and_again(whole: SimpleNamespace, kind: str, folder: Path, kills:
     span = artifact.load(whole.root / kind).record["made"]["seconds"]
     killed = finished = 0
 
-    def look() -> None:
+    def check() -> None:
         assert digests(destination) == expected
         assert {path.name for path in destination.parent.iterdir()} == {"made", "made.lock"}
         leftovers = {path for path in destination.rglob("*") if path.is_dir() and not any(path.iterdir())}
@@ -53,7 +53,7 @@ def kill_again_and_again(whole: SimpleNamespace, kind: str, folder: Path, kills:
         destination.rmdir()
 
     while killed < kills:
-        assert finished < 20 * kills, "it ends before it is killed"
+        assert finished < 20 * kills, "the stage finishes before it is killed"
         process = start(line)
         while not partial.exists() and process.poll() is None:
             time.sleep(0.01)
@@ -65,19 +65,19 @@ def kill_again_and_again(whole: SimpleNamespace, kind: str, folder: Path, kills:
         killed += process.returncode != 0
         if destination.exists():
             finished += 1
-            look()
+            check()
     run(line)
-    look()
+    check()
     return finished + 1
 
 
 @pytest.mark.parametrize("kind", IN_SHARDS)
-def test_a_stage_killed_by_sigkill_goes_on_and_ends_with_the_same_bytes(whole, tmp_path, kind):
+def test_a_stage_killed_by_sigkill_resumes_and_ends_with_the_same_bytes(whole, tmp_path, kind):
     kill_again_and_again(whole, kind, tmp_path, kills=3, seed=IN_SHARDS.index(kind))
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_a_stage(tmp_path, capsys):
+def test_a_hundred_kills_of_each_stage(tmp_path, capsys):
     moderate = build_by_command(tmp_path / "whole", documents=6000, documents_per_shard=150)
     for kind in IN_SHARDS:
         finished = kill_again_and_again(moderate, kind, tmp_path / kind, kills=100, seed=7)
@@ -92,7 +92,7 @@ DAMAGES = ("truncate", "flip", "empty", "delete")
 
 
 def damage(path: Path, how: str, rng: random.Random) -> None:
-    """What stands elsewhere by a link to the same file stays as it is."""
+    """Damage this file; hard links to the same content stay intact."""
     content = bytearray(path.read_bytes())
     path.unlink()
     if how == "delete":
@@ -105,8 +105,9 @@ def damage(path: Path, how: str, rng: random.Random) -> None:
 
 
 def damage_and_build(whole: SimpleNamespace, folder: Path, mutations: int, seed: int) -> None:
-    """Of a finished artifact, or of one in progress, a file is damaged; what is then built, with what is whole of it
-    taken over, equals what was built without."""
+    """Damage a file of a finished artifact or of one in progress. A build that reuses its intact shards must equal a
+    build without damage.
+    """
     rng = random.Random(seed)
     recipe = load_recipe(whole.recipe)
     made = {path.name: artifact.load(path) for path in whole.root.iterdir() if (path / "record.json").exists()}
@@ -117,30 +118,30 @@ def damage_and_build(whole: SimpleNamespace, folder: Path, mutations: int, seed:
         standing = store / ("second.partial" if in_progress else "first")
         shutil.copytree(made[kind].path, standing)
         if in_progress:
-            (standing / "record.json").rename(standing / artifact.ORIGIN)  # it says the same, and more
+            (standing / "record.json").rename(standing / artifact.ORIGIN)  # it holds the origin, and more
             (standing / INDEX).rename(standing / LOG)
         files = sorted(path for path in standing.rglob("*") if path.is_file() and path.stat().st_size)
         damaged = rng.choice(files)
         damage(damaged, how, rng)
         again = make_stage(kind, recipe, made, store / "second")
-        told = f"mutation {number}: {how} {damaged.relative_to(standing)} of {kind}, in progress: {in_progress}"
-        assert digests(again.path) == expected[kind], told
-        assert again.facts == made[kind].facts, told
+        case = f"mutation {number}: {how} {damaged.relative_to(standing)} of {kind}, in progress: {in_progress}"
+        assert digests(again.path) == expected[kind], case
+        assert again.facts == made[kind].facts, case
         shutil.rmtree(store)
 
 
-def test_what_is_damaged_in_the_store_is_built_again(whole, tmp_path, in_this_process):
+def test_damaged_shards_in_the_store_are_rebuilt(whole, tmp_path, in_this_process):
     damage_and_build(whole, tmp_path, mutations=12, seed=1)
 
 
 @pytest.mark.slow
-def test_two_hundred_damages_in_the_store(whole, tmp_path, in_this_process):
+def test_two_hundred_damaged_files_in_the_store(whole, tmp_path, in_this_process):
     damage_and_build(whole, tmp_path, mutations=200, seed=2)
 
 
 @pytest.mark.parametrize("how", ["truncate", "empty", "delete"])
 @pytest.mark.parametrize("kind", IN_SHARDS)
-def test_a_damaged_file_of_what_stands_or_of_an_input_is_named(whole, tmp_path, kind, how, in_this_process):
+def test_the_error_for_a_damaged_output_or_input_names_the_file(whole, tmp_path, kind, how, in_this_process):
     recipe = load_recipe(whole.recipe)
     for name in ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset"):
         shutil.copytree(whole.root / name, tmp_path / name)
@@ -158,14 +159,14 @@ def test_a_damaged_file_of_what_stands_or_of_an_input_is_named(whole, tmp_path, 
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", [INDEX, "record.json"])
-def test_a_damaged_index_or_record_is_named(whole, tmp_path, name, how, in_this_process):
+def test_the_error_for_a_damaged_index_or_record_names_it(whole, tmp_path, name, how, in_this_process):
     shutil.copytree(whole.root / "raw_corpus", tmp_path / "raw_corpus")
     damage(tmp_path / "raw_corpus" / name, how, random.Random(3))
     with pytest.raises(ArtifactError, match=rf"{name}.*remedy: "):
         make_stage("raw_corpus", load_recipe(whole.recipe), {}, tmp_path / "raw_corpus")
 
 
-def test_facts_changed_in_the_index_of_another_artifact_are_not_taken_over(whole, tmp_path, in_this_process):
+def test_facts_changed_in_the_index_of_another_artifact_are_not_reused(whole, tmp_path, in_this_process):
     recipe = load_recipe(whole.recipe)
     first = make_stage("raw_corpus", recipe, {}, tmp_path / "first")
     index = first.path / INDEX
@@ -175,7 +176,7 @@ def test_facts_changed_in_the_index_of_another_artifact_are_not_taken_over(whole
     assert {path.stat().st_nlink for path in second.path.rglob("shard-*.parquet")} == {1, 2}
 
 
-def test_shards_of_older_code_are_not_taken_over(whole, tmp_path, monkeypatch, in_this_process):
+def test_shards_of_older_code_are_not_reused(whole, tmp_path, monkeypatch, in_this_process):
     recipe = load_recipe(whole.recipe)
     first = make_stage("raw_corpus", recipe, {}, tmp_path / "first")
     assert all(path.stat().st_nlink == 1 for path in first.path.rglob("shard-*"))
@@ -187,12 +188,12 @@ def test_shards_of_older_code_are_not_taken_over(whole, tmp_path, monkeypatch, i
     assert digests(third.path).keys() == digests(first.path).keys()
 
 
-def test_two_processes_that_want_the_same_dataset_get_one(whole, tmp_path):
+def test_two_processes_that_build_the_same_dataset_build_it_once(whole, tmp_path):
     line = command("nsp_dataset", whole.recipe, whole.root, tmp_path / "out")
     processes = [start(line, BERT_PIPELINE_WORKERS="1") for _ in range(2)]
-    told = [process.communicate()[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
-    assert sum("exists, nothing to build" in each for each in told) == 1
+    logs = [process.communicate()[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], logs
+    assert sum("exists, nothing to build" in each for each in logs) == 1
     assert digests(tmp_path / "out") == digests(whole.root / "nsp_dataset")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out.lock"}
 
@@ -202,7 +203,7 @@ def test_two_processes_that_want_the_same_dataset_get_one(whole, tmp_path):
 CHAIN = """
 import os, random, sys
 from pathlib import Path
-from bert_pipeline.recipe import load_recipe
+from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import make_stage
 
 def in_another_order(self, pattern, listed=Path.glob):
@@ -231,7 +232,7 @@ SETTINGS = [
 
 
 def build_elsewhere(recipe: Path, out: Path, setting: dict[str, str]) -> dict[str, str]:
-    """The digests of all data stages, built by another process under these settings."""
+    """The digests of all data stages, built in another process with these environment variables."""
     run([sys.executable, "-c", CHAIN, str(recipe), str(out)], **({"UMASK": "022", "LISTING": "1"} | setting))
     return {f"{kind}/{name}": each for kind in KINDS for name, each in digests(out / kind).items()}
 
@@ -239,14 +240,14 @@ def build_elsewhere(recipe: Path, out: Path, setting: dict[str, str]) -> dict[st
 @pytest.mark.parametrize(
     "setting", [*SETTINGS[:2], *(pytest.param(each, marks=pytest.mark.slow) for each in SETTINGS[2:])]
 )
-def test_another_machine_makes_the_same_bytes(whole, tmp_path, setting):
+def test_another_environment_gives_the_same_bytes(whole, tmp_path, setting):
     expected = {f"{kind}/{name}": each for kind in KINDS for name, each in digests(whole.root / kind).items()}
     assert build_elsewhere(whole.recipe, tmp_path, setting) == expected
 
 
 @real_abstracts
 @pytest.mark.slow
-def test_another_machine_makes_the_same_bytes_of_real_abstracts(tmp_path):
+def test_another_environment_gives_the_same_bytes_for_real_abstracts(tmp_path):
     (tmp_path / "texts").mkdir()
     with gzip.open(REAL, "rt") as lines:
         for number in range(4):
@@ -262,7 +263,7 @@ def test_another_machine_makes_the_same_bytes_of_real_abstracts(tmp_path):
 # An error in a shard
 
 
-def test_an_error_names_document_and_file_and_leaves_what_is_whole(whole, tmp_path, monkeypatch, in_this_process):
+def test_an_error_names_document_and_file_and_keeps_finished_shards(whole, tmp_path, monkeypatch, in_this_process):
     recipe = load_recipe(whole.recipe)
 
     def refuse(text: str, split=corpus_shard.split_sentences) -> list[str]:

@@ -1,4 +1,4 @@
-"""Input that no data stage was made for: too little text, and very large documents."""
+"""Extreme input: too little text, and very large documents."""
 
 import json
 import os
@@ -47,17 +47,17 @@ def segments(dataset: Path) -> list[tuple[list[int], list[int], int]]:
 LETTERS = "The quick brown fox jumps over lazy dogs by 0123456789 mg."
 
 
-def test_documents_of_one_sentence_make_random_pairs_only(tmp_path, in_this_process):
+def test_documents_of_one_sentence_give_random_pairs_only(tmp_path, in_this_process):
     rows = [{"id": f"d{n}", "text": f"{LETTERS[:-1]} {n}."} for n in range(200)]
     made = build_all(tmp_path / "nsp", rows)
     found = segments(made["nsp_dataset"].path)
     assert {label for _, _, label in found} == {1} and all(a and b for a, b, _ in found)
     assert made["nsp_dataset"].facts["len_32"]["forced_random_fraction"] == 1
-    with pytest.raises(ValueError, match='under objective = "sop" a document needs two sentences; remedy: '):
+    with pytest.raises(ValueError, match='with objective = "sop" a document needs two sentences; remedy: '):
         build_all(tmp_path / "sop", rows, objective="sop")
 
 
-def test_nearly_identical_documents_give_no_pair_of_a_segment_that_follows_itself(tmp_path, in_this_process):
+def test_nearly_identical_documents_give_no_pair_in_which_a_segment_follows_itself(tmp_path, in_this_process):
     text = f"{LETTERS} The dose was 5 mg. It was safe in mice. No harm was seen."
     made = build_all(tmp_path / "same", [{"id": f"d{n}", "text": f"{text} {n}"} for n in range(300)])
     found = segments(made["nsp_dataset"].path)
@@ -71,15 +71,15 @@ def test_nearly_identical_documents_give_no_pair_of_a_segment_that_follows_itsel
     [
         ([], r"texts\.jsonl: empty, it holds no record; remedy: "),
         ([{"id": "a", "text": ""}], r"1 of 1 records are broken.*\n.*texts\.jsonl, line 1: document without text"),
-        ([{"id": "a", "text": LETTERS}], r"1 documents, .* each needs at least 2, .*; remedy: bring more documents"),
+        ([{"id": "a", "text": LETTERS}], r"1 documents, .* each split needs at least 2, .*; remedy: add documents"),
         (
             [{"id": f"d{n}", "text": LETTERS} for n in range(50)],
-            r"1 documents \(left out: 49 duplicate text\), .*needs",
+            r"1 documents \(dropped: 49 duplicate text\), .*needs",
         ),
         ([{"id": f"d{n}", "text": "!"} for n in range(50)], r"50 of 50 records are broken.*\n.*document without text"),
     ],
 )
-def test_too_little_text_is_told(tmp_path, rows, message, in_this_process):
+def test_too_little_text_is_an_error_with_a_remedy(tmp_path, rows, message, in_this_process):
     with pytest.raises(SourceError, match=message):
         build_all(tmp_path / "few", rows)
 
@@ -90,13 +90,13 @@ PEAK = """
 import json, resource, subprocess, sys, time
 begun = time.monotonic()
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
-usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the largest of its processes, waited for by their parents
+usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # peak of the largest child process that was waited for
 print(json.dumps({"seconds": time.monotonic() - begun, "peak_mib": usage.ru_maxrss / 1024}))
 """
 
 
 def large_text(shape: str, characters: int) -> str:
-    """One document of about so many characters."""
+    """One document of about `characters` characters."""
     rng = random.Random(1)
     words = ["".join(rng.choices("abcdefghiklmnoprstu", k=rng.randint(1, 9))) for _ in range(5000)]
     sentences = [" ".join(["The", *rng.choices(words, k=rng.randint(6, 24))]) + "." for _ in range(2000)]
@@ -121,9 +121,9 @@ def measure(whole: SimpleNamespace, folder: Path, shape: str, characters: int) -
     found = {}
     for kind in IN_SHARDS:
         line = [sys.executable, "-c", PEAK, *command(kind, recipe, folder, folder / kind)]
-        told = subprocess.run(line, cwd=ROOT, env=os.environ | {"BERT_PIPELINE_WORKERS": "1"}, capture_output=True)
-        assert told.returncode == 0, told.stderr.decode()
-        found[kind] = json.loads(told.stdout)
+        finished = subprocess.run(line, cwd=ROOT, env=os.environ | {"BERT_PIPELINE_WORKERS": "1"}, capture_output=True)
+        assert finished.returncode == 0, finished.stderr.decode()
+        found[kind] = json.loads(finished.stdout)
     return found
 
 
@@ -144,7 +144,7 @@ def test_one_very_large_document_is_built_in_one_gibibyte_and_linear_time(whole,
         found = measure(whole, tmp_path / str(part), shape, LARGE[shape] // part)
         seconds.append(sum(stage["seconds"] for stage in found.values()))
         with capsys.disabled():
-            told = [f"{kind} {one['seconds']:.1f} s {one['peak_mib']:,.0f} MiB" for kind, one in found.items()]
-            print(f"\n{shape}, {LARGE[shape] // part:,} characters: {'; '.join(told)}")
+            measured = [f"{kind} {one['seconds']:.1f} s {one['peak_mib']:,.0f} MiB" for kind, one in found.items()]
+            print(f"\n{shape}, {LARGE[shape] // part:,} characters: {'; '.join(measured)}")
     assert seconds[1] < 12 * seconds[0]
     assert max(stage["peak_mib"] for stage in found.values()) < 1024

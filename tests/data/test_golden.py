@@ -1,7 +1,7 @@
-"""What the data stages make of the recipe `demo`, number by number, as it was when the code got its version.
+"""The output of the data stages for the recipe `demo` equals the golden output of the same code versions.
 
-The first 1,500 of its 6,000 documents are taken, so that this is a matter of seconds; all else is the recipe's own.
-With UPDATE_GOLDEN=1 in the environment the numbers are written anew, where a version says that they may change.
+Only the first 1,500 of its 6,000 documents are used, so that this takes seconds; everything else is the recipe's own.
+UPDATE_GOLDEN=1 in the environment rewrites the golden output of stages whose code version was raised.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def sha256(content: bytes) -> str:
 
 
 def corpus_facts(directory: Path) -> dict[str, Any]:
-    """The text, not the file: Parquet names the version of the library that wrote it."""
+    """Digests of the text, not of the file, because Parquet stores the version of the library that wrote it."""
     documents = {split: list(iterate_documents(directory, split)) for split in ("train", "heldout")}
     return {
         "first_shards": {split: shard_paths(directory / split, "parquet")[0].stem for split in documents},
@@ -103,29 +103,31 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 def version_raised(old: dict[str, Any], new: dict[str, Any], kind: str) -> bool:
-    """The stage's own, or that of a stage before it: what they make goes into what it makes."""
+    """Whether the code version of this stage, or of an earlier stage whose output it reads, was raised."""
     before = KINDS[: KINDS.index(kind) + 1]
     return any(old.get(each, {}).get("code_version") != new[each]["code_version"] for each in before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_stage_makes_what_it_made_when_its_code_got_its_version(found, kind):
+def test_the_output_equals_the_golden_output_of_this_code_version(found, kind):
     golden = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     changed = "\n".join(differences(golden.get(kind), found[kind], kind))
     raised = version_raised(golden, found, kind)
     if changed and raised and os.environ.get("UPDATE_GOLDEN"):
-        pytest.skip(f"{FILE.name} is written anew")
+        pytest.skip(f"{FILE.name} is being rewritten")
     remedy = (
-        f"UPDATE_GOLDEN=1 python -m pytest {Path(__file__).name} writes it anew; read the difference before you commit"
+        f"UPDATE_GOLDEN=1 python -m pytest {Path(__file__).name} rewrites it; read the difference before you commit"
         if raised
         else f'a new code_version of "{kind}" (or of the first stage that changed) in bert_pipeline/stages.py, because '
         "a store that holds artifacts of this version would mix old and new; then UPDATE_GOLDEN=1"
     )
-    assert not changed, f"{kind} is no longer what version {found[kind]['code_version']} made:\n{changed}\n{remedy}"
+    assert not changed, (
+        f"{kind} differs from the golden output of version {found[kind]['code_version']}:\n{changed}\n{remedy}"
+    )
 
 
-def test_golden_numbers_are_written_anew_where_a_version_was_raised(found):
-    """The last of this file, so that the tests above have compared before."""
+def test_golden_output_is_rewritten_where_a_version_was_raised(found):
+    """Runs after the tests above, which compare with the old file."""
     golden = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     if os.environ.get("UPDATE_GOLDEN"):
         kept = {kind: found[kind] if version_raised(golden, found, kind) else golden[kind] for kind in KINDS}
@@ -135,7 +137,7 @@ def test_golden_numbers_are_written_anew_where_a_version_was_raised(found):
     assert set(json.loads(FILE.read_text(encoding="utf-8"))) == set(KINDS)
 
 
-def test_a_difference_without_a_new_version_says_so():
+def test_differences_and_raised_versions_are_detected():
     old = {"raw_corpus": {"code_version": "1", "rows": [1, 2]}, "tokenizer": {"code_version": "1"}}
     new = {"raw_corpus": {"code_version": "1", "rows": [1, 3]}, "tokenizer": {"code_version": "2"}}
     assert differences(old, new) == [

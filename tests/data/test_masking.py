@@ -66,8 +66,8 @@ def test_masks_equal_the_google_algorithm_under_the_same_draws(whole_words, repl
         assert mask(rows, section, pass_number=number, split=split, shard=shard) == expected
 
 
-def test_masks_depend_on_the_rows_place_alone():
-    """What the loader draws for single rows in any order is what the stage wrote for the whole shard."""
+def test_masks_depend_on_shard_and_row_number_alone():
+    """Masks drawn for single rows in any order equal the masks drawn for the whole shard."""
     rows = make_rows(2, 100)
     section = MaskingRecipe(do_whole_word_mask=True)
     whole = mask(rows, section, pass_number=3, shard=7)
@@ -92,14 +92,14 @@ def test_shares_follow_the_paper():
 
 def test_budget_specials_and_unknown():
     rows = make_rows(4, 2000)
-    asked_unknown = 0
+    masked_unknown = 0
     for row, found in zip(rows, mask(rows, MaskingRecipe()), strict=True):
         places = [place for place, _ in found]
         assert places == sorted(set(places))
         assert len(places) == min(10, max(1, round(0.15 * len(row))))
         assert not {row[place] for place in places} & {CLS_ID, SEP_ID, PAD_ID}
-        asked_unknown += sum(row[place] == UNK_ID for place in places)
-    assert asked_unknown > 0, "[UNK] is a candidate"
+        masked_unknown += sum(row[place] == UNK_ID for place in places)
+    assert masked_unknown > 0, "[UNK] is a candidate"
 
 
 def test_whole_words_are_whole_and_never_cross_a_separator():
@@ -133,7 +133,7 @@ def test_one_draw_for_a_word_or_one_for_a_piece():
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_the_counts_behind_the_facts_are_those_of_a_slow_count(whole_words):
+def test_the_counts_behind_the_facts_equal_a_slow_count(whole_words):
     rows = make_rows(4, 200)
     masks = mask(rows, MaskingRecipe(do_whole_word_mask=whole_words))
     expected = dict.fromkeys(("rows", "tokens", "masked", "mask", "kept", "joints", "whole"), 0)
@@ -142,8 +142,8 @@ def test_the_counts_behind_the_facts_are_those_of_a_slow_count(whole_words):
         expected["rows"] += 1
         expected["tokens"] += len(row)
         expected["masked"] += len(masked)
-        expected["mask"] += sum(stands == MASK_ID for _, stands in masked)
-        expected["kept"] += sum(stands == row[place] for place, stands in masked)
+        expected["mask"] += sum(now == MASK_ID for _, now in masked)
+        expected["kept"] += sum(now == row[place] for place, now in masked)
         for place in range(1, len(row)):
             if CONTINUES[row[place]] and row[place - 1] not in (CLS_ID, SEP_ID):
                 expected["joints"] += place in hidden or place - 1 in hidden

@@ -1,4 +1,4 @@
-"""The nsp_dataset and the masked_dataset as files: workers, growth, lonely documents."""
+"""The nsp_dataset and the masked_dataset as files: workers, growth, shards with a single document."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ def build(recipe: Recipe, root: Path, number: int = 0, tokenizer=None) -> dict[s
 
 
 def digests(made: dict[str, artifact.Artifact]) -> dict[str, str]:
-    """Of every file but the record, which says when and where."""
+    """SHA-256 of every file except record.json, which holds time and place."""
     return {
         f"{kind}/{path.relative_to(one.path)}": hashlib.sha256(path.read_bytes()).hexdigest()
         for kind, one in made.items()
@@ -80,7 +80,7 @@ def test_workers_of_any_number_and_kind_give_the_same_bytes(recipe, tmp_path, mo
 
 
 def test_a_new_source_file_builds_only_its_own_shards(recipe, tmp_path, monkeypatch):
-    """With the vocabulary that is there; a vocabulary learnt anew gives other ids everywhere."""
+    """With the existing tokenizer; a new vocabulary would change all ids."""
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "1")
     monkeypatch.setattr(corpus, "GROUP_BYTES", 1)
     first = build(recipe, tmp_path / "store")
@@ -97,7 +97,7 @@ def test_a_new_source_file_builds_only_its_own_shards(recipe, tmp_path, monkeypa
     assert digests(grown) == digests(alone)
 
 
-def test_a_document_alone_in_its_shard_is_paired_with_those_of_the_next(recipe, tmp_path, monkeypatch):
+def test_a_shard_with_a_single_document_is_paired_with_the_next_shard(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "1")
     monkeypatch.setattr(corpus, "GROUP_BYTES", 1)
     for number in range(5):

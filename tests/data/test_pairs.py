@@ -96,8 +96,8 @@ documents_strategy = st.lists(
     max_seq_length=st.integers(8, 70),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_every_row_keeps_the_rules(documents, objective, truncation, at_word_starts, balance, max_seq_length, seed):
-    numbered, unique = [], itertools.count(5)  # every token once, so that its place is known
+def test_every_row_obeys_the_rules(documents, objective, truncation, at_word_starts, balance, max_seq_length, seed):
+    numbered, unique = [], itertools.count(5)  # every token is unique, so its place is known
     place = {}
     for d, document in enumerate(documents):
         numbered.append([])
@@ -141,19 +141,19 @@ def test_every_row_keeps_the_rules(documents, objective, truncation, at_word_sta
             assert (b[0] > a[-1]) == (label == 0)
 
 
-def test_none_loses_no_token_of_sentences_that_fit():
+def test_objective_none_keeps_every_token_of_sentences_that_fit():
     documents = make_documents(3, 40, most_tokens=20)
     section = NspRecipe(objective="none", short_seq_prob=0.0)
     rows = rows_of(documents, section, 32)
     assert [t for a, _, _, _ in rows for t in a] == [t for d in documents for s in d for t in s]
 
 
-def test_sop_makes_nothing_of_a_single_sentence():
+def test_sop_gives_no_pair_of_a_single_sentence():
     documents = [[[7, 8, 9]], [[10], [11]]]
     assert {tuple(a + b) for a, b, _, _ in rows_of(documents, NspRecipe(objective="sop"))} <= {(10, 11), (11, 10)}
 
 
-def test_forced_pairs_are_counted_apart_and_the_free_ones_are_even():
+def test_forced_pairs_are_counted_separately_and_free_pairs_are_balanced():
     documents = make_documents(5, 3000)
     rows = rows_of(documents, NspRecipe(), 64)
     free = [label for _, _, label, forced in rows if not forced]
@@ -170,7 +170,7 @@ def test_balance_makes_both_labels_equally_frequent():
     assert abs(np.mean(even) - 0.5) < 5 * 0.5 / len(even) ** 0.5
 
 
-def test_passes_pair_the_corpus_anew():
+def test_each_pass_draws_other_pairs():
     documents = make_documents(8, 50)
     assert rows_of(documents, NspRecipe(), number=0) != rows_of(documents, NspRecipe(), number=1)
     assert rows_of(documents, NspRecipe(), number=1) == rows_of(documents, NspRecipe(), number=1)

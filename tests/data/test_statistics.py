@@ -1,4 +1,4 @@
-"""What is drawn, against its exact expectation: five standard deviations, on so many rows that they are narrow.
+"""Random draws compared with their exact expectation, within five standard deviations of large samples.
 
 The seeds are fixed, so a test passes always or never.
 """
@@ -67,7 +67,7 @@ def test_places_that_differ_in_a_single_bit_have_two_streams(one, part, bit):
     assert new_stream(*other)[:6].tolist() != new_stream(*one)[:6].tolist()
 
 
-def test_streams_of_neighbouring_places_begin_with_other_draws():
+def test_streams_of_adjacent_places_start_with_different_draws():
     keys = [shard + high * BEYOND_32_BITS for shard in (0, 1, 77) for high in (0, 1, 2, 2**26)]
     seen = {
         tuple(int(draw(stream)) for _ in range(4))
@@ -104,7 +104,7 @@ def equal_rows(count: int, length: int = 64, seed: int = 0) -> np.ndarray:
 
 
 def draw_masks(rows: np.ndarray, section: MaskingRecipe, *, number: int = 0, shard: int = 5, split: str = "train"):
-    """Two arrays like `rows`: where it is masked, and what stands there now."""
+    """Two arrays like `rows`: True where masked, and the tokens after masking."""
     count, length = rows.shape
     masks = Masker(section, CONTINUES).mask(
         rows.ravel(), np.arange(count + 1) * length, np.full(count, shard), np.arange(count),
@@ -157,7 +157,7 @@ def test_masked_words_are_uniform_over_the_row():
 
 
 @pytest.mark.parametrize("section", [MaskingRecipe(), MaskingRecipe(do_whole_word_mask=True, replacement="word")])
-def test_eighty_ten_ten_and_random_ids_uniform_over_what_is_not_special(section):
+def test_eighty_ten_ten_and_random_ids_are_uniform_over_ids_that_are_not_special(section):
     rows = equal_rows(200_000)
     hidden, now = draw_masks(rows, section)
     was, now = rows[hidden], now[hidden]
@@ -172,7 +172,7 @@ def test_eighty_ten_ten_and_random_ids_uniform_over_what_is_not_special(section)
 
 
 def assert_independent(one: np.ndarray, other: np.ndarray) -> None:
-    """(rows, candidates) bool, k of m chosen in each: what they share is hypergeometric."""
+    """(rows, candidates) bool, k of m chosen in each: the number of shared choices is hypergeometric."""
     rows, m = one.shape
     k = one[0].sum()
     mean, variance = k * k / m, k * k / m * (1 - k / m) * (m - k) / (m - 1)
@@ -188,14 +188,14 @@ OTHERS = {
 }
 
 
-def test_masks_of_neighbouring_rows_have_nothing_in_common():
+def test_masks_of_adjacent_rows_are_independent():
     hidden = np.delete(draw_masks(equal_rows(100_000), MaskingRecipe())[0], [0, 32, 63], axis=1)
     assert_independent(hidden[1:], hidden[:-1])
     assert_independent(hidden[2:], hidden[:-2])
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_masks_of_another_place_have_nothing_in_common(other):
+def test_masks_of_another_pass_shard_or_split_are_independent(other):
     rows = equal_rows(100_000)
     hidden, now = draw_masks(rows, MaskingRecipe())
     there, now_there = draw_masks(rows, MaskingRecipe(), **OTHERS[other])
@@ -208,7 +208,7 @@ def test_masks_of_another_place_have_nothing_in_common(other):
 
 
 def equal_documents(count: int, sentences: int, tokens: int) -> TokenizedShard:
-    """Documents of so many sentences of so many tokens."""
+    """`count` documents of `sentences` sentences of `tokens` tokens."""
     total = count * sentences * tokens
     ids = 6 + 2 * (np.arange(total) % ((VOCABULARY - 6) // 2))
     return TokenizedShard(
@@ -221,7 +221,7 @@ def plan(shard: TokenizedShard, length: int = 64, *, key: int = 5, number: int =
 
 
 def first_of_documents(spans: np.ndarray, tokens_per_document: int) -> np.ndarray:
-    """(rows,) bool: the pairs whose A is where a document begins, so that no draw before theirs has moved them."""
+    """(rows,) bool: pairs whose A starts a document, so that no earlier draw has moved them."""
     begins = spans[:, 0] % tokens_per_document == 0
     assert begins.sum() == spans[:, 0].max() // tokens_per_document + 1, "one for each document"
     return begins
@@ -259,7 +259,7 @@ def test_a_short_target_is_uniform_from_two_to_the_longest(draw_for):
     assert (rows[:, 1] == rows[:, 2]).all()
 
 
-def test_some_targets_are_short_with_the_recipe_s_probability():
+def test_targets_are_short_with_the_recipe_s_probability():
     found = plan(equal_documents(100_000, 80, 1), 32, short_seq_prob=0.1)
     first = first_of_documents(found.spans, 80) & (found.labels == FOLLOWS)
     lengths = found.spans[first, 3] - found.spans[first, 0]
@@ -281,7 +281,7 @@ def test_a_random_b_begins_at_any_sentence_of_any_other_document():
     assert_uniform((other - own) % 60, 1, 59)
 
 
-def test_random_segments_are_cut_alike():
+def test_random_segments_are_cut_equally_often():
     """Two sentences of 60 tokens for 61 places: 59 cuts, of which A takes half."""
     found = plan(equal_documents(50_000, 2, 60))
     two = found.labels == FOLLOWS
@@ -290,7 +290,7 @@ def test_random_segments_are_cut_alike():
     assert_share((60 - kept).sum(), 59 * two.sum(), 0.5)
 
 
-def test_the_longer_segment_is_cut_at_both_ends_alike():
+def test_the_longer_segment_is_cut_equally_often_at_both_ends():
     found = plan(equal_documents(50_000, 2, 60), truncation="longest_first")
     two = found.labels == FOLLOWS
     assert set(found.spans[two, 1] - found.spans[two, 0]) == {31}
@@ -299,8 +299,8 @@ def test_the_longer_segment_is_cut_at_both_ends_alike():
 
 
 @pytest.mark.parametrize("other", [{"number": 1}, {"key": 6}, {"key": 5 + BEYOND_32_BITS}, {"seed": 1}])
-def test_labels_of_another_place_have_nothing_in_common(other):
-    """Of documents of two sentences, the first pair of each."""
+def test_labels_of_another_pass_shard_or_seed_are_independent(other):
+    """The first pair of each document of two sentences."""
     shard = equal_documents(100_000, 2, 5)
 
     def labels(**place) -> np.ndarray:

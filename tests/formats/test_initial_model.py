@@ -1,10 +1,15 @@
-"""What is seen of a model before training begins with it."""
+"""Reading the initial model of continual pretraining."""
 
 import json
 
 import pytest
 
-from bert_pipeline.formats.initial_model import InitialModelError, begun_from, model_fingerprint, read_vocabulary
+from bert_pipeline.formats.initial_model import (
+    InitialModelError,
+    adopt_initial_model,
+    model_fingerprint,
+    read_vocabulary,
+)
 from bert_pipeline.recipe import Recipe, RecipeError
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import resolve_recipe
@@ -52,26 +57,27 @@ def recipe(folder, **sections):
     return Recipe.model_validate_json(json.dumps(table))
 
 
-def test_sizes_and_vocabulary_are_those_of_the_model(folder):
-    begun = begun_from(recipe(folder), folder)
+def test_the_recipe_adopts_sizes_and_vocabulary_of_the_model(folder):
+    adopted = adopt_initial_model(recipe(folder), folder)
     assert (
-        begun.model.model_dump().items() >= {k: v for k, v in CONFIG.items() if k in begun.model.model_dump()}.items()
+        adopted.model.model_dump().items()
+        >= {k: v for k, v in CONFIG.items() if k in adopted.model.model_dump()}.items()
     )
-    assert begun.tokenizer.vocab_size == len(PIECES) and begun.tokenizer.lowercase
-    assert resolve_recipe(begun) == begun == resolve_recipe(recipe(folder))
+    assert adopted.tokenizer.vocab_size == len(PIECES) and adopted.tokenizer.lowercase
+    assert resolve_recipe(adopted) == adopted == resolve_recipe(recipe(folder))
 
 
-def test_what_the_recipe_states_must_agree_but_dropout_is_its_own(folder):
+def test_the_recipe_must_agree_with_the_model_except_for_dropout(folder):
     agreeing = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "hidden_dropout_prob": 0.0}
-    begun = begun_from(recipe(folder, model=agreeing), folder)
-    assert begun.model.hidden_dropout_prob == 0.0 and begun.model.attention_probs_dropout_prob == 0.1
+    adopted = adopt_initial_model(recipe(folder, model=agreeing), folder)
+    assert adopted.model.hidden_dropout_prob == 0.0 and adopted.model.attention_probs_dropout_prob == 0.1
     wide = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 99, "num_attention_heads": 2}
     with pytest.raises(
         InitialModelError,
-        match=r"recipe try states another model .*: model.hidden_size = 32 \(there: 16\), "
-        r"model.intermediate_size = 99 \(there: 32\); remedy: remove them",
+        match=r"recipe try contradicts its initial model .*: model.hidden_size = 32 \(initial model: 16\), "
+        r"model.intermediate_size = 99 \(initial model: 32\); remedy: remove them",
     ):
-        begun_from(recipe(folder, model=wide), folder)
+        adopt_initial_model(recipe(folder, model=wide), folder)
 
 
 def test_a_phase_longer_than_the_models_positions_is_refused(folder):
@@ -81,12 +87,12 @@ def test_a_phase_longer_than_the_models_positions_is_refused(folder):
         resolve_recipe(longer)
 
 
-def test_a_vocabulary_of_its_own_is_refused(folder):
+def test_a_recipe_with_its_own_vocabulary_is_refused(folder):
     with pytest.raises(ValueError, match=r"tokenizer has no effect with pretrain\.init_from, .* remedy: remove it"):
         recipe(folder, tokenizer={"vocab_size": 200})
 
 
-def test_special_tokens_come_first_and_the_rest_stays_in_order(folder):
+def test_special_tokens_come_first_and_other_pieces_keep_their_order(folder):
     vocabulary = read_vocabulary(folder)
     assert vocabulary.pieces == tuple(PIECES)
     assert vocabulary.in_our_order == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", *PIECES[6:])
@@ -100,7 +106,7 @@ def test_a_vocabulary_without_tokenizer_json(folder):
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     assert not read_vocabulary(folder).lowercase
     (folder / "vocab.txt").write_text("[PAD]\na\na\n")
-    with pytest.raises(InitialModelError, match="ids must be 0 to 1, each once"):
+    with pytest.raises(InitialModelError, match="ids must be 0 to 1, each used once"):
         read_vocabulary(folder)
     (folder / "vocab.txt").unlink()
     with pytest.raises(InitialModelError, match=r"has no tokenizer\.json and no vocab\.txt; remedy"):
@@ -113,17 +119,17 @@ def changed(folder, file, **values):
 
 
 @pytest.mark.parametrize(
-    ("file", "values", "told"),
+    ("file", "values", "message"),
     [
-        ("config.json", {"model_type": "roberta"}, r"config.json: model_type is 'roberta', and must be 'bert'"),
-        ("config.json", {"hidden_size": "wide"}, r"config.json: hidden_size: .* \(got 'wide'\); remedy: a BERT"),
+        ("config.json", {"model_type": "roberta"}, r"config.json: model_type is 'roberta', must be 'bert'"),
+        ("config.json", {"hidden_size": "wide"}, r"config.json: hidden_size: .* \(got 'wide'\); remedy: use a BERT"),
         ("config.json", {"position_embedding_type": "relative_key"}, "must be 'absolute'"),
-        ("tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel"}}, "pre_tokenizer.type is 'ByteLevel', and must be"),
-        ("tokenizer.json", {"normalizer": None}, r"tokenizer.json: no tokenizer of a BERT: TypeError"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel"}}, "pre_tokenizer.type is 'ByteLevel', must be"),
+        ("tokenizer.json", {"normalizer": None}, r"tokenizer.json: not a BERT tokenizer: TypeError"),
         (
             "tokenizer.json",
             {"normalizer": TOKENIZER["normalizer"] | {"strip_accents": False}},
-            "normalizer.strip_accents is False, and must be None or True",
+            "normalizer.strip_accents is False, must be None or True",
         ),
         (
             "tokenizer.json",
@@ -133,22 +139,22 @@ def changed(folder, file, **values):
         (
             "tokenizer.json",
             {"model": TOKENIZER["model"] | {"vocab": {"[PAD]": 0, "[UNK]": 3}}},
-            "ids must be 0 to 1, each once",
+            "ids must be 0 to 1, each used once",
         ),
     ],
 )
-def test_what_is_no_bert_is_refused(folder, file, values, told):
+def test_a_model_that_is_not_a_bert_is_refused(folder, file, values, message):
     changed(folder, file, **values)
-    with pytest.raises(InitialModelError, match=told):
+    with pytest.raises(InitialModelError, match=message):
         resolve_recipe(recipe(folder))
 
 
-def test_a_directory_that_is_not_there(tmp_path):
-    with pytest.raises(InitialModelError, match=r"config.json: no such file; remedy: pretrain.init_from names"):
+def test_a_missing_directory_is_reported(tmp_path):
+    with pytest.raises(InitialModelError, match=r"config.json: no such file; remedy: set pretrain.init_from to"):
         resolve_recipe(recipe(tmp_path / "nowhere"))
 
 
-def test_the_fingerprint_is_of_the_content(folder):
+def test_the_fingerprint_depends_on_config_and_weights_only(folder):
     before = model_fingerprint(folder)
     (folder / "README.md").write_text("irrelevant")
     assert model_fingerprint(folder) == before

@@ -1,7 +1,6 @@
 import datasets
 import numpy as np
 import pytest
-import torch
 from transformers import BertForPreTraining, Trainer, TrainingArguments
 
 from bert_pipeline.formats.pairs import (
@@ -10,7 +9,6 @@ from bert_pipeline.formats.pairs import (
     PairShard,
     hugging_face_dataset,
     pass_directory,
-    token_type,
 )
 from bert_pipeline.formats.tables import shard_paths
 from bert_pipeline.formats.tokenizer import CLS_ID, MASK_ID, SEP_ID, read_tokenizer
@@ -66,14 +64,14 @@ def test_a_stock_trainer_trains_on_it(view, tiny, tiny_recipe, tmp_path):
     assert len(losses) == 10 and np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
-def test_datasets_loads_the_shards_by_itself(tiny):
+def test_datasets_loads_a_shard_without_our_code(tiny):
     path = shard_paths(pass_directory(tiny["nsp_dataset"].path, 32, "train"), "arrow")[0]
     loaded = datasets.Dataset.from_file(str(path))
     assert set(loaded.column_names) == {"input_ids", "segment_a_length", "next_sentence_label"}
     assert loaded.features["input_ids"].feature.dtype == "uint16"
 
 
-def test_masks_cost_less_than_a_byte_a_token(tiny):
+def test_masks_take_less_than_one_byte_per_token(tiny):
     def size(artifact):
         return sum(path.stat().st_size for path in artifact.path.rglob("len-64/train/*/*.arrow"))
 
@@ -82,18 +80,12 @@ def test_masks_cost_less_than_a_byte_a_token(tiny):
     assert size(tiny["nsp_dataset"]) < 2.4 * tokens
 
 
-def test_a_special_token_in_the_text_is_text(tiny):
+def test_a_special_token_in_a_text_is_encoded_as_text(tiny):
     tokenizer = read_tokenizer(tiny["tokenizer"].path)
     ids = tokenizer.encode("a [SEP] b [MASK]", add_special_tokens=False).ids
     assert not set(ids) & {SEP_ID, MASK_ID}
 
 
-def test_an_empty_folder_is_named(tmp_path):
+def test_the_error_for_an_empty_folder_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no shard-\*\.arrow"):
         shard_paths(tmp_path, "arrow")
-
-
-def test_wide_vocabularies_get_wide_ids():
-    assert token_type(65_536).bit_width == 16
-    assert token_type(65_537).bit_width == 32
-    assert torch.iinfo(torch.int32).max > 2**16

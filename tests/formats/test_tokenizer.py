@@ -1,4 +1,4 @@
-"""Reading tokenizer.json: what the tokenizer stage wrote, and files that somebody else wrote."""
+"""Reading tokenizer.json: files written by the tokenizer stage, and malformed files."""
 
 import json
 from copy import deepcopy
@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 
 from bert_pipeline.data.tokenizer.build import train_wordpiece
-from bert_pipeline.formats.tokenizer import continuation_pieces, read_tokenizer
+from bert_pipeline.formats.tokenizer import continuation_pieces, read_tokenizer, token_id_type
 from bert_pipeline.recipe import TokenizerRecipe
 
 TEXT = [
@@ -26,7 +26,7 @@ def content(trained):
     return json.loads(trained.to_str())
 
 
-def test_what_is_read_encodes_as_what_was_trained(trained, tmp_path):
+def test_the_tokenizer_read_encodes_like_the_one_trained(trained, tmp_path):
     trained.save(str(tmp_path / "tokenizer.json"))
     read = read_tokenizer(tmp_path)
     assert read.get_vocab() == trained.get_vocab()
@@ -88,7 +88,7 @@ def exchange(content, one, other):
 
 
 @pytest.mark.parametrize("fault", HOSTILE)
-def test_a_hostile_file_is_refused_with_the_field_that_is_wrong(content, tmp_path, fault):
+def test_the_error_for_a_malformed_file_names_the_wrong_field(content, tmp_path, fault):
     change, message = HOSTILE[fault]
     hostile = deepcopy(content)
     if change:
@@ -101,14 +101,19 @@ def test_a_hostile_file_is_refused_with_the_field_that_is_wrong(content, tmp_pat
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
-def test_what_is_not_json_is_refused(tmp_path, content):
+def test_a_file_that_is_not_json_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json: not JSON"):
         read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["post_processor", "decoder", "added_tokens", "truncation", "padding"])
-def test_what_encoding_does_not_need_is_left_in_the_file(content, trained, tmp_path, part):
+def test_fields_that_encoding_does_not_need_are_ignored(content, trained, tmp_path, part):
     hostile = content | {part: {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}], "n": 2**70}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(hostile))
     assert read_tokenizer(tmp_path).get_vocab() == trained.get_vocab()
+
+
+def test_large_vocabularies_get_32_bit_ids():
+    assert token_id_type(65_536).bit_width == 16
+    assert token_id_type(65_537).bit_width == 32

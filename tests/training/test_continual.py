@@ -177,6 +177,6 @@ def test_datasets_of_another_vocabulary_are_refused(two_recipes, base, tmp_path)
     with pytest.raises(InitialModelError) as error:
         make_stage("pretrained_checkpoint", two_recipes["further"], made, tmp_path / "out")
     told = str(error.value)
-    assert f"made with {tmp_path / 'tokenizer'} (700 pieces" in told
-    assert f"{base['pretrained_checkpoint'].path} reads 800 pieces" in told and "remedy: build tokenizer" in told
+    assert f"built with {tmp_path / 'tokenizer'} (700 pieces" in told
+    assert f"{base['pretrained_checkpoint'].path} has 800 pieces" in told and "remedy: build tokenizer" in told
     assert not (tmp_path / "out.partial" / "work").exists(), "before any device time"

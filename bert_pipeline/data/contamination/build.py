@@ -1,9 +1,9 @@
-"""Which documents of the raw corpus hold examples of the evaluation sets, and which examples are held.
+"""The contamination report: which documents of the raw corpus hold examples of the evaluation sets.
 
-    contamination/contamination.jsonl   a line for each document and example that share an n-gram or a PMID
+    contamination/contamination.jsonl   one line per document and example that share an n-gram or a PMID
 
-The rule of what counts as held stands in overlap.py. Workers search a shard each; all they share is the index of the
-examples, mapped into memory, and all they give back are counts: memory does not grow with the corpus.
+overlap.py defines when a document holds an example. Each worker searches one shard with a memory-mapped index of the
+examples and returns only counts, so memory does not grow with the corpus.
 """
 
 import json
@@ -22,22 +22,22 @@ from bert_pipeline.store.artifact import Facts
 from bert_pipeline.store.executors import map_shards
 
 ROWS = "contamination.jsonl"
-RULES: tuple[Rule, ...] = get_args(Rule)  # the strongest first
+RULES: tuple[Rule, ...] = get_args(Rule)  # from strongest to weakest
 HELD = RULES[:-1]
 SHOWN_INSTANCES = 20
 
 
 class Found(NamedTuple):
-    """Of one shard."""
+    """The result of searching one shard."""
 
     num_documents: int
     num_holding: int
-    documents: Counter[tuple[str, str, str]]  # task, split, rule: documents, each by its strongest rule
-    rules: dict[int, int]  # number of an example that was found: its strongest rule
+    documents: Counter[tuple[str, str, str]]  # (task, split, rule) -> documents, by their strongest rule
+    rules: dict[int, int]  # number of a found example -> index of its strongest rule
 
 
 def build_contamination(examples: Sequence[EvaluationText], raw_corpus: Path, out: Path) -> Facts:
-    """Write contamination.jsonl; the facts count, for each task and split, examples found and documents."""
+    """Write contamination.jsonl; the facts count found examples and documents by task and split."""
     index = EvaluationIndex(examples)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         folder = Path(scratch)
@@ -63,8 +63,8 @@ def build_contamination(examples: Sequence[EvaluationText], raw_corpus: Path, ou
 
 
 def _search_shard(index_folder: Path, shard: CorpusShard, split: str, out: Path) -> Found:
-    """In a worker: write the rows of one shard."""
-    index = _index(index_folder)
+    """Search one shard in a worker, and write its rows."""
+    index = _open_index(index_folder)
     num_documents = num_holding = 0
     documents: Counter[tuple[str, str, str]] = Counter()
     rules: dict[int, int] = {}
@@ -86,7 +86,7 @@ def _search_shard(index_folder: Path, shard: CorpusShard, split: str, out: Path)
 
 
 @lru_cache(maxsize=1)
-def _index(folder: Path) -> EvaluationIndex:
+def _open_index(folder: Path) -> EvaluationIndex:
     return EvaluationIndex.load(folder)
 
 
@@ -116,7 +116,7 @@ def _by_task(index: EvaluationIndex, shards: list[Found]) -> Facts:
 
 
 def _instances(path: Path) -> str:
-    """A line for each of the first documents that hold an example."""
+    """One line for each of the first SHOWN_INSTANCES documents that hold an example."""
     shown: dict[str, str] = {}
     with path.open(encoding="utf-8") as rows:
         for line in rows:

@@ -1,12 +1,12 @@
-"""Which n-grams of known texts stand in documents: hashed, looked up, and compared letter by letter.
+"""Find n-grams of known texts in documents: by hash, then by comparing letters.
 
-    known texts -> words -> distinct n-grams in a hash table      built once; as large as the known texts ask for
-    documents -> words -> rolling hashes -> table -> n-grams      in one pass, whatever the size of the corpus
-    n-grams found -> how much of which known text
+    known texts -> words -> distinct n-grams in a hash table      built once; its size depends on the known texts only
+    documents -> words -> rolling hashes -> table -> n-grams      one pass over a corpus of any size
+    n-grams found -> how much of each known text is covered
 
-A word is a run of letters and digits, in lower case and without accents; what stands between words is dropped. So
-running text and the tokens of an evaluation set ("22 - oxacalcitriol") give the same words. The dummies that stand
-for entities (@GENE$) cut a text into pieces, each of them looked for by itself.
+A word is a run of letters and digits, lower-cased and without accents; everything between words is ignored. So running
+text and the tokens of an evaluation set ("22 - oxacalcitriol") give the same words. Placeholders for entities (@GENE$)
+split a known text into pieces, and each piece is searched separately.
 """
 
 import re
@@ -22,37 +22,37 @@ import numpy as np
 from numba import njit
 
 NGRAM_WORDS = 13
-"""As Brown et al. 2020 (arXiv 2005.14165, appendix C) look for text of their test sets."""
+"""The length that Brown et al. 2020 (arXiv 2005.14165, appendix C) use to search for their test sets."""
 MIN_WORDS = 8
-"""A piece of 8 to 12 words is one n-gram, found by its first 8; a shorter one is not looked for."""
+"""A piece of 8 to 12 words is one n-gram, looked up by its first 8 words; shorter pieces are not searched."""
 DUMMY = re.compile(r"@[^\s@$]+\$")
 
 _BLANK, _LETTER, _PASSED_OVER = range(3)
-BASE = 0x9E3779B97F4A7C15  # of the polynomial that hashes an n-gram; odd, so that no word is shifted out of it
+BASE = 0x9E3779B97F4A7C15  # of the polynomial hash of n-grams; odd, so that no word is shifted out of it
 _FNV_BASIS, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
-_MIX = np.uint64(0xFF51AFD7ED558CCD)  # of MurmurHash3's finalizer
+_MIX = np.uint64(0xFF51AFD7ED558CCD)  # from MurmurHash3's finalizer
 _SHIFT = np.uint64(33)
 _LOW = np.uint64(7)
 
 
 class Words(NamedTuple):
-    """The words of some texts."""
+    """The words of several texts."""
 
-    letters: np.ndarray  # (bytes,) uint8: UTF-8, word after word with nothing in between
-    starts: np.ndarray  # (words + 1,) int32: where in `letters` a word begins
+    letters: np.ndarray  # (bytes,) uint8: UTF-8, words concatenated without separators
+    starts: np.ndarray  # (words + 1,) int32: where each word starts in `letters`
     firsts: np.ndarray  # (texts + 1,) int32: the first word of each text
 
 
 class Matches(NamedTuple):
-    """What one document holds of known texts; arrays of (texts that it holds an n-gram of,)."""
+    """The overlap of one document with known texts; (n,) arrays over the n texts that share an n-gram with it."""
 
-    texts: np.ndarray  # their numbers, ascending
-    words: np.ndarray  # of the text that stand in n-grams which the document holds
-    longest_runs: np.ndarray  # of such words, one after the other
+    texts: np.ndarray  # numbers of the texts, ascending
+    words: np.ndarray  # number of words of the text that the shared n-grams cover
+    longest_runs: np.ndarray  # longest run of such words, in words
 
 
 def fold(texts: Sequence[str]) -> Words:
-    """The words of texts. Compatibility forms count as what they stand for (NFKD); case and accents do not count."""
+    """The words of texts after NFKD normalization, without case and accents."""
     encoded = [unicodedata.normalize("NFKD", text).lower().encode(errors="surrogatepass") for text in texts]
     ends = np.zeros(len(texts) + 1, np.int64)
     np.cumsum([len(text) for text in encoded], out=ends[1:])
@@ -61,7 +61,7 @@ def fold(texts: Sequence[str]) -> Words:
 
 @cache
 def _kinds() -> np.ndarray:
-    """(code points,) uint8: what to do with each character. Controls go as the corpus's cleaning has them go."""
+    """(code points,) uint8: the kind of each character. Control characters are ignored as in data/corpus/shard.py."""
     kinds = np.full(sys.maxunicode + 1, _BLANK, np.uint8)
     for code in range(sys.maxunicode + 1):
         category = unicodedata.category(character := chr(code))
@@ -74,25 +74,25 @@ def _kinds() -> np.ndarray:
 
 @dataclass(frozen=True)
 class NgramIndex:
-    """The distinct n-grams of known texts, and where in the texts they stand."""
+    """The distinct n-grams of known texts and their positions in the texts."""
 
     letters: np.ndarray  # as in Words
     starts: np.ndarray
     piece_of_word: np.ndarray  # (words,) int32
     text_of_piece: np.ndarray  # (pieces,) int32
-    num_words: np.ndarray  # (texts,) int32: those in pieces that are looked for
-    filter: np.ndarray  # (power of two,) uint8: a bit for each hash, so that most lookups end in the cache
-    table: np.ndarray  # (power of two,) int32: number of the n-gram, by its hash, open addressing; -1: none
+    num_words: np.ndarray  # (texts,) int32: words in pieces that are searched
+    filter: np.ndarray  # (power of two,) uint8: one bit per hash; most lookups end here, in the CPU cache
+    table: np.ndarray  # (power of two,) int32: hash table, open addressing: number of the n-gram; -1: empty
     hashes: np.ndarray  # (n-grams,) uint64
-    places: np.ndarray  # (n-grams,) int32: the word where it stands first
-    lengths: np.ndarray  # (n-grams,) int32: in words
-    occurrences: np.ndarray  # (occurrences,) int32: the words where n-grams begin, n-gram after n-gram
+    places: np.ndarray  # (n-grams,) int32: first word of the first occurrence
+    lengths: np.ndarray  # (n-grams,) int32: length in words
+    occurrences: np.ndarray  # (occurrences,) int32: first words of all occurrences, grouped by n-gram
     offsets: np.ndarray  # (n-grams + 1,) int64: into `occurrences`
-    base: np.ndarray  # (1,) uint64: of the hash
+    base: np.ndarray  # (1,) uint64: base of the polynomial hash
 
     @classmethod
     def build(cls, texts: Sequence[Sequence[str]], base: int = BASE) -> "NgramIndex":
-        """Of texts in parts, which do not run into one another."""
+        """Build the index of texts. Each text is a sequence of parts; no n-gram spans two parts."""
         pieces = [[piece for part in parts for piece in DUMMY.split(part)] for parts in texts]
         text_of_piece = np.repeat(np.arange(len(texts), dtype=np.int32), [len(each) for each in pieces])
         words = fold([piece for each in pieces for piece in each])
@@ -130,11 +130,11 @@ class NgramIndex:
 
     @classmethod
     def load(cls, folder: Path) -> "NgramIndex":
-        """Memory-mapped, so that the worker processes of a machine share it."""
+        """Memory-map the index, so that all worker processes of a machine share it."""
         return cls(*(np.load(folder / f"{each.name}.npy", mmap_mode="c") for each in fields(cls)))
 
     def find(self, documents: Sequence[str]) -> dict[int, Matches]:
-        """What the documents hold, by their numbers; those that hold no n-gram are left out."""
+        """The matches of each document, by its number; documents without a match are omitted."""
         known = self.letters, self.starts, self.filter, self.table, self.hashes, self.places, self.lengths, self.base
         document, ngram = _scan(*fold(documents), *known)
         pairs = np.unique(document * len(self.hashes) + ngram)
@@ -146,7 +146,7 @@ class NgramIndex:
         return {int(number): self._matches(part) for number, part in zip(numbers, parts, strict=True)}
 
     def _matches(self, ngrams: np.ndarray) -> Matches:
-        """How much the distinct n-grams cover of each text."""
+        """How much of each text these distinct n-grams cover."""
         counts = self.offsets[ngrams + 1] - self.offsets[ngrams]
         begins = self.occurrences[ranges(self.offsets[ngrams], counts)]
         covered = np.unique(ranges(begins, np.repeat(self.lengths[ngrams], counts)))
@@ -158,7 +158,7 @@ class NgramIndex:
 
 
 def ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """begins[0], begins[0] + 1, ... (counts[0] of them), then those of begins[1], and so on."""
+    """Concatenate the ranges begins[n], begins[n] + 1, ..., begins[n] + counts[n] - 1."""
     before = np.cumsum(counts) - counts
     return np.arange(counts.sum()) + np.repeat(begins - before, counts)
 
@@ -215,7 +215,7 @@ def word_codes(letters, starts):
 
 @njit(cache=True)
 def hash_windows(codes, first, end, size, base, out):
-    """out[k]: the hash of the n-gram of `size` words at first + k. Returns how many there are."""
+    """Write to out[k] the hash of the n-gram of `size` words at first + k. Returns the number of n-grams."""
     oldest = np.uint64(1)
     for _ in range(size - 1):
         oldest *= base
@@ -231,7 +231,7 @@ def hash_windows(codes, first, end, size, base, out):
 
 @njit(cache=True)
 def _same(letters, starts, word, known_letters, known_starts, known_word, size):
-    """Whether the same `size` words stand in both places."""
+    """Whether `size` words are equal at both positions."""
     shift = np.int64(known_starts[known_word]) - starts[word]
     for n in range(1, size + 1):
         if known_starts[known_word + n] - starts[word + n] != shift:
@@ -244,7 +244,9 @@ def _same(letters, starts, word, known_letters, known_starts, known_word, size):
 
 @njit(cache=True)
 def _enter(letters, starts, firsts, total, filter, table, base):
-    """Number the n-grams of each piece. (occurrences,) n-gram and word; (n-grams,) hash, first word, length."""
+    """Number the n-grams of all pieces. Returns (n-gram, first word) of each occurrence, and (hash, first word of the
+    first occurrence, length) of each distinct n-gram.
+    """
     codes = word_codes(letters, starts)
     windows = np.empty(len(codes), np.uint64)
     ngrams, begins = np.empty(total, np.int32), np.empty(total, np.int32)
@@ -278,10 +280,10 @@ def _enter(letters, starts, firsts, total, filter, table, base):
 
 @njit(cache=True)
 def _scan(letters, starts, firsts, known_letters, known_starts, filter, table, hashes, places, lengths, base):
-    """(document, n-gram) for every place of the documents where an n-gram of the table stands."""
+    """(document, n-gram) for every occurrence of an n-gram of the table in the documents."""
     codes = word_codes(letters, starts)
     windows = np.empty(len(codes), np.uint64)
-    most = len(codes) * (NGRAM_WORDS - MIN_WORDS + 1)  # at each word one n-gram of each length
+    most = len(codes) * (NGRAM_WORDS - MIN_WORDS + 1)  # at most one n-gram of each length per word
     documents, ngrams = np.empty(most, np.int64), np.empty(most, np.int64)
     count = 0
     for document in range(len(firsts) - 1):

@@ -1,10 +1,10 @@
-"""When a document holds an example of an evaluation set: the rule, and the index of all examples that it asks.
+"""When a document holds an example of an evaluation set: the rule, and the index of examples.
 
-By text: the document holds at least nine tenths of the example's words, and no fewer than 13, or 20 of them in a row.
-Less than that, down to 13 words of a longer sentence or a whole one of 8, is what everybody writes ("there were no
-significant differences between the two groups", the definition of a drug). But of an abstract that is copied the
-short and the altered sentences are copied, too: where a document holds one example of a split, half of another's
-words are enough. By name: the document's id is the PMID that the example is from.
+By text: the document contains at least 90% of the example's words and at least 13 of them, or 20 of them in a row.
+Smaller overlaps, such as 13 words of a longer sentence or a whole sentence of 8 words, are common phrases ("there were
+no significant differences between the two groups", the definition of a drug). A copied abstract also contains short
+and altered sentences, so if a document holds one example of a split by text, 50% of the words of another example of
+this split are enough. By name: the document's id is the PMID of the example's article.
 """
 
 import json
@@ -21,14 +21,14 @@ from bert_pipeline.data.contamination.ngrams import NGRAM_WORDS, NgramIndex
 from bert_pipeline.store import artifact
 
 LONG_RUN = 20
-"""Words. Runs of 13 to 19 that abstracts share with longer examples of BLURB are mostly phrases and definitions;
-those of 20 and more are copies, but for a few."""
+"""In words. Runs of 13 to 19 words shared by abstracts and longer BLURB examples are mostly phrases and definitions;
+nearly all runs of 20 and more are copies."""
 WHOLE, HALF = 0.9, 0.5
-"""Shares of an example's words. Not all of them, because one may have been mended or tokenised in another way."""
+"""Shares of an example's words. WHOLE is below 1 because a word may have been corrected or tokenized differently."""
 PMID = re.compile(r"(?:pmid[:\s]*|pubmed[:\s]*)?0*(\d{1,8})", re.IGNORECASE)
 
 Rule = Literal["full", "partial", "pmid", "phrase"]
-"""full, partial: held by text. pmid: held by name, whatever of the text was found. phrase: not held."""
+"""full, partial: held by text. pmid: held by name, with any overlap of text. phrase: not held."""
 
 
 class EvaluationText(NamedTuple):
@@ -38,36 +38,36 @@ class EvaluationText(NamedTuple):
     split: str
     example: str
     parts: tuple[str, ...]
-    """Texts that do not run into one another: a question and its context."""
+    """Separate texts, such as a question and its context; no n-gram spans two parts."""
     pmid: str = ""
-    """Of the article that the example is from, where the set tells."""
+    """PMID of the example's article, if the set gives it."""
 
 
 @dataclass(frozen=True)
 class Holding:
-    """What a document has of an example."""
+    """The overlap of a document with an example."""
 
     number: int
-    """Of the example in the index."""
+    """Number of the example in the index."""
     task: str
     split: str
     example: str
     rule: Rule
     coverage: float
-    """Share of the example's words that stand in n-grams which the document holds. Of an example cut by dummies, the
-    words of its pieces of fewer than 8 words are not counted."""
+    """Share of the example's words that are covered by n-grams of the document. Pieces between placeholders with fewer
+    than 8 words are not counted."""
     longest_run: int
-    """Words in a row."""
+    """Longest run of covered words."""
     same_pmid: bool
 
     @property
     def row(self) -> dict[str, Any]:
-        """What is written of it: the number says nothing without the index."""
+        """The fields to write: all but the number, which has no meaning without the index."""
         return {name: value for name, value in asdict(self).items() if name != "number"}
 
 
 class EvaluationIndex:
-    """The examples of evaluation sets, to be looked for in documents. Its memory is that of the sets."""
+    """A searchable index of evaluation examples. Its memory is proportional to the size of the evaluation sets."""
 
     def __init__(self, examples: Sequence[EvaluationText], ngrams: NgramIndex | None = None) -> None:
         self.examples = list(examples)
@@ -90,12 +90,12 @@ class EvaluationIndex:
 
     @classmethod
     def load(cls, folder: Path) -> "EvaluationIndex":
-        """Without the texts."""
+        """Load a saved index. The `parts` of its examples are empty."""
         rows = json.loads((folder / "examples.json").read_bytes())
         return cls([EvaluationText(*row) for row in rows], NgramIndex.load(folder))
 
     def search(self, ids: Sequence[str], texts: Sequence[str]) -> Iterator[tuple[int, list[Holding]]]:
-        """(number of a document, what it has of each example), for the documents that have anything."""
+        """Yield (document number, its overlaps with examples) for documents with any overlap."""
         found = self.ngrams.find(texts)
         for number, document_id in enumerate(ids):
             matches, named = found.get(number), self._named(document_id)
@@ -103,14 +103,14 @@ class EvaluationIndex:
                 words = dict.fromkeys(named, (0, 0))
                 if matches:
                     words |= {int(text): (int(count), int(run)) for text, count, run in zip(*matches, strict=True)}
-                yield number, self._judged(words, set(named))
+                yield number, self._apply_rule(words, set(named))
 
     def _named(self, document_id: str) -> list[int]:
         pmid = PMID.fullmatch(document_id) if self._by_pmid else None
         return self._by_pmid.get(pmid[1], []) if pmid else []
 
-    def _judged(self, found: dict[int, tuple[int, int]], named: set[int]) -> list[Holding]:
-        """The rule at the head of this file; `found`: words and longest run of each example."""
+    def _apply_rule(self, found: dict[int, tuple[int, int]], named: set[int]) -> list[Holding]:
+        """Apply the rule in the head docstring. `found`: example -> (covered words, longest run); `named`: by PMID."""
         share = {number: words / max(1, int(self.ngrams.num_words[number])) for number, (words, _) in found.items()}
         evident = {
             number

@@ -1,12 +1,12 @@
-"""The raw corpus: documents in sentences, train and held out, each once and in its latest version.
+"""The raw corpus: documents split into sentences, train and held out, each once and in its latest version.
 
-    files -> records, broken ones set aside -> train / heldout by id -> shards and their ledgers (corpus_shard.py)
-          -> which records are documents, seen beside all others (resolution.py) -> live.parquet, dropped.parquet
+    files -> records, broken ones rejected -> train / heldout by id -> shards and their ledgers (shard.py)
+          -> which records are documents, given all others (resolution.py) -> live.parquet, dropped.parquet
 
-A file of citations is read by a worker, which writes its shards. Of other formats this process reads groups of files
-(a large one, or some small ones; which ones, their names and sizes alone decide) and deals their records out to
-shards, which workers clean and split. Either way a shard belongs to its file or group, so a new file costs its own
-shards and no others, and what a shard holds is the same with any number of workers.
+PubMed: a worker reads a whole file of citations and writes its shards. Other formats: this process reads groups of
+files and distributes their records over shards; workers clean them and split them into sentences. A group is one large
+file or several small ones, chosen by their names and sizes alone. Every shard belongs to one file or group, so a new
+file adds its own shards and changes no other. The content of a shard does not depend on the number of workers.
 """
 
 import json
@@ -35,26 +35,26 @@ from bert_pipeline.store.artifact import Facts
 from bert_pipeline.store.shards import Entry, Shard, ShardStore, total
 
 MIN_DOCUMENTS = 2
-"""In a split: the B segment of a random pair comes from another document."""
+"""Per split, because the B segment of a random pair comes from another document."""
 
 GROUP_BYTES = 2**22
-"""A file of this size is a group by itself; smaller ones make up groups of this size on average."""
+"""A file of at least this size is a group by itself; groups of smaller files have this size on average."""
 
 SHOWN_REJECTIONS = 5
 
 NOT_IN_SHARDS = {"path", "sources_file", "cutoff", "max_rejected_fraction", "exclude_tasks", "drop_retracted"}
 NOT_IN_SHARDS |= {"near_duplicate_threshold"}
-"""Fields of the recipe that no shard depends on, but which files there are and which of their rows count."""
+"""Recipe fields that no shard's content depends on: they select files and rows."""
 
 
 def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[EvaluationText] = ()) -> Facts:
     """Write the shards with their ledgers, live.parquet, dropped.parquet, rejected.jsonl, sources.jsonl and the data
-    card; with `excluded`, whose examples no document of the corpus may hold, also excluded.jsonl.
+    card.
 
-    Raises SourceError where a file cannot be read, too many records are broken, or a split has fewer than two
-    documents.
+    `excluded`: evaluation examples that no document may hold; the removed documents are listed in excluded.jsonl.
+    Raises SourceError if a file cannot be read, too many records are broken, or a split has fewer than two documents.
     """
-    from bert_pipeline.data.corpus import card  # brings matplotlib, which no worker needs
+    from bert_pipeline.data.corpus import card  # imports matplotlib, which workers do not need
 
     files = source_files(section)
     sources = describe_sources(section, files)
@@ -106,7 +106,7 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
 def _build(
     section: CorpusRecipe, files: dict[str, Path], store: ShardStore, rules: dict[str, Any], index: Path | None
 ) -> list[Entry]:
-    """Build the shards; returns the entries that tell of the rejections, in the order of the files."""
+    """Build the shards; return the entries of the files or groups, in their order. Their facts hold the rejections."""
     if section.source == "pubmed":
         shards = [
             Shard(
@@ -124,7 +124,7 @@ def _build(
 
 
 class Dealer:
-    """Deals the documents of every group out to shards, and reads only the groups that do not stand already."""
+    """Distributes the documents of each group over shards. Groups that the store already holds are not read."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Dealer:
         index: Path | None,
     ) -> None:
         self.section, self.files, self.store, self.rules, self.index = section, files, store, rules, index
-        self.groups: list[Entry] = []  # in the order of the source
+        self.groups: list[Entry] = []  # in the order of the source files
 
     def shards(self) -> Iterator[Shard]:
         if self.section.source == "sample":
@@ -149,25 +149,30 @@ class Dealer:
         progress = Progress("raw_corpus: reading", sum(path.stat().st_size for path in self.files.values()), "bytes")
         for group in group_files(self.files):
             made_from = self.rules | {"files": {name: cached_digest(path) for name, path in group.items()}}
-            if self._adopt(made_from):
+            if self._reuse(made_from):
                 progress.advance(sum(path.stat().st_size for path in group.values()))
             else:
                 how = self.section.text_fields, self.section.id_field, progress, self.section.section_titles
                 yield from self._deal(made_from, read_documents(group, *how))
 
-    def _adopt(self, made_from: dict[str, Any]) -> bool:
-        """Take a group over that stands whole."""
+    def _reuse(self, made_from: dict[str, Any]) -> bool:
+        """Reuse a group and its shards if the store holds all of them; return whether it did."""
         group = self.store.existing(made_from)
-        shards = [entry for shard in group.facts["shards"] if (entry := self.store.existing(shard))] if group else []
-        if not group or len(shards) < len(group.facts["shards"]):
+        if group is None:
             return False
-        for entry in (group, *shards):
+        entries = [group]
+        for shard in group.facts["shards"]:
+            entry = self.store.existing(shard)
+            if entry is None:
+                return False
+            entries.append(entry)
+        for entry in entries:
             self.store.adopt(entry)
         self.groups.append(group)
         return True
 
     def _deal(self, made_from: dict[str, Any], records: Iterable[Document | Rejection]) -> Iterator[Shard]:
-        """The shards of a group that is read."""
+        """Yield the shards of a group while reading it."""
         group = self.store.fingerprint(made_from)
         rejections: list[Rejection] = []
         shards = []
@@ -181,8 +186,8 @@ class Dealer:
 
 
 def group_files(files: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """Cut a list of files into groups. Whether a group ends after a file depends on that file alone, so a file that
-    comes or goes changes its own group only.
+    """Split a list of files into groups. Whether a group ends after a file depends only on that file, so adding or
+    removing a file changes only its own group.
     """
     group: dict[str, Path] = {}
     for name, path in files.items():
@@ -199,7 +204,7 @@ def group_files(files: dict[str, Path]) -> Iterator[dict[str, Path]]:
 
 
 def _facts_of_shards(entries: list[Entry]) -> Facts:
-    """`shards`: their names; `records`, `deletions`, `cleaned_by_rule`, `held` over all of them."""
+    """`shards`: their names; `records`, `deletions`, `cleaned_by_rule` and `held`, summed over all shards."""
     by_shard: dict[str, Facts] = {}
     for entry in entries:
         by_shard |= entry.facts.get("shards", {entry.name: entry.facts})
@@ -219,11 +224,11 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _check_rejections(section: CorpusRecipe, rejections: list[Rejection], records: int) -> None:
-    """Raise SourceError where too many records are broken."""
+    """Raise SourceError if too many records are broken."""
     if len(rejections) > section.max_rejected_fraction * records:
         raise SourceError(
             f"{len(rejections):,} of {records:,} records are broken, more than corpus.max_rejected_fraction = "
-            f"{section.max_rejected_fraction:g} allows; remedy: mend them, or raise the limit. The first of them:\n  "
+            f"{section.max_rejected_fraction:g} allows; remedy: fix them, or raise the limit. The first ones:\n  "
             + "\n  ".join(map(str, rejections[:SHOWN_REJECTIONS]))
         )
 
@@ -232,15 +237,15 @@ def _too_few(section: CorpusRecipe, num_documents: dict[str, int], dropped: dict
     source = section.path or section.source
     train, heldout = num_documents["train"], num_documents["heldout"]
     if train + heldout < 2 * MIN_DOCUMENTS:
-        remedy = "bring more documents (in a .txt file, a blank line stands between documents)"
+        remedy = "add documents (in a .txt file, a blank line separates documents)"
     elif heldout < MIN_DOCUMENTS:
         enough = min(0.5, round(10 / (train + heldout), 4))
-        remedy = f"raise corpus.heldout_fraction (for example to {enough:g}), or bring more text"
+        remedy = f"raise corpus.heldout_fraction (for example to {enough:g}), or add text"
     else:
-        remedy = "lower corpus.heldout_fraction, or bring more text"
-    went = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        remedy = "lower corpus.heldout_fraction, or add text"
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
     return (
-        f"{source}: {train + heldout} documents{f' (left out: {went})' if went else ''}, of which {train} to train and "
-        f"{heldout} held out (corpus.heldout_fraction = {section.heldout_fraction:g}); each needs at least "
+        f"{source}: {train + heldout} documents{f' (dropped: {reasons})' if reasons else ''}, {train} for training and "
+        f"{heldout} held out (corpus.heldout_fraction = {section.heldout_fraction:g}); each split needs at least "
         f"{MIN_DOCUMENTS}, because a random next sentence comes from another document; remedy: {remedy}"
     )

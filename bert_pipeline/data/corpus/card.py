@@ -1,19 +1,19 @@
-"""The data card of a corpus: what was read, what stayed, why the rest went, and what the text looks like.
+"""The data card of a corpus: what was read, what was kept, why records were dropped, and samples of the text.
 
-    facts, samples -> sections -> data_card.html    one file for a browser, pictures inside
-                               -> DATA_CARD.md      a dataset card as the Hugging Face Hub reads it
+    facts, samples -> sections -> data_card.html    one file for a browser, pictures embedded
+                               -> DATA_CARD.md      a dataset card for the Hugging Face Hub
 
-After "Datasheets for Datasets" (Gebru et al. 2021, arXiv 1803.09010). Whatever the facts do not tell is left out. The
-text of a corpus is a stranger's: it stands on the card escaped, and the page allows no script and fetches nothing.
+After "Datasheets for Datasets" (Gebru et al. 2021, arXiv 1803.09010). The card omits what the facts do not contain. The
+text of a corpus is untrusted: the card shows it escaped, and the page runs no script and loads nothing.
 """
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from bert_pipeline.core.tables import byte_size
 from bert_pipeline.data.corpus import card_pages
 from bert_pipeline.data.corpus.card_pages import CardSection, Samples
 from bert_pipeline.report import pictures
@@ -21,16 +21,11 @@ from bert_pipeline.store.artifact import Facts
 
 FILES = PAGE, TEXT = "data_card.html", "DATA_CARD.md"
 
-FIRST_COUNT = 100
-"""Words before the vocabulary is counted first; then it is at each half octave, 29 times up to 2,000,000."""
 SAMPLE_CHARACTERS = 1_500
-
-WORD = re.compile(r"\w(?:\S*\w)?")
-"""What stands between white space, without the punctuation around it: `il-2`, `p<0.05`, `patients`."""
 
 
 def write_data_card(out: Path, facts: Facts, samples: Samples) -> None:
-    """Write `data_card.html` and `DATA_CARD.md` of the corpus with these facts of raw_corpus into its directory."""
+    """Write `data_card.html` and `DATA_CARD.md` into the directory `out` of a raw_corpus with these facts."""
     shown, documents = list(sections(facts)), [(name, _cut(sentences)) for name, sentences in samples]
     page = card_pages.html(_title(facts), _glance(facts), shown, documents)
     (out / PAGE).write_text(page, encoding="utf-8")
@@ -39,42 +34,12 @@ def write_data_card(out: Path, facts: Facts, samples: Samples) -> None:
 
 
 def card_in_markdown(facts: Facts) -> str:
-    """The card without samples, pictures embedded, for places that show Markdown."""
+    """The card as Markdown with embedded pictures, without samples."""
     return card_pages.markdown(_title(facts), list(sections(facts)), embed=True)
 
 
-def vocabulary_growth(texts: Iterable[list[str]], max_words: int = 2_000_000) -> dict[str, list[int]]:
-    """Distinct words among the first so many words of `texts` (the sentences of each document), lower-cased.
-
-    {"words": [100, 141, ...], "distinct": [...]}: exact counts; the last is at the end of the text or at `max_words`.
-    Memory holds the distinct words.
-    """
-    growth: dict[str, list[int]] = {"words": [], "distinct": []}
-    distinct: set[str] = set()
-    seen, count_at = 0, min(FIRST_COUNT, max_words)
-
-    def count() -> None:
-        growth["words"].append(seen)
-        growth["distinct"].append(len(distinct))
-
-    for words in (WORD.findall(sentence.lower()) for sentences in texts for sentence in sentences):
-        while seen + len(words) >= count_at:
-            taken, words = words[: count_at - seen], words[count_at - seen :]
-            distinct.update(taken)
-            seen = count_at
-            count()
-            if seen == max_words:
-                return growth
-            count_at = min(round(FIRST_COUNT * 2 ** (len(growth["words"]) / 2)), max_words)
-        distinct.update(words)
-        seen += len(words)
-    if seen and seen not in growth["words"]:
-        count()
-    return growth
-
-
 def heaps_exponent(growth: Mapping[str, list[int]]) -> float | None:
-    """b of distinct = k * words ** b by least squares of the logarithms; None for fewer than three counts.
+    """The exponent b of distinct = k * words ** b, by least squares on logarithms; None for fewer than three counts.
 
     Heaps' law: Manning, Raghavan & Schütze 2008, section 5.1.1, where b is about 0.5.
     """
@@ -84,7 +49,7 @@ def heaps_exponent(growth: Mapping[str, list[int]]) -> float | None:
 
 
 def sections(facts: Facts) -> Iterator[CardSection]:
-    """The card from its top to its samples."""
+    """Yield the sections of the card in order, without the samples."""
     yield _size(facts)
     yield _records(facts)
     if rules := facts["cleaned_by_rule"]:
@@ -110,7 +75,9 @@ def _size(facts: Facts) -> CardSection:
         train, heldout = facts[f"train_{unit}"], facts[f"heldout_{unit}"]
         rows.append((unit, train, heldout, train + heldout))
     text = (
-        f"Made from {facts['files']:,} files, {_bytes(facts['source_bytes'])}" if facts["files"] else "Generated text"
+        f"Made from {facts['files']:,} files, {byte_size(facts['source_bytes'])}"
+        if facts["files"]
+        else "Generated text"
     )
     text += f"; the newest was released on {facts['cut_off']}" if facts["cut_off"] else ""
     fingerprint = f" (fingerprint {facts['sources_fingerprint']})" if facts["sources_fingerprint"] else ""
@@ -118,7 +85,7 @@ def _size(facts: Facts) -> CardSection:
 
 
 def _records(facts: Facts) -> CardSection:
-    """Where each record went: the rows sum up to the last, or the card says that they do not."""
+    """What became of each record. The rows sum up to the last one; if they do not, the card says so."""
     kept, dropped, rejected = _documents(facts), facts["dropped_documents"], facts["rejected_documents"]
     records = facts["records"]
     counts = [("kept", kept)]
@@ -187,7 +154,7 @@ def _title(facts: Facts) -> str:
 
 
 def _glance(facts: Facts) -> dict[str, str]:
-    """The large figures at the top of the page, by what they count."""
+    """The headline figures of the page, by label."""
     documents = _documents(facts)
     shown = {
         "documents": _large(documents),
@@ -195,12 +162,12 @@ def _glance(facts: Facts) -> dict[str, str]:
         "of the records kept": f"{documents / max(facts['records'], 1):.1%}",
         "held out": f"{facts['heldout_documents'] / max(documents, 1):.1%}",
     }
-    shown |= {f"in {facts['files']:,} files": _bytes(facts["source_bytes"])} if facts["files"] else {}
+    shown |= {f"in {facts['files']:,} files": byte_size(facts["source_bytes"])} if facts["files"] else {}
     return shown | ({"cut-off": facts["cut_off"]} if facts["cut_off"] else {})
 
 
 def _hub_head(facts: Facts) -> str:
-    """The fields that the Hub reads: hub-docs, datasetcard.md."""
+    """The YAML header of a Hub dataset card (hub-docs, datasetcard.md)."""
     power = max(3, math.floor(math.log10(max(_documents(facts), 1))) + 1)
     sizes = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B"]
     return f"""\
@@ -223,7 +190,7 @@ def _descending(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _cut(sentences: list[str]) -> list[str]:
-    """The first sentences of a document, up to SAMPLE_CHARACTERS; an ellipsis stands for the rest."""
+    """The first SAMPLE_CHARACTERS of a document; an ellipsis marks a cut."""
     shown: list[str] = []
     left = SAMPLE_CHARACTERS
     for sentence in sentences:
@@ -239,12 +206,3 @@ def _large(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:,}"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -1,6 +1,6 @@
-"""A data card as a page for a browser, and as Markdown.
+"""A data card as an HTML page and as Markdown.
 
-Everything that is shown may be a stranger's text, hence escaped: HTML in a document is read, never run.
+All content may be untrusted text, so all of it is escaped: HTML in a document is displayed, never executed.
 """
 
 import base64
@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from html import escape
 
 from bert_pipeline.core.printable import fenced, plain
+from bert_pipeline.core.tables import markdown_table
 
 Samples = Sequence[tuple[str, list[str]]]
-"""Ids of documents and their sentences."""
+"""(id, sentences) of documents."""
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -36,18 +37,18 @@ summary, li { overflow-wrap: anywhere }
 
 @dataclass(frozen=True)
 class CardSection:
-    """What the card says of one thing. A float in a table is a share; on the page it has a bar, too."""
+    """One section of the card. A float in a table is a share; the page also draws it as a bar."""
 
     title: str
     text: str = ""
     head: tuple[str, ...] = ()
     rows: Sequence[tuple[str | int | float, ...]] = ()
     pictures: Mapping[str, bytes] = field(default_factory=dict)
-    """PNG, by what they show."""
+    """Caption -> PNG."""
 
 
 def html(title: str, glance: Mapping[str, str], sections: Sequence[CardSection], samples: Samples) -> str:
-    """One page without scripts that fetches nothing."""
+    """A self-contained page without scripts or external resources."""
     figures = "".join(f"<div><b>{escape(figure)}</b>{escape(what)}</div>" for what, figure in glance.items())
     return f"""\
 <!DOCTYPE html>
@@ -106,7 +107,7 @@ def _html_samples(samples: Samples) -> str:
 
 
 def markdown(title: str, sections: Sequence[CardSection], samples: Samples = (), embed: bool = False) -> str:
-    """The same as text; with `embed`, the pictures are in it."""
+    """The card as Markdown; `embed` includes the pictures as data URIs."""
     return "\n".join(_markdown_lines(title, sections, samples, embed))
 
 
@@ -115,9 +116,8 @@ def _markdown_lines(title: str, sections: Sequence[CardSection], samples: Sample
     for section in sections:
         yield f"## {section.title}\n\n{plain(section.text)}\n"
         if section.rows:
-            for row in (section.head, ["---"] * len(section.head), *section.rows):
-                yield f"| {' | '.join(cell if cell == '---' else plain(_shown(cell)) for cell in row)} |"
-            yield ""
+            rows = ([plain(_shown(cell)) for cell in row] for row in section.rows)
+            yield markdown_table([*map(plain, section.head)], rows)
         for what, png in section.pictures.items() if embed else ():
             yield f"![{what}]({_embedded(png)})\n"
     if samples:

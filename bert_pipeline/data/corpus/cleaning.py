@@ -1,13 +1,12 @@
-"""What publishers, databases and converters leave in a text, and no author wrote: small rules, each by its name.
+"""Cleaning rules: named functions that remove what publishers, databases and converters left in a text.
 
-A rule takes a text (a title, an abstract or a part of one, an article) and gives the text without one kind of residue.
-When in doubt it leaves the text alone: residue that stays costs a few odd tokens, a lost sentence is lost. Each was
-written on residue found in real citations, articles and trial records, and read there again afterwards.
+A rule takes a text (a title, an abstract or a part of one, an article) and returns it without one kind of residue.
+When in doubt a rule keeps the text: residue costs a few odd tokens, but a removed sentence is lost. Each rule was
+written for residue found in real citations, articles and trial records, and its effect was reviewed on them.
 
-Rules are pure, settle at once (a text that a rule has been through is not changed by it again) and take time that
-grows with the length of the text, whatever stands in it. A cheap test (`"<" in text`) goes before each search, because
-most texts hold no residue. They belong before Unicode normalisation and the removal of control characters: an entity
-may stand for such a character, and a soft hyphen at a line's end tells that a word goes on.
+Rules are pure and idempotent, and run in time linear in the length of any text. A cheap test (`"<" in text`) precedes
+each search, because most texts hold no residue. Rules run before Unicode normalization and the removal of control
+characters, because an entity may encode such a character, and a soft hyphen at a line's end marks a split word.
 """
 
 import re
@@ -28,7 +27,7 @@ GREEK_LETTERS = dict(
 )
 GREEK_ENTITIES = {f"{name}gr": letter for name, letter in GREEK_LETTERS.items()}
 GREEK_ENTITIES |= {f"{name.upper()}gr": letter.upper() for name, letter in GREEK_LETTERS.items()}
-"""ISO 8879's names (ISOgrk1), which SGML of the 1990s used and HTML does not know: "&mgr;" is a μ."""
+"""Names from ISO 8879 (ISOgrk1), used by SGML of the 1990s and unknown to HTML: "&mgr;" is μ."""
 
 ENTITY = re.compile(r"&(?:amp;)*+(?:(#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});)?")
 
@@ -68,7 +67,7 @@ SECOND_OF_COMPOUND = re.compile(
     "|response|risk|sectional|selective|sensitive|sided|specific|stage|steroidal|stimulated|term|threatening|time"
     "|tolerated|traumatic|treated|type|year"
 )
-"""These two are among the commonest parts of words that citations write with a hyphen."""
+"""The most frequent first and second parts of words that citations write with a hyphen."""
 BARE_PREFIX = re.compile("ad|con|de|dis|in|re|un")
 WORD_ENDS = ("ing", "ment", "tion", "sion", "ness", "able", "ally")
 
@@ -97,10 +96,10 @@ SUPPLEMENTS = re.compile(
 )
 
 NOTICE_LENGTH = 500
-"""Characters at the end of a text, where a notice of copyright is looked for."""
+"""Characters at the end of a text that are searched for a copyright notice."""
 SIGNS: tuple[str, ...] = ("opyright", "©", "(c)", "(C)", "c19", "c20", "Author", "blished", "PsycINFO")
 SIGNS += ("rights", "ccess art", "Thieme", "nment work")
-"""Each notice has one of them."""
+"""Every notice contains one of these strings."""
 NOTICE = re.compile(
     r"""
     \(?\b(?:Crown\s)?[Cc]opyright\s*
@@ -143,10 +142,10 @@ PROSE = re.compile(
 
 
 def until_unchanged(rule: Rule) -> Rule:
-    """The rule again and again until it changes nothing; a text that more than PASSES passes change stays as it was.
+    """Repeat a rule until it changes nothing. A text that still changes after PASSES passes is returned unchanged.
 
-    What is left by one pass may be residue for the next ("&amp;lt;" is an entity in an entity). Nobody writes them
-    deeper than that, and who does on purpose shall not take our time.
+    The result of one pass may be residue for the next ("&amp;lt;" is an entity within an entity). The limit bounds the
+    time for texts that nest residue deeper than real ones do.
     """
 
     @wraps(rule)
@@ -164,9 +163,9 @@ def until_unchanged(rule: Rule) -> Rule:
 
 @until_unchanged
 def entities(text: str) -> str:
-    """Entities that were escaped once too often, or never read: "p &amp;lt; 0.05" -> "p < 0.05", "&mgr;g" -> "μg".
+    """Replace entities that were escaped twice or never decoded: "p &amp;lt; 0.05" -> "p < 0.05", "&mgr;g" -> "μg".
 
-    Without their semicolon they are text ("W&A"), and so are names that HTML and ISO 8879's Greek do not know.
+    Without a semicolon ("W&A"), or with a name unknown to HTML and to ISO 8879's Greek, they are kept as text.
     """
     return ENTITY.sub(_character, text) if "&" in text and ";" in text else text
 
@@ -182,8 +181,8 @@ def _character(entity: re.Match[str]) -> str:
 
 @until_unchanged
 def latex(text: str) -> str:
-    """Formulas that PMC gives twice, once as a whole LaTeX document: "was \\documentclass[12pt]{minimal} ...
-    \\end{document}ηp2 = 0.2" -> "was ηp2 = 0.2"; and MathType's code of them.
+    """Remove the LaTeX document and the MathType code of formulas that PMC also gives as text:
+    "was \\documentclass[12pt]{minimal} ... \\end{document}ηp2 = 0.2" -> "was ηp2 = 0.2".
     """
     if "\\documentclass" in text:
         text = LATEX.sub("", text)
@@ -192,10 +191,10 @@ def latex(text: str) -> str:
 
 @until_unchanged
 def markup(text: str) -> str:
-    """Tags of HTML, PubMed and JATS: "CD4<sup>+</sup> cells" -> "CD4+ cells"; those of paragraphs and cells part words.
+    """Remove tags of HTML, PubMed and JATS: "CD4<sup>+</sup> cells" -> "CD4+ cells". Block tags become a space.
 
-    A tag has a name that these languages know and attributes that look like such; one of a single letter, also an end
-    somewhere. So "p < 0.05 and n > 3", "</=70" and the mean "<z>" are text.
+    A tag has a name of these languages and well-formed attributes; a tag with a one-letter name also needs an end tag
+    somewhere. So "p < 0.05 and n > 3", "</=70" and the mean "<z>" are kept.
     """
     if ">" not in text:
         return text
@@ -214,10 +213,10 @@ def _without(tag: re.Match[str], ended: set[str]) -> str:
 
 @until_unchanged
 def hyphenation(text: str) -> str:
-    """Words cut at a line's end: "treat-\\nment" -> "treatment", "dose-\\ndependent" -> "dose-dependent".
+    """Join words split at a line's end: "treat-\\nment" -> "treatment", "dose-\\ndependent" -> "dose-dependent".
 
-    The hyphen stays where the text itself writes the word with it elsewhere, or else where it looks like one of the
-    usual compounds of biomedicine, or joins what is not small letters ("IL-\\n2"). "pre-\\nand" is "pre- and".
+    The hyphen is kept if the text elsewhere writes the word with it, if the word looks like a common biomedical
+    compound, or if a side is not in lower case ("IL-\\n2"). "pre-\\nand" becomes "pre- and".
     """
     if "\n" not in text or not LINE_END_HYPHEN.search(text):
         return text
@@ -245,12 +244,12 @@ def _joined(first: str, hyphen: str, second: str, words: set[str]) -> str:
 
 @until_unchanged
 def misread(text: str) -> str:
-    """UTF-8 that was read as Windows-1252: "Â£84, 6 Ã— 10(-3)" -> "£84, 6 × 10(-3)"."""
+    """Decode UTF-8 that was read as Windows-1252: "Â£84, 6 Ã— 10(-3)" -> "£84, 6 × 10(-3)"."""
     return MISREAD.sub(_reread, text) if any(first in text for first in "ÂÃÎÏâ") else text
 
 
 def _reread(characters: re.Match[str]) -> str:
-    if characters[0] == "Â":  # of a no-break space that has become a space since
+    if characters[0] == "Â":  # the rest of a no-break space whose second byte became a space
         return ""
     try:
         return b"".join(c.encode("latin-1" if c < "\u0100" else "cp1252") for c in characters[0]).decode("utf-8")
@@ -260,21 +259,21 @@ def _reread(characters: re.Match[str]) -> str:
 
 @until_unchanged
 def truncation(text: str) -> str:
-    """NLM's mark of the years when it cut long abstracts: "and ended.(ABSTRACT TRUNCATED AT 250 WORDS)"."""
+    """Remove NLM's mark from the years when it cut long abstracts: "and ended.(ABSTRACT TRUNCATED AT 250 WORDS)"."""
     return TRUNCATED.sub("", text) if "TRUNCATED" in text else text
 
 
 @until_unchanged
 def editorial_notes(text: str) -> str:
-    """Notes that cataloguers put into titles and abstracts: "20 ml [corrected]", "[References: 36]", "[published
-    erratum appears in ...]", "(author's transl)".
+    """Remove cataloguers' notes in titles and abstracts: "20 ml [corrected]", "[References: 36]", "[published erratum
+    appears in ...]", "(author's transl)".
     """
     return EDITORIAL.sub("", text) if FIRST_NOTE.search(text) or "(author's transl)" in text else text
 
 
 @until_unchanged
 def translated_titles(text: str) -> str:
-    """The brackets in which NLM puts a title that it translated: "[Fast electrons in therapy]. [German]"."""
+    """Remove the brackets around a title that NLM translated, and the language: "[Fast electrons]. [German]"."""
     if not text[:8].lstrip().startswith("["):
         return text
     title = TRANSLATED.fullmatch(text)
@@ -283,22 +282,22 @@ def translated_titles(text: str) -> str:
 
 @until_unchanged
 def placeholders(text: str) -> str:
-    """Marks of what could not be typed: "between groups ([Formula: see text])", "[symbol: see text]"."""
+    """Remove marks for what could not be typed: "between groups ([Formula: see text])", "[symbol: see text]"."""
     return PLACEHOLDER.sub("", text) if "see text" in text else text
 
 
 @until_unchanged
 def supplements(text: str) -> str:
-    """Links to files that an article's text does not hold: "Click here for additional data file."."""
+    """Remove links to supplementary files: "Click here for additional data file."."""
     return SUPPLEMENTS.sub("", text) if "Click here for" in text or "pre-publication history" in text else text
 
 
 @until_unchanged
 def copyright_notices(text: str) -> str:
-    """Notices at the end: "... in mice. Copyright (c) 2020 Elsevier Inc. All rights reserved." -> "... in mice."
+    """Remove notices at the end: "... in mice. Copyright (c) 2020 Elsevier Inc. All rights reserved." -> "... in mice."
 
-    What follows the sign must be names and years up to the end of the text: a sentence with a verb is no notice
-    ("Copyright law is discussed."), and neither is a sign in the middle ("JMP© 8.0.1").
+    Only names and years may follow the sign up to the end of the text. A sentence with a verb ("Copyright law is
+    discussed.") and a sign in the middle ("JMP© 8.0.1") are kept.
     """
     end = text[-NOTICE_LENGTH:]
     if any(sign in end for sign in SIGNS):
@@ -324,13 +323,13 @@ RULES: dict[str, Rule] = {
         copyright_notices,
     )
 }
-"""In the order in which they help each other: an entity may hide a tag, a note may follow a notice."""
+"""In the order in which they must run: an entity may hide a tag, a note may follow a notice."""
 
 
 def apply_rules(texts: Sequence[str], rules: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
-    """The texts after the rules of these names, in this order; and the names of those that changed any text.
+    """Apply the named rules in this order; return the texts and the names of the rules that changed any of them.
 
-    A text may come out empty. Raises KeyError for a name that is not in RULES.
+    A text may become empty. Raises KeyError for a name that is not in RULES.
     """
     cleaned, changed = tuple(texts), []
     for name in rules:

@@ -72,7 +72,7 @@ def find_dropped(corpus: Path, query: Query, count: int) -> dict[str, Any]:
 def _dropped(path: Path, query: Query, count: int) -> Iterator[tuple[Counter[str], list[dict[str, Any]]]]:
     """For each batch: the matches counted by reason, and the first `count` of them."""
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing: the corpus was built by an older version; remedy: build it again")
+        raise ArtifactError(f"{path} is missing: an older version built this corpus; remedy: build it again")
     for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, use_threads=False):
         if query.document_id:
             batch = batch.filter(pc.equal(batch["document_id"], query.document_id))
@@ -95,7 +95,7 @@ def _text(corpus: Path, shard: str, row: int) -> str:
         if left < len(batch):
             return "\n".join(batch["sentences"][left].as_py())
         left -= len(batch)
-    raise ArtifactError(f"{path} has no row {row}, which dropped.parquet names; remedy: build the corpus again")
+    raise ArtifactError(f"{path} has no row {row}, but dropped.parquet refers to it; remedy: build the corpus again")
 
 
 def _ordered(counts: Counter[str]) -> dict[str, int]:
@@ -106,7 +106,7 @@ def describe_dropped(found: dict[str, Any], full_text: bool) -> Iterator[Table |
     """Tables and texts for people: counts, then the records. Texts are cut unless `full_text`."""
     counts = [(f"{n:,}", what, reason) for what in ("dropped", "rejected") for reason, n in found[what].items()]
     if not counts:
-        yield "No dropped and no rejected record matches."
+        yield "No dropped or rejected record matches."
         return
     yield Table(("records", "list", "reason"), counts)
     if rows := found["rows"]:

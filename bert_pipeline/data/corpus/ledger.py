@@ -1,8 +1,8 @@
-"""The ledger: one row for each record that was dealt to a shard of the corpus, kept or not.
+"""The ledger: one row per record of a shard of the corpus, kept or not.
 
-What has to be known of a record to say whether it is a document of the corpus, beside all others, stands here, so
-that question is answered without reading a text again. A record is named by its number in the order of the corpus:
-file after file, and in a file as its shards follow one another. Records of one id lie in one split, in their order.
+It holds everything that resolution.py needs to decide which records become documents, so no text is read again. A
+record is identified by its number in corpus order: file by file, and within a file shard by shard. All records with the
+same id are in the same split, in their original order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,30 +18,30 @@ from bert_pipeline.formats.tables import write_table
 
 FOLDER = "records"
 RECORDS_AT_A_TIME = 2**22
-"""Of which columns are held: what grows with the corpus beyond it is a few bytes a record."""
+"""Records whose columns are in memory at once. All other memory is a few bytes per record of the corpus."""
 
 SCHEMA = pa.schema(
     [
         pa.field("document_id", pa.string(), nullable=False),
         pa.field("id_hash", pa.uint64(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
-        pa.field("number", pa.uint32(), nullable=False),  # in the file
+        pa.field("number", pa.uint32(), nullable=False),  # of the record in its file
         pa.field("version", pa.uint16(), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),  # of the shard; -1: not stored
+        pa.field("row", pa.int32(), nullable=False),  # of the record in the shard; -1: not stored
         pa.field("reason", pa.string(), nullable=False),  # why it is not stored
         pa.field("detail", pa.string(), nullable=False),
-        pa.field("content", pa.uint64(), nullable=False),  # hash of the row
-        pa.field("text", pa.uint64(), nullable=False),  # hash of its sentences
-        pa.field("deleted", pa.bool_(), nullable=False),  # the news that the document is gone
+        pa.field("content", pa.uint64(), nullable=False),  # hash of id, version, date, journal and sentences
+        pa.field("text", pa.uint64(), nullable=False),  # hash of the sentences
+        pa.field("deleted", pa.bool_(), nullable=False),  # the record deletes its document
         pa.field("retracted", pa.bool_(), nullable=False),
-        pa.field("retracts", pa.list_(pa.uint64()), nullable=False),  # hashes of ids
+        pa.field("retracts", pa.list_(pa.uint64()), nullable=False),  # hashes of the ids that this record retracts
     ]
 )
-"""Where near duplicates are looked for, also `signature`: bytes, of what is stored (near_duplicates.py)."""
+"""If near duplicates are dropped, also `signature`: bytes, zero if the record is not stored (near_duplicates.py)."""
 
 
 def write_ledger(path: Path, rows: list[dict[str, Any]], signatures: np.ndarray | None = None) -> None:
-    """`signatures`: (stored rows, size) uint8."""
+    """Write the ledger of one shard. `signatures`: (stored rows, size) uint8."""
     table = pa.Table.from_pylist(rows, SCHEMA)
     if signatures is not None:
         column = np.zeros((len(rows), signatures.shape[1]), np.uint8)
@@ -52,7 +52,7 @@ def write_ledger(path: Path, rows: list[dict[str, Any]], signatures: np.ndarray 
 
 
 def signatures_of(column: pa.ChunkedArray) -> np.ndarray:
-    """(rows, size) uint8"""
+    """The signature column as a (rows, size) uint8 array."""
     array = column.combine_chunks()
     size = array.type.byte_width
     return np.frombuffer(array.buffers()[1], np.uint8)[array.offset * size :][: len(array) * size].reshape(-1, size)
@@ -60,11 +60,11 @@ def signatures_of(column: pa.ChunkedArray) -> np.ndarray:
 
 @dataclass
 class Ledger:
-    """The ledgers of all shards, one after the other in the order of the corpus."""
+    """The ledgers of all shards, concatenated in corpus order."""
 
     corpus: Path
     shards: list[str]
-    offsets: np.ndarray = field(init=False)  # (shards + 1,) int64: numbers of the first records
+    offsets: np.ndarray = field(init=False)  # (shards + 1,) int64: number of the first record of each shard
 
     def __post_init__(self) -> None:
         sizes = [pq.read_metadata(self._path(name)).num_rows for name in self.shards]
@@ -72,7 +72,7 @@ class Ledger:
 
     @classmethod
     def open(cls, corpus: Path, shards: Sequence[str], files: Sequence[str]) -> "Ledger":
-        """`files`: the names of the source files, in their order."""
+        """Sort the shards into corpus order. `files`: the names of the source files, in order."""
         order = {name: number for number, name in enumerate(files)}
 
         def place(name: str) -> tuple[int, int]:
@@ -88,16 +88,16 @@ class Ledger:
         return int(self.offsets[-1])
 
     def columns(self, *names: str) -> Iterator[tuple[slice, pa.Table]]:
-        """Of each shard, with the numbers of its records."""
+        """Yield, for each shard, the slice of its record numbers and the columns."""
         for shard, start, end in zip(self.shards, self.offsets[:-1], self.offsets[1:], strict=True):
             yield slice(int(start), int(end)), pq.read_table(self._path(shard), columns=list(names))
 
     def parts(self, among: np.ndarray, key: str, *names: str) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Records, ascending, and their columns, in parts of a few million: those whose keys are equal are in one part.
+        """Yield the records selected by `among`, (records,) bool, with their columns, in parts of a few million.
 
-        `among`: (records,) bool.
+        Record numbers are ascending within a part. Records with equal keys are in the same part.
         """
-        num_parts = -(-int(among.sum()) // RECORDS_AT_A_TIME)  # none where there is nothing
+        num_parts = -(-int(among.sum()) // RECORDS_AT_A_TIME)  # 0 if no record is selected
         for part in range(num_parts):
             found: list[np.ndarray] = []
             values: dict[str, list[np.ndarray]] = {name: [] for name in (key, *names)}
@@ -110,7 +110,7 @@ class Ledger:
             yield np.concatenate(found), {name: np.concatenate(each) for name, each in values.items()}
 
     def take(self, records: np.ndarray, *names: str) -> pa.Table:
-        """Columns of some records, which are ascending."""
+        """Columns of the given records; `records` is ascending."""
         tables = [pq.read_table(self._path(self.shards[0]), columns=list(names)).slice(0, 0)]
         ends = np.searchsorted(records, self.offsets)
         for shard in np.flatnonzero(np.diff(ends)):

@@ -1,12 +1,12 @@
-"""Which documents are nearly the same: MinHash, bands, and a greedy pass in the order of the corpus.
+"""Near duplicates: MinHash signatures, banding, and a greedy pass in corpus order.
 
-    text -> words -> 5-grams -> signature -> 128 bytes      a function of the text alone, kept with every record
-    signatures -> bands -> pairs that share a band          a sort for each band; never all pairs of documents
-    pairs -> estimated similarity -> who falls              the earliest stays; a later file changes no earlier fate
+    text -> words -> 5-grams -> signature -> 128 bytes      depends on the text alone; stored with every record
+    signatures -> bands -> pairs that share a band          one sort per band; never all pairs of documents
+    pairs -> estimated similarity -> records to drop        the earliest stays; later files change no earlier decision
 
 Similarity is the Jaccard similarity of the sets of word 5-grams (Broder 1997, "On the resemblance and containment of
-documents"). The hashes are of this house, not a library's, because they are kept for years: libraries of MinHash
-change theirs (rensa 0.5.0, datasketch 2.0.0), and what is kept must then be made again from every text.
+documents"). The hash functions are implemented here because signatures are stored for years: MinHash libraries change
+theirs (rensa 0.5.0, datasketch 2.0.0), which would require recomputing all signatures from the texts.
 """
 
 from collections.abc import Sequence
@@ -18,36 +18,39 @@ from numba import njit
 from bert_pipeline.data.contamination.ngrams import BASE, fold, hash_windows, mixed, ranges, word_codes
 
 SIGNATURE_SIZE = 128
-"""The standard error of a similarity s is sqrt(s (1 - s) / 128): 0.035 at 0.8."""
+"""The standard error of an estimated similarity s is sqrt(s (1 - s) / 128): 0.035 at 0.8."""
 NGRAM_WORDS = 5
 CANDIDATE_PROBABILITY = 0.95
-"""Of a pair exactly at the threshold; it grows fast above."""
+"""Probability that a pair exactly at the threshold shares a band; it rises fast above the threshold."""
 LOWEST_THRESHOLD = 0.05
-"""Below, not even bands of one row give a pair that probability."""
+"""Below this threshold, even bands of one row miss CANDIDATE_PROBABILITY."""
 BUCKET = 32
-"""A document is paired with no more than the first 32 of those with which it shares a band, so that n documents make
-at most 32 n pairs a band, whatever they hold."""
+"""A document is paired with at most the first 32 documents that share its band, so n documents give at most 32 n pairs
+per band, whatever their texts."""
 
 _PERMUTATIONS = np.random.PCG64(0).random_raw(2 * SIGNATURE_SIZE).astype(np.uint32).reshape(2, SIGNATURE_SIZE)
-_MULTIPLIERS, _ADDENDS = _PERMUTATIONS[0] | np.uint32(1), _PERMUTATIONS[1]  # odd: no two hashes become one
-_GOLDEN = np.uint32(0x9E3779B1)  # Fibonacci hashing (Knuth, volume 3, section 6.4): the upper bits depend on all
+_MULTIPLIERS, _ADDENDS = (
+    _PERMUTATIONS[0] | np.uint32(1),
+    _PERMUTATIONS[1],
+)  # odd multipliers map distinct hashes to distinct values
+_GOLDEN = np.uint32(0x9E3779B1)  # Fibonacci hashing (Knuth, volume 3, section 6.4): the upper bits depend on all bits
 _NONE = np.uint32(0xFFFFFFFF)
 _CHANCE = 1 / 256
 
 
-class Fallen(NamedTuple):
-    """The near duplicates that go; arrays of (fallen,), ascending by record."""
+class Duplicates(NamedTuple):
+    """The near duplicates to drop; (duplicates,) arrays, ascending by record."""
 
     records: np.ndarray  # int64
-    stays: np.ndarray  # int64: the most similar earlier record of those that stay; among equals the earliest
-    similarity: np.ndarray  # float32: of the two, estimated
+    stays: np.ndarray  # int64: the most similar earlier record that stays; the earliest of equals
+    similarity: np.ndarray  # float32: estimated similarity of the two
 
 
 def signatures(texts: Sequence[str]) -> np.ndarray:
-    """(texts, SIGNATURE_SIZE) uint32: the least value of each permutation over the word 5-grams of a text.
+    """(texts, SIGNATURE_SIZE) uint32: the minimum of each permutation over the word 5-grams of a text.
 
-    Words are as in ngrams.py: runs of letters and digits, without case and accents. A text of one to four words is
-    one n-gram. Texts without words are all alike.
+    Words are defined in contamination/ngrams.py: runs of letters and digits, without case and accents. A text of one to
+    four words is one n-gram. Texts without words all have the same signature.
     """
     words = fold(texts)
     codes = word_codes(words.letters, words.starts)
@@ -55,30 +58,33 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 
 
 def packed(signatures: np.ndarray) -> np.ndarray:
-    """(n, SIGNATURE_SIZE) uint8: what is kept of signatures (b-bit minwise hashing, Li and König 2010, with b = 8).
+    """(n, SIGNATURE_SIZE) uint8: the stored form of signatures (b-bit minwise hashing, Li and König 2010, with b = 8).
 
-    A quarter of the size; the standard error of a similarity grows by less than a hundredth of itself.
+    A quarter of the size; the standard error of a similarity grows by less than 1%.
     """
     return ((signatures * _GOLDEN) >> np.uint32(24)).astype(np.uint8)
 
 
 def similarity(earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
-    """(n,) float32: the estimated Jaccard similarity of n pairs, given as packed signatures of (n, SIGNATURE_SIZE).
+    """(n,) float32: the estimated Jaccard similarity of n pairs of packed signatures, each (n, SIGNATURE_SIZE) uint8.
 
-    The share of equal bytes, less those that chance makes equal (Li and König 2010, theorem 1).
+    The share of equal bytes, corrected for bytes that are equal by chance (Li and König 2010, theorem 1).
     """
     equal = np.count_nonzero(earlier == later, axis=1) / SIGNATURE_SIZE
     return np.maximum((equal - _CHANCE) / (1 - _CHANCE), 0).astype(np.float32)
 
 
 def num_rows(threshold: float) -> int:
-    """Positions in a band: as many as leave a pair at the threshold its CANDIDATE_PROBABILITY of sharing a band.
+    """Rows per band: the most for which a pair at the threshold shares a band with CANDIDATE_PROBABILITY.
 
-    r rows make b = SIGNATURE_SIZE // r bands, of which a pair of similarity s shares one with the probability
-    1 - (1 - s^r)^b (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4.2). Raises ValueError.
+    r rows give b = SIGNATURE_SIZE // r bands; a pair of similarity s shares at least one with probability
+    1 - (1 - s^r)^b (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4.2).
+    Raises ValueError if the threshold is outside LOWEST_THRESHOLD to 1.
     """
     if not LOWEST_THRESHOLD <= threshold <= 1:
-        raise ValueError(f"similarity {threshold:g} cannot be told; remedy: a threshold of {LOWEST_THRESHOLD} to 1")
+        raise ValueError(
+            f"cannot detect a similarity of {threshold:g}; remedy: use a threshold of {LOWEST_THRESHOLD} to 1"
+        )
     return max(
         rows
         for rows in range(1, SIGNATURE_SIZE + 1)
@@ -87,25 +93,25 @@ def num_rows(threshold: float) -> int:
 
 
 def bands(signatures: np.ndarray, threshold: float) -> np.ndarray:
-    """(n, bands) uint64: a hash of each band of n signatures, packed or not: all one or all the other.
+    """(n, bands) uint64: a hash of each band of n signatures, either all packed or all unpacked.
 
-    Packed ones share a band a little more often: a similarity s counts as s + (1 - s) / 256.
+    Packed signatures share a band slightly more often: a similarity s counts as s + (1 - s) / 256.
     """
     return _hash_bands(signatures, num_rows(threshold), np.uint64(BASE))
 
 
 def pairs_of_band(hashes: np.ndarray, records: np.ndarray) -> np.ndarray:
-    """(pairs, 2) int64: records, the earlier first, whose hashes of one band are equal; see BUCKET.
+    """(pairs, 2) int64: records with equal hashes in one band, the earlier record first; see BUCKET.
 
-    `hashes` is (n,) uint64, `records` (n,) int64 and ascending. The pairs of any partition of the hashes by value
-    (hash % parts) are together those of all, and records that come later change no pair of earlier ones.
+    `hashes` is (n,) uint64, `records` (n,) int64 and ascending. Partitioning the hashes by value (hash % parts) gives
+    the same pairs in total, and adding later records changes no pair of earlier ones.
     """
     order = np.argsort(hashes)
     ordered = hashes[order]
     shared = np.zeros(len(order), np.bool_)
     shared[1:] = ordered[1:] == ordered[:-1]
     shared[:-1] |= shared[1:]
-    order = order[shared]  # the few that are not alone, in buckets and there in the order of records
+    order = order[shared]  # keep shared hashes only, sorted by bucket, then by record
     order = order[np.lexsort((order, hashes[order]))]
     _, begins, sizes = np.unique(hashes[order], return_index=True, return_counts=True)
     begins = np.repeat(begins, sizes)
@@ -115,24 +121,24 @@ def pairs_of_band(hashes: np.ndarray, records: np.ndarray) -> np.ndarray:
 
 
 def unique_pairs(pairs: Sequence[np.ndarray]) -> np.ndarray:
-    """(m, 2) int64: each pair once, ascending by the later record, then by the earlier. Records are below 2**31."""
+    """(m, 2) int64: each pair once, sorted by the later, then by the earlier record. Records must be below 2**31."""
     together = np.concatenate([np.empty((0, 2), np.int64), *pairs])
     later, earlier = np.divmod(np.unique(together[:, 1] << 32 | together[:, 0]), 1 << 32)
     return np.stack([earlier, later], axis=1)
 
 
-def fallen(pairs: np.ndarray, similarity: np.ndarray, threshold: float) -> Fallen:
-    """The records that are at least `threshold` similar to an earlier one that stays.
+def select_duplicates(pairs: np.ndarray, similarity: np.ndarray, threshold: float) -> Duplicates:
+    """The records with a similarity of at least `threshold` to an earlier record that stays.
 
-    In the order of the records, so the fate of each rests on earlier ones only, and nobody falls because of one that
-    fell. `pairs` is (m, 2) int64, the earlier record first; `similarity` (m,) float32.
+    Records are decided in order, so each decision depends only on earlier records, and no record is dropped because of
+    a dropped one. `pairs` is (m, 2) int64, the earlier record first; `similarity` is (m,) float32.
     """
     near = similarity >= np.float32(threshold)
     pairs, similarity = pairs[near], similarity[near]
     order = np.lexsort((pairs[:, 0], -similarity, pairs[:, 1]))
     pairs, similarity = pairs[order], similarity[order]
     chosen = _greedy(np.unique(pairs, return_inverse=True)[1].reshape(-1, 2))
-    return Fallen(pairs[chosen, 1], pairs[chosen, 0], similarity[chosen])
+    return Duplicates(pairs[chosen, 1], pairs[chosen, 0], similarity[chosen])
 
 
 @njit(cache=True)
@@ -165,7 +171,7 @@ def _hash_bands(signatures, rows, base):
 
 @njit(cache=True)
 def _greedy(pairs):
-    """The pairs by which a record falls: of each record the first whose earlier one stays."""
+    """Indices of the pairs that drop a record: for each later record, its first pair whose earlier record stays."""
     falls = np.zeros(pairs.max() + 1 if len(pairs) else 0, np.bool_)
     chosen = np.empty(len(pairs), np.int64)
     count = 0

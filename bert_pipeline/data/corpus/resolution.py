@@ -1,12 +1,12 @@
-"""Which records are documents of the corpus, seen beside all others: the latest version, and no duplicate.
+"""Which records become documents of the corpus, given all other records. The rules, in this order:
 
-    ids         of a citation the latest version lives, unless it was deleted since; of other documents the first
-    retracted   goes, where the recipe says so: by its own record, or by that of the notice
-    text        of documents with the same sentences the first stays
-    nearly      a document goes that is near one before it that stays (near_duplicates.py)
+    same id           PubMed: keep the latest version, unless it was deleted later; other sources: keep the first record
+    retracted         if the recipe says so, drop documents whose own record or whose retraction notice says "retracted"
+    same text         of documents with the same sentences, keep the first
+    near duplicate    drop a document that is similar to an earlier one that is kept (near_duplicates.py)
 
-The outcome is that of a replay of all records in the order of the corpus. Where the latest version says, word by word,
-what an earlier record said, the earlier one's row stays: a revision of what the corpus does not hold moves nothing.
+The result equals a replay of all records in corpus order. If the latest version has the same content as an earlier
+record, the row of the earlier record is kept, so a revision that changes nothing in the corpus moves no document.
 """
 
 from collections import Counter
@@ -31,47 +31,47 @@ REASONS = {
     SAME_TEXT: "duplicate text",
     NEAR: "near duplicate",
 }
-"""Of rows that are stored; of the others the ledger tells."""
+"""Why a stored record is dropped; for a record that is not stored, the ledger holds the reason."""
 BAND_BYTES = 2**29
-"""Of hashes that are held to find near duplicates; one band of 38 million records takes 300 MB."""
-NOBODY = np.iinfo(np.int64).max
+"""Memory for band hashes; one band of 38 million records takes 300 MB."""
+NO_RECORD = np.iinfo(np.int64).max
 
 
 @dataclass
 class Fates:
-    """What becomes of each record."""
+    """The outcome for each record."""
 
-    of: np.ndarray
-    """(records,) uint8: LIVES, ..."""
-    instead: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
-    """Records that went, those that stay instead (both int64), similarity (float32; 1 where it is no matter)."""
+    codes: np.ndarray
+    """(records,) uint8: LIVES, NOT_STORED, ..."""
+    replaced: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Dropped records, the records kept instead (both int64), their similarity (float32; 1 except for NEAR)."""
 
-    def drop(self, records: np.ndarray, fate: int, instead: np.ndarray | None = None) -> None:
-        self.of[records] = fate
-        if instead is not None:
-            self.instead.append((records, instead, np.ones(len(records), np.float32)))
+    def drop(self, records: np.ndarray, fate: int, kept_instead: np.ndarray | None = None) -> None:
+        self.codes[records] = fate
+        if kept_instead is not None:
+            self.replaced.append((records, kept_instead, np.ones(len(records), np.float32)))
 
     @property
     def live(self) -> np.ndarray:
-        return self.of == LIVES
+        return self.codes == LIVES
 
-    def stays_instead(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All of `instead` as one, by record."""
-        if not self.instead:
+    def replacements(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The entries of `replaced`, concatenated and sorted by dropped record."""
+        if not self.replaced:
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-        gone, stays, similarity = (np.concatenate(parts) for parts in zip(*self.instead, strict=True))
+        gone, stays, similarity = (np.concatenate(parts) for parts in zip(*self.replaced, strict=True))
         order = np.argsort(gone, kind="stable")
         return gone[order], stays[order], similarity[order]
 
 
 def resolve(ledger: Ledger, in_versions: bool, drop_retracted: bool, near_duplicate_threshold: float) -> Fates:
-    """The fate of every record; memory holds a few bytes a record beside a part of the ledger.
+    """Decide the fate of every record. Memory: a few bytes per record, and one part of the ledger.
 
-    `in_versions`: a later record of an id is its next version, or the news that it is gone, as in PubMed.
+    `in_versions`: a later record with the same id is its next version or its deletion, as in PubMed.
     """
     fates = Fates(np.full(len(ledger), NOT_STORED, np.uint8))
     for here, table in ledger.columns("row"):
-        fates.of[here][table["row"].to_numpy() >= 0] = LIVES
+        fates.codes[here][table["row"].to_numpy() >= 0] = LIVES
     if in_versions:
         _latest_versions(ledger, fates, drop_retracted)
     else:
@@ -83,7 +83,7 @@ def resolve(ledger: Ledger, in_versions: bool, drop_retracted: bool, near_duplic
 
 
 def _first(ledger: Ledger, fates: Fates, key: str, fate: int) -> None:
-    """Of the living with the same key the first lives on."""
+    """Of the live records with the same key, keep the first."""
     for records, columns in ledger.parts(fates.live, key):
         order = np.lexsort((records, columns[key]))
         starts, size = _groups(columns[key][order])
@@ -108,7 +108,7 @@ def _latest_versions(ledger: Ledger, fates: Fates, drop_retracted: bool) -> None
 def _latest_of_each_id(
     records: np.ndarray, columns: dict[str, np.ndarray], fates: Fates, drop_retracted: bool
 ) -> np.ndarray:
-    """Of each id one record lives on, or none; returns the latest records, stored or not, ascending."""
+    """Keep at most one record per id; return the latest record of each id, stored or not, ascending."""
     order = np.lexsort((records, columns["version"], columns["id_hash"]))
     records, columns = records[order], {name: column[order] for name, column in columns.items()}
     ids, version, deleted = columns["id_hash"], columns["version"], columns["deleted"]
@@ -117,11 +117,11 @@ def _latest_of_each_id(
     group = np.repeat(np.arange(len(starts)), size)
     last_of_version = np.append((ids[1:] != ids[:-1]) | (version[1:] != version[:-1]), True)
     position = np.arange(len(records))
-    # Of the versions that are not deleted in the end, the highest; -1: none.
+    # Per id: the highest version whose last record is not a deletion; -1: none.
     latest = np.maximum.reduceat(np.where(last_of_version & ~deleted, position, -1), starts)
     there = latest >= 0
     same = stored & there[group] & stored[latest[group]] & (columns["content"] == columns["content"][latest[group]])
-    lives = np.minimum.reduceat(np.where(same, records, NOBODY), starts)  # the first record that says the same
+    lives = np.minimum.reduceat(np.where(same, records, NO_RECORD), starts)  # the first record with the latest content
 
     goes = stored & (records != lives[group])
     version_start = np.concatenate([[0], np.flatnonzero(last_of_version)[:-1] + 1])
@@ -134,13 +134,13 @@ def _latest_of_each_id(
     unchanged = goes & is_latest
     fates.drop(records[unchanged], UNCHANGED, lives[group][unchanged])
     if drop_retracted:
-        retracted = (lives != NOBODY) & there & columns["retracted"][latest]
+        retracted = (lives != NO_RECORD) & there & columns["retracted"][latest]
         fates.drop(lives[retracted], RETRACTED)
     return np.sort(records[latest[there]])
 
 
 def _retracted_by(ledger: Ledger, latest: np.ndarray) -> Iterator[np.ndarray]:
-    """Hashes of the ids that these records say are retracted."""
+    """Yield the hashes of the ids that these records retract."""
     ends = np.searchsorted(latest, ledger.offsets)
     for number, (here, table) in enumerate(ledger.columns("retracts")):
         retracts = table["retracts"].combine_chunks()
@@ -154,13 +154,13 @@ def _near_duplicates(ledger: Ledger, fates: Fates, threshold: float) -> None:
     involved = np.unique(pairs)
     signatures = signatures_of(ledger.take(involved, "signature")["signature"])
     earlier, later = (signatures[np.searchsorted(involved, side)] for side in (pairs[:, 0], pairs[:, 1]))
-    fallen = near_duplicates.fallen(pairs, near_duplicates.similarity(earlier, later), threshold)
-    fates.of[fallen.records] = NEAR
-    fates.instead.append((fallen.records, fallen.stays, fallen.similarity))
+    duplicates = near_duplicates.select_duplicates(pairs, near_duplicates.similarity(earlier, later), threshold)
+    fates.codes[duplicates.records] = NEAR
+    fates.replaced.append((duplicates.records, duplicates.stays, duplicates.similarity))
 
 
 def _pairs_in_a_band(ledger: Ledger, live: np.ndarray, threshold: float) -> Iterator[np.ndarray]:
-    """As many bands at a time as BAND_BYTES hold."""
+    """Yield the pairs of each band; memory holds the hashes of as many bands as fit in BAND_BYTES."""
     records = np.flatnonzero(live)
     num_bands = near_duplicates.SIGNATURE_SIZE // near_duplicates.num_rows(threshold)
     width = min(num_bands, max(1, BAND_BYTES // (8 * max(1, len(records)))))
@@ -177,56 +177,62 @@ def _pairs_in_a_band(ledger: Ledger, live: np.ndarray, threshold: float) -> Iter
 
 
 def _groups(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of equal values start, and how long they are."""
+    """Start and length of each run of equal values."""
     starts = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1])) if len(ascending) else np.empty(0, int)
     return starts, np.diff(np.append(starts, len(ascending)))
 
 
 def write_outcome(ledger: Ledger, fates: Fates, digests: Mapping[str, str]) -> dict[str, int]:
-    """Write live.parquet and dropped.parquet; returns how many records were dropped for each reason, most first.
+    """Write live.parquet and dropped.parquet; return the number of dropped records by reason, most frequent first.
 
-    `digests`: SHA-256 by the path of a file in the corpus.
+    `digests`: SHA-256 by file path within the corpus.
     """
     counts: Counter[str] = Counter()
     live: list[CorpusShard] = []
-    instead = fates.stays_instead()
-    names = _names(ledger, instead[1])
+    replaced = fates.replacements()
+    names = _names(ledger, replaced[1])
     with pq.ParquetWriter(ledger.corpus / DROPPED, DROPPED_SCHEMA, compression="zstd") as writer:
         columns = ledger.columns("document_id", "source", "reason", "detail", "row", "deleted")
         for shard, (here, table) in zip(ledger.shards, columns, strict=True):
-            rows, fate = table["row"].to_numpy(), fates.of[here]
-            left_out = np.sort(rows[(rows >= 0) & (fate != LIVES)])
+            rows, codes = table["row"].to_numpy(), fates.codes[here]
+            left_out = np.sort(rows[(rows >= 0) & (codes != LIVES)])
             path = f"{shard}.parquet"
-            num_live = int((fate == LIVES).sum())
+            num_live = int((codes == LIVES).sum())
             live.append(CorpusShard(ledger.corpus / path, digests[path], num_live, tuple(left_out.tolist())))
-            goes = np.flatnonzero((fate != LIVES) & ~table["deleted"].to_numpy())
+
+            goes = np.flatnonzero((codes != LIVES) & ~table["deleted"].to_numpy())
             gone = table.take(pa.array(goes))
-            why = zip(fate[goes].tolist(), gone["reason"].to_pylist(), strict=True)
-            reasons = [REASONS.get(code, told) for code, told in why]
+            by_ledger = zip(codes[goes].tolist(), gone["reason"].to_pylist(), strict=True)
+            reasons = [REASONS.get(code, reason) for code, reason in by_ledger]
             counts.update(reasons)
-            details = _details(goes + here.start, gone["detail"].to_pylist(), instead, names)
-            ids, sources, stored = gone["document_id"], gone["source"], gone["row"]
-            arrays = [
-                ids.combine_chunks(),
-                sources.combine_chunks(),
-                pa.array(reasons, pa.string()).cast(DROPPED_SCHEMA.field("reason").type),
-                pa.array(details, pa.string()),
-                pa.array([shard if row >= 0 else "" for row in rows[goes].tolist()], pa.string()),
-                stored.combine_chunks(),
-            ]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=DROPPED_SCHEMA))
+            details = _details(goes + here.start, gone["detail"].to_pylist(), replaced, names)
+            writer.write_table(_dropped_rows(shard, gone, reasons, details))
     write_live(ledger.corpus, live)
     return dict(counts.most_common())
 
 
+def _dropped_rows(shard: str, gone: pa.Table, reasons: list[str], details: list[str]) -> pa.Table:
+    """The rows of dropped.parquet for one shard; `gone`: the ledger rows of its dropped records."""
+    arrays = [
+        gone["document_id"].combine_chunks(),
+        gone["source"].combine_chunks(),
+        pa.array(reasons, pa.string()).cast(DROPPED_SCHEMA.field("reason").type),
+        pa.array(details, pa.string()),
+        pa.array([shard if row >= 0 else "" for row in gone["row"].to_pylist()], pa.string()),
+        gone["row"].combine_chunks(),
+    ]
+    return pa.Table.from_arrays(arrays, schema=DROPPED_SCHEMA)
+
+
 def _details(
     records: np.ndarray,
-    written: list[str],
-    instead: tuple[np.ndarray, np.ndarray, np.ndarray],
+    from_ledger: list[str],
+    replaced: tuple[np.ndarray, np.ndarray, np.ndarray],
     names: dict[int, str],
 ) -> list[str]:
-    gone, stays, similarity = instead
-    details = list(written)
+    """The detail of each dropped record: the record kept instead, else the detail in the ledger."""
+    gone, stays, similarity = replaced
+    details = list(from_ledger)
     places = np.searchsorted(gone, records)
     for number in np.flatnonzero(np.isin(records, gone)).tolist():
         place = int(places[number])

@@ -1,14 +1,14 @@
-"""Text to sentences, by the rules of segtok (Leitner): written on statistics of PubMed Central, and the most
-accurate on biomedical text of the libraries that benchmarks/sentences.py measures.
+"""Sentence splitting by the rules of segtok (Leitner), which are based on statistics of PubMed Central. segtok is the
+most accurate on biomedical text of the libraries that benchmarks/sentences.py measures.
 
-Patterns and constants are segtok's own. Its control flow stands here a second time and gives the same sentences
-in a tenth of the time, because
+Patterns and constants are imported from segtok. Its control flow is reimplemented here and gives the same sentences in
+a tenth of the time, because
 
-- segtok searches patterns that are anchored at the end of a text from its beginning, at every position. Compiled
-  to read backwards and matched from the end, they know within a few characters. Whether there is a match does not
-  depend on the direction in which it is looked for.
-- where any one of several conditions is enough, or all are needed, the cheapest that decides is asked first.
-- brackets are counted, not walked through one after the other.
+- segtok searches patterns anchored at the end of a text from the start, at every position. Here they are compiled with
+  `regex.REVERSE` and matched from the end, which decides within a few characters. The direction does not change whether
+  there is a match.
+- conditions are ordered so that the cheapest one that can decide runs first.
+- brackets are counted instead of matched one by one.
 """
 
 import re
@@ -20,26 +20,26 @@ from segtok import segmenter
 
 PARAGRAPH_END = re.compile(r"\n\s*\n|\r\s*\r|\u2029")
 
-# Where parts are joined ("et al. " in a bracket) the joined text is read again each time, so time may grow with the
-# square of the length: a longer paragraph is handed over in pieces of at most 5,000 characters, that end before a
-# capital after a full stop; else at a blank; else anywhere.
+# When parts are joined ("et al. " in a bracket), the joined text is read again each time, so time can grow with the
+# square of the length. A longer paragraph is therefore split into pieces of at most 5,000 characters that end before a
+# capital after a full stop, else at a blank, else anywhere.
 PIECE_LENGTH = 5000
 PIECE = re.compile(r".{1,5000}(?:(?<=[.?!] )(?=[A-Z])|\Z)|.{1,5000}(?<= )|.{1,5000}", re.DOTALL)
 
-# A list of the words of a text takes ten times the memory of the text.
+# For longer paragraphs, str.split() is avoided: a list of the words takes ten times the memory of the text.
 LONG_PARAGRAPH = 1_000_000
 UNUSUAL_BLANKS = re.compile(r"[^\S ]\s*| \s+")
 
-# segtok's MAY_CROSS_ONE_LINE, for text whose white space is single blanks.
+# segtok's MAY_CROSS_ONE_LINE, for text in which all white space is single blanks.
 MARKER = re.compile(rf"([{segmenter.SENTENCE_TERMINALS}]['\u2019\"\u201D]?[\])]* )")
 
-# Most patterns ask for a kind of letter at one end; where an ASCII character stands there, that is known without them.
+# Most patterns need a certain kind of letter at one end; for an ASCII character these sets decide without the pattern.
 ASCII = frozenset(map(chr, range(128)))
 NOT_LOWER, NOT_UPPER, DIGITS = ASCII - set(string.ascii_lowercase), ASCII - set(string.ascii_uppercase), string.digits
 
 
 def _at_end(pattern: regex.Pattern) -> Callable[[str], object]:
-    """What `pattern.search` says (truthy or not), for a pattern that ends in `$`."""
+    """A fast equivalent of bool(pattern.search(text)) for a pattern that ends in `$`."""
     return regex.compile(pattern.pattern, pattern.flags | regex.REVERSE).match  # a reverse match starts at the end
 
 
@@ -51,12 +51,12 @@ ends_before_lower = _at_end(segmenter.BEFORE_LOWER)  # segtok matches it from th
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, in order: not empty, stripped, one space where there was white space.
+    """Split a text into sentences: non-empty, stripped, every run of white space replaced by one space.
 
-    Nothing but white space is lost. A line's end is a space; a blank line ends a sentence.
+    Only white space is lost. A line end counts as a space; a blank line ends a sentence.
     """
     sentences: list[str] = []
-    # Of white space, only the blank is printable.
+    # The blank is the only printable white space, so a printable text has one paragraph.
     for paragraph in [text] if text.isprintable() else PARAGRAPH_END.split(text):
         for piece in _pieces(_single_blanks(paragraph)):
             sentences += filter(None, _split(piece))
@@ -64,7 +64,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text that is split already: not empty, stripped, one space where there was white space."""
+    """The lines of a text with one sentence per line: non-empty, stripped, white space replaced by one space."""
     lines = text.split("\n")
     if "  " in text or not "".join(lines).isprintable():
         lines = list(map(_single_blanks, lines))
@@ -72,7 +72,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def _single_blanks(paragraph: str) -> str:
-    """White space to single blanks, none at the ends."""
+    """Replace every run of white space by one blank; strip both ends."""
     if paragraph.isprintable() and "  " not in paragraph:
         return paragraph.strip()
     if len(paragraph) < LONG_PARAGRAPH:
@@ -88,10 +88,10 @@ def _pieces(paragraph: str) -> Iterator[str]:
 
 
 def _split(piece: str) -> Iterator[str]:
-    """segtok's `split_multi` (and `_sentences`); the first sentence and the last may be empty."""
+    """segtok's `split_multi` and `_sentences`; the first and the last sentence may be empty."""
     sentence = ""
     for part in _parts(MARKER.split(piece)):
-        if _goes_on(sentence, part):
+        if _continues(sentence, part):
             sentence += part
         else:
             yield sentence.strip()
@@ -111,7 +111,7 @@ def _parts(spans: list[str]) -> Iterator[str]:
 
 
 def _is_within_sentence(before: str, marker: str, after: str) -> bool:
-    """Whether the marker stands alone or belongs to an abbreviation, a date or an initial."""
+    """Whether the marker is a lone symbol or belongs to an abbreviation, a date or an initial."""
     last, first = before[-1:], after[:1]
     if last == " ":
         return True
@@ -123,14 +123,14 @@ def _is_within_sentence(before: str, marker: str, after: str) -> bool:
     )
 
 
-def _goes_on(sentence: str, part: str) -> bool:
-    """Whether the part after a marker still belongs to the sentence."""
+def _continues(sentence: str, part: str) -> bool:
+    """Whether the part after a marker belongs to the same sentence."""
     if (
         part[:1] not in NOT_LOWER
         and segmenter.LOWER_WORD.match(part)
         and (ends_before_lower(sentence) or segmenter.CONTINUATIONS.match(part))
     ):
-        return True  # each of the CONTINUATIONS is a LOWER_WORD
+        return True  # every match of CONTINUATIONS also matches LOWER_WORD
     if min(len(sentence), len(part)) >= segmenter.SHORT_SENTENCE_LENGTH:
         return False
     return any(
@@ -145,12 +145,12 @@ def _goes_on(sentence: str, part: str) -> bool:
 
 
 def _is_open(text: str, opening: str, closing: str) -> bool:
-    """Whether more brackets open than close, from the first that opens on."""
+    """Whether, from the first opening bracket on, more brackets open than close."""
     start = text.find(opening)
     return start >= 0 and text.count(opening, start) > text.count(closing, start)
 
 
 def _is_not_opened(text: str, opening: str, closing: str) -> bool:
-    """Whether more brackets close than open, up to the last that closes."""
+    """Whether, up to the last closing bracket, more brackets close than open."""
     end = text.rfind(closing) + 1
     return text.count(closing, 0, end) > text.count(opening, 0, end)

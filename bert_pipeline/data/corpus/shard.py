@@ -1,11 +1,10 @@
-"""What a worker makes of records: those that are kept, cleaned and in sentences, and a ledger of all of them.
+"""One shard of the corpus, built by a worker: the kept records, cleaned and split into sentences, and a ledger of all.
 
-Nothing here looks beyond its own records, so what a shard holds depends on them and on the recipe alone.
+The content of a shard depends only on its own records and the recipe.
 
-Cleaning: the recipe's named rules (cleaning.py), then Unicode normalisation as the recipe says; then NUL and all other
-control and format characters (Unicode's Cc and Cf: byte order marks, soft hyphens, zero-width spaces, marks of
-direction) are taken out, as BERT's own tokenizer would do; those of them that are white space (tab, line feed, ...)
-separate words.
+Cleaning: first the rules named in the recipe (cleaning.py), then the recipe's Unicode normalization. Then control and
+format characters (Unicode categories Cc and Cf: NUL, byte order marks, soft hyphens, zero-width spaces, direction
+marks) are removed, as in BERT's own tokenizer; those that are white space (tab, line feed, ...) separate words.
 """
 
 import re
@@ -34,7 +33,7 @@ from bert_pipeline.store.artifact import Facts
 Normalization = Literal["NFC", "NFKC", "none"]
 
 CHARACTERS_PER_SHARD = 2**24
-"""A shard of long documents ends before it has its number of documents: memory holds some shards at a time."""
+"""Bounds memory, which holds several shards: a shard of long documents ends before documents_per_shard."""
 
 TOO_SHORT = "fewer words than corpus.min_words"
 OTHER_LANGUAGE = "another language than corpus.language"
@@ -43,59 +42,61 @@ NO_SENTENCE = "no sentence is left of it"
 
 
 def split_of(document_id: str, heldout_fraction: float) -> str:
-    """A function of the id alone: other documents cannot move this one, and a larger share only adds to heldout."""
+    """The split of a document, from its id alone: a larger heldout_fraction only adds documents to heldout."""
     return "heldout" if id_hash(document_id) < heldout_fraction * 2**64 else "train"
 
 
 class Pile:
-    """Records of one split that wait for their shard to be full."""
+    """Records of one split, collected until they fill a shard."""
 
     def __init__(self, documents_per_shard: int) -> None:
         self.documents_per_shard = documents_per_shard
         self.documents: list[Document] = []
-        self._full_at = 0  # so many of them make a full shard; 0: not yet
-        self._characters = 0  # of those that come after
+        self._full_at = 0  # number of records in the full shard; 0 while there is none
+        self._characters = 0  # in the records after the full shard
 
     def add(self, document: Document) -> list[Document]:
-        """The records of a full shard when half of the next has come, so that the last is not a small one."""
+        """Add a record. Return a full shard once the next one is half full, so that the last shard is not small;
+        else [].
+        """
         self.documents.append(document)
         self._characters += sum(map(len, document.texts))
-        parts = 1 if not self._full_at else 0.5
+        share = 0.5 if self._full_at else 1
         count = len(self.documents) - self._full_at
-        if count < parts * self.documents_per_shard and self._characters < parts * CHARACTERS_PER_SHARD:
+        if count < share * self.documents_per_shard and self._characters < share * CHARACTERS_PER_SHARD:
             return []
-        leaving, self.documents = self.documents[: self._full_at], self.documents[self._full_at :]
-        self._full_at = 0 if leaving else len(self.documents)
-        self._characters = self._characters if leaving else 0
-        return leaving
+        full, self.documents = self.documents[: self._full_at], self.documents[self._full_at :]
+        self._full_at = 0 if full else len(self.documents)
+        self._characters = self._characters if full else 0
+        return full
 
 
 def deal(
     section: CorpusRecipe, records: Iterable[Document | Rejection], on_rejection: Callable[[Rejection], None]
 ) -> Iterator[tuple[str, list[Document]]]:
-    """The shards that records make: the name of each, and its records in their order."""
+    """Yield the name and the records of each shard; pass rejections to `on_rejection`."""
     piles = {split: Pile(section.documents_per_shard) for split in SPLITS}
     for record in records:
         if isinstance(record, Rejection):
             on_rejection(record)
         else:
             split = split_of(record.document_id, section.heldout_fraction)
-            if leaving := piles[split].add(record):
-                yield _shard_name(split, leaving), leaving
+            if full := piles[split].add(record):
+                yield _shard_name(split, full), full
     for split, pile in piles.items():
         if pile.documents:
             yield _shard_name(split, pile.documents), pile.documents
 
 
 def _shard_name(split: str, records: list[Document]) -> str:
-    """By the place of the first record, since a later file may bring the same id again."""
+    """The name from the place (file and number) of the first record; its id may occur again in a later file."""
     return f"{split}/{shard_name(records[0].place)}"
 
 
 def write_file(
     folder: Path, section: CorpusRecipe, read: Callable[[], Iterator[Document | Rejection]], index: Path | None
 ) -> Facts:
-    """Read a source file and write the shards of its records; the facts name the shards and hold the rejections."""
+    """Read a source file and write the shards of its records; return the shards' facts and the rejections."""
     rejections: list[Rejection] = []
     shards = {
         name: write_shard(folder, section, name, records, index)
@@ -107,10 +108,10 @@ def write_file(
 def write_shard(
     folder: Path, section: CorpusRecipe, name: str, records: list[Document], index: Path | None = None
 ) -> Facts:
-    """Clean and split the records of one shard; write what is kept to `name`.parquet, and the ledger of all.
+    """Clean and split the records of one shard; write the kept ones to `name`.parquet, and a ledger of all.
 
-    `index`: where the evaluation sets are (EvaluationIndex) whose examples no document may hold. Facts: `records`,
-    `deletions`, `cleaned_by_rule` (documents that each rule changed), `held` (examples found in documents).
+    `index`: folder of the EvaluationIndex with the examples that no document may hold. Facts: `records`, `deletions`,
+    `stored`, `cleaned_by_rule` (documents changed by each rule) and `held` (examples found in documents).
     """
     held = _held(index, records) if index else {}
     cleaned_by_rule: Counter[str] = Counter()
@@ -118,7 +119,7 @@ def write_shard(
     kept: list[tuple[Document, list[str]]] = []
     for number, record in enumerate(records):
         try:
-            sentences, reason, detail = _judged(record, section, number in held, cleaned_by_rule)
+            sentences, reason, detail = _process(record, section, number in held, cleaned_by_rule)
         except Exception as error:
             error.add_note(f"document {record.document_id} of {record.source}")
             raise
@@ -140,10 +141,10 @@ def write_shard(
     }
 
 
-def _judged(
+def _process(
     record: Document, section: CorpusRecipe, holds_example: bool, cleaned_by_rule: Counter[str]
 ) -> tuple[list[str], str, str]:
-    """Its sentences; or none, and the reason with a detail."""
+    """(sentences, reason, detail): the sentences of a kept record, or [] with the reason for dropping it."""
     if record.deleted:
         return [], "", ""
     if holds_example:
@@ -151,14 +152,14 @@ def _judged(
     texts, rules = apply_rules(record.texts, RULES if "all" in section.cleaning else section.cleaning)
     cleaned_by_rule.update(rules)
     texts = tuple(clean(text, section.unicode_normalization) for text in texts)
-    judged = texts[1:] if section.source == "pubmed" else texts  # of a citation: its abstract
-    num_words = sum(len(text.split()) for text in judged) if section.min_words else 0
+    body = texts[1:] if section.source == "pubmed" else texts  # a citation without its title
+    num_words = sum(len(text.split()) for text in body) if section.min_words else 0
     if num_words < section.min_words:
         return [], TOO_SHORT, f"{num_words} words"
     if section.language:
         from bert_pipeline.data.corpus.language import language_of
 
-        if (found := language_of(" ".join(judged))) not in ("", section.language):
+        if (found := language_of(" ".join(body))) not in ("", section.language):
             return [], OTHER_LANGUAGE, found
     split = split_sentences if section.sentence_splitter == "segtok" else split_lines
     sentences = [sentence for text in texts for sentence in split(text)]
@@ -166,7 +167,7 @@ def _judged(
 
 
 def _entry(record: Document, sentences: list[str], reason: str, detail: str, row: int) -> dict[str, Any]:
-    """Its row of the ledger."""
+    """The ledger row of a record."""
     text = "\n".join(sentences)
     about = "\0".join([record.document_id, str(record.version), record.date, record.journal])
     return {
@@ -206,7 +207,7 @@ def _table(kept: list[tuple[Document, list[str]]]) -> pa.Table:
 
 
 def _held(index: Path, records: list[Document]) -> dict[int, list[dict[str, Any]]]:
-    """Which records hold examples of evaluation sets, and which ones."""
+    """The evaluation examples found in the records, by the number of the record."""
     texts = [" ".join(record.texts) for record in records]
     found = _open_index(index).search([record.document_id for record in records], texts)
     held = {number: [each.row for each in holdings if each.rule != "phrase"] for number, holdings in found}
@@ -225,7 +226,7 @@ _CONTROL = re.compile(f"[{re.escape(''.join(_CONTROLS))}]")
 
 
 def clean(text: str, unicode_normalization: Normalization) -> str:
-    """The text as it goes into sentences; see the head of this file."""
+    """Normalize a text and remove control characters; see the head of this file."""
     if unicode_normalization != "none":
         text = unicodedata.normalize(unicode_normalization, text)
     return _CONTROL.sub("", text)

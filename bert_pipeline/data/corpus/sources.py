@@ -1,4 +1,4 @@
-"""The files that a corpus is made of: which ones, since when, and how to read each."""
+"""The source files of a corpus: which files, their release dates, and how to read each."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from bert_pipeline.data.sources.records import Document, Rejection, SourceError
 from bert_pipeline.recipe import CorpusRecipe
 
 SOURCES = "sources.jsonl"
-"""In every corpus: the files that it is made of. corpus.sources_file takes one to make the same corpus again."""
+"""Every corpus lists its source files in this file. Set corpus.sources_file to one to rebuild the same corpus."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class SourceFile:
     bytes: int
     sha256: str
     released: str = ""
-    """The day that its server gives it; empty where nobody said."""
+    """Date given by the server; empty if unknown."""
 
 
 def source_files(section: CorpusRecipe) -> dict[str, Path]:
-    """The files that the corpus is made of, by name, in their order; none for the sample.
+    """The source files of the corpus by name, in order; empty for the sample.
 
-    Raises SourceError where there are none, where the day of one is not known and corpus.cutoff asks for it, or where
-    they are not those of corpus.sources_file.
+    Raises SourceError if there is no file, if corpus.cutoff needs a release date that is unknown, or if the files
+    differ from corpus.sources_file.
     """
     if section.source == "sample":
         return {}
@@ -46,7 +46,7 @@ def source_files(section: CorpusRecipe) -> dict[str, Path]:
 
 
 def describe_sources(section: CorpusRecipe, files: dict[str, Path]) -> list[SourceFile]:
-    """Raises SourceError where a file is not the one that was fetched."""
+    """Describe the files. Raises SourceError if the SHA-256 of a file differs from the downloaded one."""
     fetched = _fetched(section)
     sources = []
     for name, path in files.items():
@@ -54,7 +54,7 @@ def describe_sources(section: CorpusRecipe, files: dict[str, Path]) -> list[Sour
         if known := fetched.get(name):
             if source.sha256 != known.sha256:
                 raise SourceError(
-                    f"{path}: its sha256 is {source.sha256}, and it was fetched with {known.sha256}; "
+                    f"{path}: its sha256 is {source.sha256}, but it was downloaded with {known.sha256}; "
                     "remedy: remove it, and run `bert-pipeline download-pubmed` again"
                 )
             source = replace(source, released=known.released)
@@ -67,7 +67,7 @@ def write_sources(path: Path, sources: list[SourceFile]) -> None:
 
 
 def _fetched(section: CorpusRecipe) -> dict[str, MirroredFile]:
-    """By name, the files that `bert-pipeline download-pubmed` fetched."""
+    """The files that `bert-pipeline download-pubmed` downloaded, by name."""
     if section.source != "pubmed":
         return {}
     return {each.name: each for each in read_record(settings.in_data_folder(section.path)).values()}
@@ -76,7 +76,7 @@ def _fetched(section: CorpusRecipe) -> dict[str, MirroredFile]:
 def read_source_file(
     section: CorpusRecipe, name: str, path: Path, progress: Progress
 ) -> Iterator[Document | Rejection]:
-    """Every record of one file."""
+    """Yield every record of one file."""
     if section.source == "pubmed":
         return read_pubmed(name, path, progress.advance)
     return read_documents({name: path}, section.text_fields, section.id_field, progress, section.section_titles)
@@ -87,14 +87,14 @@ def _until(section: CorpusRecipe, files: dict[str, Path]) -> dict[str, Path]:
     for name, path in files.items():
         if not released.get(name):
             raise SourceError(
-                f"{path}: nobody says when it was released, and corpus.cutoff = {section.cutoff} asks for it; "
-                f"remedy: fetch the files by `bert-pipeline download-pubmed`, which notes it in {RECORD}"
+                f"{path}: its release date is unknown, but corpus.cutoff = {section.cutoff} needs it; "
+                f"remedy: download the files with `bert-pipeline download-pubmed`, which records it in {RECORD}"
             )
     chosen = {name: path for name, path in files.items() if released[name] <= section.cutoff}
     if not chosen:
         raise SourceError(
-            f"{section.path}: none of {len(files)} files was released until corpus.cutoff = {section.cutoff} "
-            f"(the first on {min(released[name] for name in files)}); remedy: a later cutoff"
+            f"{section.path}: none of {len(files)} files was released by corpus.cutoff = {section.cutoff} "
+            f"(the first on {min(released[name] for name in files)}); remedy: set a later cutoff"
         )
     return chosen
 
@@ -105,13 +105,13 @@ def _pinned(listing: Path, files: dict[str, Path]) -> dict[str, Path]:
     except FileNotFoundError:
         raise SourceError(f"{listing}: no such file; remedy: correct corpus.sources_file") from None
     except (ValueError, TypeError) as error:
-        raise SourceError(f"{listing}: not a {SOURCES}: {error}; remedy: take that of a corpus") from None
+        raise SourceError(f"{listing}: not a valid {SOURCES}: {error}; remedy: use the {SOURCES} of a corpus") from None
     for each in sources:
         if each.name not in files:
-            raise SourceError(f"{listing} asks for {each.name}, which is not there; remedy: bring it back")
+            raise SourceError(f"{listing} lists {each.name}, which is missing; remedy: restore it")
         if (found := cached_digest(files[each.name])) != each.sha256:
             raise SourceError(
-                f"{files[each.name]}: its sha256 is {found}, and {listing} asks for {each.sha256}; "
-                "remedy: bring the file back that it was"
+                f"{files[each.name]}: its sha256 is {found}, but {listing} lists {each.sha256}; "
+                "remedy: restore the original file"
             )
     return {each.name: files[each.name] for each in sources}

@@ -1,8 +1,8 @@
-"""The vocabulary: WordPiece pieces learnt from the corpus itself, saved for `AutoTokenizer`.
+"""The tokenizer stage: learn a WordPiece vocabulary from the corpus and save it for `AutoTokenizer`.
 
-    shards -> how often each word occurs (wordcounts.py) -> pieces (wordpiece.py) -> tokenizer.json
+    shards -> word counts (counts.py) -> pieces (learn.py) -> tokenizer.json
 
-It is a function of the text alone: not of shards, workers, or the seed of a hash map.
+The vocabulary depends on the text alone: not on shards, workers, or the seed of a hash map.
 """
 
 import logging
@@ -25,14 +25,14 @@ from bert_pipeline.recipe import TokenizerRecipe
 from bert_pipeline.store.artifact import Facts
 
 HELDOUT_DOCUMENTS = 20_000
-"""Held-out documents that the facts are measured on, at most."""
+"""Maximum number of held-out documents on which the facts are measured."""
 CHECKED_WORDS = 100
 
 log = logging.getLogger(__name__)
 
 
 class VocabularyError(ValueError):
-    """The text cannot give the vocabulary that the recipe asks for."""
+    """The text cannot yield the vocabulary that the recipe requests."""
 
 
 def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Facts:
@@ -54,7 +54,7 @@ def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Fa
 
 
 def take_tokenizer_over(init_from: Path, raw_corpus: Path, out: Path) -> Facts:
-    """Save the vocabulary of the model that training begins with, its special tokens first."""
+    """Save the vocabulary of the initial model with the special tokens first."""
     vocabulary = read_vocabulary(init_from)
     numbered = {piece: number for number, piece in enumerate(vocabulary.in_our_order)}
     tokenizer = _bert_tokenizer(vocabulary.lowercase, numbered)
@@ -77,40 +77,40 @@ def _share(max_documents: int, shards: list[CorpusShard]) -> float:
 
 
 def train_wordpiece(section: TokenizerRecipe, sentences: Iterable[str]) -> Tokenizer:
-    """Learn the vocabulary of a text that fits in memory, all of it."""
+    """Learn a vocabulary from sentences in memory."""
     counts = as_table(count_words(_bert_tokenizer(section.lowercase), [pa.array(sentences, pa.string())]))
     return _train(section, counts["word"].combine_chunks(), counts["count"].to_numpy())
 
 
 def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) -> Tokenizer:
-    """Raises VocabularyError where the words have too few pieces for `vocab_size`, or too many characters."""
+    """Learn the pieces. Raises VocabularyError if the words yield too few pieces or have too many characters."""
     spelling = spell(words, counts)
     alphabet = _alphabet(character_counts(spelling), section.limit_alphabet)
     pieces, last_count = learn_pieces(spelling, alphabet, SPECIAL_TOKENS, section.vocab_size, section.min_frequency)
     if len(pieces) < section.vocab_size:
         raise VocabularyError(
-            f"tokenizer.vocab_size = {section.vocab_size}, but the text gives only {len(pieces)} pieces that occur "
-            f"{section.min_frequency} times; remedy: tokenizer.vocab_size = {len(pieces)} or less, or more text"
+            f"tokenizer.vocab_size = {section.vocab_size}, but the text yields only {len(pieces)} pieces that occur "
+            f"{section.min_frequency} times; remedy: set tokenizer.vocab_size to {len(pieces)} or less, or add text"
         )
     if len(pieces) > section.vocab_size:
         raise VocabularyError(
             f"tokenizer.vocab_size = {section.vocab_size}, but the {len(alphabet)} characters of the text alone need "
-            f"{len(pieces)}; remedy: a larger vocab_size or a smaller tokenizer.limit_alphabet"
+            f"{len(pieces)}; remedy: use a larger vocab_size or a smaller tokenizer.limit_alphabet"
         )
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     ranked = ((words[n].as_py(), int(counts[n])) for n in np.argsort(-counts, kind="stable"))
-    spelt = ((word, count) for word, count in ranked if set(word) <= set(alphabet))
-    for word, count in islice(spelt, CHECKED_WORDS):
+    spellable = ((word, count) for word, count in ranked if set(word) <= set(alphabet))
+    for word, count in islice(spellable, CHECKED_WORDS):
         if count > last_count and word not in vocabulary:  # tokenizers issue 437: "the" was missing
             raise VocabularyError(
-                f"the word {word!r} occurs {count:,} times, a pair that became a piece only {last_count:,} times, yet "
-                "the word is no piece: pairs were miscounted; remedy: report this, it is a fault of the program"
+                f"the word {word!r} occurs {count:,} times, the last merged pair only {last_count:,} times, yet the "
+                "word is not a piece: pairs were miscounted; remedy: report this bug"
             )
     return _bert_tokenizer(section.lowercase, vocabulary)
 
 
 def _bert_tokenizer(lowercase: bool, vocabulary: dict[str, int] | None = None) -> Tokenizer:
-    """BERT's normaliser, splitter and row template (google-research/bert, tokenization.py) over a vocabulary."""
+    """BERT's normalizer, splitter and row template (google-research/bert, tokenization.py) over a vocabulary."""
     tokenizer = Tokenizer(
         models.WordPiece(vocabulary or {"[UNK]": UNK_ID}, unk_token="[UNK]", max_input_chars_per_word=100)
     )
@@ -136,7 +136,7 @@ def _alphabet(counts: dict[str, int], limit: int) -> list[str]:
 
 
 def save_tokenizer(tokenizer: Tokenizer, lowercase: bool, out: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and vocab.txt, and check the ids."""
+    """Check the ids, then write tokenizer.json, tokenizer_config.json and vocab.txt."""
     from transformers import BertTokenizer
 
     wrong = {t: tokenizer.token_to_id(t) for n, t in enumerate(SPECIAL_TOKENS) if tokenizer.token_to_id(t) != n}
@@ -147,7 +147,7 @@ def save_tokenizer(tokenizer: Tokenizer, lowercase: bool, out: Path) -> None:
     for number, (piece, found) in enumerate(pieces):
         if found != number:
             raise VocabularyError(
-                f"ids must be 0 to {len(pieces) - 1}, each once, but {piece!r} has {found}, not {number}"
+                f"ids must be 0 to {len(pieces) - 1}, each used once, but {piece!r} has {found}, not {number}"
             )
     BertTokenizer(tokenizer_object=tokenizer, do_lower_case=lowercase).save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))
@@ -155,7 +155,7 @@ def save_tokenizer(tokenizer: Tokenizer, lowercase: bool, out: Path) -> None:
 
 
 def _measure(tokenizer: Tokenizer, raw_corpus: Path) -> Facts:
-    """How the vocabulary fits text that it was not made from."""
+    """How well the vocabulary fits held-out text."""
     words = count_words(tokenizer, _heldout_sentences(raw_corpus))
     encoded = dict(zip(words, tokenizer.encode_batch(list(words), add_special_tokens=False), strict=True))
     pieces = sum(count * len(encoded[word].ids) for word, count in words.items())

@@ -1,10 +1,10 @@
-"""How often each word of a corpus occurs, counted by worker processes in memory that does not grow with the corpus.
+"""Count the words of a corpus in worker processes, in memory that does not grow with the corpus.
 
-    shards -> sorted counts of each -> merged, FAN_IN files at a time -> the KEPT_WORDS most frequent
+    shards -> sorted counts per shard -> merged, FAN_IN files at a time -> the KEPT_WORDS most frequent words
 
-A word is what the tokenizer's normaliser and pre-tokenizer give, hence what its pieces are learnt from. What bounds
-memory: a worker that counts holds a batch of documents and the distinct words of its shard; one that merges
-holds BATCH_WORDS of each of its FAN_IN files; the stage itself never holds more than twice KEPT_WORDS.
+A word is a unit produced by the tokenizer's normalizer and pre-tokenizer; pieces are learned from words. Memory: a
+counting worker holds a batch of documents and the distinct words of its shard; a merging worker holds BATCH_WORDS of
+each of its FAN_IN files; the stage itself holds at most twice KEPT_WORDS.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from bert_pipeline.formats.corpus import CorpusShard
 from bert_pipeline.store.executors import map_shards
 
 KEPT_WORDS = 1_500_000
-"""Distinct words that pieces are learnt from, at most: the learner takes some 300 bytes for each."""
+"""Maximum number of distinct words to learn pieces from; the learner needs about 300 bytes per word."""
 BATCH_WORDS = 20_000
 FAN_IN = 16
 
@@ -32,7 +32,7 @@ SCHEMA = pa.schema([pa.field("word", pa.string(), nullable=False), pa.field("cou
 
 
 class Sample(NamedTuple):
-    """Documents whose hash under the seed falls into the share: a choice for each by itself."""
+    """A random sample of documents, decided for each document by a hash of its id and the seed."""
 
     seed: int
     share: float
@@ -46,12 +46,12 @@ class WordCounts(NamedTuple):
     words: pa.StringArray  # sorted
     counts: np.ndarray  # (words,) int64
     num_documents: int
-    num_distinct: int  # in the text; `words` are the most frequent of them
-    num_cut: int  # occurrences of the others
+    num_distinct: int  # distinct words in the text; `words` holds the most frequent ones
+    num_cut: int  # occurrences of the distinct words not in `words`
 
 
 def count_corpus(tokenizer: Any, shards: list[CorpusShard], sample: Sample, scratch: Path) -> WordCounts:
-    """Count the words of the sampled documents of all shards. `scratch` is a folder that all workers can write to."""
+    """Count the words of the sampled documents. `scratch`: a folder that all workers can write to."""
     files = [scratch / "shards" / shard.path.name for shard in shards]
     tasks = [(shard.name, (tokenizer, shard, sample, file)) for shard, file in zip(shards, files, strict=True)]
     num_documents = map_shards("tokenizer: counting words", _count_shard, tasks, total=len(tasks))
@@ -64,7 +64,7 @@ def count_corpus(tokenizer: Any, shards: list[CorpusShard], sample: Sample, scra
 
 
 def count_words(tokenizer: Any, batches: Iterable[pa.StringArray]) -> Counter[str]:
-    """Count the words of sentences. Each distinct item is normalised once, and split if anything can split it."""
+    """Count the words of sentences. Each distinct item (encoding.py) is normalized once; plain ASCII is not split."""
     seen: Counter[str] = Counter()
     for sentences in batches:
         distinct, items, _ = itemize(sentences)
@@ -79,7 +79,7 @@ def count_words(tokenizer: Any, batches: Iterable[pa.StringArray]) -> Counter[st
 
 
 def _count_shard(tokenizer: Any, shard: CorpusShard, sample: Sample, out: Path) -> int:
-    """Write the words of a shard, sorted, with their counts; returns the number of documents read."""
+    """Write the sorted words of a shard with their counts; return the number of sampled documents."""
     num_documents = 0
 
     def sentences() -> Iterator[pa.StringArray]:
@@ -94,14 +94,14 @@ def _count_shard(tokenizer: Any, shard: CorpusShard, sample: Sample, out: Path) 
 
 
 def as_table(counts: Counter[str]) -> pa.Table:
-    """The words in the order of their code points."""
+    """The counts as a table, sorted by the code points of the words."""
     words = sorted(counts)
     return pa.table([words, [counts[word] for word in words]], schema=SCHEMA)
 
 
 def _write(path: Path, tables: Iterable[pa.Table]) -> None:
     path.parent.mkdir(exist_ok=True)
-    with pq.ParquetWriter(path, SCHEMA, use_dictionary=False) as writer:  # no word comes twice
+    with pq.ParquetWriter(path, SCHEMA, use_dictionary=False) as writer:  # words are distinct
         for table in tables:
             writer.write_table(table, row_group_size=BATCH_WORDS)
 
@@ -111,7 +111,7 @@ def _merge_files(files: list[Path], out: Path) -> None:
 
 
 def _merged(files: list[Path]) -> Iterator[pa.Table]:
-    """The sorted counts of all files as one sequence of sorted tables, in which each word occurs once."""
+    """Merge the sorted counts of all files into one sequence of sorted tables in which each word occurs once."""
     unread = [pq.ParquetFile(file).iter_batches(BATCH_WORDS, use_threads=False) for file in files]
     held: list[pa.RecordBatch | None] = [None for _ in files]
     while True:
@@ -119,7 +119,7 @@ def _merged(files: list[Path]) -> Iterator[pa.Table]:
         batches = [batch for batch in held if batch]
         if not batches:
             return
-        last = min(batch["word"][-1].as_py() for batch in batches)  # up to here, every file has been read
+        last = min(batch["word"][-1].as_py() for batch in batches)  # all files have been read up to this word
         ends = [bisect_right(batch["word"], last, key=str) if batch else 0 for batch in held]
         yield _summed([batch.slice(0, end) for batch, end in zip(held, ends, strict=True) if batch])
         held = [batch.slice(end) if batch else None for batch, end in zip(held, ends, strict=True)]
@@ -131,7 +131,7 @@ def _summed(batches: list[pa.RecordBatch]) -> pa.Table:
 
 
 def _most_frequent(tables: Iterable[pa.Table], num_documents: int) -> WordCounts:
-    """The most frequent words; of words that are equally frequent the first in the order of their code points."""
+    """The KEPT_WORDS most frequent words; ties are broken by code points."""
     kept = SCHEMA.empty_table()
     num_distinct, num_words = 0, 0
     for table in tables:
@@ -142,7 +142,7 @@ def _most_frequent(tables: Iterable[pa.Table], num_documents: int) -> WordCounts
             kept = _cut(kept)
     kept = _cut(kept)
     words, counts = kept["word"].combine_chunks(), kept["count"].to_numpy()
-    pa.default_memory_pool().release_unused()  # 100 MB and more that Arrow would keep for itself
+    pa.default_memory_pool().release_unused()  # Arrow would otherwise keep 100 MB and more
     return WordCounts(words, counts, num_documents, num_distinct, num_words - int(counts.sum()))
 
 

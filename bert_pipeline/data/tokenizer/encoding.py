@@ -1,14 +1,13 @@
-"""Text to token ids, each distinct word once.
+"""Encode texts to token ids; each distinct word is encoded once.
 
-BERT's normaliser works on single characters and its splitter cuts at every blank, so the pieces of a text are
-those of its words between blanks, one after the other. Of a word in printable ASCII more is known: it is cut
-around every punctuation mark, and between the marks nothing is. So a text is a sequence of *items*: runs of ASCII
-letters and digits, single ASCII marks, and words with any other character as a whole. A corpus repeats its items:
-a shard of abstracts holds each one some thirty times.
+BERT's normalizer works on single characters and its splitter cuts at every blank, so the pieces of a text are the
+pieces of its blank-separated words, concatenated. A word in printable ASCII is cut around every punctuation mark and
+nowhere else. So a text is a sequence of *items*: runs of ASCII letters and digits, single ASCII punctuation marks, and
+whole words that contain any other character. Items repeat: a shard of abstracts holds each one about thirty times.
 
-Distinct ASCII items are cut into pieces here (WordPiece: the longest piece of the vocabulary that begins the rest;
-Wu et al. 2016, arXiv 1609.08144, as tokenization.py of google-research/bert does it), the others, a few in a
-hundred, by `tokenizers`. The rest is copying.
+This file cuts distinct ASCII items into pieces (WordPiece: repeatedly take the longest piece that the rest starts with;
+Wu et al. 2016, arXiv 1609.08144, implemented like tokenization.py of google-research/bert). `tokenizers` encodes the
+others, a few percent. Then the ids are copied to their places.
 """
 
 from itertools import chain
@@ -18,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from bert_pipeline.formats.pairs import token_type
-from bert_pipeline.formats.tokenizer import UNK_ID
+from bert_pipeline.formats.tokenizer import UNK_ID, token_id_type
 
 _BLANK, _LETTER, _MARK, _OTHER = range(4)
 _KIND = np.full(256, _OTHER, np.uint8)
@@ -33,30 +31,30 @@ _FNV_BASIS, _FNV_PRIME = np.uint64(14695981039346656037), np.uint64(109951162821
 
 
 class _Pieces(NamedTuple):
-    """Pieces of a vocabulary and a hash table of them: open addressing, at most half full."""
+    """Pieces of a vocabulary and their hash table (open addressing, at most half full)."""
 
     text: np.ndarray  # (bytes,) uint8: piece n is text[ends[n]:ends[n + 1]]
     ends: np.ndarray  # (pieces + 1,) int64
     ids: np.ndarray  # (pieces,) int64
-    slots: np.ndarray  # (slots,) int32: number of the piece, or -1
-    longest: int  # bytes
+    slots: np.ndarray  # (slots,) int32: number of the piece; -1: empty
+    longest: int  # length of the longest piece in bytes
 
 
 class Encoder:
-    """Encodes with one tokenizer.
+    """Encodes texts with one tokenizer.
 
-    Raises ValueError for a tokenizer that does not normalise and split as BERT's does, or is no WordPiece.
+    Raises ValueError unless the tokenizer has BERT's normalizer and pre-tokenizer and a WordPiece model.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         parts = [type(part).__name__ for part in (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model)]
         if parts != ["BertNormalizer", "BertPreTokenizer", "WordPiece"]:
             raise ValueError(
-                f"a tokenizer of {', '.join(parts)} cannot be applied word by word; "
-                "remedy: one of BertNormalizer, BertPreTokenizer, WordPiece, such as the tokenizer stage makes"
+                f"a tokenizer of {', '.join(parts)} cannot be applied word by word; remedy: use BertNormalizer, "
+                "BertPreTokenizer and WordPiece, as the tokenizer stage does"
             )
         self._tokenizer = tokenizer
-        self._dtype = np.dtype(token_type(tokenizer.get_vocab_size()).to_pandas_dtype())
+        self._dtype = np.dtype(token_id_type(tokenizer.get_vocab_size()).to_pandas_dtype())
         self._letters = _LOWER if tokenizer.normalizer.lowercase else _AS_IT_IS
         self._max_length = tokenizer.model.max_input_chars_per_word
         prefix = tokenizer.model.continuing_subword_prefix
@@ -67,11 +65,11 @@ class Encoder:
         )
 
     def encode(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, offsets): the ids of text n, as `tokenizer.encode(..., add_special_tokens=False)` gives them, are
-        ids[offsets[n]:offsets[n + 1]]. ids are uint16 or uint32, offsets int64.
+        """(ids, offsets): text n has the ids ids[offsets[n]:offsets[n + 1]], equal to the result of
+        `tokenizer.encode(..., add_special_tokens=False)`. ids are uint16 or uint32, offsets int64.
         """
         text, starts, lengths, items, item_ends = _scan(texts)
-        pieces = np.empty(lengths.sum(), self._dtype)  # of each distinct item; it has at least one byte a piece
+        pieces = np.empty(lengths.sum(), self._dtype)  # of all distinct items; a piece has at least one byte
         piece_starts, piece_counts = np.empty((2, len(starts)), np.int64)
         _cut(text, starts, lengths, self._letters, self._first, self._following, self._max_length,
              pieces, piece_starts, piece_counts)  # fmt: skip
@@ -86,9 +84,9 @@ class Encoder:
 
 def itemize(texts: pa.StringArray) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(distinct, items, item_ends): the items of text n are distinct[i] for i in
-    items[item_ends[n]:item_ends[n + 1]]; distinct ones in the order in which they first occur.
+    items[item_ends[n]:item_ends[n + 1]]. `distinct` is in order of first occurrence.
 
-    items (items,) int32, item_ends (texts + 1,) int64.
+    items: (items,) int32; item_ends: (texts + 1,) int64.
     """
     text, starts, lengths, items, item_ends = _scan(texts)
     return _strings(text, starts, lengths), items, item_ends
@@ -107,7 +105,7 @@ def _scan(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     if len(texts):
         ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     items, item_ends = np.empty(ends[-1] - ends[0], np.int32), np.zeros(len(ends), np.int64)
-    capacity = 2**16  # of distinct items; doubled until they fit
+    capacity = 2**16  # for distinct items; doubled until they fit
     found = -1
     while found < 0:
         starts, lengths = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
@@ -117,7 +115,7 @@ def _scan(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
 
 
 def _index(vocabulary: dict[str, int]) -> _Pieces:
-    """The index of pieces (ASCII, none empty unless there is only [UNK] to be had)."""
+    """Build the hash table of ASCII pieces. A piece is empty only if the vocabulary holds nothing but [UNK]."""
     pieces = [piece.encode() for piece in vocabulary]
     lengths = np.array([len(piece) for piece in pieces], np.int64)
     slots = np.full(4 << len(pieces).bit_length(), -1, np.int32)
@@ -151,7 +149,7 @@ def _fill(index):
 
 @njit(cache=True)
 def _longest_piece(text, start, end, letters, index):
-    """(id, end) of the longest piece that text[start:] begins with; id -1 where there is none."""
+    """(id, end) of the longest piece that text[start:] starts with; the id is -1 if there is none."""
     found, found_end = -1, start
     code = _FNV_BASIS
     for n in range(start, min(end, start + index.longest)):
@@ -175,8 +173,8 @@ def _longest_piece(text, start, end, letters, index):
 
 @njit(cache=True)
 def _cut(text, starts, lengths, letters, first, following, max_length, pieces, piece_starts, piece_counts):
-    """The pieces of item i: pieces[piece_starts[i]:piece_starts[i] + piece_counts[i]]; a count of -1 for an item with
-    other characters than printable ASCII.
+    """Write the pieces of item i to pieces[piece_starts[i]:piece_starts[i] + piece_counts[i]]. The count is -1 for an
+    item with characters other than printable ASCII.
     """
     used = 0
     for item in range(len(starts)):
@@ -204,10 +202,10 @@ def _cut(text, starts, lengths, letters, first, following, max_length, pieces, p
 
 @njit(cache=True)
 def _itemize(text, ends, items, item_ends, starts, lengths):
-    """Number the items; distinct item n stands at text[starts[n]:starts[n] + lengths[n]].
+    """Number the items; distinct item n is text[starts[n]:starts[n] + lengths[n]].
 
-    Returns how many distinct ones there are, or -1 where they are more than `starts` holds. The arrays do not grow
-    in here, because numba then reads every element several times as slowly.
+    Returns the number of distinct items, or -1 if they do not fit in `starts`. The arrays do not grow in this function,
+    because numba would then read every element several times slower.
     """
     slots = np.full(2 * len(starts), -1, np.int32)  # a hash table: open addressing, at most half full
     hashes = np.empty(len(starts), np.uint64)
@@ -263,7 +261,7 @@ def _same(text, one, other, length):
 
 @njit(cache=True)
 def _gather(items, item_ends, pieces, piece_starts, piece_counts):
-    """Put the pieces of each item in its place."""
+    """Copy the pieces of each item to the items' positions; return (ids, offsets)."""
     total = 0
     for item in items:
         total += piece_counts[item]

@@ -1,11 +1,11 @@
-"""The pairs of neighbouring symbols in words: counted, queued by count, and merged into one symbol where they stand.
+"""Pairs of adjacent symbols in words: count them, queue them by count, and merge them in place.
 
-Words are symbols (ids of pieces) in one array. A hash table holds how often each pair occurs, a heap the pairs with
-the words that hold them. Of equally frequent pairs the one with the smaller ids comes first.
+Words are symbols (ids of pieces) in one array. A hash table holds the count of each pair; a heap holds the pairs with
+the words that contain them. Equally frequent pairs are ordered by their ids, smaller ids first.
 
-Two traits of the queue of `tokenizers` (models/bpe/trainer.rs) decide what is merged when, and are the same here. A
-pair that comes up again after it was queued is queued once more, with only the words where it is new, and each
-entry waits for its own turn. And the count of a pair still holds the places where it was merged before.
+Two properties of the queue of `tokenizers` (models/bpe/trainer.rs) determine the merge order and are reproduced here.
+If a queued pair appears in new words, it is queued again with only these words, and each entry is processed
+separately. And the count of a pair still includes the places where the pair was already merged.
 """
 
 from typing import NamedTuple
@@ -21,31 +21,31 @@ _PAIRS, _QUEUED, _TOUCHED, _NODES, _FREE = range(5)
 class Pairs(NamedTuple):
     """The words and the state of their pairs. A pair's key is left id << 32 | right id."""
 
-    symbols: np.ndarray  # (symbols,) int32; word n begins at starts[n] and shrinks in its place
+    symbols: np.ndarray  # (symbols,) int32; word n starts at starts[n] and shrinks in place
     starts: np.ndarray  # (words,) int64
     lengths: np.ndarray  # (words,) int32
     counts: np.ndarray  # (words,) int64
     nodes: np.ndarray  # (number, 2) int32: linked lists of words, as (word, next node)
-    sizes: np.ndarray  # (5,) int64: pairs, queue entries, touched slots, nodes ever used, first node of the free ones
-    keys: np.ndarray  # (slots,) int64: a hash table of pairs, open addressing; at most three quarters full
+    sizes: np.ndarray  # (5,) int64: pairs, queue entries, touched slots, nodes ever used, first free node
+    keys: np.ndarray  # (slots,) int64: hash table of pairs, open addressing, at most three quarters full
     pair_counts: np.ndarray  # (slots,) int64
-    fresh: np.ndarray  # (slots,) int32: list of the words where the pair came up since the last queueing
-    touched: np.ndarray  # (slots,) int32: the slots that have such a list
+    fresh: np.ndarray  # (slots,) int32: list of words in which the pair appeared since it was last queued
+    touched: np.ndarray  # (slots,) int32: the slots with such a list
     queue: np.ndarray  # (entries, 3) int64: a binary heap of (count when queued, key, list of words)
 
 
 def count_pairs(symbols: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> Pairs:
-    """All pairs counted and queued. symbols (symbols,) int32, lengths (words,) int32, counts (words,) int64.
+    """Count and queue all pairs. symbols: (symbols,) int32; lengths: (words,) int32; counts: (words,) int64.
 
-    The first two are written over by merges.
+    Merges overwrite `symbols` and `lengths`.
     """
     state = Pairs(
         symbols,
         np.concatenate([[0], np.cumsum(lengths[:-1], dtype=np.int64)]),
         lengths,
         counts,
-        # A merge takes one symbol away and brings at most two new pairs: never more nodes than three a symbol.
-        # The system gives memory to the part that is used, rarely half of it.
+        # A merge removes one symbol and creates at most two new pairs, so three nodes per symbol are enough.
+        # The operating system allocates only the part in use, rarely half of it.
         nodes=np.empty((3 * len(symbols) + 1, 2), np.int32),
         sizes=np.array([0, 0, 0, 0, _NONE]),
         **_table(2**16),
@@ -69,7 +69,7 @@ def _table(slots: int) -> dict[str, np.ndarray]:
 
 
 def with_room(state: Pairs, pairs: int) -> Pairs:
-    """The state with room for so many more pairs."""
+    """Return the state with room for `pairs` more pairs."""
     while _is_full(state, pairs):
         state = _with_larger_table(state)
     while state.sizes[_QUEUED] + pairs > len(state.queue):
@@ -87,7 +87,7 @@ def _with_larger_table(state: Pairs) -> Pairs:
 
 @njit(cache=True)
 def _slot(keys, key):
-    """Where the pair stands in the table, or the empty slot where it belongs."""
+    """The slot of the pair, or the empty slot where it belongs."""
     mask = len(keys) - 1
     slot = ((key * _MULTIPLIER) >> 32) & mask
     while keys[slot] != key and keys[slot] != _NONE:
@@ -97,7 +97,7 @@ def _slot(keys, key):
 
 @njit(cache=True)
 def _is_full(state, pairs):
-    """Whether the table has no room for so many more pairs."""
+    """Whether the table has no room for `pairs` more pairs."""
     return 4 * (state.sizes[_PAIRS] + pairs) > 3 * len(state.keys)
 
 
@@ -117,7 +117,7 @@ def _move_pairs(state, larger):
 
 @njit(cache=True)
 def _count(state, left, right, count, word):
-    """Add to the count of a pair; where it grows, remember the word for when the pair's turn comes."""
+    """Add to the count of a pair. If it grows, add the word to the pair's list for the next queueing."""
     sizes, nodes = state.sizes, state.nodes
     key = np.int64(left) << 32 | right
     slot = _slot(state.keys, key)
@@ -143,7 +143,7 @@ def _count(state, left, right, count, word):
 
 @njit(cache=True)
 def _count_words(state, word):
-    """Count the pairs of all words from `word` on; returns the first word that the table has no room for."""
+    """Count the pairs of all words from `word` on; return the first word for which the table has no room."""
     while word < len(state.lengths):
         if _is_full(state, state.lengths[word]):
             break
@@ -156,7 +156,7 @@ def _count_words(state, word):
 
 @njit(cache=True)
 def _enqueue(state):
-    """Queue the pairs that came up, each with the words where it did."""
+    """Queue the pairs that appeared since the last call, each with the words in which it appeared."""
     queue, sizes = state.queue, state.sizes
     for n in range(sizes[_TOUCHED]):
         slot = state.touched[n]
@@ -179,7 +179,7 @@ def _before(count, key, entry):
 
 @njit(cache=True)
 def most_frequent(state):
-    """Take the first pair from the queue: (key, count, list of words). Counts in the queue are mended on the way."""
+    """Pop the most frequent pair: (key, count, list of words). Outdated counts in the queue are corrected first."""
     queue, sizes = state.queue, state.sizes
     while sizes[_QUEUED] > 0:
         key, words = queue[0, 1], queue[0, 2]
@@ -195,7 +195,7 @@ def most_frequent(state):
 
 @njit(cache=True)
 def _sink(queue, size, count, key, words):
-    """Let an entry sink from the top of the heap to its place."""
+    """Sift an entry down from the top of the heap."""
     place, child = 0, 1
     while child < size:
         if child + 1 < size and _before(queue[child + 1, 0], queue[child + 1, 1], queue[child]):
@@ -209,7 +209,7 @@ def _sink(queue, size, count, key, words):
 
 @njit(cache=True)
 def merge(state, key, node, new):
-    """Write piece `new` for the pair in all words of the list, and queue the pairs that come up."""
+    """Replace the pair by piece `new` in all words of the list, then queue the pairs that appear."""
     left, right = key >> 32, key & 0xFFFFFFFF
     symbols, nodes = state.symbols, state.nodes
     while node != _NONE:

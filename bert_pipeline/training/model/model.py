@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForPreTraining
 
-from bert_pipeline.formats.initial_model import places_of_pieces
+from bert_pipeline.formats.initial_model import ids_in_initial_model
 from bert_pipeline.formats.tokenizer import PAD_ID, padded_vocab_size, read_tokenizer
 from bert_pipeline.recipe import ModelRecipe
 
@@ -38,7 +38,7 @@ def initial_model(section: ModelRecipe, tokenizer: Path, seed: int, init_from: s
         init_from, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
     source, told = found
-    pieces = places_of_pieces(Path(init_from), tokenizer)
+    pieces = ids_in_initial_model(Path(init_from), tokenizer)
     padding = range(len(pieces), min(source.config.vocab_size, model.config.vocab_size))
     places = torch.tensor([*pieces, *padding])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Text of evaluation sets in the corpus: found as a literal search finds it, reported, and left out when asked."""
+"""Evaluation examples in the corpus: found like by a literal search, reported, and excluded on request."""
 
 import json
 import random
@@ -47,14 +47,14 @@ def example(text: str, task: str = "chem", split: str = "test", name: str = "1",
 
 
 def judged(examples: list[EvaluationText], document: str, name: str = "d") -> dict[str, str]:
-    """The rule by which the document has each example."""
+    """The rule that applies to the document for each example."""
     index = EvaluationIndex(examples)
     return {h.example: h.rule for _, holdings in index.search([name], [document]) for h in holdings}
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_it_finds_what_a_literal_search_finds(seed):
-    """Few words, so that n-grams repeat within texts, among texts and among documents."""
+def test_matches_equal_a_literal_search(seed):
+    """A small vocabulary, so that n-grams repeat within texts, across texts and across documents."""
     rng = random.Random(seed)
     marks = [" ", " ", " ", " , ", "-", "\n", ". ", " @GENE$ ", "\u2014"]
 
@@ -96,18 +96,18 @@ def test_it_finds_what_a_literal_search_finds(seed):
 
 @given(st.lists(st.text(st.characters(codec=None), max_size=200), max_size=5))
 @settings(max_examples=200, deadline=None)
-def test_words_are_what_the_letters_say(texts):
+def test_words_equal_a_slow_definition(texts):
     letters, starts, firsts = ngrams.fold(texts)
     words = [letters[begin:end].tobytes().decode() for begin, end in pairwise(starts)]
     assert words == [word for text in texts for word in words_of(text)]
     assert np.diff(firsts).tolist() == [len(words_of(text)) for text in texts]
 
 
-def test_tokens_and_running_text_are_the_same_words():
+def test_tokens_and_running_text_give_the_same_words():
     assert judged([example(EXAMPLE)], f"Background. {RUNNING.upper()} Conclusion.") == {"1": "full"}
 
 
-def test_one_changed_word_costs_the_ngrams_around_it():
+def test_one_changed_word_removes_the_ngrams_around_it():
     words = text_of(random.Random(1), 60).split()
     changed = " ".join([*words[:30], "other", *words[31:]])
     index = NgramIndex.build([(" ".join(words),)])
@@ -117,14 +117,14 @@ def test_one_changed_word_costs_the_ngrams_around_it():
     assert found(index, " ".join(w + "x" for w in words)) == {}
 
 
-def test_equal_hashes_of_other_words_are_no_hit():
-    """With the base 1 a hash is a sum: it does not know the order of the words."""
+def test_a_hash_collision_is_not_a_match():
+    """With base 1 the hash is a sum and ignores the order of the words."""
     words = [f"w{n}" for n in range(13)]
     swapped = [words[1], words[0], *words[2:]]
     others = [f"v{n}" for n in range(10)]
     texts = [(" ".join(words),), (" ".join(swapped),), (" ".join(others),)]
     index = NgramIndex.build(texts, base=1)
-    assert len(index.hashes) == 3 and len(set(index.hashes.tolist())) == 2, "the collision is there"
+    assert len(index.hashes) == 3 and len(set(index.hashes.tolist())) == 2, "two n-grams collide"
     assert found(index, " ".join(words)) == {0: (13, 13)}
     assert found(index, " ".join(swapped)) == {1: (13, 13)}
     assert found(index, " ".join(reversed(words))) == {}
@@ -175,7 +175,7 @@ class TestTheRule:
         assert judged([example(" ".join(words[:12]))], " ".join(words)) == {"1": "phrase"}
         assert judged([example(self.sentence)], self.sentence[: len(" ".join(self.sentence.split()[:12]))]) == {}
 
-    def test_what_stands_between_dummies_is_measured_by_what_can_be_found(self):
+    def test_coverage_counts_only_pieces_between_placeholders_that_are_searched(self):
         words = self.sentence.split()
         known = f"Of @GENE$ {' '.join(words[:14])} @DISEASE$ in us."
         assert judged([example(known)], f"Of p53 {' '.join(words[:14])} asthma in us.") == {"1": "full"}
@@ -187,14 +187,14 @@ class TestTheRule:
         assert judged([example(self.long)], " ".join(words[50:70])) == {"1": "partial"}
         assert judged([example(self.long)], " ".join(words[50:69])) == {"1": "phrase"}
 
-    def test_a_short_example_is_held_in_the_company_of_another_of_its_split_only(self):
+    def test_a_short_example_is_held_only_with_another_one_of_its_split(self):
         short, other = example(self.short, name="short"), example(self.sentence, name="long")
         assert judged([short, other], self.short) == {"short": "phrase"}
         assert judged([short, other], f"{self.short} {self.sentence}") == {"short": "full", "long": "full"}
         elsewhere = other._replace(split="train")
         assert judged([short, elsewhere], f"{self.short} {self.sentence}") == {"short": "phrase", "long": "full"}
 
-    def test_half_of_an_example_is_held_in_company(self):
+    def test_half_of_an_example_is_held_with_another_one(self):
         half, other = example(self.half, name="half"), example(self.sentence, name="long")
         altered = " ".join([*self.half.split()[:13], "other"])
         longer = half._replace(parts=(f"{self.half} {text_of(self.rng, 12)}",))
@@ -249,7 +249,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_documents_that_hold_examples_are_left_out_and_counted(tmp_path, in_this_process):
+def test_documents_that_hold_examples_are_excluded_and_counted(tmp_path, in_this_process):
     path, examples = planted(tmp_path)
     test = [each for each in examples if each[:2] == ("chem", "test")]
     facts = build(recipe(path, exclude_tasks=("chem",)), tmp_path / "out", test)
@@ -272,7 +272,7 @@ def test_documents_that_hold_examples_are_left_out_and_counted(tmp_path, in_this
         assert left == sorted(iterate_documents(tmp_path / "without", split)), "the others are what they were"
 
 
-def test_a_corpus_that_excludes_nothing_is_what_it_was(tmp_path, in_this_process):
+def test_without_a_match_the_corpus_equals_one_without_exclusion(tmp_path, in_this_process):
     path, _ = planted(tmp_path)
     facts = build(recipe(path), tmp_path / "plain")
     assert "excluded_documents" not in facts and not (tmp_path / "plain" / "excluded.jsonl").exists()
@@ -339,7 +339,7 @@ def test_a_report_on_no_task_and_one_on_a_corpus_without_hits(tmp_path, in_this_
         assert (tmp_path / name / "contamination.jsonl").read_text() == ""
 
 
-def test_broken_records_are_judged_beside_those_that_are_left_out(tmp_path, in_this_process):
+def test_broken_records_are_counted_among_all_records(tmp_path, in_this_process):
     path, examples = planted(tmp_path)
     with path.open("a") as file:
         file.write('{"id": "d3", "text": "the id of a document that is left out"}\n{"id": "cut\n')
@@ -351,16 +351,14 @@ def test_broken_records_are_judged_beside_those_that_are_left_out(tmp_path, in_t
         build(recipe(path), tmp_path / "strict", examples)
 
 
-def test_a_corpus_of_nothing_else_says_why_it_is_empty(tmp_path, in_this_process):
+def test_the_error_for_an_empty_corpus_gives_the_reason(tmp_path, in_this_process):
     text = text_of(random.Random(6), 30)
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": f"d{n}", "text": text}) + "\n" for n in range(9)))
-    with pytest.raises(corpus.SourceError, match=r"0 documents \(left out: 9 holds an evaluation example\)"):
+    with pytest.raises(corpus.SourceError, match=r"0 documents \(dropped: 9 holds an evaluation example\)"):
         build(recipe(tmp_path / "a.jsonl"), tmp_path / "out", [example(text)])
 
 
-def test_a_file_that_comes_costs_its_own_group_and_finds_the_ids_of_what_was_left_out(
-    tmp_path, monkeypatch, in_this_process
-):
+def test_a_new_file_builds_its_own_group_and_sees_the_ids_of_excluded_documents(tmp_path, monkeypatch, in_this_process):
     monkeypatch.setattr(corpus, "GROUP_BYTES", 1)
     texts = tmp_path / "texts"
     texts.mkdir()
@@ -382,7 +380,7 @@ def test_a_file_that_comes_costs_its_own_group_and_finds_the_ids_of_what_was_lef
         corpus, "read_documents", lambda files, *rest: read.append(list(files)) or reading(files, *rest)
     )
     grown = make("store/grown", 1)
-    assert read == [["c.jsonl"]], "what stands is not searched again"
+    assert read == [["c.jsonl"]], "existing groups are not searched again"
     assert contents(grown.path / "train") == contents(make("alone/grown", 1).path / "train")
     assert grown.facts["excluded_documents"] == 6
     (texts / "c.jsonl").rename(texts / "a.jsonl")
@@ -395,7 +393,7 @@ def test_a_file_that_comes_costs_its_own_group_and_finds_the_ids_of_what_was_lef
     assert contents(earlier.path / "train") == contents(make("alone/earlier", 2).path / "train")
 
 
-def test_other_examples_build_the_corpus_anew(tmp_path, in_this_process):
+def test_other_examples_rebuild_the_corpus(tmp_path, in_this_process):
     path, examples = planted(tmp_path)
     counts = []
     for number, excluded in enumerate([examples, examples[:2], []]):

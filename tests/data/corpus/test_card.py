@@ -1,4 +1,4 @@
-"""The data card: true to the facts, safe to look at, and of exact counts."""
+"""The data card: correct figures, safe HTML and Markdown, exact counts."""
 
 import base64
 import copy
@@ -12,15 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bert_pipeline.data.corpus.card import (
-    PAGE,
-    TEXT,
-    WORD,
-    card_in_markdown,
-    heaps_exponent,
-    vocabulary_growth,
-    write_data_card,
-)
+from bert_pipeline.data.corpus.card import PAGE, TEXT, card_in_markdown, heaps_exponent, write_data_card
+from bert_pipeline.data.corpus.facts import WORD, vocabulary_growth
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> </details> & | [a](http://evil.example) ````"
 FACTS = {
@@ -51,7 +44,7 @@ SAMPLES = [("first", ["One sentence.", "Another."]), (HOSTILE, [HOSTILE, "```", 
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and the text that a reader sees."""
+    """The elements with their attributes, and the visible text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -82,7 +75,7 @@ def page(written):
     return Page((written / PAGE).read_text(encoding="utf-8"))
 
 
-def test_both_tell_the_numbers_in_their_units(written, page):
+def test_both_cards_show_the_numbers_with_units(written, page):
     text = (written / TEXT).read_text(encoding="utf-8")
     for number in ("1,234,567", "250,120,000", "4.2 GB", "2026-01-05", "0123456789abcdef", "copyright", "0.56"):
         assert number in text and number in page.text, number
@@ -95,12 +88,12 @@ def test_both_tell_the_numbers_in_their_units(written, page):
     assert reasons == sorted(reasons), "the most frequent reason comes first"
 
 
-def test_records_that_are_lost_are_told(tmp_path):
+def test_the_card_says_how_many_records_are_unaccounted_for(tmp_path):
     write_data_card(tmp_path, FACTS | {"records": FACTS["records"] + 5}, [])
     assert "5 records are NOT accounted for" in (tmp_path / TEXT).read_text()
 
 
-def test_the_page_holds_its_pictures_and_nothing_of_elsewhere(page):
+def test_the_page_embeds_its_pictures_and_loads_nothing(page):
     sources = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
     assert len(sources) == 4
     for source in sources:
@@ -111,7 +104,7 @@ def test_the_page_holds_its_pictures_and_nothing_of_elsewhere(page):
     assert policy["content"].startswith("default-src 'none'")
 
 
-def test_a_documents_html_is_read_and_never_run(page):
+def test_html_in_a_document_is_shown_and_never_executed(page):
     assert page.open == [], "every element is closed in its place"
     assert page.text.count(HOSTILE) == 2, "as the id and as the text"
     assert "Cell | <b>Press</b>" in page.text
@@ -119,7 +112,7 @@ def test_a_documents_html_is_read_and_never_run(page):
     assert "x" * 1_000 in page.text and "x" * 2_000 not in page.text, "a long text is cut"
 
 
-def test_a_documents_markup_does_not_leave_its_place_in_markdown(written):
+def test_markdown_in_a_document_is_escaped(written):
     text = (written / TEXT).read_text(encoding="utf-8")
     assert r"| Cell \| \<b\>Press\</b\> | 30 |" in text
     assert r"### \<script\>alert(1)\</script\>\<img src=x onerror=alert(1)\>" in text
@@ -128,7 +121,7 @@ def test_a_documents_markup_does_not_leave_its_place_in_markdown(written):
     assert text.endswith(f"\n{fences[-1]}\n")
 
 
-def test_the_hub_reads_its_head(written):
+def test_the_hub_can_parse_the_header(written):
     card = DatasetCard((written / TEXT).read_text(encoding="utf-8"))
     assert card.data.size_categories == ["1M<n<10M"] and card.data.task_categories == ["fill-mask"]
     assert card.text.lstrip().startswith("# A corpus of 1,234,567 documents")
@@ -138,13 +131,13 @@ def test_the_hub_reads_its_head(written):
     ("documents", "category"),
     [(4, "n<1K"), (999, "n<1K"), (1_000, "1K<n<10K"), (99_999, "10K<n<100K"), (38_000_000, "10M<n<100M")],
 )
-def test_the_size_category_is_the_hubs(documents, category, tmp_path):
+def test_the_size_category_is_one_of_the_hub(documents, category, tmp_path):
     write_data_card(tmp_path, FACTS | {"train_documents": documents, "heldout_documents": 0}, [])
     assert DatasetCard.load(tmp_path / TEXT).data.size_categories == [category]
 
 
-def test_what_is_not_known_is_left_out(tmp_path):
-    """As of the generated sample, and of text files that bear no date."""
+def test_sections_without_facts_are_omitted(tmp_path):
+    """For example for the generated sample, and for text files without dates."""
     nothing = {"files": 0, "source_bytes": 0, "cut_off": "", "sources_fingerprint": "", "dropped_documents": 0}
     nothing |= {name: {} for name in ("dropped_by_reason", "cleaned_by_rule", "documents_by_year")}
     nothing |= {"documents_by_journal": {}, "vocabulary_growth": {"words": [], "distinct": []}}
@@ -155,7 +148,7 @@ def test_what_is_not_known_is_left_out(tmp_path):
         assert title not in text and title not in page
 
 
-def test_the_card_for_dagster_bears_its_pictures_and_stays_small():
+def test_the_card_for_dagster_embeds_its_pictures_and_stays_small():
     facts = copy.deepcopy(FACTS)
     facts["documents_by_year"] = {str(year): year % 37 * 1000 for year in range(1780, 2027)}
     facts["documents_by_journal"] = {f"Journal of the {n}th Society of Something Long": n for n in range(20)}
@@ -164,7 +157,7 @@ def test_the_card_for_dagster_bears_its_pictures_and_stays_small():
     assert len(shown) < 100_000, "what Dagster's database should hold"
 
 
-def test_it_is_the_same_bytes_again(written, tmp_path):
+def test_the_page_is_reproducible(written, tmp_path):
     write_data_card(tmp_path, FACTS, SAMPLES)
     assert (tmp_path / PAGE).read_bytes() == (written / PAGE).read_bytes()
 
@@ -180,7 +173,7 @@ def words_in(texts: list[list[str]]) -> list[str]:
     st.lists(st.lists(st.text("abcdeé .,'-\n", max_size=400), max_size=4), max_size=12),
     st.sampled_from([1, 99, 100, 141, 150, 400, 10_000]),
 )
-def test_growth_is_the_count_of_every_prefix(texts, max_words):
+def test_growth_counts_the_distinct_words_of_each_prefix(texts, max_words):
     growth, words = vocabulary_growth(texts, max_words), words_in(texts)
     assert growth["words"] == sorted(set(growth["words"]))
     assert [len(set(words[:count])) for count in growth["words"]] == growth["distinct"]
@@ -207,11 +200,11 @@ def test_growth_is_counted_at_each_half_octave_and_stops_reading():
         ("... -- ()", []),
     ],
 )
-def test_punctuation_around_a_word_is_no_part_of_it(sentence, words):
+def test_punctuation_around_a_word_is_not_part_of_it(sentence, words):
     assert words_in([[sentence]]) == words
 
 
-def test_the_exponent_is_that_of_the_law():
+def test_the_exponent_of_heaps_law():
     words = [100 * 2**n for n in range(10)]
     assert heaps_exponent({"words": words, "distinct": [round(40 * each**0.5) for each in words]}) == pytest.approx(
         0.5, abs=1e-3

@@ -1,4 +1,4 @@
-"""Cleaning: residue goes, and nothing that an author wrote goes with it."""
+"""Cleaning rules remove residue and keep what an author wrote."""
 
 import os
 import re
@@ -201,24 +201,24 @@ def test_every_rule_is_tested():
 
 
 @pytest.mark.parametrize(("name", "example"), cases(CHANGED))
-def test_residue_goes(name, example):
+def test_residue_is_removed(name, example):
     before, after = example
     assert RULES[name](before) == after
 
 
 @pytest.mark.parametrize(("name", "text"), cases(UNCHANGED))
-def test_what_an_author_wrote_stays(name, text):
+def test_what_an_author_wrote_is_kept(name, text):
     assert RULES[name](text) == text
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_rule_has_a_reason_with_an_example(name):
+def test_the_docstring_of_a_rule_has_an_example(name):
     assert re.search(r"[\"“].+[\"”]", RULES[name].__doc__, re.DOTALL)
 
 
 @settings(max_examples=150)
 @given(TEXTS)
-def test_every_rule_settles_at_once_and_adds_nothing(text):
+def test_every_rule_is_idempotent_and_adds_nothing(text):
     for name, rule in RULES.items():
         cleaned = rule(text)
         assert rule(cleaned) == cleaned, name
@@ -226,12 +226,12 @@ def test_every_rule_settles_at_once_and_adds_nothing(text):
 
 
 @given(st.text(st.characters(blacklist_characters="&<>[](@\\©\n"), max_size=300))
-def test_plain_text_stays(text):
+def test_plain_text_is_unchanged(text):
     text = re.sub(r"(?i)copyright|truncated|reserved|publish|click|\([cC]\)|c(?=19|20)|author|[ÂÃÎÏâ]", "", text)
     assert apply_rules([text], list(RULES)) == ((text,), [])
 
 
-def test_rules_apply_in_order_to_every_text_and_are_told():
+def test_rules_apply_in_order_to_every_text_and_are_reported():
     texts = ("[Aspirin in rats].", "H&amp;lt;sub&amp;gt;2&lt;/sub&gt;O.", f"{ENDING} {NOTICES[0]} [References: 3]")
     cleaned, changed = apply_rules(texts, list(RULES))
     assert cleaned == ("Aspirin in rats.", "H2O.", ENDING)
@@ -284,16 +284,16 @@ ADVERSARIES = [
 
 @pytest.mark.parametrize("length", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("unit", ADVERSARIES)
-def test_time_grows_with_the_length_and_not_with_its_square(unit, length):
-    """The square would be minutes, and hours for a megabyte."""
+def test_time_is_linear_in_the_length(unit, length):
+    """Quadratic time would take minutes, and hours for a megabyte."""
     started = time.monotonic()
     apply_rules([f"Rats{unit * (length // len(unit))}"], list(RULES))
     assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("text", ["&#5&#5&#5&#5&#4" * 9_000 + "9" + ";;;;;" * 9_000, "<s" * 9_000 + "up>" * 9_000])
-def test_what_is_nested_deeper_than_anybody_writes_stays(text):
-    """Each pass would mend the innermost only; 1 to 9 are characters 49 to 57."""
+def test_residue_nested_deeper_than_in_real_text_is_kept(text):
+    """Each pass would resolve only the innermost level; 1 to 9 are characters 49 to 57."""
     assert apply_rules([text], ["entities", "markup"]) == ((text,), [])
 
 
@@ -320,5 +320,5 @@ def test_real_citations_lose_residue_and_little_else():
     assert 0.002 * characters < lost < 0.003 * characters
 
 
-def test_a_recipe_names_the_rules_in_their_order():
+def test_the_recipe_type_lists_the_rules_in_their_order():
     assert get_args(CleaningRule) == ("all", *RULES)

@@ -88,7 +88,7 @@ def test_the_number_of_workers_changes_no_byte(tmp_path, monkeypatch):
 
 
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=80), documents_per_shard=st.integers(2, 12))
-def test_shards_are_full_but_the_last_and_none_is_a_small_rest(sizes, documents_per_shard):
+def test_all_shards_but_the_last_are_full_and_the_last_is_not_small(sizes, documents_per_shard):
     characters = 60
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus_shard, "CHARACTERS_PER_SHARD", characters)
@@ -108,7 +108,7 @@ def test_shards_are_full_but_the_last_and_none_is_a_small_rest(sizes, documents_
 @given(
     st.lists(st.integers(0, 3 * corpus.GROUP_BYTES // 2), min_size=1, max_size=40), st.integers(0, 40), st.booleans()
 )
-def test_a_file_that_comes_changes_its_own_group_only(tmp_path_factory, sizes, place, large):
+def test_a_new_file_changes_its_own_group_only(tmp_path_factory, sizes, place, large):
     folder = tmp_path_factory.mktemp("groups")
     files = {}
     for n, size in enumerate(sizes):
@@ -128,7 +128,7 @@ def test_a_file_that_comes_changes_its_own_group_only(tmp_path_factory, sizes, p
         assert not any(sized) or len(group) == 1, "a large file is a group by itself"
 
 
-def test_a_new_file_costs_its_own_shards_and_changes_no_other(tmp_path, monkeypatch):
+def test_a_new_file_builds_its_own_shards_and_changes_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "GROUP_BYTES", 1)
     texts = tmp_path / "texts"
     texts.mkdir()
@@ -189,7 +189,7 @@ def test_other_documents_do_not_move_a_document_to_the_other_split(tmp_path):
         assert set(ids(tmp_path / "out-few", split)) <= set(ids(tmp_path / "out-many", split))
 
 
-def test_the_split_is_what_it_was_and_has_the_share_asked_for():
+def test_the_split_is_stable_and_has_the_requested_share():
     assert [n for n in range(40) if split_of(f"pmid-{n}", 0.1) == "heldout"] == [15, 30]
     names = [f"pmid-{n}" for n in range(20_000)]
     heldout = {share: {name for name in names if split_of(name, share) == "heldout"} for share in (0, 0.01, 0.1, 1)}
@@ -198,7 +198,7 @@ def test_the_split_is_what_it_was_and_has_the_share_asked_for():
     assert abs(len(heldout[0.1]) - 2_000) < 5 * (20_000 * 0.1 * 0.9) ** 0.5
 
 
-def test_text_is_normalised_and_control_characters_are_taken_out(tmp_path):
+def test_text_is_normalised_and_control_characters_are_removed(tmp_path):
     text = "Cafe\u0301 β\u00adblockers\u200b and\x00 ﬁbrin\x07\ufeff\tstay\u2028here. Ångström (Å) too."
     assert clean("e\u0301ﬁ\x00\u00ad\t\x85", "NFC") == "éﬁ\t\x85"
     assert clean("e\u0301ﬁ", "NFKC") == "éfi"
@@ -247,10 +247,10 @@ def test_more_broken_records_than_the_recipe_allows_stop_the_stage(tmp_path):
 @pytest.mark.parametrize(
     ("numbers", "share", "message"),
     [
-        (range(1), 0.2, "a.jsonl: 1 documents, of which . to train and . held out .*; remedy: bring more documents"),
-        (range(3), 0.5, "3 documents, .*each needs at least 2, .*; remedy: bring more documents"),
-        (range(50), 0.0, r"50 to train and 0 held out \(corpus.heldout_fraction = 0\).*remedy: raise .* to 0\.2"),
-        (range(50), 1.0, "0 to train and 50 held out .*remedy: lower corpus.heldout_fraction"),
+        (range(1), 0.2, "a.jsonl: 1 documents, . for training and . held out .*; remedy: add documents"),
+        (range(3), 0.5, "3 documents, .*each split needs at least 2, .*; remedy: add documents"),
+        (range(50), 0.0, r"50 for training and 0 held out \(corpus.heldout_fraction = 0\).*remedy: raise .* to 0\.2"),
+        (range(50), 1.0, "0 for training and 50 held out .*remedy: lower corpus.heldout_fraction"),
     ],
 )
 def test_each_split_needs_two_documents(tmp_path, numbers, share, message):
@@ -260,7 +260,7 @@ def test_each_split_needs_two_documents(tmp_path, numbers, share, message):
 
 def test_a_text_file_without_blank_lines_is_one_document(tmp_path):
     (tmp_path / "a.txt").write_text("One long text.\nIt has no blank line.\n")
-    with pytest.raises(SourceError, match=r"a\.txt: 1 documents.*a blank line stands between documents"):
+    with pytest.raises(SourceError, match=r"a\.txt: 1 documents.*a blank line separates documents"):
         build(recipe(tmp_path / "a.txt"), tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""Every record that was left out can be looked up."""
+"""Every dropped or rejected record can be looked up."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpus") / "raw_corpus", ROWS, REJECTED)
 
 
-def test_an_id_gives_every_reason_and_the_text_where_it_stands(corpus):
+def test_an_id_gives_every_reason_and_the_stored_text(corpus):
     found = find_dropped(corpus, Query("11"), 10)
     assert found["dropped"] == {"deleted": 1, "superseded by a later version": 1}
     names = DROPPED_SCHEMA.names
@@ -100,12 +100,12 @@ def test_the_command_prints_tables_without_control_characters(corpus, capsys):
     assert main(["dropped", str(corpus), "--id", "12"]) == 0
     assert "Near. " * 60 in capsys.readouterr().out, "the text of one document is not cut"
     assert main(["dropped", str(corpus), "--id", "99"]) == 0
-    assert capsys.readouterr().out == "No dropped and no rejected record matches.\n"
+    assert capsys.readouterr().out == "No dropped or rejected record matches.\n"
     assert main(["dropped", str(corpus), "--reason", "near", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == find_dropped(corpus, Query(reason="near"), 10)
 
 
-def test_what_is_no_corpus_or_an_older_one_is_said(corpus, tmp_path, capsys):
+def test_a_directory_without_a_corpus_or_with_an_older_one_is_an_error(corpus, tmp_path, capsys):
     assert main(["dropped", str(tmp_path)]) == 1
     assert "is no artifact" in capsys.readouterr().err
     (tmp_path / "record.json").write_bytes((corpus / "record.json").read_bytes())
@@ -113,13 +113,13 @@ def test_what_is_no_corpus_or_an_older_one_is_said(corpus, tmp_path, capsys):
         find_dropped(tmp_path, Query(), 3)
 
 
-def test_a_row_that_its_shard_does_not_have_is_said(tmp_path):
+def test_a_row_missing_in_its_shard_is_an_error(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", [("11", "a", "retracted", "", "train/shard-0", 3)], [])
     with pytest.raises(ArtifactError, match=r"shard-0.parquet has no row 3"):
         find_dropped(corpus, Query("11"), 3)
 
 
-def test_a_long_list_is_looked_through_in_the_memory_of_a_batch(tmp_path):
+def test_a_long_list_is_searched_in_the_memory_of_a_batch(tmp_path):
     """1.5 million records in 24 row groups."""
     corpus = write_corpus(tmp_path / "corpus", ROWS, [])
     num_rows, per_group = 1_500_000, 62_500

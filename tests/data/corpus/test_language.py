@@ -1,4 +1,4 @@
-"""The language of a text: of titles and abstracts, of short and mixed ones, without the network."""
+"""Language identification of titles and abstracts, of short and mixed texts, without a network."""
 
 import gzip
 import json
@@ -38,18 +38,18 @@ def test_languages_are_told_apart(language):
     text = SENTENCES[language]
     assert language_of(text) == language
     assert language_of(text.replace(" ", "\n")) == language
-    assert language_of(text * 50) == language, "of a long text, excerpts are enough"
+    assert language_of(text * 50) == language, "excerpts of a long text are enough"
 
 
 @pytest.mark.parametrize(
     "text",
     ["", " \n ", "IL-2", "p53", "12.5 (3.4-7.8)" * 40, "Escherichia coli", "α, β, γ", "\x00" * 500, "\ud800" * 90],
 )
-def test_of_next_to_nothing_there_is_no_telling(text):
+def test_the_language_of_a_text_with_few_letters_is_unknown(text):
     assert language_of(text) == ""
 
 
-def test_the_greater_part_decides_and_halves_do_not():
+def test_the_language_of_the_greater_part_wins():
     english, french = (SENTENCES[language] for language in ("en", "fr"))
     assert language_of(f"{english} {english} {french[:80]}") == "en"
     assert language_of(f"{english[:80]} {french} {french}") == "fr"
@@ -59,7 +59,7 @@ def test_the_greater_part_decides_and_halves_do_not():
 
 @settings(max_examples=300)
 @given(st.text(max_size=400) | st.text(st.characters(categories=["Cs", "Cc", "Lo"]), max_size=1_000))
-def test_no_text_is_an_error(text):
+def test_no_text_raises_an_error(text):
     assert language_of(text) == language_of(text)
 
 
@@ -75,7 +75,7 @@ def test_a_fresh_process_needs_no_network(run_python):
 
 
 @pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
-def test_real_abstracts_are_english_and_titles_are_not_taken_for_another_language():
+def test_real_abstracts_and_titles_are_recognized_as_english():
     path = Path(os.environ["BERT_PIPELINE_DATA"], "corpus", "pubmed-abstracts.jsonl.gz")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         records = [json.loads(line) for line in islice(lines, 0, None, 20)]

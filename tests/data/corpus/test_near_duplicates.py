@@ -1,4 +1,4 @@
-"""Near duplicates: signatures by the formula, pairs as a dictionary finds them, fates as exact similarity says."""
+"""Near duplicates: signatures, pairs and dropped records against slow reference implementations."""
 
 import gzip
 import hashlib
@@ -19,10 +19,10 @@ from bert_pipeline.data.corpus import near_duplicates
 from bert_pipeline.data.corpus.near_duplicates import (
     SIGNATURE_SIZE,
     bands,
-    fallen,
     num_rows,
     packed,
     pairs_of_band,
+    select_duplicates,
     signatures,
     similarity,
     unique_pairs,
@@ -57,7 +57,7 @@ def jaccard(a: str, b: str) -> float:
 
 
 def signature(text: str) -> list[int]:
-    """By the letter of the rule, in whole numbers of Python."""
+    """The definition, in Python integers."""
 
     def mixed(code: int) -> int:
         code = (code ^ code >> 33) * 0xFF51AFD7ED558CCD % 2**64
@@ -85,7 +85,7 @@ def text_of(rng: random.Random, num_words: int) -> str:
 
 
 def variant(rng: random.Random, text: str, wanted: float) -> str:
-    """The text with another end, so that the similarity of the two is as wanted, as near as whole words allow."""
+    """The text with another ending, so that its similarity to the text is `wanted`, up to whole words."""
     words = text.split()
     count = len(words) - 4
     kept = round(2 * count * wanted / (1 + wanted)) + 4
@@ -93,7 +93,7 @@ def variant(rng: random.Random, text: str, wanted: float) -> str:
 
 
 def planted(wanted: float, count: int, num_words: int = 204) -> tuple[list[str], list[str]]:
-    """So many pairs of exactly this similarity, where 200 n-grams allow it."""
+    """`count` pairs of exactly this similarity, up to the resolution of 200 n-grams."""
     rng = random.Random(count)
     texts = [text_of(rng, num_words) for _ in range(count)]
     variants = [variant(rng, text, wanted) for text in texts]
@@ -101,7 +101,7 @@ def planted(wanted: float, count: int, num_words: int = 204) -> tuple[list[str],
     return texts, variants
 
 
-def near_duplicates_of(texts: list[str], threshold: float, parts: int = 1) -> near_duplicates.Fallen:
+def near_duplicates_of(texts: list[str], threshold: float, parts: int = 1) -> near_duplicates.Duplicates:
     kept = packed(signatures(texts))
     records = np.arange(len(texts))
     pairs = []
@@ -110,11 +110,11 @@ def near_duplicates_of(texts: list[str], threshold: float, parts: int = 1) -> ne
             mine = hashes % np.uint64(parts) == part
             pairs.append(pairs_of_band(hashes[mine], records[mine]))
     found = unique_pairs(pairs)
-    return fallen(found, similarity(kept[found[:, 0]], kept[found[:, 1]]), threshold)
+    return select_duplicates(found, similarity(kept[found[:, 0]], kept[found[:, 1]]), threshold)
 
 
 def greedy(num_records: int, similarities: dict[tuple[int, int], float], threshold: float) -> dict[int, int]:
-    """Each record that falls, and the one that stays for it: every earlier record in order, nothing else."""
+    """Each dropped record and the record kept instead, by comparing it with every earlier record in order."""
     stays: dict[int, int] = {}
     for later in range(num_records):
         near = [
@@ -128,21 +128,21 @@ def greedy(num_records: int, similarities: dict[tuple[int, int], float], thresho
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "a b c d", "a b c d e", "word " * 50])
-def test_a_signature_is_what_the_formula_says(text):
+def test_a_signature_equals_its_definition(text):
     made = signatures([text])
     assert made.dtype == np.uint32 and made.shape == (1, SIGNATURE_SIZE)
     assert made[0].tolist() == signature(text)
 
 
-def test_what_is_kept_for_years_does_not_change():
-    """Another value here makes every record that stands wrong: raise the version of the stage's code."""
+def test_stored_signatures_do_not_change():
+    """Another value here invalidates all stored signatures: raise the code version of the stage."""
     made = signatures(TEXTS)
     assert made[:, :2].tolist() == GOLDEN_SIGNATURES
     assert packed(made)[:, :6].tolist() == GOLDEN_PACKED
     assert bands(packed(made), 0.8)[0, :2].tolist() == GOLDEN_BANDS
 
 
-def test_every_process_makes_the_same(run_python):
+def test_every_process_gives_the_same_signatures(run_python):
     code = (
         "import hashlib; from bert_pipeline.data.corpus.near_duplicates import *; "
         f"kept = packed(signatures({TEXTS!r})); "
@@ -166,7 +166,7 @@ def test_a_signature_is_a_function_of_the_words_alone(texts, rng):
     assert (signatures(respelled) == made).all()
 
 
-def test_case_accents_and_what_stands_between_words_do_not_count():
+def test_case_accents_and_text_between_words_do_not_count():
     text = TEXTS[0]
     plain = "the β blocker 10 mg kg was given twice THE Sjogren s patients did well"
     others = [text.upper(), unicodedata.normalize("NFD", text), plain, f"«{text}»\n"]
@@ -185,8 +185,8 @@ def test_short_texts_are_one_ngram_and_texts_without_words_are_alike():
 
 
 @pytest.mark.parametrize("wanted", [0.0, 0.3, 0.6, 0.8, 0.95])
-def test_the_estimate_is_right_on_average_and_spreads_as_theory_says(wanted):
-    """Of 500 pairs; of whole signatures sqrt(s (1 - s) / 128), and of what is kept hardly more."""
+def test_the_estimate_has_the_expected_mean_and_spread(wanted):
+    """Over 500 pairs: sqrt(s (1 - s) / 128) for full signatures, and hardly more for packed ones."""
     texts, variants = planted(wanted, 500)
     a, b = signatures(texts), signatures(variants)
     deviation = np.sqrt(wanted * (1 - wanted) / SIGNATURE_SIZE)
@@ -198,8 +198,8 @@ def test_the_estimate_is_right_on_average_and_spreads_as_theory_says(wanted):
     assert similarity(packed(a), packed(a)).min() == 1.0
 
 
-def test_bytes_that_chance_makes_equal_do_not_count():
-    """One in 256: (equal - 1 / 256) / (1 - 1 / 256), and no less than nothing."""
+def test_bytes_that_are_equal_by_chance_do_not_count():
+    """One in 256: (equal - 1 / 256) / (1 - 1 / 256), at least 0."""
     numbers = np.arange(129)
     a = np.zeros((129, 128), np.uint8)
     b = (np.arange(128) >= numbers[:, None]).astype(np.uint8)
@@ -210,7 +210,7 @@ def test_bytes_that_chance_makes_equal_do_not_count():
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0])
-def test_as_many_rows_as_leave_a_pair_at_the_threshold_its_chance(threshold):
+def test_num_rows_is_the_most_that_gives_a_pair_at_the_threshold_its_probability(threshold):
     def chance(rows: int) -> float:
         return 1 - (1 - threshold**rows) ** (128 // rows)
 
@@ -221,8 +221,8 @@ def test_as_many_rows_as_leave_a_pair_at_the_threshold_its_chance(threshold):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.01, 1.01, float("nan"), -1.0])
-def test_a_threshold_that_cannot_be_is_named(threshold):
-    with pytest.raises(ValueError, match=f"similarity {threshold:g} .*; remedy: a threshold of 0.05 to 1"):
+def test_a_threshold_out_of_range_is_an_error(threshold):
+    with pytest.raises(ValueError, match=f"similarity of {threshold:g}; remedy: use a threshold of 0.05 to 1"):
         num_rows(threshold)
 
 
@@ -236,7 +236,7 @@ def test_a_pair_at_the_threshold_shares_a_band(threshold):
 
 
 @given(st.lists(st.integers(0, 6), max_size=60), st.integers(1, 4), st.integers(1, 5), st.integers(0, 60))
-def test_pairs_of_a_band_are_those_of_a_dictionary(numbers, bucket, parts, size):
+def test_pairs_of_a_band_equal_those_found_with_a_dictionary(numbers, bucket, parts, size):
     hashes = np.array(numbers, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     records = np.arange(len(numbers)) * 3 + 5
     buckets: dict[int, list[int]] = {}
@@ -261,7 +261,7 @@ def masks(hashes: np.ndarray, parts: int) -> list[np.ndarray]:
     return [hashes % np.uint64(parts) == part for part in range(parts)]
 
 
-def test_pairs_are_once_and_in_order():
+def test_pairs_are_unique_and_sorted():
     pairs = [np.array([[5, 9], [2, 4]]), np.empty((0, 2), np.int64), np.array([[3, 9], [5, 9], [2**31 - 2, 2**31 - 1]])]
     assert unique_pairs(pairs).tolist() == [[2, 4], [3, 9], [5, 9], [2**31 - 2, 2**31 - 1]]
     assert unique_pairs([]).shape == (0, 2)
@@ -269,12 +269,12 @@ def test_pairs_are_once_and_in_order():
 
 @given(st.integers(1, 12), st.data())
 @settings(max_examples=300)
-def test_fates_are_those_of_the_literal_greedy(num_records, data):
+def test_dropped_records_equal_those_of_the_slow_greedy(num_records, data):
     every = list(combinations(range(num_records), 2))
     some = data.draw(st.lists(st.sampled_from(every), unique=True)) if every else []
     values = data.draw(st.lists(st.sampled_from([0.2, 0.7, 0.75, 0.9, 1.0]), min_size=len(some), max_size=len(some)))
     pairs = np.array(some, np.int64).reshape(-1, 2)
-    found = fallen(pairs * 7, np.array(values, np.float32), 0.7)
+    found = select_duplicates(pairs * 7, np.array(values, np.float32), 0.7)
     expected = greedy(num_records, dict(zip(some, values, strict=True)), 0.7)
     assert dict(zip((found.records // 7).tolist(), (found.stays // 7).tolist(), strict=True)) == expected
     assert (np.diff(found.records) > 0).all()
@@ -284,7 +284,7 @@ def test_fates_are_those_of_the_literal_greedy(num_records, data):
 
 
 def crowd(rng: random.Random) -> list[str]:
-    """Documents of which some are variants of earlier ones, and variants of variants: well above 0.8 or well below."""
+    """Documents, some of them variants of others or of variants, with similarities well above or well below 0.8."""
     texts = [text_of(rng, rng.randrange(150, 250)) for _ in range(150)]
     for _ in range(150):
         texts.append(variant(rng, rng.choice(texts), rng.choice([0.3, 0.5, 0.94, 0.97])))
@@ -293,8 +293,8 @@ def crowd(rng: random.Random) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_documents_fall_as_exact_similarity_says(seed):
-    """A pair near the threshold may be judged otherwise (see SIGNATURE_SIZE): documents in such a pair are left out."""
+def test_dropped_documents_equal_those_by_exact_similarity(seed):
+    """Documents in a pair near the threshold are excluded, because the estimate has an error (see SIGNATURE_SIZE)."""
     texts = crowd(random.Random(seed))
     grams = [shingles(text) for text in texts]
     exact = {
@@ -314,7 +314,7 @@ def test_documents_fall_as_exact_similarity_says(seed):
         assert kept[stays, record] > 0.8 and stays not in expected
 
 
-def test_later_documents_change_no_earlier_fate_and_parts_do_not_count():
+def test_later_documents_and_the_number_of_parts_change_no_decision():
     texts = crowd(random.Random(9))
     whole = near_duplicates_of(texts, 0.7)
     for size in (1, 40, 150, 299):
@@ -327,8 +327,8 @@ def test_later_documents_change_no_earlier_fate_and_parts_do_not_count():
         assert column.tolist() == expected.tolist()
 
 
-def test_a_chain_of_small_changes_does_not_fall_as_one():
-    """Each is near the one before, and no further; so every second stays."""
+def test_a_chain_of_small_changes_keeps_every_second_document():
+    """Each document is similar only to the one before and the one after it."""
     rng = random.Random(1)
     chain = [text_of(rng, 204)]
     for step in range(1, 8):
@@ -340,7 +340,7 @@ def test_a_chain_of_small_changes_does_not_fall_as_one():
     assert found.records.tolist() == [1, 3, 5, 7] and found.stays.tolist() == [0, 2, 4, 6]
 
 
-def test_a_thousand_of_the_same_make_no_million_pairs():
+def test_a_thousand_equal_documents_do_not_give_a_million_pairs():
     texts = ["The same words stand in each and every one of these."] * 1000
     kept = packed(signatures([*texts, "These words are others, and nobody else has them."]))
     hashes = bands(kept, 0.8)[:, 0]
@@ -350,13 +350,13 @@ def test_a_thousand_of_the_same_make_no_million_pairs():
 
 
 @pytest.mark.parametrize("texts", [[], ["alone in the world of texts"]])
-def test_nobody_or_one_has_no_duplicate(texts):
+def test_no_document_or_a_single_one_has_no_duplicate(texts):
     assert [len(column) for column in near_duplicates_of(texts, 0.8)] == [0, 0, 0]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
-def test_real_abstracts_that_fall_are_near_duplicates_and_planted_ones_fall():
+def test_dropped_real_abstracts_are_near_duplicates_and_planted_ones_are_dropped():
     with gzip.open(Path(os.environ["BERT_PIPELINE_DATA"], "corpus", "pubmed-abstracts.jsonl.gz"), "rt") as lines:
         texts = [" ".join(json.loads(line)[field] for field in ("title", "text")) for line in lines]
     rng, num_real = random.Random(1), len(texts)

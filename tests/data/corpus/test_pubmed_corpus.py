@@ -1,4 +1,4 @@
-"""A corpus of PubMed's files: it grows at the cost of what is new, and any day's corpus can be made again."""
+"""A corpus of PubMed files: updates build only their own shards, and the corpus of any day can be rebuilt."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ BASELINE, UPDATES, CITATIONS = 20, 2, 40
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory) -> Path:
-    """Baseline and updates, with the list of what was fetched when."""
+    """Baseline and update files, with the record of their downloads."""
     folder = tmp_path_factory.mktemp("pubmed")
     paths = write_pubmed_files(folder, BASELINE, CITATIONS, num_updates=UPDATES, deleted_fraction=0.1)
     lines = []
@@ -71,7 +71,7 @@ def digests(corpus: Path) -> dict[str, str]:
     }
 
 
-def test_updates_cost_their_own_shards_and_give_what_a_new_build_gives(mirror, tmp_path, in_this_process):
+def test_updates_build_only_their_shards_and_equal_a_build_from_scratch(mirror, tmp_path, in_this_process):
     section = recipe(mirror)
     first = make(section.model_copy(update={"cutoff": "2026-01-05"}), tmp_path / "store" / "first")
     grown = make(section, tmp_path / "store" / "grown")
@@ -84,10 +84,12 @@ def test_updates_cost_their_own_shards_and_give_what_a_new_build_gives(mirror, t
     alone = make(section, tmp_path / "alone" / "grown")
     assert digests(grown.path) == digests(alone.path)
     now = live(grown.path)
-    assert any(now.get(name) != sentences for name, sentences in live(first.path).items()), "they revise and delete"
+    assert any(now.get(name) != sentences for name, sentences in live(first.path).items()), (
+        "the updates revise and delete"
+    )
 
 
-def test_yesterdays_corpus_can_be_made_again(mirror, tmp_path, in_this_process):
+def test_yesterdays_corpus_can_be_rebuilt(mirror, tmp_path, in_this_process):
     section = recipe(mirror)
     yesterday = make(section.model_copy(update={"cutoff": "2026-01-11"}), tmp_path / "yesterday")
     assert yesterday.facts["cut_off"] == "2026-01-11" and yesterday.facts["files"] == BASELINE + 1
@@ -97,23 +99,25 @@ def test_yesterdays_corpus_can_be_made_again(mirror, tmp_path, in_this_process):
     assert again.facts == yesterday.facts
 
 
-def test_a_source_that_is_not_what_it_was_is_named(mirror, tmp_path, in_this_process):
+def test_the_error_for_a_changed_or_missing_source_names_it(mirror, tmp_path, in_this_process):
     copy = shutil.copytree(mirror, tmp_path / "mirror")
     corpus = make(recipe(copy, cutoff="2026-01-05"), tmp_path / "corpus")
     listed = recipe(copy, sources_file=str(corpus.path / "sources.jsonl"))
     last = copy / "baseline" / f"pubmed26n{BASELINE:04d}.xml.gz"
     shutil.copyfile(copy / "baseline" / "pubmed26n0001.xml.gz", last)
-    with pytest.raises(SourceError, match=rf"{last.name}: its sha256 is .* asks for .*; remedy: bring the file back"):
+    with pytest.raises(SourceError, match=rf"{last.name}: its sha256 is .* lists .*; remedy: restore the original"):
         make(listed, tmp_path / "other")
-    with pytest.raises(SourceError, match=rf"{last.name}: .*, and it was fetched with .*; remedy: remove it, and run"):
+    with pytest.raises(
+        SourceError, match=rf"{last.name}: .*, but it was downloaded with .*; remedy: remove it, and run"
+    ):
         make(recipe(copy), tmp_path / "changed")
     last.unlink()
-    with pytest.raises(SourceError, match=rf"asks for {last.name}, which is not there; remedy: bring it back"):
+    with pytest.raises(SourceError, match=rf"lists {last.name}, which is missing; remedy: restore it"):
         make(listed, tmp_path / "missing")
-    with pytest.raises(SourceError, match=r"none of \d+ files was released until corpus.cutoff = 2025-12-31"):
+    with pytest.raises(SourceError, match=r"none of \d+ files was released by corpus.cutoff = 2025-12-31"):
         make(recipe(mirror, cutoff="2025-12-31"), tmp_path / "early")
     (copy / "files.jsonl").unlink()
-    with pytest.raises(SourceError, match=r"nobody says when it was released.*download-pubmed"):
+    with pytest.raises(SourceError, match=r"its release date is unknown.*download-pubmed"):
         make(recipe(copy, cutoff="2026-01-05"), tmp_path / "unknown")
 
 

@@ -1,4 +1,4 @@
-"""Which records are documents: against a replay of all records, one after the other (fault row I10)."""
+"""The resolution of records equals a replay of all records, one after the other (fault row I10)."""
 
 import random
 from dataclasses import replace
@@ -23,7 +23,7 @@ SECTION = CorpusRecipe(source="pubmed", path="x", heldout_fraction=0.3, document
 
 
 def replay(files: list[list[Document]], drop_retracted: bool) -> dict[str, Document]:
-    """The state of the corpus after all records in their order; the texts of two documents may be the same."""
+    """The corpus after applying all records in order. Duplicate texts are not removed."""
     versions: dict[tuple[str, int], Document] = {}
     for record in (record for file in files for record in file):
         if record.deleted:
@@ -83,12 +83,12 @@ RECORDS = st.builds(
     drop_retracted=st.booleans(),
     at_a_time=st.sampled_from([1, 3, 2**22]),
 )
-def test_the_outcome_is_that_of_a_replay(tmp_path_factory, files, drop_retracted, at_a_time):
+def test_the_outcome_equals_a_replay(tmp_path_factory, files, drop_retracted, at_a_time):
     check_history(tmp_path_factory.mktemp("history"), files, drop_retracted, at_a_time)
 
 
 @pytest.mark.slow
-def test_a_thousand_histories_are_those_of_a_replay(tmp_path_factory):
+def test_a_thousand_histories_equal_a_replay(tmp_path_factory):
     rng = random.Random(7)
     for number in range(1000):
         files = [
@@ -111,7 +111,7 @@ def test_a_thousand_histories_are_those_of_a_replay(tmp_path_factory):
 
 def check_history(out: Path, files: list[list[Document]], drop_retracted: bool, at_a_time: int) -> None:
     def placed(record: Document, source: str, number: int) -> Document:
-        """With a text that no other document has."""
+        """The record with a text that no other document has."""
         text = record.texts[1] and f"{record.texts[1]} {record.document_id}."
         texts = () if record.deleted else (record.texts[0], text)
         return replace(record, source=source, number=number, texts=texts)
@@ -128,7 +128,7 @@ def check_history(out: Path, files: list[list[Document]], drop_retracted: bool, 
     assert num_records == sum(counts.values()) + len(found), "every record is accounted for"
     dropped = pq.read_table(out / "dropped.parquet").to_pylist()
     assert len(dropped) == sum(counts.values()) and all(row["reason"] for row in dropped)
-    assert int((fates.of == LIVES).sum()) == len(found)
+    assert int((fates.codes == LIVES).sum()) == len(found)
 
 
 def write(out: Path, files: list[list[tuple[str, str]]], section: CorpusRecipe):
@@ -139,8 +139,8 @@ def write(out: Path, files: list[list[tuple[str, str]]], section: CorpusRecipe):
     return resolved(records, out, section)
 
 
-def test_a_revision_of_other_things_moves_no_row(tmp_path):
-    """The row that stands stays where it is; the later record says that it changes nothing."""
+def test_a_revision_without_a_change_of_content_moves_no_row(tmp_path):
+    """The earlier row is kept; the later record is dropped as a revision that changes nothing."""
     same, other = ("a", "The same words."), ("b", "Some words.")
     _, counts = write(tmp_path, [[same, other], [same, ("b", "Better words.")]], SECTION)
     assert counts == {"superseded by a later version": 1, "a revision that changes nothing here": 1}
@@ -151,7 +151,7 @@ def test_a_revision_of_other_things_moves_no_row(tmp_path):
     }
 
 
-def test_of_documents_with_the_same_words_the_first_stays(tmp_path):
+def test_the_first_of_documents_with_the_same_text_is_kept(tmp_path):
     section = SECTION.model_copy(update={"source": "files", "drop_retracted": False})
     files = [[("a", "Words here."), ("b", "Words  here.")], [("c", "Words here."), ("a", "Other words.")]]
     _, counts = write(tmp_path, files, section)
@@ -167,7 +167,7 @@ def texts(out: Path, split: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("band_bytes", [1, 2**29])
-def test_near_duplicates_fall_to_an_earlier_document_that_stays(tmp_path, monkeypatch, band_bytes):
+def test_near_duplicates_of_an_earlier_document_are_dropped(tmp_path, monkeypatch, band_bytes):
     monkeypatch.setattr(resolution, "BAND_BYTES", band_bytes)
     rng = random.Random(3)
     words = [f"word{n}" for n in range(3000)]
@@ -186,8 +186,8 @@ def test_near_duplicates_fall_to_an_earlier_document_that_stays(tmp_path, monkey
         assert "similarity 0.9" in row["detail"] or row["detail"].endswith(")")
 
 
-def test_a_superseded_version_takes_no_other_with_it(tmp_path):
-    """The old text of `a` is that of `b`; it is gone, so `b` is no duplicate of anything."""
+def test_a_superseded_version_causes_no_duplicate(tmp_path):
+    """The old version of `a` has the text of `b`, but it is superseded, so `b` is not a duplicate."""
     _, counts = write(tmp_path, [[("a", "Shared words."), ("b", "Shared words.")], [("a", "New words.")]], SECTION)
     assert counts == {"superseded by a later version": 1}
     assert set(live_documents(tmp_path)) == {"a", "b"}

@@ -1,4 +1,4 @@
-"""Sentence boundaries against gold: sentences written for what makes biomedical text hard, and those of HoC."""
+"""Sentence boundaries against gold: sentences written to be hard to split, and the sentences of HoC."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def gold(bench):
     return list(bench.read_gold(GOLD))
 
 
-def test_the_gold_holds_what_is_hard_and_enough_of_it(gold):
+def test_the_gold_has_enough_hard_cases(gold):
     written = GOLD.read_text(encoding="utf-8")
     assert [each for each in HARD if each not in written] == []
     assert sum(len(boundaries) for _, boundaries in gold) >= 300
@@ -77,12 +77,12 @@ def test_the_gold_holds_what_is_hard_and_enough_of_it(gold):
     assert len(sentences) == len(set(sentences)) + sentences.count("We did.") - 1, "none counts twice"
 
 
-def test_boundaries_are_counted_in_characters_that_are_not_blank(bench):
+def test_boundaries_are_positions_among_characters_that_are_not_blank(bench):
     assert bench.boundaries(["A b.", "C  d e.", "F."]) == {3, 7}
     assert bench.boundaries(["One."]) == bench.boundaries([]) == bench.boundaries(["", "One.", ""]) == frozenset()
 
 
-def test_the_measure_is_perfect_for_gold_and_knows_what_is_missed_and_what_is_invented(bench, gold):
+def test_the_score_is_perfect_for_gold_and_counts_missed_and_invented_boundaries(bench, gold):
     sentences = {" ".join(block.split("\n")): block.split("\n") for block in GOLD.read_text().strip().split("\n\n")}
     perfect = bench.measure(sentences.__getitem__, gold)
     assert (perfect["precision"], perfect["recall"], perfect["f1"], perfect["texts_altered"]) == (1, 1, 1, 0)
@@ -95,12 +95,12 @@ def test_the_measure_is_perfect_for_gold_and_knows_what_is_missed_and_what_is_in
     assert nothing["texts_altered"] == len(gold)
 
 
-def test_our_boundaries_are_as_good_as_when_they_were_measured(bench, gold):
+def test_our_scores_equal_the_recorded_ones(bench, gold):
     scores = bench.measure(split_sentences, gold)
     assert scores["f1"] > 0.94 and scores["texts_altered"] == 0
 
 
-def test_documents_of_hoc_are_put_together_from_their_rows(bench, tmp_path):
+def test_documents_of_hoc_are_assembled_from_their_rows(bench, tmp_path):
     rows = ['Cells ( HeLa ) died , " fast " .\t11_s0', "p53 was 3 % .\t11_s1", "Rats lived .\t12_s0"]
     (tmp_path / "HoC").mkdir()
     for split, chosen in (("train", rows), ("dev", ["Mice too .\t13_s0"])):
@@ -115,14 +115,14 @@ def test_documents_of_hoc_are_put_together_from_their_rows(bench, tmp_path):
 
 @pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
 def test_boundaries_of_hoc(bench):
-    """Its gold ends no sentence before a small letter or a digit, so recall is what can be asked for."""
+    """The gold ends no sentence before a small letter or a digit, so only recall can be tested."""
     texts = list(bench.hoc(Path(os.environ["BERT_PIPELINE_DATA"], "blurb")))
     assert len(texts) > 1_000
     scores = bench.measure(split_sentences, texts)
     assert scores["recall"] > 0.998 and scores["precision"] > 0.985
 
 
-def test_the_benchmark_says_a_row_for_each_library_and_gold(run_python, tmp_path):
+def test_the_benchmark_prints_a_row_for_each_library_and_gold(run_python, tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text("Rats slept.\nMice ate.\n\nIt was given i.v. to Dr. Foo.\nShe slept.\n")
     finished = run_python("-m", "benchmarks.sentences", "--gold", str(mine), str(GOLD), "--json", BERT_PIPELINE_DATA="")

@@ -1,4 +1,4 @@
-"""Sentence splitting: nothing is lost, biomedical text is split where people would, and where segtok does."""
+"""Sentence splitting: no text is lost, and sentences equal those of segtok and those of people."""
 
 import gzip
 import json
@@ -66,24 +66,24 @@ RULES = st.tuples(
         *(unit * (12_000 // len(unit)) for unit in ("x", "x ", "x. ", "by J. Abby ")),  # pieces of exactly 5,000
     ],
 )
-def test_rare_cases_are_those_of_segtok(text):
+def test_rare_cases_equal_segtok(text):
     assert split_sentences(text) == sentences_of_segtok(text)
 
 
 @settings(max_examples=2_000)
 @given(st.lists(RULES, min_size=2, max_size=25).map("".join) | st.lists(RULES | st.text(max_size=5)).map("".join))
-def test_the_sentences_are_those_of_segtok(text):
+def test_the_sentences_equal_segtok(text):
     assert split_sentences(text) == sentences_of_segtok(text)
 
 
 @settings(max_examples=30)
 @given(st.lists(RULES, min_size=1, max_size=8).map("".join))
-def test_the_sentences_are_those_of_segtok_in_paragraphs_of_several_pieces(text):
+def test_the_sentences_of_paragraphs_of_several_pieces_equal_segtok(text):
     text *= 1 + 12_000 // len(text)
     assert split_sentences(text) == sentences_of_segtok(text)
 
 
-def test_the_sentences_of_the_sample_are_those_of_segtok():
+def test_the_sentences_of_the_sample_equal_segtok():
     documents = list(sample_documents(500, seed=1))
     assert [split_sentences(text) for _, text in documents] == [sentences_of_segtok(text) for _, text in documents]
 
@@ -91,7 +91,7 @@ def test_the_sentences_of_the_sample_are_those_of_segtok():
 @pytest.mark.slow  # minutes: the oracle takes 2 MB a second
 @pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
 @pytest.mark.parametrize("name", ["pubmed-abstracts.jsonl.gz", "rct-fulltext.jsonl.xz", "clinical-trials.jsonl.xz"])
-def test_the_sentences_of_real_text_are_those_of_segtok(name):
+def test_the_sentences_of_real_text_equal_segtok(name):
     path = Path(os.environ["BERT_PIPELINE_DATA"], "corpus", name)
     opened = {".gz": gzip.open, ".xz": lzma.open}[path.suffix]
     with opened(path, "rt", encoding="utf-8") as lines:
@@ -102,13 +102,13 @@ def test_the_sentences_of_real_text_are_those_of_segtok(name):
     assert number > 1_000
 
 
-def test_words_part_at_all_that_segtok_takes_for_white_space():
-    """Else a marker could end in something other than the blank that the splitter looks for."""
+def test_segtok_and_str_split_agree_on_white_space():
+    """Otherwise a marker could end in something other than the blank that the splitter searches for."""
     assert not "".join(regex.findall(r"\s", "".join(map(chr, range(sys.maxunicode + 1))))).split()
 
 
 @given(SENTENCES.map("".join))
-def test_nothing_is_lost_but_white_space(text):
+def test_only_white_space_is_lost(text):
     sentences = split_sentences(text)
     assert "".join("".join(sentences).split()) == "".join(text.split())
     assert all(sentence and sentence == " ".join(sentence.split()) for sentence in sentences)
@@ -138,7 +138,7 @@ def test_the_line_separators_of_unicode_are_a_space_and_a_paragraph():
     assert split_sentences("Rats\u2028drank\u00a0water\u2029Mice too") == ["Rats drank water", "Mice too"]
 
 
-def test_nothing_gives_no_sentence():
+def test_an_empty_text_gives_no_sentence():
     assert split_sentences("") == split_sentences(" \n\u3000\n ") == []
 
 
@@ -148,7 +148,7 @@ def test_a_long_paragraph_is_cut_between_sentences():
 
 
 @pytest.mark.parametrize("unit", ["(X et al. ", 'foo." and ', "x", "x. ", "((("])
-def test_time_grows_with_the_length_and_not_with_its_square(unit):
+def test_time_is_linear_in_the_length(unit):
     started = time.process_time()
     split_sentences(unit * (40_000 // len(unit)))
     assert time.process_time() - started < 60

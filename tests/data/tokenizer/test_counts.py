@@ -36,7 +36,7 @@ letters = st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n\u00a
 
 @settings(max_examples=300)
 @given(texts=st.lists(st.text(letters, max_size=40), max_size=6), lowercase=st.booleans())
-def test_words_are_those_that_the_trainer_of_tokenizers_is_fed(texts, lowercase):
+def test_words_equal_those_of_the_trainer_in_tokenizers(texts, lowercase):
     batches = [pa.array(texts[:2], pa.string()), pa.array(texts[2:], pa.string())]
     assert count_words(bert_tokenizer(lowercase), batches) == counted_by_tokenizers(texts, lowercase)
 
@@ -93,7 +93,7 @@ def test_merging_reads_files_piece_by_piece(files, size, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kept", [1, 5, 12])
-def test_the_rarest_words_beyond_the_bound_are_cut_and_counted(kept, monkeypatch):
+def test_the_rarest_words_beyond_the_limit_are_cut_and_counted(kept, monkeypatch):
     monkeypatch.setattr(wordcounts, "KEPT_WORDS", kept)
     counts = Counter({f"word{n}": 1 + n * n % 7 for n in range(30)})
     whole = wordcounts.as_table(counts)
@@ -106,7 +106,7 @@ def test_the_rarest_words_beyond_the_bound_are_cut_and_counted(kept, monkeypatch
     assert as_counter(wordcounts._most_frequent([], num_documents=0)) == {}
 
 
-def test_a_sample_is_a_choice_for_each_document_by_itself(shards, tmp_path):
+def test_a_sample_decides_each_document_independently(shards, tmp_path):
     shards, counts = shards
     sample = Sample(seed=7, share=0.3)
     chosen = {f"{shard}-{n}" for shard in range(10) for n in range(30) if sample.holds(f"{shard}-{n}")}
@@ -121,7 +121,7 @@ def test_a_sample_is_a_choice_for_each_document_by_itself(shards, tmp_path):
     assert as_counter(counted) == expected < counts
 
 
-def test_a_larger_sample_holds_the_smaller_one_and_another_seed_another_one():
+def test_a_larger_sample_contains_the_smaller_one_and_another_seed_differs():
     names = [f"document {n}" for n in range(20_000)]
     held = {
         (seed, share): {n for n in names if Sample(seed, share).holds(n)} for seed in (1, 2) for share in (0.1, 0.2, 1)

@@ -50,11 +50,11 @@ letters = st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n\u00a
 
 @settings(max_examples=300)
 @given(texts=st.lists(st.text(letters, max_size=60) | st.sampled_from([*TEXT, "[SEP] [MASK]", "a" * 300]), max_size=8))
-def test_ids_equal_those_of_the_tokenizer_on_any_unicode(encoder, tokenizer, texts):
+def test_ids_equal_tokenizers_on_any_unicode(encoder, tokenizer, texts):
     assert_same(encoder, tokenizer, texts)
 
 
-def test_slices_of_an_array_are_read_from_their_own_beginning(encoder):
+def test_a_slice_of_an_array_is_read_from_its_own_start(encoder):
     whole = pa.array(["left out", *TEXT, "left out too"])
     for part in (whole.slice(1, 3), whole.slice(4, 0)):
         ids, offsets = encoder.encode(part)
@@ -74,7 +74,7 @@ def test_words_too_long_or_without_pieces_are_unknown_as_in_the_tokenizer(encode
     assert_same(encoder, tokenizer, [word, f"a {word} b", word.upper()])
 
 
-def test_items_are_ascii_words_marks_and_whole_words_with_anything_else():
+def test_items_are_ascii_words_punctuation_marks_and_whole_other_words():
     distinct, items, ends = itemize(pa.array(["IL-2 (IL-2), β-IL", "", "-IL\x07 IL"]))
     assert [[distinct[n] for n in items[a:b]] for a, b in itertools.pairwise(ends)] == [
         ["IL", "-", "2", "(", "IL", "-", "2", ")", ",", "β-IL"], [], ["-IL\x07", "IL"],
@@ -91,7 +91,7 @@ def test_another_kind_of_tokenizer_is_refused():
 @pytest.mark.slow
 @pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
 @pytest.mark.parametrize("name", ["pubmed-abstracts.jsonl.gz", "rct-fulltext.jsonl.xz", "clinical-trials.jsonl.xz"])
-def test_ids_equal_those_of_the_tokenizer_on_every_line_of_real_text(encoder, tokenizer, name):
+def test_ids_equal_tokenizers_on_every_line_of_real_text(encoder, tokenizer, name):
     path = Path(os.environ["BERT_PIPELINE_DATA"], "corpus", name)
     with (gzip.open if name.endswith("gz") else lzma.open)(path, "rt", encoding="utf-8") as stream:
         texts: list[str] = []

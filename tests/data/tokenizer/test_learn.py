@@ -17,7 +17,7 @@ from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS
 
 
 def learn(words, *, vocab_size, min_frequency=2, limit_alphabet=1000, times=1):
-    """Learn from a Counter of words, each counted `times` as often."""
+    """Learn from a Counter of words with all counts multiplied by `times`."""
     spelling = spell(pa.array(sorted(words), pa.string()), np.array([times * words[word] for word in sorted(words)]))
     characters = character_counts(spelling)
     alphabet = sorted(sorted(characters, key=lambda c: (-characters[c], c))[:limit_alphabet])
@@ -35,8 +35,8 @@ def text(letters, longest):
     min_frequency=st.integers(1, 3),
     limit_alphabet=st.integers(1, 8),
 )
-def test_pieces_equal_those_of_tokenizers(words, vocab_size, min_frequency, limit_alphabet):
-    """Few letters and few words: nearly every merge is a tie, and many give a piece that stands already."""
+def test_pieces_equal_tokenizers(words, vocab_size, min_frequency, limit_alphabet):
+    """With few letters and words, nearly every merge is a tie, and many give an existing piece."""
     limits = {"vocab_size": vocab_size, "min_frequency": min_frequency, "limit_alphabet": limit_alphabet}
     words = [part for word in words for part in word.replace("中", " 中 ").split()]  # as BERT's normaliser parts them
     assert learn(Counter(words), **limits).pieces == learn_vocabulary([" ".join(words)], lowercase=False, **limits)
@@ -63,7 +63,7 @@ def test_more_pairs_than_the_first_table_and_queue_hold():
 
 
 def test_counts_beyond_32_bits_change_nothing():
-    """tokenizers counts pairs as i32: from 2**31 on it takes the most frequent ones for negative."""
+    """`tokenizers` counts pairs as i32: from 2**31 on, the most frequent ones become negative."""
     words = Counter(["the", "the", "theory", "the", "other", "method", "that", "the", "weather", "then", "rather"])
     assert learn(words, vocab_size=60, times=2**40).pieces == learn(words, vocab_size=60).pieces
     assert "the" in learn(words, vocab_size=60, times=2**40).pieces
@@ -77,27 +77,27 @@ def test_every_word_more_frequent_than_the_last_merge_is_a_piece():
     assert learn(words, vocab_size=20).last_count > max(words.values()), "no merge, no room"
 
 
-def test_nothing_to_learn_from():
+def test_no_words_give_no_pieces():
     assert learn(Counter(), vocab_size=50).pieces == list(SPECIAL_TOKENS)
     assert learn(Counter("a"), vocab_size=50).pieces == [*SPECIAL_TOKENS, "##a", "a"]
 
 
 def words_of(sentences):
-    """By the rules of `tokenizers` itself."""
+    """Encode with `tokenizers` itself."""
     from tokenizers import normalizers, pre_tokenizers
 
     normalize, split = normalizers.BertNormalizer().normalize_str, pre_tokenizers.BertPreTokenizer().pre_tokenize_str
     return Counter(word for sentence in sentences for word, _ in split(normalize(sentence)))
 
 
-def test_pieces_of_the_sample_equal_those_of_tokenizers(tiny):
+def test_pieces_of_the_sample_equal_tokenizers(tiny):
     sentences = [sentence for document in iterate_documents(tiny["raw_corpus"].path, "train") for sentence in document]
     assert learn(words_of(sentences), vocab_size=1000).pieces == learn_vocabulary(sentences, vocab_size=1000)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
-def test_pieces_of_real_abstracts_equal_those_of_tokenizers():
+def test_pieces_of_real_abstracts_equal_tokenizers():
     path = Path(os.environ["BERT_PIPELINE_DATA"], "corpus", "pubmed-abstracts.jsonl.gz")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         sentences = [text for line in lines for text in (json.loads(line)["title"], json.loads(line)["text"])]

@@ -16,14 +16,14 @@ def train(**changed):
 PROGRAM = """
 import sys
 from pathlib import Path
-from bert_pipeline.data.tokenizer import build_tokenizer
+from bert_pipeline.data.tokenizer.build import build_tokenizer
 from bert_pipeline.recipe import TokenizerRecipe
 build_tokenizer(TokenizerRecipe(vocab_size=800), Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
 def test_the_vocabulary_is_a_function_of_the_text(tiny, run_python, tmp_path):
-    """Not of workers or hash seeds, by which the trainer of `tokenizers` breaks ties."""
+    """It does not depend on workers or hash seeds, by which the trainer of `tokenizers` breaks ties."""
     for workers, seed in [("1", "0"), ("2", "1")]:
         out = tmp_path / workers
         out.mkdir()
@@ -64,20 +64,20 @@ def test_uncased_is_the_default_and_cased_by_recipe():
     assert cased.encode("Atenolol").tokens != cased.encode("atenolol").tokens
 
 
-def test_more_pieces_than_the_text_can_give_is_refused():
-    with pytest.raises(VocabularyError, match=r"vocab_size = 5000, but the text gives only \d+ pieces .* remedy"):
+def test_more_pieces_than_the_text_can_yield_are_refused():
+    with pytest.raises(VocabularyError, match=r"vocab_size = 5000, but the text yields only \d+ pieces .* remedy"):
         train(vocab_size=5000)
 
 
-def test_fewer_pieces_than_the_alphabet_needs_is_refused():
+def test_fewer_pieces_than_the_alphabet_needs_are_refused():
     with pytest.raises(
         VocabularyError, match=r"vocab_size = 100, but the \d+ characters .* smaller tokenizer.limit_al"
     ):
         train_wordpiece(TokenizerRecipe(vocab_size=100), [chr(n) * 3 for n in range(97, 600)])
 
 
-def test_a_common_word_that_is_no_piece_is_refused(monkeypatch):
-    """As where pairs are counted in 32 bits and the counts of the most frequent ones turn negative."""
+def test_a_common_word_that_is_not_a_piece_is_refused(monkeypatch):
+    """This happens if pairs are counted in 32 bits and the highest counts turn negative."""
     learn = tokenizer_stage.learn_pieces
 
     def learn_without_patient(*arguments):
@@ -93,12 +93,12 @@ def test_a_common_word_that_is_no_piece_is_refused(monkeypatch):
 def test_ids_with_a_gap_are_refused(tmp_path):
     tokenizer = train()
     pieces = {piece: number + (number == 119) for piece, number in tokenizer.get_vocab().items()}
-    with pytest.raises(VocabularyError, match=r"ids must be 0 to 119, each once, but .* has 120, not 119"):
+    with pytest.raises(VocabularyError, match=r"ids must be 0 to 119, each used once, but .* has 120, not 119"):
         save_tokenizer(tokenizer_stage._bert_tokenizer(True, pieces), True, tmp_path)
 
 
 def test_text_without_a_word_is_refused():
-    with pytest.raises(VocabularyError, match="the text gives only 5 pieces"):
+    with pytest.raises(VocabularyError, match="the text yields only 5 pieces"):
         train_wordpiece(TokenizerRecipe(vocab_size=100), [" ", ""])
 
 
@@ -113,7 +113,7 @@ def test_a_sample_of_the_documents_by_recipe(tiny, tmp_path):
     assert facts["distinct_words"] < everything["distinct_words"]
 
 
-def test_facts_tell_how_the_vocabulary_fits(tiny):
+def test_facts_measure_how_well_the_vocabulary_fits(tiny):
     facts = tiny["tokenizer"].facts
     assert (facts["vocab_size"], facts["padded_vocab_size"]) == (800, 832)
     assert facts["training_words"] > facts["distinct_words"] > facts["cut_words"] == 0
