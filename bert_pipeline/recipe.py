@@ -8,7 +8,7 @@ a recipe file states only what it changes. docs/reference/recipe.md is generated
 """
 
 from datetime import date
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -42,6 +42,25 @@ class Section(BaseModel):
     """One table of a recipe: frozen and strictly typed; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset()
+    """Keys that did not exist when the first artifacts were built; see `for_origin`."""
+
+    def for_origin(self) -> dict[str, Any]:
+        """The values that decide an artifact's fingerprint.
+
+        A key of ADDED_LATER is left out while it has its default, so that a new key changes no fingerprint.
+        """
+        fields = type(self).model_fields
+        values = {name: getattr(self, name) for name in fields}
+        added = {name for name in self.ADDED_LATER if values[name] == fields[name].default}
+        return {name: _for_origin(value) for name, value in values.items() if name not in added}
+
+
+def _for_origin(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.for_origin()
+    return [_for_origin(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _day(text: str) -> str:

@@ -227,18 +227,18 @@ EXCLUDED_SPLITS = ("dev", "test")
 
 STAGES = {
     "raw_corpus": Stage(
-        (), "3", lambda r: r.corpus.model_dump(), _raw_corpus, outside=_corpus_sources, resumable=True, in_shards=True
+        (), "3", lambda r: r.corpus.for_origin(), _raw_corpus, outside=_corpus_sources, resumable=True, in_shards=True
     ),
     "contamination": Stage(
         ("raw_corpus",), "1", lambda r: {"tasks": _searched_tasks(r)}, _contamination, outside=_searched_texts
     ),
     "tokenizer": Stage(
-        ("raw_corpus",), "1", lambda r: r.tokenizer.model_dump(), _tokenizer, outside=_initial_vocabulary
+        ("raw_corpus",), "1", lambda r: r.tokenizer.for_origin(), _tokenizer, outside=_initial_vocabulary
     ),
     "nsp_dataset": Stage(
         ("raw_corpus", "tokenizer"),
         "2",
-        lambda r: r.nsp.model_dump() | {"max_seq_lengths": r.max_seq_lengths},
+        lambda r: r.nsp.for_origin() | {"max_seq_lengths": r.max_seq_lengths},
         _nsp_dataset,
         resumable=True,
         in_shards=True,
@@ -246,7 +246,7 @@ STAGES = {
     "masked_dataset": Stage(
         ("tokenizer", "nsp_dataset"),
         "2",
-        lambda r: r.masking.model_dump(),
+        lambda r: r.masking.for_origin(),
         _masked_dataset,
         resumable=True,
         in_shards=True,
@@ -254,7 +254,7 @@ STAGES = {
     "pretrained_checkpoint": Stage(
         ("tokenizer", "nsp_dataset", "masked_dataset"),
         "5",
-        lambda r: r.pretrain.model_dump() | {"model": r.model.model_dump()},
+        lambda r: r.pretrain.for_origin() | {"model": r.model.for_origin()},
         _pretrained_checkpoint,
         outside=_initial_model,
         resumable=True,

@@ -1,7 +1,9 @@
+import json
+
 import pytest
 from pydantic import ValidationError
 
-from bert_pipeline.recipe import ModelRecipe, PretrainRecipe, Recipe, RecipeError
+from bert_pipeline.recipe import ModelRecipe, PretrainRecipe, Recipe, RecipeError, Section
 from bert_pipeline.recipe_files import load_recipe, recipe_files
 
 CORPUS = '[corpus]\npath = "x.txt"\n'
@@ -179,3 +181,21 @@ def test_a_section_survives_json():
     section = PretrainRecipe()
     assert PretrainRecipe.model_validate_json(section.model_dump_json()) == section
     assert Recipe.model_fields["pretrain"].default == section
+
+
+def test_a_key_added_later_changes_no_fingerprint_until_it_is_set():
+    class Inner(Section):
+        ADDED_LATER = frozenset({"new"})
+        old: int = 1
+        new: bool = False
+
+    class Outer(Section):
+        inner: tuple[Inner, ...] = (Inner(),)
+
+    assert Outer().for_origin() == {"inner": [{"old": 1}]}
+    assert Outer(inner=(Inner(new=True),)).for_origin() == {"inner": [{"old": 1, "new": True}]}
+    recipe = load_recipe(recipe_files()["demo"])
+    for section in (recipe.corpus, recipe.tokenizer, recipe.nsp, recipe.masking, recipe.model, recipe.pretrain):
+        everything, in_origin = section.model_dump(mode="json"), section.for_origin()
+        assert json.loads(json.dumps(in_origin)).items() <= everything.items()
+        assert everything.keys() - in_origin.keys() <= section.ADDED_LATER

@@ -158,7 +158,7 @@ def build_masked_dataset(section: MaskingRecipe, tokenizer: Path, nsp_dataset: P
     """Mask every pass of an nsp_dataset; each shard has the path and the rows of the shard that it masks."""
     pairs = read_index(nsp_dataset)
     digest = cached_digest(tokenizer / "tokenizer.json")
-    rules = section.model_dump() | {"tokenizer": digest}
+    rules = section.for_origin() | {"tokenizer": digest}
     shards = [
         Shard(name, rules | {"pairs": shard.digest}, (section, (tokenizer, digest), nsp_dataset, sorted(shard.files)))
         for name, shard in pairs.items()

@@ -24,7 +24,7 @@ def build_nsp_dataset(
 ) -> Facts:
     """Pair both splits of a corpus at every sequence length: `dupe_factor` passes over train, one over held-out."""
     digest = cached_digest(tokenizer / "tokenizer.json")
-    rules = section.model_dump() | {"max_seq_lengths": max_seq_lengths, "tokenizer": digest}
+    rules = section.for_origin() | {"max_seq_lengths": max_seq_lengths, "tokenizer": digest}
     shards = [
         Shard(
             parts[0].name,

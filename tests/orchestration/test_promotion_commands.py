@@ -46,7 +46,9 @@ def test_a_promotion_against_the_rule_says_so(command, client, name, evaluate):
     evaluate("2", GAD=150)
     command("promote", f"models:/{name}/1")
     told = command("promote", f"models:/{name}/2", "--reason", "smaller")
-    assert "the promotion rule would have kept it candidate: compared with version 1" in told and "worse on GAD (-" in told
+    assert (
+        "the promotion rule would have kept it candidate: compared with version 1" in told and "worse on GAD (-" in told
+    )
     assert history(client, name)[-1].comparison["GAD"]["difference"] < 0
 
 

@@ -59,7 +59,7 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
     files = source_files(section)
     sources = describe_sources(section, files)
     store = ShardStore("raw_corpus", out)
-    index, rules = None, section.model_dump(exclude=NOT_IN_SHARDS)
+    index, rules = None, {k: v for k, v in section.for_origin().items() if k not in NOT_IN_SHARDS}
     rules |= {"signatures": section.near_duplicate_threshold > 0}
     if excluded:
         examples = EvaluationIndex(excluded)
