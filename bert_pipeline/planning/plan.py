@@ -282,13 +282,12 @@ class Estimate:
                 except TaskError as error:
                     log.info("plan: %s", error)
                     return None
-            # The first seed searches the grid. The other seeds, and all seeds from random weights, run one setting, whose
+            # The first seed searches the grid. The other seeds, and all seeds from random weights, run one setting. Its
             # number of epochs is not known yet: assume the largest of the grid.
             more = 2 * len(rules.seeds) - 1
             runs = rules.num_settings + more
-            epochs = rules.num_settings * sum(rules.nums_epochs) / len(rules.nums_epochs) + more * max(
-                rules.nums_epochs
-            )
+            mean_epochs = sum(rules.nums_epochs) / len(rules.nums_epochs)
+            epochs = rules.num_settings * mean_epochs + more * max(rules.nums_epochs)
             for split, examples in data.splits.items():
                 times = epochs if split == "train" else runs / 3
                 tokens = [

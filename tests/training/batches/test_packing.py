@@ -223,11 +223,13 @@ def test_the_attention_is_a_sound_operation_of_torch():
 
 
 def test_attention_drops_its_share_of_probabilities():
+    """Each output is a mean of 200 values that are 0 with probability p, else 1 / (1 - p)."""
+    p, keys = 0.25, 200
     states = [torch.ones(1, 1, 400, 8) for _ in range(3)]
-    offsets = torch.tensor([0, 200, 400], dtype=torch.int32)
+    offsets = torch.tensor([0, keys, 2 * keys], dtype=torch.int32)
     torch.manual_seed(0)
-    found, _ = packed_attention(torch.nn.Module(), *states, None, offsets=offsets, scaling=1.0, dropout=0.25)
-    assert found.std() > 0
+    found, _ = packed_attention(torch.nn.Module(), *states, None, offsets=offsets, scaling=1.0, dropout=p)
+    assert found.std().item() == pytest.approx((p / (1 - p) / keys) ** 0.5, rel=0.1)
     assert found.mean() == pytest.approx(1.0, abs=0.01)
 
 
