@@ -94,7 +94,9 @@ def test_no_damage_goes_unseen(two, tmp_path, caplog, count):
         caplog.clear()
         assert load(two) == 1, (damage, name)
         assert (
-            str(newest) in caplog.text and name in caplog.text and "going back to the checkpoint before" in caplog.text
+            str(newest) in caplog.text
+            and name in caplog.text
+            and "falling back to the checkpoint before" in caplog.text
         )
         if damage is not remove:
             assert re.search(r"SHA-256 .*, but SHA256SUMS has .", caplog.text), caplog.text
