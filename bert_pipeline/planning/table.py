@@ -50,7 +50,7 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
         f"Training: {training['num_parameters']:,} weights (vocabulary padded to {training['padded_vocab_size']:,}), "
         + (f"{training['steps']:,} steps" if training["steps"] else "steps by the budget of minutes")
     )
-    yield _row("phase", "steps", "details")
+    yield _row("phase", "steps", "details (FLOPs by the formula in training/model/flops.py)")
     for number, phase in enumerate(training["phases"]):
         yield _row(
             f"{number}: {phase['max_seq_length']} tokens",
@@ -61,7 +61,7 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
     yield _row(
         "total",
         f"{training['steps']:,}" if training["steps"] else "unknown",
-        f"{training['tokens']:,} tokens; {training['flops']:.2e} FLOPs (formula: training/model/flops.py)",
+        f"{training['tokens']:,} tokens; {training['flops']:.2e} FLOPs",
     )
     yield ""
     yield (
