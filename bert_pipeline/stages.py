@@ -157,6 +157,7 @@ def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path
     return build_pretrained_checkpoint(
         recipe.pretrain,
         recipe.model,
+        recipe.masking,
         inputs["tokenizer"],
         inputs["nsp_dataset"],
         inputs["masked_dataset"],
