@@ -104,10 +104,12 @@ def pytest_runtest_protocol(item: pytest.Item):
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List the skipped tests by reason, so that a green run does not hide what it left out."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    terminalreporter.section(f"{len(skipped)} skipped")
-    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    """Count the skipped tests by reason, so that a green run does not hide what it left out."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
+    if reasons:
+        terminalreporter.section(f"{reasons.total()} skipped")
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count:5}  {reason}")
 
