@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, how damage is found, and saves whose system calls are killed, fail or are checked for order."""
+"""Checkpoints: what is kept, how damage is found, and what a save leaves when its system calls are killed or fail."""
 
 import itertools
 import json

@@ -298,7 +298,7 @@ def test_residue_nested_deeper_than_in_real_text_is_kept(text):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
+@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")
 def test_real_citations_lose_residue_and_little_else():
     import gzip
     import json
