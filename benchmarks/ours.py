@@ -136,7 +136,7 @@ def loader(folder: str, max_seq_length: int, batch_size: int) -> Answer:
     here = Path(folder)
     masker = open_masker(recipe(here, max_seq_length).masking, here / "tokenizer")
     dataset = PairDataset(here / "nsp_dataset", here / "masked_dataset", max_seq_length, "train", masker)
-    rows_on_disk = dataset.num_rows(0)  # of one pass: what follows it is drawn anew
+    rows_on_disk = dataset.num_rows(0)  # of one pass; later rows get fresh masks
 
     def batch(number: int) -> int:
         rows = dataset.samples(rows_on_disk + number * batch_size, batch_size, seed=1)

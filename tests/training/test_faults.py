@@ -28,7 +28,7 @@ CHECKPOINT_EVERY = 5
 
 
 def long_job(tiny, recipe, out: Path) -> Path:
-    """A row of metrics for every step; the data end and begin anew in it, and a step has several micro-batches."""
+    """A row of metrics for every step; an epoch ends and the next begins in it, and a step has several micro-batches."""
     often = {"log_every": 1, "eval_every": 20, "checkpoint_every": CHECKPOINT_EVERY}
     return job_for(tiny, recipe, out, first_phase={"num_steps": 120}, **often)
 
@@ -93,7 +93,7 @@ def test_runs_killed_at_random_moments_end_as_if_undisturbed(tiny, tiny_recipe, 
     killed, most, runs = 0, 0, 0
     resumed_from: Counter[int] = Counter()
     while killed < kills or most < 3:
-        assert runs < 3 * kills, "runs end before they are killed, or are not gone on with"
+        assert runs < 3 * kills, "runs end before they are killed, or do not resume"
         out = tmp_path / f"run-{runs}"
         job, log = long_job(tiny, tiny_recipe, out), out / "log"
         runs += 1
@@ -213,7 +213,7 @@ def test_a_training_process_that_is_killed_is_named_and_goes_on(tiny, tiny_recip
     with pytest.raises(launch.TrainingFailed, match="SIGKILL"):
         make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out", kill_after_a_checkpoint)
     assert not (tmp_path / "out").exists()
-    assert list(tmp_path.glob("out.partial/work/checkpoints/step-*")), "what the next run goes on from"
+    assert list(tmp_path.glob("out.partial/work/checkpoints/step-*")), "the checkpoint that the next run resumes from"
 
 
 class ReadyToTrain(Exception):

@@ -60,7 +60,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path,
 
 @pytest.mark.slow
 def test_a_compiled_run_in_bfloat16_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path):
-    """On two threads; each start compiles anew, for the batch that it happens to begin with."""
+    """On two threads; each start compiles again, for the first batch that it sees."""
     settings = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}
     settings |= {"ACCELERATE_DYNAMO_USE_DYNAMIC": "true", "OMP_NUM_THREADS": "2"}
     outs = [tmp_path / name for name in ("once", "again", "killed")]

@@ -131,7 +131,7 @@ def build_pretrained_checkpoint(
     facts = json.loads((work / "result.json").read_text(encoding="utf-8")) | _summary(section, rows)
     facts["per_device_tokens"] = job.per_device_tokens
     (out / "loss_curve.png").write_bytes(pictures.training_curves(rows))
-    sections = {"model": model.model_dump(mode="json"), "pretrain": section.model_dump(mode="json")}
+    sections = {"model": model.for_origin(), "pretrain": section.for_origin()}
     stages = {"tokenizer": artifact.load(tokenizer).facts, "pretrained_checkpoint": facts}
     name = f"BERT, {model.num_hidden_layers} layers, {model.hidden_size} wide"
     (out / "MODEL_CARD.md").write_text(model_card(name, sections, stages), encoding="utf-8")
@@ -142,7 +142,7 @@ def build_pretrained_checkpoint(
 def _identity(job: Job, inputs: Mapping[str, Path], origin: Mapping[str, Any] | None) -> str:
     """Fingerprint of everything that determines the training. The masking section enters through the masked_dataset."""
     fingerprints = {kind: artifact.load(path, kind).fingerprint for kind, path in inputs.items()}
-    sections = {"section": job.section.model_dump(mode="json"), "model": job.model.model_dump(mode="json")}
+    sections = {"section": job.section.for_origin(), "model": job.model.for_origin()}
     return artifact.fingerprint(sections | {"origin": origin} | fingerprints)
 
 

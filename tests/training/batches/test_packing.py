@@ -306,7 +306,7 @@ def test_compiled_is_eager(model, dataset, backend):
 
 
 def test_gradients_of_embeddings_are_those_of_torch():
-    """Of one that is asked for often, once, and never."""
+    """Rows of the embedding that are looked up often, once, and never."""
     places = torch.tensor([[3, 0, 3, 3, 1]])
     generator = torch.Generator().manual_seed(1)
     stock, ours = torch.nn.Embedding(5, 4), Embedding(5, 4)

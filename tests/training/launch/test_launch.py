@@ -73,7 +73,7 @@ def test_rows_are_followed_while_the_file_grows(tmp_path):
     with path.open("a") as stream:
         stream.write("}\n")
     assert list(follower.new_rows()) == [{"step": 2}]
-    path.write_text("")  # a resumed run starts the file anew
+    path.write_text("")  # a resumed run rewrites the file
     append_row(path, {"step": 1})
     assert list(follower.new_rows()) == [{"step": 1}]
 
