@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from processes import eventually
 from servers import Database, Servers, make_secrets
 
 from bert_pipeline.evaluation.finetuning.job import FinetuningJob
@@ -201,10 +201,7 @@ class DaskCluster:
                 for _ in range(2)
             ),
         ]  # fmt: skip
-        for _ in range(600):
-            if scheduler_file.exists():
-                break
-            time.sleep(0.1)
+        eventually(scheduler_file.exists)
         self.address = json.loads(scheduler_file.read_text())["address"].replace("tcp://", "dask://")
 
     def stop(self) -> None:

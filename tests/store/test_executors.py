@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import commands
+from processes import commands, eventually
 
 from bert_pipeline.store.executors import ShardError, end_idle_workers, map_shards
 
@@ -86,10 +86,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     assert workers and workers <= commands().keys()
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 60
-    while workers & commands().keys():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: not workers & commands().keys())
 
 
 def always_die(number: int) -> None:
@@ -143,8 +140,4 @@ def test_worker_processes_are_reused_by_the_next_stage_and_end_when_idle(monkeyp
 
     first, second = processes_of_a_stage("first"), processes_of_a_stage("second")
     assert first == second and len(first) == 2 and os.getpid() not in first
-    for _ in range(600):
-        if not any(Path(f"/proc/{process}").exists() for process in first):
-            break
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{process}").exists() for process in first)
+    eventually(lambda: not any(Path(f"/proc/{process}").exists() for process in first))

@@ -251,12 +251,11 @@ def trace_of_save(folder: Path, step: int, log: Path, *injected: str) -> tuple[i
     trace = log.with_suffix(".strace")
     process = fork(save_traced, folder, step, trace, *injected, log=log)
     code = exit_code(process)
-    for _ in range(6000):
+    lines: list[str] = []
+    while not (lines and lines[-1].startswith("+++")):  # strace writes the last line after the process is gone
         lines = trace.read_text(errors="replace").splitlines() if trace.exists() else []
-        if lines and lines[-1].startswith("+++"):
-            break
-        time.sleep(0.01)
-    trace.unlink(missing_ok=True)
+        time.sleep(0.001)
+    trace.unlink()
     return code, list(itertools.takewhile(lambda line: END not in line, lines))
 
 

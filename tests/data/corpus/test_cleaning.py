@@ -286,9 +286,9 @@ ADVERSARIES = [
 @pytest.mark.parametrize("unit", ADVERSARIES)
 def test_time_is_linear_in_the_length(unit, length):
     """Quadratic time would take minutes, and hours for a megabyte."""
-    started = time.monotonic()
+    started = time.process_time()
     apply_rules([f"Rats{unit * (length // len(unit))}"], list(RULES))
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize("text", ["&#5&#5&#5&#5&#4" * 9_000 + "9" + ";;;;;" * 9_000, "<s" * 9_000 + "up>" * 9_000])
