@@ -33,7 +33,7 @@ def test_the_graph_is_the_chain_of_stages(graph):
     assert edges == GRAPH
 
 
-@pytest.mark.parametrize("name", GRAPH)
+@pytest.mark.parametrize("name", sorted(GRAPH))
 def test_every_asset_is_described(graph, name):
     asset = graph.get(asset_key(name))
     assert asset.description and len(asset.description) > 30
