@@ -37,6 +37,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYO
     os.environ.setdefault(name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of hundreds of processes compiles every module
+sys.dont_write_bytecode = False
 CORES = sorted(os.sched_getaffinity(0))
 os.sched_setaffinity(0, random.sample(CORES, min(2, len(CORES))))
 
