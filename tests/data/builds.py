@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,9 +79,6 @@ def digests(directory: Path) -> dict[str, str]:
 def build_by_command(root: Path, documents: int, documents_per_shard: int) -> SimpleNamespace:
     texts = write_texts(root / "texts", documents)
     recipe = write_recipe(root / "recipe.toml", texts, documents_per_shard)
-    seconds = {}
     for kind in ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset"):
-        begun = time.monotonic()
         run(command(kind, recipe, root, root / kind), BERT_PIPELINE_WORKERS="1")
-        seconds[kind] = time.monotonic() - begun
-    return SimpleNamespace(root=root, recipe=recipe, seconds=seconds)
+    return SimpleNamespace(root=root, recipe=recipe)

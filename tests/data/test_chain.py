@@ -46,7 +46,7 @@ DOCUMENTS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     train=DOCUMENTS,
     heldout=DOCUMENTS,
