@@ -106,8 +106,8 @@ class CorpusRecipe(Section):
     unicode_normalization: Literal["NFC", "NFKC", "none"] = "NFC"
     """Unicode normalization form, applied to the text before any other step."""
     sentence_splitter: Literal["segtok", "lines"] = "segtok"
-    """`segtok`: split the text by segtok's rules, and after the sentence marks of scripts that do not need a blank there
-    (。！？ ...). `lines`: the text already has one sentence per line, the input format of google-research/bert."""
+    """`segtok`: split the text by segtok's rules, and after the sentence marks of scripts that need no blank (。！？
+    ...). `lines`: the text already has one sentence per line, the input format of google-research/bert."""
     heldout_fraction: Fraction = 0.01
     """Share of the documents reserved for held-out evaluation, chosen by a hash of the document id."""
     documents_per_shard: int = Field(10_000, ge=2)
