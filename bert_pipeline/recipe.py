@@ -141,10 +141,16 @@ class CorpusRecipe(Section):
 
 
 class TokenizerRecipe(Section):
+    ADDED_LATER = frozenset({"strip_accents"})
+
     vocab_size: int = Field(30_522, ge=100, le=2**31)
     """Number of pieces, including the five special tokens. The stage fails if the text yields fewer."""
     lowercase: bool = True
-    """Lowercase the text and strip accents, as in BERT-base uncased."""
+    """Lowercase the text, as in BERT-base uncased."""
+    strip_accents: bool | None = None
+    """Decompose characters (Unicode NFD) and remove their accents. Not set: strip accents if lowercase is true, as BERT
+    does. This damages scripts whose characters are composed of parts: Hangul syllables become jamo, and kana, Thai and
+    Devanagari lose marks. For such text set it to false."""
     min_frequency: int = Field(2, ge=1)
     """Merge two pieces only if they occur next to each other at least this often."""
     limit_alphabet: int = Field(1_000, ge=1)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.normalizers import BertNormalizer
 
 from bert_pipeline.data.tokenizer.counts import Sample, as_table, count_corpus, count_words
 from bert_pipeline.data.tokenizer.learn import character_counts, learn_pieces, spell
@@ -40,9 +41,9 @@ def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Fa
     shards = corpus_shards(raw_corpus, "train")
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         sample = Sample(section.seed, _share(section.max_documents, shards))
-        counted = count_corpus(_bert_tokenizer(section.lowercase), shards, sample, Path(scratch))
+        counted = count_corpus(_bert_tokenizer(_normalizer(section)), shards, sample, Path(scratch))
     tokenizer = _train(section, counted.words, counted.counts)
-    save_tokenizer(tokenizer, section.lowercase, out)
+    save_tokenizer(tokenizer, out)
     return {
         **_about(tokenizer),
         "training_documents": counted.num_documents,
@@ -57,8 +58,8 @@ def take_tokenizer_over(init_from: Path, raw_corpus: Path, out: Path) -> Facts:
     """Save the vocabulary of the initial model with the special tokens first."""
     vocabulary = read_vocabulary(init_from)
     numbered = {piece: number for number, piece in enumerate(vocabulary.in_our_order)}
-    tokenizer = _bert_tokenizer(vocabulary.lowercase, numbered)
-    save_tokenizer(tokenizer, vocabulary.lowercase, out)
+    tokenizer = _bert_tokenizer(BertNormalizer(lowercase=vocabulary.lowercase), numbered)
+    save_tokenizer(tokenizer, out)
     return {**_about(tokenizer), **_measure(tokenizer, raw_corpus)}
 
 
@@ -78,7 +79,7 @@ def _share(max_documents: int, shards: list[CorpusShard]) -> float:
 
 def train_wordpiece(section: TokenizerRecipe, sentences: Iterable[str]) -> Tokenizer:
     """Learn a vocabulary from sentences in memory."""
-    counts = as_table(count_words(_bert_tokenizer(section.lowercase), [pa.array(sentences, pa.string())]))
+    counts = as_table(count_words(_bert_tokenizer(_normalizer(section)), [pa.array(sentences, pa.string())]))
     return _train(section, counts["word"].combine_chunks(), counts["count"].to_numpy())
 
 
@@ -106,15 +107,19 @@ def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) 
                 f"the word {word!r} occurs {count:,} times, the last merged pair only {last_count:,} times, yet the "
                 "word is not a piece: pairs were miscounted; remedy: report this bug"
             )
-    return _bert_tokenizer(section.lowercase, vocabulary)
+    return _bert_tokenizer(_normalizer(section), vocabulary)
 
 
-def _bert_tokenizer(lowercase: bool, vocabulary: dict[str, int] | None = None) -> Tokenizer:
-    """BERT's normalizer, splitter and row template (google-research/bert, tokenization.py) over a vocabulary."""
+def _normalizer(section: TokenizerRecipe) -> BertNormalizer:
+    return BertNormalizer(lowercase=section.lowercase, strip_accents=section.strip_accents)
+
+
+def _bert_tokenizer(normalizer: BertNormalizer, vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    """A tokenizer with BERT's splitter and row template (google-research/bert, tokenization.py)."""
     tokenizer = Tokenizer(
         models.WordPiece(vocabulary or {"[UNK]": UNK_ID}, unk_token="[UNK]", max_input_chars_per_word=100)
     )
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = WordPieceDecoder()
     if vocabulary:
@@ -135,7 +140,7 @@ def _alphabet(counts: dict[str, int], limit: int) -> list[str]:
     return sorted(ranked[:limit])
 
 
-def save_tokenizer(tokenizer: Tokenizer, lowercase: bool, out: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     """Check the ids, then write tokenizer.json, tokenizer_config.json and vocab.txt."""
     from transformers import BertTokenizer
 
@@ -149,7 +154,9 @@ def save_tokenizer(tokenizer: Tokenizer, lowercase: bool, out: Path) -> None:
             raise VocabularyError(
                 f"ids must be 0 to {len(pieces) - 1}, each used once, but {piece!r} has {found}, not {number}"
             )
-    BertTokenizer(tokenizer_object=tokenizer, do_lower_case=lowercase).save_pretrained(out)
+    normalizer = tokenizer.normalizer
+    settings = {"do_lower_case": normalizer.lowercase, "strip_accents": normalizer.strip_accents}
+    BertTokenizer(tokenizer_object=tokenizer, **settings).save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))
     (out / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
 

@@ -1,9 +1,12 @@
+import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
 from bert_pipeline.data.tokenizer import build as tokenizer_stage
 from bert_pipeline.data.tokenizer.build import VocabularyError, build_tokenizer, save_tokenizer, train_wordpiece
+from bert_pipeline.data.tokenizer.encoding import Encoder
 from bert_pipeline.data.tokenizer.learn import Learnt
+from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.recipe import TokenizerRecipe
 
 TEXT = [f"Patient {n} received {drug} for angina; it helped." for n in range(50) for drug in ("Atenolol", "naïve Café")]
@@ -41,15 +44,18 @@ def test_special_tokens_have_the_first_ids(tmp_path):
     assert tokenizer.get_vocab_size() == 120
 
 
+@pytest.mark.parametrize("strip_accents", [None, True, False])
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_auto_tokenizer_gives_the_same_ids(tmp_path, lowercase):
-    tokenizer = train(lowercase=lowercase, vocab_size=130)
-    save_tokenizer(tokenizer, lowercase, tmp_path)
+def test_auto_tokenizer_gives_the_same_ids(tmp_path, lowercase, strip_accents):
+    tokenizer = train(lowercase=lowercase, strip_accents=strip_accents, vocab_size=130)
+    save_tokenizer(tokenizer, tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    for text in [*TEXT[:4], "Naïve CAFÉ", "unseen zzz", "α-blocker"]:
-        assert (
-            loaded(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text, add_special_tokens=False).ids
-        )
+    texts = [*TEXT[:4], "Naïve CAFÉ", "unseen zzz", "α-blocker"]
+    ids, offsets = Encoder(read_tokenizer(tmp_path)).encode(pa.array(texts))
+    for number, text in enumerate(texts):
+        expected = tokenizer.encode(text, add_special_tokens=False).ids
+        assert loaded(text, add_special_tokens=False)["input_ids"] == expected
+        assert ids[offsets[number] : offsets[number + 1]].tolist() == expected
     pair = loaded("Patient 1", "it helped")
     assert pair["input_ids"][0] == 2 and pair["input_ids"].count(3) == 2
     assert pair["token_type_ids"] == sorted(pair["token_type_ids"]) and set(pair["token_type_ids"]) == {0, 1}
@@ -62,6 +68,21 @@ def test_uncased_is_the_default_and_cased_by_recipe():
     assert train().encode("ATENOLOL").tokens == train().encode("atenolol").tokens
     cased = train(lowercase=False, vocab_size=130)
     assert cased.encode("Atenolol").tokens != cased.encode("atenolol").tokens
+
+
+def test_korean_syllables_stay_composed_without_stripping(tmp_path):
+    text = ["환자는 두통을 호소하였다", "두통이 심하다", "환자는 두통이 있다"]
+    section = TokenizerRecipe(vocab_size=100, min_frequency=1, strip_accents=False)
+    with pytest.raises(VocabularyError, match=r"yields only (\d+) pieces"):
+        train_wordpiece(section, text)
+    tokenizer = train_wordpiece(section, [*text, *(chr(n) for n in range(0xAC00, 0xAC20))])
+    save_tokenizer(tokenizer, tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert "두통" in loaded.get_vocab()
+    for decode in (loaded.decode, read_tokenizer(tmp_path).decode):
+        assert decode(loaded.encode(text[0], add_special_tokens=False)) == text[0]
+    as_bert_does = train_wordpiece(TokenizerRecipe(vocab_size=100, min_frequency=1), [*text, "abcdefghijklmnopqr"])
+    assert "두통" not in as_bert_does.decode(as_bert_does.encode(text[0]).ids), "jamo"
 
 
 def test_more_pieces_than_the_text_can_yield_are_refused():
@@ -94,7 +115,7 @@ def test_ids_with_a_gap_are_refused(tmp_path):
     tokenizer = train()
     pieces = {piece: number + (number == 119) for piece, number in tokenizer.get_vocab().items()}
     with pytest.raises(VocabularyError, match=r"ids must be 0 to 119, each used once, but .* has 120, not 119"):
-        save_tokenizer(tokenizer_stage._bert_tokenizer(True, pieces), True, tmp_path)
+        save_tokenizer(tokenizer_stage._bert_tokenizer(tokenizer.normalizer, pieces), tmp_path)
 
 
 def test_text_without_a_word_is_refused():
