@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import dagster as dg
 
+from bert_pipeline.data.tokenizer.accents import MAX_STRIPPED_FRACTION, REMEDY, describe_stripped
 from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.stages import EVALUATION, EXCLUDED_SPLITS
@@ -102,6 +103,16 @@ def few_unknown_pieces(facts: Facts, recipe: Recipe) -> Iterator[str]:
         yield f"{share:.2%} of the held-out tokens are [UNK], the limit is {MAX_UNK_FRACTION:.0%}"
 
 
+def few_letters_stripped(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Stripping accents, which BERT does with lowercase = true, changes at most 1 % of the letters of held-out text, or
+    `tokenizer.strip_accents` is set. It damages Korean, Japanese, Thai, the scripts of India, Vietnamese and others.
+    """
+    share = facts.get("heldout_stripped_fraction", 0.0)  # older artifacts lack it
+    if recipe.tokenizer.strip_accents is None and not share <= MAX_STRIPPED_FRACTION:
+        remedy = "start from a model that keeps accents" if recipe.pretrain.init_from else REMEDY
+        yield f"{describe_stripped(share, facts['stripped_examples'])}; remedy: {remedy}"
+
+
 def labels_are_balanced(facts: Facts, recipe: Recipe) -> Iterator[str]:
     """The share of random second segments is `nsp.nsp_prob`, among pairs that were not forced to be random."""
     nsp = recipe.nsp
@@ -139,8 +150,8 @@ def few_pairs_truncated(facts: Facts, recipe: Recipe) -> Iterator[str]:
         if not (share := measured["truncated_fraction"]) <= limit:
             yield (
                 f"{length}: {share:.2%} of the pairs are truncated, the limit is {limit:.0%}; remedy: see in "
-                'raw_corpus whether sentences are split (if not, corpus.sentence_splitter = "lines" with one sentence per line); '
-                "if they are long, a larger max_seq_length"
+                'raw_corpus whether sentences are split (if not, corpus.sentence_splitter = "lines" with one sentence '
+                "per line); if they are long, a larger max_seq_length"
             )
 
 
@@ -223,7 +234,7 @@ def files_are_there(facts: Facts, recipe: Recipe) -> Iterator[str]:
 CHECKS: dict[str, tuple[Check, ...]] = {
     "raw_corpus": (corpus_is_not_empty, few_records_rejected, every_record_is_accounted_for),
     "contamination": (every_task_was_searched, excluded_text_is_not_in_the_corpus),
-    "tokenizer": (special_tokens_come_first, vocabulary_is_as_large_as_asked, few_unknown_pieces),
+    "tokenizer": (special_tokens_come_first, vocabulary_is_as_large_as_asked, few_unknown_pieces, few_letters_stripped),
     "nsp_dataset": (labels_are_balanced, few_pairs_forced, few_pairs_truncated),
     "masked_dataset": (masks_are_as_asked, masks_are_80_10_10),
     "pretrained_checkpoint": (losses_are_finite, loss_fell, export_is_exact),
@@ -232,7 +243,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "champion": (files_are_there,),
 }
 
-WARNINGS: tuple[Check, ...] = (few_pairs_truncated,)
+WARNINGS: tuple[Check, ...] = (few_letters_stripped, few_pairs_truncated)
 """Checks whose failure is shown as a warning and blocks nothing."""
 
 

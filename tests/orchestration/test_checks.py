@@ -40,6 +40,8 @@ GOOD = {
         "vocab_size": 3000,
         "special_token_ids": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4},
         "heldout_unk_fraction": 0.001,
+        "heldout_stripped_fraction": 0.0001,
+        "stripped_examples": [["é", "e"]],
     },
     "nsp_dataset": {"len_128": PAIRS, "example": "[CLS] a [SEP]"},
     "masked_dataset": {
@@ -77,6 +79,8 @@ BAD = [
     ("tokenizer", "vocab_size", 2999, "vocabulary_is_as_large_as_asked"),
     ("tokenizer", "heldout_unk_fraction", 0.02, "few_unknown_pieces"),
     ("tokenizer", "heldout_unk_fraction", math.nan, "few_unknown_pieces"),
+    ("tokenizer", "heldout_stripped_fraction", 0.02, "few_letters_stripped"),
+    ("tokenizer", "heldout_stripped_fraction", math.nan, "few_letters_stripped"),
     ("nsp_dataset", "len_128/free_random_fraction", 0.58, "labels_are_balanced"),
     ("nsp_dataset", "len_128/forced_random_fraction", 0.95, "few_pairs_forced"),
     ("nsp_dataset", "len_128/forced_random_fraction", math.nan, "few_pairs_forced"),
@@ -147,6 +151,13 @@ def test_a_warning_does_not_prevent_registration(tmp_path):
     severities = {result.check_name: result.severity for result in checks.check_results(made, RECIPE)}
     assert severities["few_pairs_truncated"] == dg.AssetCheckSeverity.WARN
     assert severities["few_pairs_forced"] == dg.AssetCheckSeverity.ERROR
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_whoever_set_strip_accents_is_not_warned(strips):
+    recipe = RECIPE.model_copy(update={"tokenizer": RECIPE.tokenizer.model_copy(update={"strip_accents": strips})})
+    facts = GOOD["tokenizer"] | {"heldout_stripped_fraction": 1.0}
+    assert list(checks.few_letters_stripped(facts, RECIPE)) and not list(checks.few_letters_stripped(facts, recipe))
 
 
 def test_with_segments_instead_of_pairs_fewer_may_be_truncated():

@@ -111,7 +111,7 @@ def test_every_asset_is_built_and_shown(first, home):
 def test_every_gate_was_evaluated(first):
     evaluations = first.get_asset_check_evaluations()
     assert len(evaluations) >= 12
-    assert {each.check_name for each in evaluations if not each.passed} == {"few_pairs_truncated"}, "at 32 tokens"
+    assert all(evaluation.passed for evaluation in evaluations)
     assert {each.check_name for each in evaluations if not each.blocking} == {check.__name__ for check in WARNINGS}
     assert {evaluation.partition for evaluation in evaluations} == {"tiny"}, "gates are per recipe"
 

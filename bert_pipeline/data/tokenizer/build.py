@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.normalizers import BertNormalizer
 
+from bert_pipeline.data.tokenizer.accents import MAX_STRIPPED_FRACTION, REMEDY, describe_stripped, stripped_letters
 from bert_pipeline.data.tokenizer.counts import Sample, as_table, count_corpus, count_words
 from bert_pipeline.data.tokenizer.learn import character_counts, learn_pieces, spell
 from bert_pipeline.formats.corpus import CorpusShard, corpus_shards
@@ -44,13 +45,17 @@ def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Fa
         counted = count_corpus(_bert_tokenizer(_normalizer(section)), shards, sample, Path(scratch))
     tokenizer = _train(section, counted.words, counted.counts)
     save_tokenizer(tokenizer, out)
+    measured = _measure(tokenizer, raw_corpus)
+    share, examples = measured["heldout_stripped_fraction"], measured["stripped_examples"]
+    if section.strip_accents is None and share > MAX_STRIPPED_FRACTION:
+        log.warning("tokenizer: %s; remedy: %s", describe_stripped(share, examples), REMEDY)
     return {
         **_about(tokenizer),
         "training_documents": counted.num_documents,
         "training_words": int(counted.counts.sum()) + counted.num_cut,
         "distinct_words": counted.num_distinct,
         "cut_words": counted.num_cut,
-        **_measure(tokenizer, raw_corpus),
+        **measured,
     }
 
 
@@ -169,10 +174,15 @@ def _measure(tokenizer: Tokenizer, raw_corpus: Path) -> Facts:
     unknown = sum(count * encoded[word].ids.count(UNK_ID) for word, count in words.items())
     worst = sorted(words, key=lambda word: (-len(encoded[word].ids), -words[word], word))[:10]
     frequent = sorted(words, key=lambda word: (-words[word], word))[:5]
+    normalizer = tokenizer.normalizer
+    strips = normalizer.lowercase if normalizer.strip_accents is None else normalizer.strip_accents
+    stripped = stripped_letters(_heldout_sentences(raw_corpus) if strips else [])
     return {
         "heldout_words": words.total(),
         "heldout_unk_fraction": unknown / max(pieces, 1),
         "heldout_pieces_per_word": pieces / max(words.total(), 1),
+        "heldout_stripped_fraction": stripped.share,
+        "stripped_examples": stripped.examples,
         "worst_words": [[word, encoded[word].tokens] for word in worst],
         "example": "  ".join(" ".join(encoded[word].tokens) for word in worst[:3] + frequent),
     }
