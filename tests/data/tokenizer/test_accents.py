@@ -1,7 +1,7 @@
 """What stripping accents changes: measured on held-out text, reported where it costs letters."""
 
-import json
 import logging
+from itertools import product
 
 import pyarrow as pa
 import pytest
@@ -12,7 +12,6 @@ from bert_pipeline.data.tokenizer.build import build_tokenizer
 from bert_pipeline.recipe import CorpusRecipe, TokenizerRecipe
 
 KOREAN = "환자는 두통을 호소하였다."
-SYLLABLES = "가나다라마바사아자차카타파하 거너더러머버서어저처커터퍼허 고노도로모보소오조초코토포호"
 
 
 @pytest.mark.parametrize(
@@ -44,13 +43,11 @@ def test_the_message_shows_what_becomes_of_the_most_frequent_letters():
 @pytest.fixture(scope="module")
 def korean_corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("korean")
-    with (folder / "text.jsonl").open("w", encoding="utf-8") as out:
-        for number in range(60):
-            out.write(
-                json.dumps({"text": f"{KOREAN} 환자 {number}명이 약을 복용하였다. 열이 있는가? {SYLLABLES}."}) + "\n"
-            )
+    words = ["".join(pair) for pair in product("가나다라마바사아자차카타", repeat=2)]
+    documents = [f"{KOREAN} {word}명이 약을 복용하였다. {word} 열이 있는가?" for word in words]
+    (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
     (folder / "corpus").mkdir()
-    build_raw_corpus(CorpusRecipe(path=str(folder / "text.jsonl"), heldout_fraction=0.2), folder / "corpus", [])
+    build_raw_corpus(CorpusRecipe(path=str(folder / "text.txt"), heldout_fraction=0.2), folder / "corpus", [])
     return folder / "corpus"
 
 
@@ -66,7 +63,7 @@ def korean_corpus(tmp_path_factory):
 )
 def test_the_tokenizer_warns_unless_strip_accents_is_set(keys, share, warns, korean_corpus, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        facts = build_tokenizer(TokenizerRecipe(vocab_size=100, **keys), korean_corpus, tmp_path)
+        facts = build_tokenizer(TokenizerRecipe(vocab_size=120, **keys), korean_corpus, tmp_path)
     assert facts["heldout_stripped_fraction"] == share and (share > MAX_STRIPPED_FRACTION) == bool(
         facts["stripped_examples"]
     )
