@@ -44,7 +44,7 @@ def test_the_message_shows_what_becomes_of_the_most_frequent_letters():
 def korean_corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("korean")
     words = ["".join(pair) for pair in product("가나다라마바사아자차카타", repeat=2)]
-    documents = [f"{KOREAN} {word}명이 약을 복용하였다. {word} 열이 있는가?" for word in words]
+    documents = [f"{KOREAN} {word} 약을 복용하였다. {word} 열이 있는가?" for word in words]
     (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
     (folder / "corpus").mkdir()
     build_raw_corpus(CorpusRecipe(path=str(folder / "text.txt"), heldout_fraction=0.2), folder / "corpus", [])
