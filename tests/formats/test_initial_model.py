@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
 from bert_pipeline.formats.initial_model import (
     InitialModelError,
@@ -10,6 +12,7 @@ from bert_pipeline.formats.initial_model import (
     model_fingerprint,
     read_vocabulary,
 )
+from bert_pipeline.formats.weights import WeightsError
 from bert_pipeline.recipe import Recipe, RecipeError
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import resolve_recipe
@@ -25,21 +28,7 @@ CONFIG = {
     "max_position_embeddings": 64,
     "vocab_size": len(PIECES),
 }
-TOKENIZER = {
-    "model": {
-        "type": "WordPiece",
-        "continuing_subword_prefix": "##",
-        "vocab": {piece: number for number, piece in enumerate(PIECES)},
-    },
-    "pre_tokenizer": {"type": "BertPreTokenizer"},
-    "normalizer": {
-        "type": "BertNormalizer",
-        "clean_text": True,
-        "handle_chinese_chars": True,
-        "strip_accents": None,
-        "lowercase": True,
-    },
-}
+TOKENIZER = json.loads(BertTokenizer({piece: number for number, piece in enumerate(PIECES)}).backend_tokenizer.to_str())
 
 
 @pytest.fixture
@@ -129,7 +118,7 @@ def changed(folder, file, **values):
         (
             "tokenizer.json",
             {"normalizer": TOKENIZER["normalizer"] | {"strip_accents": False}},
-            "normalizer.strip_accents is False, must be None or True",
+            r"contradict each other: strip_accents is False and True; AutoTokenizer takes the second; remedy",
         ),
         (
             "tokenizer.json",
@@ -154,6 +143,50 @@ def test_a_missing_directory_is_reported(tmp_path):
         resolve_recipe(recipe(tmp_path / "nowhere"))
 
 
+def test_weights_in_a_pickle_are_refused_first_with_the_lines_that_convert_them(folder):
+    (folder / "model.safetensors").unlink()
+    model = BertForPreTraining(BertConfig(**{name: value for name, value in CONFIG.items() if name != "model_type"}))
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"has its weights in pytorch_model\.bin, .*\n.*\n") as error:
+        resolve_recipe(recipe(folder))
+    exec(str(error.value).split("Python:\n")[1])
+    assert resolve_recipe(recipe(folder)).model.hidden_size == 16
+    converted, told = BertForPreTraining.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    assert not told["missing_keys"] and not told["mismatched_keys"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(converted.state_dict()[name], value)
+
+
+def test_a_tokenizer_with_more_pieces_than_the_model_is_refused(folder):
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["@GENE$", "[DRUG]"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InitialModelError, match=r"has 16 pieces, but the model has embeddings for 14 .*; remedy"):
+        resolve_recipe(recipe(folder))
+    changed(folder, "config.json", vocab_size=16)
+    assert resolve_recipe(recipe(folder)).tokenizer.vocab_size == 16
+
+
+def test_tokenizers_that_a_bert_tokenizer_cannot_replace_are_refused(folder):
+    for config, message in [
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, "the tokenizer is a BertJapaneseTokenizer; remedy"),
+        ({"auto_map": {"AutoTokenizer": ["mine.Mine", None]}}, r"the tokenizer is a \{'AutoTokenizer'"),
+        ({"unk_token": "<unk>"}, r"model.unk_token is '<unk>', must be '\[UNK\]'"),
+        ({"pad_token": "[unused0]"}, r"pad_token is '\[unused0\]', must be '\[PAD\]'"),
+        ({"split_special_tokens": True, "extra_special_tokens": ["[unused0]"]}, "sets split_special_tokens"),
+        (
+            {"do_lower_case": False},
+            "lowercase is True and False, strip_accents is True and False",
+        ),
+    ]:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        with pytest.raises(InitialModelError, match=message):
+            resolve_recipe(recipe(folder))
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(InitialModelError, match=r"tokenizer_config.json: not a JSON object"):
+        resolve_recipe(recipe(folder))
+
+
 def test_the_fingerprint_depends_on_config_and_weights_only(folder):
     before = model_fingerprint(folder)
     (folder / "README.md").write_text("irrelevant")
@@ -161,7 +194,7 @@ def test_the_fingerprint_depends_on_config_and_weights_only(folder):
     (folder / "model.safetensors").write_bytes(b"other weights")
     assert model_fingerprint(folder) != before
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InitialModelError, match=r"no \*.safetensors; remedy"):
+    with pytest.raises(WeightsError, match=r"no \*.safetensors; remedy"):
         model_fingerprint(folder)
 
 

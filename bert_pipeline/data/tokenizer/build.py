@@ -20,7 +20,7 @@ from tokenizers.normalizers import BertNormalizer
 from bert_pipeline.data.tokenizer.counts import Sample, as_table, count_corpus, count_words
 from bert_pipeline.data.tokenizer.learn import character_counts, learn_pieces, spell
 from bert_pipeline.formats.corpus import CorpusShard, corpus_shards
-from bert_pipeline.formats.initial_model import read_vocabulary
+from bert_pipeline.formats.initial_model import Vocabulary, read_vocabulary
 from bert_pipeline.formats.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID, padded_vocab_size
 from bert_pipeline.recipe import TokenizerRecipe
 from bert_pipeline.store.artifact import Facts
@@ -56,11 +56,23 @@ def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Fa
 
 def take_tokenizer_over(init_from: Path, raw_corpus: Path, out: Path) -> Facts:
     """Save the vocabulary of the initial model with the special tokens first."""
-    vocabulary = read_vocabulary(init_from)
-    numbered = {piece: number for number, piece in enumerate(vocabulary.in_our_order)}
-    tokenizer = _bert_tokenizer(BertNormalizer(lowercase=vocabulary.lowercase), numbered)
+    tokenizer = copy_tokenizer(read_vocabulary(init_from))
     save_tokenizer(tokenizer, out)
     return {**_about(tokenizer), **_measure(tokenizer, raw_corpus)}
+
+
+def copy_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+    """Return a tokenizer that gives the same pieces for any text, with our ids.
+
+    One difference is intended: the five special tokens are not matched in text once the artifact is read
+    (`formats/tokenizer.py`).
+    """
+    outside = len(vocabulary.pieces) - vocabulary.num_in_model
+    pieces = vocabulary.in_our_order
+    numbered = {piece: number for number, piece in enumerate(pieces[: len(pieces) - outside])}
+    tokenizer = _bert_tokenizer(vocabulary.normalizer, numbered)
+    tokenizer.add_tokens(list(vocabulary.added))
+    return tokenizer
 
 
 def _about(tokenizer: Tokenizer) -> Facts:
@@ -155,7 +167,11 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
                 f"ids must be 0 to {len(pieces) - 1}, each used once, but {piece!r} has {found}, not {number}"
             )
     normalizer = tokenizer.normalizer
-    settings = {"do_lower_case": normalizer.lowercase, "strip_accents": normalizer.strip_accents}
+    settings = {
+        "do_lower_case": normalizer.lowercase,
+        "strip_accents": normalizer.strip_accents,
+        "tokenize_chinese_chars": normalizer.handle_chinese_chars,
+    }
     BertTokenizer(tokenizer_object=tokenizer, **settings).save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))
     (out / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
