@@ -21,7 +21,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _conversion(folder: Path) -> str:
-    """Two lines that write model.safetensors. With `weights_only` the pickle runs no code; a clone unties tied weights."""
+    """Two lines that write model.safetensors. `weights_only` runs no code of the pickle; clones untie tied weights."""
     return (
         "import pathlib, torch, safetensors.torch as st; folder = pathlib.Path("
         f"{str(folder)!r}); files = sorted(folder.glob('pytorch_model*.bin'))\n"

@@ -11,11 +11,13 @@ from bert_pipeline.formats.initial_model import (
     adopt_initial_model,
     model_fingerprint,
     read_vocabulary,
+    vocabulary_fingerprint,
 )
 from bert_pipeline.formats.weights import WeightsError
 from bert_pipeline.recipe import Recipe, RecipeError
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import resolve_recipe
+from bert_pipeline.store import artifact
 
 SPECIAL = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PIECES = [*SPECIAL, *"abcde", "##a", "##b", "dose"]
@@ -85,6 +87,12 @@ def test_special_tokens_come_first_and_other_pieces_keep_their_order(folder):
     vocabulary = read_vocabulary(folder)
     assert vocabulary.pieces == tuple(PIECES)
     assert vocabulary.in_our_order == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", *PIECES[6:])
+
+
+def test_the_fingerprint_of_a_plain_vocabulary_is_the_one_of_older_versions(folder):
+    expected = artifact.fingerprint({"pieces": tuple(PIECES), "lowercase": True})
+    assert vocabulary_fingerprint(folder) == expected
+    assert "strip_accents" not in adopt_initial_model(recipe(folder), folder).tokenizer.for_origin()
 
 
 def test_a_vocabulary_without_tokenizer_json(folder):

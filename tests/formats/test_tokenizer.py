@@ -56,7 +56,12 @@ def changed(*path_and_value):
 
 
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-ADDED = {"content": "[DRUG]"} | FLAGS
+
+
+def added_at(number):
+    return lambda content: content["added_tokens"].append({"id": number, "content": "[DRUG]"} | FLAGS)
+
+
 HOSTILE = {
     "a gap in the ids": (changed("model", "vocab", "zebra", 5_000), "model: .*id 5000 of 'zebra'"),
     "an id twice": (changed("model", "vocab", "zebra", 7), "model: .*id 7 of"),
@@ -79,12 +84,12 @@ HOSTILE = {
     "no list of added tokens": (changed("added_tokens", {}), "added_tokens: .*valid list"),
     "an added token without flags": (changed("added_tokens", [{"id": 140}]), "added_tokens.0.content"),
     "an added token far away": (
-        lambda c: c["added_tokens"].append(ADDED | {"id": 2**40}),
-        "the file: .*added_tokens: id 1099",
+        added_at(2**40),
+        "the file: .*id 1099",
     ),
     "an added token in a place taken": (
-        lambda c: c["added_tokens"].append(ADDED | {"id": 7}),
-        "the file: .*added_tokens: id 7 of",
+        added_at(7),
+        "the file: .*id 7 of",
     ),
     "a list": (None, "the file: Input should be a valid dictionary"),
 }
