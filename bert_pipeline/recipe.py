@@ -154,7 +154,9 @@ class TokenizerRecipe(Section):
     min_frequency: int = Field(2, ge=1)
     """Merge two pieces only if they occur next to each other at least this often."""
     limit_alphabet: int = Field(1_000, ge=1)
-    """Maximum number of distinct characters in the vocabulary; rarer ones become [UNK]."""
+    """Maximum number of distinct characters in the vocabulary; words with a rarer one become [UNK]. The default suits
+    alphabets; Chinese and Japanese text, and Korean with strip_accents = false, need several thousand (the stage warns
+    and names the number)."""
     max_documents: int = Field(0, ge=0)
     """Learn the vocabulary from about this many training documents, selected by a hash of document id and seed.
     0: use all of them."""

@@ -100,7 +100,14 @@ def few_unknown_pieces(facts: Facts, recipe: Recipe) -> Iterator[str]:
     """At most 1 % of the tokens in held-out text are [UNK]."""
     share = facts["heldout_unk_fraction"]
     if not share <= MAX_UNK_FRACTION:
-        yield f"{share:.2%} of the held-out tokens are [UNK], the limit is {MAX_UNK_FRACTION:.0%}"
+        cause = ""
+        if needed := facts.get("needed_alphabet"):
+            cause = (
+                f"; {facts['cut_words_fraction']:.2%} of the training words contain a character beyond "
+                f"tokenizer.limit_alphabet = {recipe.tokenizer.limit_alphabet}; remedy: set it to {needed} or more, "
+                f"and tokenizer.vocab_size to more than {2 * needed + len(SPECIAL_TOKENS)}"
+            )
+        yield f"{share:.2%} of the held-out tokens are [UNK], the limit is {MAX_UNK_FRACTION:.0%}{cause}"
 
 
 def few_letters_stripped(facts: Facts, recipe: Recipe) -> Iterator[str]:
