@@ -106,8 +106,8 @@ class CorpusRecipe(Section):
     unicode_normalization: Literal["NFC", "NFKC", "none"] = "NFC"
     """Unicode normalization form, applied to the text before any other step."""
     sentence_splitter: Literal["segtok", "lines"] = "segtok"
-    """`segtok`: split the text by segtok's rules. `lines`: the text already has one sentence per line, the input format
-    of google-research/bert."""
+    """`segtok`: split the text by segtok's rules, and after the sentence marks of scripts that need no blank (。！？
+    ...). `lines`: the text already has one sentence per line, the input format of google-research/bert."""
     heldout_fraction: Fraction = 0.01
     """Share of the documents reserved for held-out evaluation, chosen by a hash of the document id."""
     documents_per_shard: int = Field(10_000, ge=2)
@@ -141,14 +141,22 @@ class CorpusRecipe(Section):
 
 
 class TokenizerRecipe(Section):
+    ADDED_LATER = frozenset({"strip_accents"})
+
     vocab_size: int = Field(30_522, ge=100, le=2**31)
     """Number of pieces, including the five special tokens. The stage fails if the text yields fewer."""
     lowercase: bool = True
-    """Lowercase the text and strip accents, as in BERT-base uncased."""
+    """Lowercase the text, as in BERT-base uncased."""
+    strip_accents: bool | None = None
+    """Decompose characters (Unicode NFD) and remove their accents. Not set: strip accents if lowercase is true, as BERT
+    does. This damages scripts whose characters are composed of parts: Hangul syllables become jamo, and kana, Thai and
+    Devanagari lose marks. For such text set it to false."""
     min_frequency: int = Field(2, ge=1)
     """Merge two pieces only if they occur next to each other at least this often."""
     limit_alphabet: int = Field(1_000, ge=1)
-    """Maximum number of distinct characters in the vocabulary; rarer ones become [UNK]."""
+    """Maximum number of distinct characters in the vocabulary; words with a rarer one become [UNK]. The default suits
+    alphabets; Chinese and Japanese text, and Korean with strip_accents = false, need several thousand (the stage warns
+    and names the number)."""
     max_documents: int = Field(0, ge=0)
     """Learn the vocabulary from about this many training documents, selected by a hash of document id and seed.
     0: use all of them."""

@@ -2,7 +2,7 @@
 
 A check is a function of (facts, recipe) that yields one sentence per fault. Its docstring is its description in
 Dagster's UI. In the graph, checks block the assets downstream. Dagster blocks within one run only, so
-`registered_model` evaluates all of them again.
+`registered_model` evaluates all of them again. The checks in WARNINGS only warn: they block nothing.
 """
 
 import inspect
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import dagster as dg
 
+from bert_pipeline.data.tokenizer.accents import MAX_STRIPPED_FRACTION, REMEDY, describe_stripped
 from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.stages import EVALUATION, EXCLUDED_SPLITS
@@ -21,6 +22,12 @@ Check = Callable[[Facts, Recipe], Iterator[str]]
 
 MAX_UNK_FRACTION = 0.01
 """Highest share of [UNK] in held-out tokens. WordPiece falls back to characters, so only unknown ones give [UNK]."""
+MAX_FORCED_FRACTION = 0.9
+"""Highest share of pairs that are random because their text is one sentence. English: 0.1 to 0.3, 0.8 at 32 tokens."""
+MAX_TRUNCATED_FRACTION = 0.97
+"""Highest share of shortened pairs. A pair takes sentences until it is full, so English text has 0.6 to 0.9 at 128."""
+MAX_TRUNCATED_SEGMENT_FRACTION = 0.5
+"""The same with objective = "none", where only a sentence longer than a row is shortened; English text: below 0.15."""
 SHARE_TOLERANCE = 0.03
 """Allowed difference between a configured and a measured share of masks: rounding per row, chance in small corpora."""
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -93,7 +100,24 @@ def few_unknown_pieces(facts: Facts, recipe: Recipe) -> Iterator[str]:
     """At most 1 % of the tokens in held-out text are [UNK]."""
     share = facts["heldout_unk_fraction"]
     if not share <= MAX_UNK_FRACTION:
-        yield f"{share:.2%} of the held-out tokens are [UNK], the limit is {MAX_UNK_FRACTION:.0%}"
+        cause = ""
+        if needed := facts.get("needed_alphabet"):
+            cause = (
+                f"; {facts['cut_words_fraction']:.2%} of the training words contain a character beyond "
+                f"tokenizer.limit_alphabet = {recipe.tokenizer.limit_alphabet}; remedy: set it to {needed} or more, "
+                f"and tokenizer.vocab_size to more than {2 * needed + len(SPECIAL_TOKENS)}"
+            )
+        yield f"{share:.2%} of the held-out tokens are [UNK], the limit is {MAX_UNK_FRACTION:.0%}{cause}"
+
+
+def few_letters_stripped(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """Stripping accents, which BERT does with lowercase = true, changes at most 1 % of the letters of held-out text, or
+    `tokenizer.strip_accents` is set. It damages Korean, Japanese, Thai, the scripts of India, Vietnamese and others.
+    """
+    share = facts.get("heldout_stripped_fraction", 0.0)  # older artifacts lack it
+    if recipe.tokenizer.strip_accents is None and not share <= MAX_STRIPPED_FRACTION:
+        remedy = "start from a model that keeps accents" if recipe.pretrain.init_from else REMEDY
+        yield f"{describe_stripped(share, facts['stripped_examples'])}; remedy: {remedy}"
 
 
 def labels_are_balanced(facts: Facts, recipe: Recipe) -> Iterator[str]:
@@ -108,6 +132,34 @@ def labels_are_balanced(facts: Facts, recipe: Recipe) -> Iterator[str]:
         tolerance = 0.01 + 4 * math.sqrt(expected * (1 - expected) / max(pairs, 1))  # four standard errors
         if not abs(measured[name] - expected) <= tolerance:
             yield f"{length}: {name} is {measured[name]:.4f}, expected {expected} within {tolerance:.4f}"
+
+
+def few_pairs_forced(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """At most 90 % of the pairs get a random second segment because their text is a single sentence. If nearly all do,
+    the next-sentence label teaches nothing: the documents have one sentence each, or were not split into sentences.
+    """
+    for length, measured in _by_length(facts):
+        if not (share := measured["forced_random_fraction"]) <= MAX_FORCED_FRACTION:
+            yield (
+                f"{length}: {share:.2%} of the pairs are random because their text is a single sentence, the limit is "
+                f"{MAX_FORCED_FRACTION:.0%}; remedy: see in raw_corpus whether sentences are split (if not, "
+                'corpus.sentence_splitter = "lines" with one sentence per line); if the documents have one sentence '
+                'each, nsp.objective = "none"; if sentences are as long as a row, a larger max_seq_length'
+            )
+
+
+def few_pairs_truncated(facts: Facts, recipe: Recipe) -> Iterator[str]:
+    """At most 97 % of the pairs are shortened to max_seq_length (50 % with objective = "none"): else text is lost
+    because sentences are longer than a row, or were not split.
+    """
+    limit = MAX_TRUNCATED_SEGMENT_FRACTION if recipe.nsp.objective == "none" else MAX_TRUNCATED_FRACTION
+    for length, measured in _by_length(facts):
+        if not (share := measured["truncated_fraction"]) <= limit:
+            yield (
+                f"{length}: {share:.2%} of the pairs are truncated, the limit is {limit:.0%}; remedy: see in "
+                'raw_corpus whether sentences are split (if not, corpus.sentence_splitter = "lines" with one sentence '
+                "per line); if they are long, a larger max_seq_length"
+            )
 
 
 def masks_are_as_asked(facts: Facts, recipe: Recipe) -> Iterator[str]:
@@ -189,14 +241,17 @@ def files_are_there(facts: Facts, recipe: Recipe) -> Iterator[str]:
 CHECKS: dict[str, tuple[Check, ...]] = {
     "raw_corpus": (corpus_is_not_empty, few_records_rejected, every_record_is_accounted_for),
     "contamination": (every_task_was_searched, excluded_text_is_not_in_the_corpus),
-    "tokenizer": (special_tokens_come_first, vocabulary_is_as_large_as_asked, few_unknown_pieces),
-    "nsp_dataset": (labels_are_balanced,),
+    "tokenizer": (special_tokens_come_first, vocabulary_is_as_large_as_asked, few_unknown_pieces, few_letters_stripped),
+    "nsp_dataset": (labels_are_balanced, few_pairs_forced, few_pairs_truncated),
     "masked_dataset": (masks_are_as_asked, masks_are_80_10_10),
     "pretrained_checkpoint": (losses_are_finite, loss_fell, export_is_exact),
     "evaluations": (losses_are_losses, every_task_was_scored),
     "registered_model": (files_are_there,),
     "champion": (files_are_there,),
 }
+
+WARNINGS: tuple[Check, ...] = (few_letters_stripped, few_pairs_truncated)
+"""Checks whose failure is shown as a warning and blocks nothing."""
 
 
 def checks_of(kind: str) -> tuple[Check, ...]:
@@ -221,7 +276,7 @@ def check_specs(kind: str, recipes: dg.PartitionsDefinition) -> list[dg.AssetChe
                 check.__name__,
                 asset=asset_key(kind),
                 description=inspect.getdoc(check),
-                blocking=True,
+                blocking=check not in WARNINGS,
                 partitions_def=recipes,
             )
             for check in checks_of(kind)
@@ -239,18 +294,23 @@ def results_of(kind: str, facts: Facts, recipe: Recipe) -> list[dg.AssetCheckRes
         description = "; ".join(faults) or None
         results.append(
             dg.AssetCheckResult(
-                asset_key=asset_key(kind), check_name=check.__name__, passed=not faults, description=description
+                asset_key=asset_key(kind),
+                check_name=check.__name__,
+                passed=not faults,
+                severity=dg.AssetCheckSeverity.WARN if check in WARNINGS else dg.AssetCheckSeverity.ERROR,
+                description=description,
             )
         )
     return results
 
 
 def assert_all_pass(artifacts: dict[str, Artifact], recipe: Recipe) -> None:
-    """Raise GateClosed with every fault if a check of any artifact fails."""
+    """Raise GateClosed with every fault if a blocking check of any artifact fails."""
     faults = [
         f"{kind} ({made.path}): {check.__name__}: {fault}"
         for kind, made in artifacts.items()
         for check in checks_of(kind)
+        if check not in WARNINGS
         for fault in check(made.facts, recipe)
     ]
     if faults:

@@ -115,7 +115,8 @@ class Workshop(dg.ConfigurableResource):
         gates = checks.check_results(made, recipe)
         for gate in gates:
             if not gate.passed:
-                context.log.error(f"{gate.check_name}: {gate.description}")  # Dagster's own error gives only its name
+                log = context.log.warning if gate.severity == dg.AssetCheckSeverity.WARN else context.log.error
+                log(f"{gate.check_name}: {gate.description}")  # Dagster's own error gives only its name
         return dg.MaterializeResult(
             asset_key=checks.asset_key(kind),
             value=made,

@@ -5,7 +5,9 @@ import re
 import shlex
 import socket
 import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from commands import MAKE, ROOT, blocks, check_out, environment_of, run, smaller
@@ -95,13 +97,24 @@ def test_the_commands_of_a_page_run(page, working_copy, rest):
     assert [text for text in SAYS[page] if text not in output] == []
 
 
+def test_the_korean_example_runs(tmp_path):
+    """In an empty folder: the page needs nothing of the tutorial."""
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    environment = {"PYTHONPATH": ROOT, "BERT_PIPELINE_HOME": tmp_path, "BERT_PIPELINE_DATA": tmp_path}
+    script = "".join(blocks(WRITTEN["languages.md"]))
+    output = run(script, tmp_path, BERT_PIPELINE_WORKERS="1", **{name: str(path) for name, path in environment.items()})
+    last = output.splitlines()[-6:]
+    assert last[0] == "[CLS] 환자는 두통을 호소하였다. [SEP] True"
+    assert last[1].rstrip("을") in ("두통", "복통", "흉통", "발열", "어지럼증", "불면증")
+
+
 @pytest.fixture(scope="module")
 def generated():
     return pages()
 
 
 def test_every_page_with_commands_is_run():
-    assert {name for name, page in WRITTEN.items() if blocks(page)} == {"tutorial.md", *SAYS}
+    assert {name for name, page in WRITTEN.items() if blocks(page)} == {"tutorial.md", "languages.md", *SAYS}
 
 
 def commands_of(page):

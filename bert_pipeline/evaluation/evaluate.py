@@ -33,6 +33,7 @@ from bert_pipeline.evaluation.scoring.predictions import read_predictions
 from bert_pipeline.evaluation.scoring.scores import interval, statistics
 from bert_pipeline.evaluation.tasks.readers import TaskData, read_task
 from bert_pipeline.evaluation.tasks.task import UNITS, find_task, task_folder
+from bert_pipeline.formats.weights import weight_files
 from bert_pipeline.recipe import TaskRecipe
 from bert_pipeline.store.artifact import Artifact, Facts
 
@@ -90,6 +91,7 @@ def best_on_dev(tried: Sequence[tuple[Setting, Artifact]]) -> Setting:
 def _prepare(settings: TaskRecipe, model_dir: Path, data: Path | None, out: Path) -> tuple[FinetuningJob, TaskData]:
     task = find_task(settings.name)
     chosen = protocol(task, settings, max_positions(model_dir))
+    weight_files(model_dir)
     out.mkdir(parents=True, exist_ok=True)
     folder = task_folder(task, data, out / "data")
     examples = read_task(task, folder, settings.other_data)

@@ -8,7 +8,7 @@ from typing import Literal, Self
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from bert_pipeline.core.files import cached_digest
 
@@ -64,16 +64,39 @@ class _PreTokenizer(BaseModel):
     type: Literal["BertPreTokenizer"]
 
 
+class _AddedToken(BaseModel):
+    model_config = ConfigDict(strict=True)
+    id: NonNegativeInt
+    content: str = Field(min_length=1)
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    special: bool
+
+
 class _TokenizerFile(BaseModel):
     model: _WordPiece
     normalizer: _Normalizer
     pre_tokenizer: _PreTokenizer
+    added_tokens: list[_AddedToken] = Field([], max_length=MAX_VOCABULARY)
+
+    @model_validator(mode="after")
+    def _added_ids_follow(self) -> Self:
+        following = len(self.model.vocab)
+        for token in self.added_tokens:
+            expected = self.model.vocab.get(token.content, following)
+            if token.id != expected:
+                raise ValueError(f"added_tokens: id {token.id} of {token.content!r} must be {expected}")
+            following += expected == following
+        return self
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     """Load the `tokenizers.Tokenizer` of a tokenizer artifact.
 
-    A "[SEP]" in a text is encoded as its characters, never as the special token. The file may come from anywhere, and
+    A "[SEP]" in a text is encoded as its characters, never as one of the five special tokens; other added tokens of the
+    file are matched in the text. The file may come from anywhere, and
     `tokenizers` panics on some files, so this function validates the fields that encoding needs and ignores all
     others. Raises ValueError that names the field.
     """
@@ -103,12 +126,19 @@ def _read(path: Path, digest: str) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(**file.normalizer.model_dump(exclude={"type"}))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_tokens(
+        [
+            AddedToken(**token.model_dump(exclude={"id"}))
+            for token in file.added_tokens
+            if token.content not in SPECIAL_TOKENS
+        ]
+    )
     return tokenizer
 
 
 def continuation_pieces(tokenizer: Tokenizer) -> np.ndarray:
     """(vocabulary,) bool: True for pieces that continue a word (`##...`)."""
     table = np.zeros(tokenizer.get_vocab_size(), np.bool_)
-    for piece, number in tokenizer.get_vocab().items():
+    for piece, number in tokenizer.get_vocab(with_added_tokens=False).items():
         table[number] = piece.startswith("##") and len(piece) > 2
     return table

@@ -3,16 +3,21 @@
 import json
 
 import pytest
+import torch
+from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
 from bert_pipeline.formats.initial_model import (
     InitialModelError,
     adopt_initial_model,
     model_fingerprint,
     read_vocabulary,
+    vocabulary_fingerprint,
 )
+from bert_pipeline.formats.weights import WeightsError
 from bert_pipeline.recipe import Recipe, RecipeError
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import resolve_recipe
+from bert_pipeline.store import artifact
 
 SPECIAL = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PIECES = [*SPECIAL, *"abcde", "##a", "##b", "dose"]
@@ -25,21 +30,7 @@ CONFIG = {
     "max_position_embeddings": 64,
     "vocab_size": len(PIECES),
 }
-TOKENIZER = {
-    "model": {
-        "type": "WordPiece",
-        "continuing_subword_prefix": "##",
-        "vocab": {piece: number for number, piece in enumerate(PIECES)},
-    },
-    "pre_tokenizer": {"type": "BertPreTokenizer"},
-    "normalizer": {
-        "type": "BertNormalizer",
-        "clean_text": True,
-        "handle_chinese_chars": True,
-        "strip_accents": None,
-        "lowercase": True,
-    },
-}
+TOKENIZER = json.loads(BertTokenizer({piece: number for number, piece in enumerate(PIECES)}).backend_tokenizer.to_str())
 
 
 @pytest.fixture
@@ -98,6 +89,12 @@ def test_special_tokens_come_first_and_other_pieces_keep_their_order(folder):
     assert vocabulary.in_our_order == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", *PIECES[6:])
 
 
+def test_the_fingerprint_of_a_plain_vocabulary_is_the_one_of_older_versions(folder):
+    expected = artifact.fingerprint({"pieces": tuple(PIECES), "lowercase": True})
+    assert vocabulary_fingerprint(folder) == expected
+    assert "strip_accents" not in adopt_initial_model(recipe(folder), folder).tokenizer.for_origin()
+
+
 def test_a_vocabulary_without_tokenizer_json(folder):
     expected = read_vocabulary(folder)
     (folder / "tokenizer.json").unlink()
@@ -129,7 +126,7 @@ def changed(folder, file, **values):
         (
             "tokenizer.json",
             {"normalizer": TOKENIZER["normalizer"] | {"strip_accents": False}},
-            "normalizer.strip_accents is False, must be None or True",
+            r"contradict each other: strip_accents is False and True; AutoTokenizer takes the second; remedy",
         ),
         (
             "tokenizer.json",
@@ -154,6 +151,50 @@ def test_a_missing_directory_is_reported(tmp_path):
         resolve_recipe(recipe(tmp_path / "nowhere"))
 
 
+def test_weights_in_a_pickle_are_refused_first_with_the_lines_that_convert_them(folder):
+    (folder / "model.safetensors").unlink()
+    model = BertForPreTraining(BertConfig(**{name: value for name, value in CONFIG.items() if name != "model_type"}))
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"has its weights in pytorch_model\.bin, .*\n.*\n") as error:
+        resolve_recipe(recipe(folder))
+    exec(str(error.value).split("Python:\n")[1])
+    assert resolve_recipe(recipe(folder)).model.hidden_size == 16
+    converted, told = BertForPreTraining.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    assert not told["missing_keys"] and not told["mismatched_keys"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(converted.state_dict()[name], value)
+
+
+def test_a_tokenizer_with_more_pieces_than_the_model_is_refused(folder):
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["@GENE$", "[DRUG]"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InitialModelError, match=r"has 16 pieces, but the model has embeddings for 14 .*; remedy"):
+        resolve_recipe(recipe(folder))
+    changed(folder, "config.json", vocab_size=16)
+    assert resolve_recipe(recipe(folder)).tokenizer.vocab_size == 16
+
+
+def test_tokenizers_that_a_bert_tokenizer_cannot_replace_are_refused(folder):
+    for config, message in [
+        ({"tokenizer_class": "BertJapaneseTokenizer"}, "the tokenizer is a BertJapaneseTokenizer; remedy"),
+        ({"auto_map": {"AutoTokenizer": ["mine.Mine", None]}}, r"the tokenizer is a \{'AutoTokenizer'"),
+        ({"unk_token": "<unk>"}, r"model.unk_token is '<unk>', must be '\[UNK\]'"),
+        ({"pad_token": "[unused0]"}, r"pad_token is '\[unused0\]', must be '\[PAD\]'"),
+        ({"split_special_tokens": True, "extra_special_tokens": ["[unused0]"]}, "sets split_special_tokens"),
+        (
+            {"do_lower_case": False},
+            "lowercase is True and False, strip_accents is True and False",
+        ),
+    ]:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        with pytest.raises(InitialModelError, match=message):
+            resolve_recipe(recipe(folder))
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(InitialModelError, match=r"tokenizer_config.json: not a JSON object"):
+        resolve_recipe(recipe(folder))
+
+
 def test_the_fingerprint_depends_on_config_and_weights_only(folder):
     before = model_fingerprint(folder)
     (folder / "README.md").write_text("irrelevant")
@@ -161,7 +202,7 @@ def test_the_fingerprint_depends_on_config_and_weights_only(folder):
     (folder / "model.safetensors").write_bytes(b"other weights")
     assert model_fingerprint(folder) != before
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InitialModelError, match=r"no \*.safetensors; remedy"):
+    with pytest.raises(WeightsError, match=r"no \*.safetensors; remedy"):
         model_fingerprint(folder)
 
 

@@ -55,6 +55,13 @@ def changed(*path_and_value):
     return change
 
 
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+
+
+def added_at(number):
+    return lambda content: content["added_tokens"].append({"id": number, "content": "[DRUG]"} | FLAGS)
+
+
 HOSTILE = {
     "a gap in the ids": (changed("model", "vocab", "zebra", 5_000), "model: .*id 5000 of 'zebra'"),
     "an id twice": (changed("model", "vocab", "zebra", 7), "model: .*id 7 of"),
@@ -74,6 +81,16 @@ HOSTILE = {
     ),
     "a sequence of normalisers": (changed("normalizer", {"type": "Sequence", "normalizers": []}), "normalizer.type"),
     "no normaliser": (changed("normalizer", None), "normalizer: Field required"),
+    "no list of added tokens": (changed("added_tokens", {}), "added_tokens: .*valid list"),
+    "an added token without flags": (changed("added_tokens", [{"id": 140}]), "added_tokens.0.content"),
+    "an added token far away": (
+        added_at(2**40),
+        "the file: .*id 1099",
+    ),
+    "an added token in a place taken": (
+        added_at(7),
+        "the file: .*id 7 of",
+    ),
     "a list": (None, "the file: Input should be a valid dictionary"),
 }
 
@@ -107,7 +124,7 @@ def test_a_file_that_is_not_json_is_refused(tmp_path, content):
         read_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("part", ["post_processor", "decoder", "added_tokens", "truncation", "padding"])
+@pytest.mark.parametrize("part", ["post_processor", "decoder", "truncation", "padding"])
 def test_fields_that_encoding_does_not_need_are_ignored(content, trained, tmp_path, part):
     hostile = content | {part: {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}], "n": 2**70}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(hostile))

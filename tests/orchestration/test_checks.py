@@ -1,6 +1,7 @@
 import copy
 import math
 
+import dagster as dg
 import pytest
 
 from bert_pipeline.recipe import Recipe
@@ -18,6 +19,7 @@ PAIRS = {
     "random_fraction": 0.58,
     "forced_random_fraction": 0.16,
     "free_random_fraction": 0.5,
+    "truncated_fraction": 0.75,
 }
 SCORES = {"score_mean": 0.8, "score_sd": None, "strict_f1_mean": 0.7, "low": -0.1, "high": 0.9}
 TASK = {"gold_size": 547, "unit": "entities", "pretrained": SCORES, "random_init": SCORES}
@@ -38,6 +40,8 @@ GOOD = {
         "vocab_size": 3000,
         "special_token_ids": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4},
         "heldout_unk_fraction": 0.001,
+        "heldout_stripped_fraction": 0.0001,
+        "stripped_examples": [["é", "e"]],
     },
     "nsp_dataset": {"len_128": PAIRS, "example": "[CLS] a [SEP]"},
     "masked_dataset": {
@@ -75,7 +79,12 @@ BAD = [
     ("tokenizer", "vocab_size", 2999, "vocabulary_is_as_large_as_asked"),
     ("tokenizer", "heldout_unk_fraction", 0.02, "few_unknown_pieces"),
     ("tokenizer", "heldout_unk_fraction", math.nan, "few_unknown_pieces"),
+    ("tokenizer", "heldout_stripped_fraction", 0.02, "few_letters_stripped"),
+    ("tokenizer", "heldout_stripped_fraction", math.nan, "few_letters_stripped"),
     ("nsp_dataset", "len_128/free_random_fraction", 0.58, "labels_are_balanced"),
+    ("nsp_dataset", "len_128/forced_random_fraction", 0.95, "few_pairs_forced"),
+    ("nsp_dataset", "len_128/forced_random_fraction", math.nan, "few_pairs_forced"),
+    ("nsp_dataset", "len_128/truncated_fraction", 0.99, "few_pairs_truncated"),
     ("masked_dataset", "len_128/masked_fraction", 0.10, "masks_are_as_asked"),
     ("masked_dataset", "len_128/masked_fraction", 0.20, "masks_are_as_asked"),
     ("masked_dataset", "len_128/kept_fraction", 0.0, "masks_are_80_10_10"),
@@ -126,6 +135,13 @@ def test_a_bad_fact_fails_its_gate_and_shows_its_value(kind, path, value, check,
         assert any(text in failed[check] for text in (f"{value:.4f}", f"{value:.2%}", f"{value}"))
 
 
+def test_the_gate_on_unknown_pieces_names_the_alphabet_that_the_text_needs():
+    facts = GOOD["tokenizer"] | {"heldout_unk_fraction": 0.189, "cut_words_fraction": 0.19, "needed_alphabet": 2990}
+    [fault] = checks.few_unknown_pieces(facts, RECIPE)
+    assert "18.90% of the held-out tokens are [UNK]" in fault and "19.00% of the training words" in fault
+    assert "limit_alphabet = 1000; remedy: set it to 2990 or more, and tokenizer.vocab_size to more than 5985" in fault
+
+
 def test_registration_is_refused_with_every_fault(tmp_path):
     artifacts = {kind: artifact_of(kind, facts, tmp_path) for kind, facts in GOOD.items()}
     checks.assert_all_pass(artifacts, RECIPE)
@@ -133,6 +149,28 @@ def test_registration_is_refused_with_every_fault(tmp_path):
     artifacts["raw_corpus"] = artifact_of("raw_corpus", GOOD["raw_corpus"] | {"train_documents": 0}, tmp_path)
     with pytest.raises(checks.GateClosed, match=r"(?s)train_documents is 0.*50.00% of the held-out tokens"):
         checks.assert_all_pass(artifacts, RECIPE)
+
+
+def test_a_warning_does_not_prevent_registration(tmp_path):
+    truncated = changed(GOOD["nsp_dataset"], "len_128/truncated_fraction", 1.0)
+    made = artifact_of("nsp_dataset", truncated, tmp_path)
+    checks.assert_all_pass({"nsp_dataset": made}, RECIPE)
+    severities = {result.check_name: result.severity for result in checks.check_results(made, RECIPE)}
+    assert severities["few_pairs_truncated"] == dg.AssetCheckSeverity.WARN
+    assert severities["few_pairs_forced"] == dg.AssetCheckSeverity.ERROR
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_whoever_set_strip_accents_is_not_warned(strips):
+    recipe = RECIPE.model_copy(update={"tokenizer": RECIPE.tokenizer.model_copy(update={"strip_accents": strips})})
+    facts = GOOD["tokenizer"] | {"heldout_stripped_fraction": 1.0}
+    assert list(checks.few_letters_stripped(facts, RECIPE)) and not list(checks.few_letters_stripped(facts, recipe))
+
+
+def test_with_segments_instead_of_pairs_fewer_may_be_truncated():
+    recipe = RECIPE.model_copy(update={"nsp": RECIPE.nsp.model_copy(update={"objective": "none"})})
+    facts = {"len_128": PAIRS | {"truncated_fraction": 0.6}}
+    assert list(checks.few_pairs_truncated(facts, recipe)) and not list(checks.few_pairs_truncated(facts, RECIPE))
 
 
 @pytest.mark.parametrize(

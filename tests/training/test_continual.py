@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, BertTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from bert_pipeline.data.tokenizer.build import take_tokenizer_over
 from bert_pipeline.formats.initial_model import InitialModelError
@@ -31,7 +31,9 @@ PIECES = [
     *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"),
     *("patients", "received", "the", "drug", "dose", "of", "mg"),
 ]
-TEXT = "Patients received the drug, 20 mg of [MASK]."
+ADDED = ["[DRUG]", "@GENE$"]
+"""Added tokens behind the vocabulary; the embeddings were resized for them."""
+TEXT = "Patients received the drug, 20 mg of [MASK], with [DRUG] for @GENE$."
 
 
 @pytest.fixture(scope="module", params=[BertForPreTraining, BertForMaskedLM, BertModel], ids=lambda kind: kind.__name__)
@@ -39,8 +41,10 @@ def foreign(request, tmp_path_factory) -> Path:
     """A BERT from elsewhere, with the heads that its class has."""
     folder = tmp_path_factory.mktemp("foreign")
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in PIECES))
+    added = {token: len(PIECES) + number for number, token in enumerate(ADDED)}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
     torch.manual_seed(7)
-    request.param(BertConfig(vocab_size=len(PIECES), **SIZES)).save_pretrained(folder)
+    request.param(BertConfig(vocab_size=len(PIECES) + len(ADDED), **SIZES)).save_pretrained(folder)
     return folder
 
 
@@ -48,19 +52,20 @@ def foreign(request, tmp_path_factory) -> Path:
 def taken_over(foreign, tiny, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("tokenizer")
     facts = take_tokenizer_over(foreign, tiny["raw_corpus"].path, out)
-    assert facts["vocab_size"] == len(PIECES) and facts["heldout_unk_fraction"] < 0.01
+    assert facts["vocab_size"] == len(PIECES) + len(ADDED) and facts["heldout_unk_fraction"] < 0.01
     return out
 
 
 def test_the_same_text_gives_the_same_logits_under_other_numbers(foreign, taken_over):
     """Read by transformers with the model's own vocabulary, and by ours with the pieces renumbered."""
-    theirs = BertTokenizer(str(foreign / "vocab.txt"))(TEXT, "it helped", return_tensors="pt")
-    ours = BertTokenizer.from_pretrained(taken_over)(TEXT, "it helped", return_tensors="pt")
+    theirs = AutoTokenizer.from_pretrained(foreign)(TEXT, "it helped", return_tensors="pt")
+    ours = AutoTokenizer.from_pretrained(taken_over)(TEXT, "it helped", return_tensors="pt")
     assert not torch.equal(theirs["input_ids"], ours["input_ids"])
     pieces = read_tokenizer(taken_over).get_vocab()
-    numbers = torch.tensor([pieces[piece] for piece in PIECES])  # ours, in their order
+    numbers = torch.tensor([pieces[piece] for piece in PIECES + ADDED])  # ours, in their order
+    assert {pieces[token] for token in ADDED} < set(ours["input_ids"].flatten().tolist())
     model = initial_model(ModelRecipe(**SIZES), taken_over, 1, foreign).eval()
-    fresh = build_model(ModelRecipe(**SIZES), len(PIECES), 1)
+    fresh = build_model(ModelRecipe(**SIZES), len(PIECES + ADDED), 1)
     with torch.inference_mode():
         expected = BertModel.from_pretrained(foreign).eval()(**theirs).last_hidden_state
         torch.testing.assert_close(model.bert(**ours).last_hidden_state, expected)
@@ -82,11 +87,11 @@ def test_the_same_text_gives_the_same_logits_under_other_numbers(foreign, taken_
 
 def test_what_the_model_lacks_is_a_function_of_the_seed(foreign, taken_over):
     one, again, other = (initial_model(ModelRecipe(**SIZES), taken_over, s, foreign) for s in (1, 1, 2))
-    assert one.config.vocab_size == 128 > len(PIECES), "the rows that pad are fresh"
+    assert one.config.vocab_size == 128 > len(PIECES + ADDED), "the rows that pad are fresh"
     weights = one.get_input_embeddings().weight
     assert torch.equal(weights, again.get_input_embeddings().weight)
-    assert torch.equal(weights[: len(PIECES)], other.get_input_embeddings().weight[: len(PIECES)])
-    assert not torch.equal(weights[len(PIECES) :], other.get_input_embeddings().weight[len(PIECES) :])
+    assert torch.equal(weights[: len(PIECES + ADDED)], other.get_input_embeddings().weight[: len(PIECES + ADDED)])
+    assert not torch.equal(weights[len(PIECES + ADDED) :], other.get_input_embeddings().weight[len(PIECES + ADDED) :])
     assert one.cls.predictions.decoder.weight is weights, "tied"
 
 

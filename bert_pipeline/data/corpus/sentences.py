@@ -9,6 +9,10 @@ a tenth of the time, because
   there is a match.
 - conditions are ordered so that the cheapest one that can decide runs first.
 - brackets are counted instead of matched one by one.
+
+segtok ends a sentence only before a blank. Chinese and Japanese are written without blanks, and segtok does not know
+the full stops of Hindi, Urdu, Armenian, Amharic, Khmer or Burmese. So a text is first split after the sentence marks of
+these scripts (OTHER_END), then by segtok's rules. Text that contains none of them gets segtok's sentences.
 """
 
 import re
@@ -33,6 +37,28 @@ UNUSUAL_BLANKS = re.compile(r"[^\S ]\s*| \s+")
 # segtok's MAY_CROSS_ONE_LINE, for text in which all white space is single blanks.
 MARKER = re.compile(rf"([{segmenter.SENTENCE_TERMINALS}]['\u2019\"\u201D]?[\])]* )")
 
+# Full stops, question marks and exclamation marks that Western text does not use: Chinese and Japanese, Devanagari and
+# its neighbours, Arabic and Urdu, Armenian, Ethiopic, Khmer, Burmese. Unicode: Sentence_Terminal.
+OTHER_MARKS = "。！？｡।॥؟۔։።។။"
+IDEOGRAPHS = r"\p{Han}\p{Hiragana}\p{Katakana}"
+CLOSING = r"\p{Pe}\p{Pf}'\""
+"""Brackets and quotes that close; they belong to the sentence before them."""
+
+OTHER_END = regex.compile(
+    rf"""(?: [{OTHER_MARKS}] [{OTHER_MARKS}!?…]*+
+    |   (?<= [{IDEOGRAPHS}]) …{{2,}}+                        # the Chinese ellipsis is two of them
+    |   (?<= [{IDEOGRAPHS}]) [!?]++ (?= [{IDEOGRAPHS}])      # Western marks without a blank
+    |   (?<= [{IDEOGRAPHS}]) ．++ (?! \p{{Nd}})               # not the decimal point of ３．５
+    ) [{CLOSING}]*+
+    (?! [,;:，、；：،؛] )                                      # segtok does not split before these either
+    (?: (?<! [{CLOSING}]) | (?! \p{{Hiragana}}) )             # 「はい。」と言った is one sentence
+    """,
+    regex.VERBOSE,
+)
+# Whether OTHER_END can match, three times as fast as a search for its characters: all of them, or their neighbours, are
+# outside the scripts of Europe and general punctuation.
+OTHER_SCRIPTS = re.compile("[^\x00-\u0588\u2000-\u2e7f]")
+
 # Most patterns need a certain kind of letter at one end; for an ASCII character these sets decide without the pattern.
 ASCII = frozenset(map(chr, range(128)))
 NOT_LOWER, NOT_UPPER, DIGITS = ASCII - set(string.ascii_lowercase), ASCII - set(string.ascii_uppercase), string.digits
@@ -53,13 +79,15 @@ ends_before_lower = _at_end(segmenter.BEFORE_LOWER)  # segtok matches it from th
 def split_sentences(text: str) -> list[str]:
     """Split a text into sentences: non-empty, stripped, every run of white space replaced by one space.
 
-    Only white space is lost. A line end counts as a space; a blank line ends a sentence.
+    Only white space is lost. A line end counts as a space; a blank line ends a sentence. A sentence mark of Chinese,
+    Japanese, Hindi and other scripts ends a sentence without a blank, also before a closing quote or bracket.
     """
     sentences: list[str] = []
     # The blank is the only printable white space, so a printable text has one paragraph.
     for paragraph in [text] if text.isprintable() else PARAGRAPH_END.split(text):
-        for piece in _pieces(_single_blanks(paragraph)):
-            sentences += filter(None, _split(piece))
+        for part in _split_at_other_marks(_single_blanks(paragraph)):
+            for piece in _pieces(part):
+                sentences += filter(None, _split(piece))
     return sentences
 
 
@@ -78,6 +106,15 @@ def _single_blanks(paragraph: str) -> str:
     if len(paragraph) < LONG_PARAGRAPH:
         return " ".join(paragraph.split())
     return UNUSUAL_BLANKS.sub(" ", paragraph).strip()
+
+
+def _split_at_other_marks(paragraph: str) -> Iterator[str]:
+    start = 0
+    if not paragraph.isascii() and OTHER_SCRIPTS.search(paragraph):
+        for end in OTHER_END.finditer(paragraph):
+            yield paragraph[start : end.end()].strip()
+            start = end.end()
+    yield paragraph[start:].strip()
 
 
 def _pieces(paragraph: str) -> Iterator[str]:

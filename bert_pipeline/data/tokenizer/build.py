@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.normalizers import BertNormalizer
 
+from bert_pipeline.data.tokenizer.accents import MAX_STRIPPED_FRACTION, REMEDY, describe_stripped, stripped_letters
 from bert_pipeline.data.tokenizer.counts import Sample, as_table, count_corpus, count_words
-from bert_pipeline.data.tokenizer.learn import character_counts, learn_pieces, spell
+from bert_pipeline.data.tokenizer.learn import Spelling, character_counts, learn_pieces, spell
 from bert_pipeline.formats.corpus import CorpusShard, corpus_shards
-from bert_pipeline.formats.initial_model import read_vocabulary
+from bert_pipeline.formats.initial_model import Vocabulary, read_vocabulary
 from bert_pipeline.formats.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID, padded_vocab_size
 from bert_pipeline.recipe import TokenizerRecipe
 from bert_pipeline.store.artifact import Facts
@@ -27,6 +29,8 @@ from bert_pipeline.store.artifact import Facts
 HELDOUT_DOCUMENTS = 20_000
 """Maximum number of held-out documents on which the facts are measured."""
 CHECKED_WORDS = 100
+MAX_CUT_WORDS = 0.001
+"""Warn if a larger share of the training words contains a character beyond limit_alphabet: each becomes one [UNK]."""
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +44,43 @@ def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Fa
     shards = corpus_shards(raw_corpus, "train")
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         sample = Sample(section.seed, _share(section.max_documents, shards))
-        counted = count_corpus(_bert_tokenizer(section.lowercase), shards, sample, Path(scratch))
-    tokenizer = _train(section, counted.words, counted.counts)
-    save_tokenizer(tokenizer, section.lowercase, out)
+        counted = count_corpus(_bert_tokenizer(_normalizer(section)), shards, sample, Path(scratch))
+    tokenizer, of_alphabet = _train(section, counted.words, counted.counts)
+    save_tokenizer(tokenizer, out)
+    measured = _measure(tokenizer, raw_corpus)
+    share, examples = measured["heldout_stripped_fraction"], measured["stripped_examples"]
+    if section.strip_accents is None and share > MAX_STRIPPED_FRACTION:
+        log.warning("tokenizer: %s; remedy: %s", describe_stripped(share, examples), REMEDY)
     return {
         **_about(tokenizer),
+        **of_alphabet,
         "training_documents": counted.num_documents,
         "training_words": int(counted.counts.sum()) + counted.num_cut,
         "distinct_words": counted.num_distinct,
         "cut_words": counted.num_cut,
-        **_measure(tokenizer, raw_corpus),
+        **measured,
     }
 
 
 def take_tokenizer_over(init_from: Path, raw_corpus: Path, out: Path) -> Facts:
     """Save the vocabulary of the initial model with the special tokens first."""
-    vocabulary = read_vocabulary(init_from)
-    numbered = {piece: number for number, piece in enumerate(vocabulary.in_our_order)}
-    tokenizer = _bert_tokenizer(vocabulary.lowercase, numbered)
-    save_tokenizer(tokenizer, vocabulary.lowercase, out)
+    tokenizer = copy_tokenizer(read_vocabulary(init_from))
+    save_tokenizer(tokenizer, out)
     return {**_about(tokenizer), **_measure(tokenizer, raw_corpus)}
+
+
+def copy_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+    """Return a tokenizer that gives the same pieces for any text, with our ids.
+
+    One difference is intended: the five special tokens are not matched in text once the artifact is read
+    (`formats/tokenizer.py`).
+    """
+    outside = len(vocabulary.pieces) - vocabulary.num_in_model
+    pieces = vocabulary.in_our_order
+    numbered = {piece: number for number, piece in enumerate(pieces[: len(pieces) - outside])}
+    tokenizer = _bert_tokenizer(vocabulary.normalizer, numbered)
+    tokenizer.add_tokens(list(vocabulary.added))
+    return tokenizer
 
 
 def _about(tokenizer: Tokenizer) -> Facts:
@@ -78,14 +99,20 @@ def _share(max_documents: int, shards: list[CorpusShard]) -> float:
 
 def train_wordpiece(section: TokenizerRecipe, sentences: Iterable[str]) -> Tokenizer:
     """Learn a vocabulary from sentences in memory."""
-    counts = as_table(count_words(_bert_tokenizer(section.lowercase), [pa.array(sentences, pa.string())]))
-    return _train(section, counts["word"].combine_chunks(), counts["count"].to_numpy())
+    counts = as_table(count_words(_bert_tokenizer(_normalizer(section)), [pa.array(sentences, pa.string())]))
+    tokenizer, _ = _train(section, counts["word"].combine_chunks(), counts["count"].to_numpy())
+    return tokenizer
 
 
-def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) -> Tokenizer:
-    """Learn the pieces. Raises VocabularyError if the words yield too few pieces or have too many characters."""
+def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) -> tuple[Tokenizer, Facts]:
+    """Learn the pieces; the facts tell whether limit_alphabet is too small.
+
+    Raises VocabularyError if the words yield too few pieces or have too many characters.
+    """
     spelling = spell(words, counts)
-    alphabet = _alphabet(character_counts(spelling), section.limit_alphabet)
+    ranked_characters = _ranked(character_counts(spelling))
+    facts = _too_small_alphabet(spelling, ranked_characters, section.limit_alphabet)
+    alphabet = sorted(ranked_characters[: section.limit_alphabet])
     pieces, last_count = learn_pieces(spelling, alphabet, SPECIAL_TOKENS, section.vocab_size, section.min_frequency)
     if len(pieces) < section.vocab_size:
         raise VocabularyError(
@@ -106,15 +133,19 @@ def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) 
                 f"the word {word!r} occurs {count:,} times, the last merged pair only {last_count:,} times, yet the "
                 "word is not a piece: pairs were miscounted; remedy: report this bug"
             )
-    return _bert_tokenizer(section.lowercase, vocabulary)
+    return _bert_tokenizer(_normalizer(section), vocabulary), facts
 
 
-def _bert_tokenizer(lowercase: bool, vocabulary: dict[str, int] | None = None) -> Tokenizer:
-    """BERT's normalizer, splitter and row template (google-research/bert, tokenization.py) over a vocabulary."""
+def _normalizer(section: TokenizerRecipe) -> BertNormalizer:
+    return BertNormalizer(lowercase=section.lowercase, strip_accents=section.strip_accents)
+
+
+def _bert_tokenizer(normalizer: BertNormalizer, vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    """A tokenizer with BERT's splitter and row template (google-research/bert, tokenization.py)."""
     tokenizer = Tokenizer(
         models.WordPiece(vocabulary or {"[UNK]": UNK_ID}, unk_token="[UNK]", max_input_chars_per_word=100)
     )
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = WordPieceDecoder()
     if vocabulary:
@@ -127,15 +158,39 @@ def _bert_tokenizer(lowercase: bool, vocabulary: dict[str, int] | None = None) -
     return tokenizer
 
 
-def _alphabet(counts: dict[str, int], limit: int) -> list[str]:
-    """The `limit` most frequent characters (ties by code point), sorted."""
-    ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    if len(ranked) > limit:
+def _ranked(counts: dict[str, int]) -> list[str]:
+    """The characters, most frequent first; ties by code point."""
+    return sorted(counts, key=lambda character: (-counts[character], character))
+
+
+def _too_small_alphabet(spelling: Spelling, ranked: list[str], limit: int) -> Facts:
+    """Warn and return facts if more than MAX_CUT_WORDS of the words contain a character beyond the first `limit`.
+
+    `cut_words_fraction` is their share; `needed_alphabet` is the smallest limit_alphabet without this warning.
+    """
+    if len(ranked) <= limit or not len(spelling.lengths):
+        return {}
+    ranks = np.zeros(0x110000, np.int32)
+    ranks[[ord(character) for character in ranked]] = np.arange(len(ranked))
+    ends = np.cumsum(spelling.lengths)
+    rarest = np.maximum.reduceat(ranks[spelling.code_points], ends - spelling.lengths)  # no word is empty
+    # beyond[n]: words that become [UNK] if the alphabet has n characters
+    beyond = spelling.counts.sum() - np.cumsum(np.bincount(rarest + 1, spelling.counts, len(ranked) + 1))
+    share = float(beyond[limit] / spelling.counts.sum())
+    if share <= MAX_CUT_WORDS:
         log.info("tokenizer: %d rare characters beyond limit_alphabet = %d become [UNK]", len(ranked) - limit, limit)
-    return sorted(ranked[:limit])
+        return {}
+    needed = int(np.argmax(beyond <= MAX_CUT_WORDS * spelling.counts.sum()))
+    log.warning(
+        "tokenizer: %.2f %% of the words become [UNK], because tokenizer.limit_alphabet = %d is smaller than the %d "
+        "characters of the text; remedy: set tokenizer.limit_alphabet to %d or more, and tokenizer.vocab_size to more "
+        "than %d, because each character takes two pieces",
+        100 * share, limit, len(ranked), needed, 2 * needed + len(SPECIAL_TOKENS),
+    )  # fmt: skip
+    return {"cut_words_fraction": share, "needed_alphabet": needed}
 
 
-def save_tokenizer(tokenizer: Tokenizer, lowercase: bool, out: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     """Check the ids, then write tokenizer.json, tokenizer_config.json and vocab.txt."""
     from transformers import BertTokenizer
 
@@ -149,7 +204,13 @@ def save_tokenizer(tokenizer: Tokenizer, lowercase: bool, out: Path) -> None:
             raise VocabularyError(
                 f"ids must be 0 to {len(pieces) - 1}, each used once, but {piece!r} has {found}, not {number}"
             )
-    BertTokenizer(tokenizer_object=tokenizer, do_lower_case=lowercase).save_pretrained(out)
+    normalizer = tokenizer.normalizer
+    settings = {
+        "do_lower_case": normalizer.lowercase,
+        "strip_accents": normalizer.strip_accents,
+        "tokenize_chinese_chars": normalizer.handle_chinese_chars,
+    }
+    BertTokenizer(tokenizer_object=tokenizer, **settings).save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))
     (out / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
 
@@ -162,10 +223,15 @@ def _measure(tokenizer: Tokenizer, raw_corpus: Path) -> Facts:
     unknown = sum(count * encoded[word].ids.count(UNK_ID) for word, count in words.items())
     worst = sorted(words, key=lambda word: (-len(encoded[word].ids), -words[word], word))[:10]
     frequent = sorted(words, key=lambda word: (-words[word], word))[:5]
+    normalizer = tokenizer.normalizer
+    strips = normalizer.lowercase if normalizer.strip_accents is None else normalizer.strip_accents
+    stripped = stripped_letters(_heldout_sentences(raw_corpus) if strips else [])
     return {
         "heldout_words": words.total(),
         "heldout_unk_fraction": unknown / max(pieces, 1),
         "heldout_pieces_per_word": pieces / max(words.total(), 1),
+        "heldout_stripped_fraction": stripped.share,
+        "stripped_examples": stripped.examples,
         "worst_words": [[word, encoded[word].tokens] for word in worst],
         "example": "  ".join(" ".join(encoded[word].tokens) for word in worst[:3] + frequent),
     }

@@ -8,13 +8,18 @@ whole words that contain any other character. Items repeat: a shard of abstracts
 This file cuts distinct ASCII items into pieces (WordPiece: repeatedly take the longest piece that the rest starts with;
 Wu et al. 2016, arXiv 1609.08144, implemented like tokenization.py of google-research/bert). `tokenizers` encodes the
 others, a few percent. Then the ids are copied to their places.
+
+Added tokens (`[DRUG]`) are matched before the text is split, and may hold blanks and punctuation: `tokenizers` encodes
+every text that may contain one.
 """
 
+import re
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numba import njit
 
 from bert_pipeline.formats.tokenizer import UNK_ID, token_id_type
@@ -58,7 +63,9 @@ class Encoder:
         self._letters = _LOWER if tokenizer.normalizer.lowercase else _AS_IT_IS
         self._max_length = tokenizer.model.max_input_chars_per_word
         prefix = tokenizer.model.continuing_subword_prefix
-        vocabulary = {piece: number for piece, number in tokenizer.get_vocab().items() if piece.isascii()}
+        pieces = tokenizer.get_vocab(with_added_tokens=False)
+        vocabulary = {piece: number for piece, number in pieces.items() if piece.isascii()}
+        self._added = _pattern_of_added_tokens(tokenizer)
         self._first = _index(vocabulary)
         self._following = _index(
             {piece.removeprefix(prefix): number for piece, number in vocabulary.items() if piece.startswith(prefix)}
@@ -68,6 +75,20 @@ class Encoder:
         """(ids, offsets): text n has the ids ids[offsets[n]:offsets[n + 1]], equal to the result of
         `tokenizer.encode(..., add_special_tokens=False)`. ids are uint16 or uint32, offsets int64.
         """
+        if not self._added:
+            return self._encode_items(texts)
+        chosen = pc.match_substring_regex(texts, self._added)
+        ids, offsets = self._encode_items(pc.if_else(chosen, "", texts))
+        encoded = [each.ids for each in self._tokenizer.encode_batch_fast(texts.filter(chosen).to_pylist(),
+                                                                          add_special_tokens=False)]  # fmt: skip
+        places, lengths = np.flatnonzero(chosen), np.array([len(each) for each in encoded], np.int64)
+        added = np.fromiter(chain.from_iterable(encoded), self._dtype)
+        ids = np.insert(ids, np.repeat(offsets[places], lengths), added)
+        longer = np.diff(offsets)
+        longer[places] = lengths
+        return ids, np.concatenate([[0], np.cumsum(longer)])
+
+    def _encode_items(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
         text, starts, lengths, items, item_ends = _scan(texts)
         pieces = np.empty(lengths.sum(), self._dtype)  # of all distinct items; a piece has at least one byte
         piece_starts, piece_counts = np.empty((2, len(starts)), np.int64)
@@ -80,6 +101,17 @@ class Encoder:
         piece_starts[others] = len(pieces) + np.cumsum(piece_counts[others]) - piece_counts[others]
         pieces = np.concatenate([pieces, np.fromiter(chain.from_iterable(encoded), self._dtype)])
         return _gather(items, item_ends, pieces, piece_starts, piece_counts)
+
+
+def _pattern_of_added_tokens(tokenizer: Any) -> str:
+    """A pattern that every text with an added token matches; empty if the tokenizer has none.
+
+    Normalizing a text of printable ASCII changes nothing but its case; any other text is matched as a precaution.
+    """
+    contents = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    normalized = [tokenizer.normalizer.normalize_str(content) for content in contents]
+    found = "|".join(re.escape(content) for content in sorted({*contents, *normalized}))
+    return f"[^ -~]|(?i:{found})" if contents else ""
 
 
 def itemize(texts: pa.StringArray) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -70,13 +70,14 @@ def build_task_model(model_dir: Path, encoder: EncoderWeights, task: Task) -> tu
             output_loading_info=True,
         )
     pooler = f"{model.base_model_prefix}.pooler."
-    missing = sorted(name for name in loaded["missing_keys"] if not name.startswith(("classifier.", pooler)))
+    of_encoder = [name for name in loaded["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")]
+    missing = sorted(name for name in of_encoder if not name.startswith(pooler))
     if missing:  # transformers would initialise them at random, and the score would not be the model's
         raise ValueError(
             f"{model_dir}: the weights lack {len(missing)} of the encoder's parameters, such as {missing[0]}; "
             "remedy: name a directory whose weights belong to its config.json"
         )
-    return model, any(name.startswith(pooler) for name in loaded["missing_keys"])
+    return model, len(of_encoder) > len(missing)
 
 
 @contextmanager

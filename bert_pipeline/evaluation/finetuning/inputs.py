@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import Encoding
+from tokenizers import Encoding, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bert_pipeline.evaluation.finetuning.protocol import max_positions
@@ -81,6 +81,8 @@ def encode_task(model_dir: Path, task: Task, data: TaskData, max_seq_length: int
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     if not tokenizer.is_fast:
         raise ValueError(f"{model_dir}: the tokenizer does not map pieces to words; remedy: add its tokenizer.json")
+    if task.kind in TAGGING:
+        _start_words_with_a_blank(tokenizer)
     num_embeddings = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     if len(tokenizer) > num_embeddings:
         raise ValueError(
@@ -95,6 +97,18 @@ def encode_task(model_dir: Path, task: Task, data: TaskData, max_seq_length: int
         splits[split] = inputs
         out_of_input[split] = {"words": sum(words for words, _ in lost), "gold": sum(gold for _, gold in lost)}
     return TaskInputs(task, splits, out_of_input, tokenizer.pad_token_id)
+
+
+def _start_words_with_a_blank(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a byte-level tokenizer (RoBERTa, ModernBERT) cut a word as in running text, where a blank precedes it.
+
+    Some of these tokenizers accept `add_prefix_space` when they are loaded, others ignore it.
+    """
+    splitter = tokenizer.backend_tokenizer.pre_tokenizer
+    parts = splitter if isinstance(splitter, pre_tokenizers.Sequence) else [splitter]
+    for part in parts:
+        if isinstance(part, pre_tokenizers.ByteLevel):
+            part.add_prefix_space = True
 
 
 def _encodings(

@@ -11,6 +11,12 @@ from bert_pipeline.recipe import Count, Fraction, Positive, Section, Seed, TaskR
 
 EncoderWeights = Literal["pretrained", "random_init"]
 SCORED = ("dev", "test")
+FIRST_POSITION_AFTER_PAD = {
+    *("camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "mpnet", "roberta"),
+    *("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+"""Model types of transformers whose first piece has the position pad_token_id + 1 (fairseq numbers them so), so that
+many rows of the position embedding are never used."""
 
 
 class Setting(NamedTuple):
@@ -91,7 +97,9 @@ def protocol(task: Task, settings: TaskRecipe, max_position_embeddings: int | No
 
 
 def max_positions(model_dir: Path) -> int:
-    """Return the longest input of a model, in pieces. Raises FileNotFoundError if the directory has no config.json."""
+    """Return the longest input of a model, in pieces. Raises FileNotFoundError if the directory has no config.json, and
+    ValueError if config.json states no length.
+    """
     try:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -99,4 +107,10 @@ def max_positions(model_dir: Path) -> int:
             f"{model_dir} has no config.json; remedy: name a Hugging Face model directory (config.json, "
             "model.safetensors, tokenizer files)"
         ) from None
-    return int(config["max_position_embeddings"])
+    stated = config.get("max_position_embeddings")
+    if not isinstance(stated, int):
+        raise ValueError(
+            f"{model_dir}: config.json of this {config.get('model_type')} has max_position_embeddings = {stated!r}; "
+            "remedy: write the longest input of the model there"
+        )
+    return stated - (config.get("pad_token_id", 1) + 1 if config.get("model_type") in FIRST_POSITION_AFTER_PAD else 0)

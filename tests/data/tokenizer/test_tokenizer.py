@@ -1,9 +1,15 @@
+import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from bert_pipeline.data.tokenizer import build as tokenizer_stage
 from bert_pipeline.data.tokenizer.build import VocabularyError, build_tokenizer, save_tokenizer, train_wordpiece
-from bert_pipeline.data.tokenizer.learn import Learnt
+from bert_pipeline.data.tokenizer.encoding import Encoder
+from bert_pipeline.data.tokenizer.learn import Learnt, character_counts, spell
+from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.recipe import TokenizerRecipe
 
 TEXT = [f"Patient {n} received {drug} for angina; it helped." for n in range(50) for drug in ("Atenolol", "naïve Café")]
@@ -41,15 +47,18 @@ def test_special_tokens_have_the_first_ids(tmp_path):
     assert tokenizer.get_vocab_size() == 120
 
 
+@pytest.mark.parametrize("strip_accents", [None, True, False])
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_auto_tokenizer_gives_the_same_ids(tmp_path, lowercase):
-    tokenizer = train(lowercase=lowercase, vocab_size=130)
-    save_tokenizer(tokenizer, lowercase, tmp_path)
+def test_auto_tokenizer_gives_the_same_ids(tmp_path, lowercase, strip_accents):
+    tokenizer = train(lowercase=lowercase, strip_accents=strip_accents, vocab_size=130)
+    save_tokenizer(tokenizer, tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    for text in [*TEXT[:4], "Naïve CAFÉ", "unseen zzz", "α-blocker"]:
-        assert (
-            loaded(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text, add_special_tokens=False).ids
-        )
+    texts = [*TEXT[:4], "Naïve CAFÉ", "unseen zzz", "α-blocker"]
+    ids, offsets = Encoder(read_tokenizer(tmp_path)).encode(pa.array(texts))
+    for number, text in enumerate(texts):
+        expected = tokenizer.encode(text, add_special_tokens=False).ids
+        assert loaded(text, add_special_tokens=False)["input_ids"] == expected
+        assert ids[offsets[number] : offsets[number + 1]].tolist() == expected
     pair = loaded("Patient 1", "it helped")
     assert pair["input_ids"][0] == 2 and pair["input_ids"].count(3) == 2
     assert pair["token_type_ids"] == sorted(pair["token_type_ids"]) and set(pair["token_type_ids"]) == {0, 1}
@@ -64,6 +73,21 @@ def test_uncased_is_the_default_and_cased_by_recipe():
     assert cased.encode("Atenolol").tokens != cased.encode("atenolol").tokens
 
 
+def test_korean_syllables_stay_composed_without_stripping(tmp_path):
+    text = ["환자는 두통을 호소하였다", "두통이 심하다", "환자는 두통이 있다"]
+    section = TokenizerRecipe(vocab_size=100, min_frequency=1, strip_accents=False)
+    with pytest.raises(VocabularyError, match=r"yields only (\d+) pieces"):
+        train_wordpiece(section, text)
+    tokenizer = train_wordpiece(section, [*text, *(chr(n) for n in range(0xAC00, 0xAC20))])
+    save_tokenizer(tokenizer, tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert "두통" in loaded.get_vocab()
+    for decode in (loaded.decode, read_tokenizer(tmp_path).decode):
+        assert decode(loaded.encode(text[0], add_special_tokens=False)) == text[0]
+    as_bert_does = train_wordpiece(TokenizerRecipe(vocab_size=100, min_frequency=1), [*text, "abcdefghijklmnopqr"])
+    assert "두통" not in as_bert_does.decode(as_bert_does.encode(text[0]).ids), "jamo"
+
+
 def test_more_pieces_than_the_text_can_yield_are_refused():
     with pytest.raises(VocabularyError, match=r"vocab_size = 5000, but the text yields only \d+ pieces .* remedy"):
         train(vocab_size=5000)
@@ -74,6 +98,41 @@ def test_fewer_pieces_than_the_alphabet_needs_are_refused():
         VocabularyError, match=r"vocab_size = 100, but the \d+ characters .* smaller tokenizer.limit_al"
     ):
         train_wordpiece(TokenizerRecipe(vocab_size=100), [chr(n) * 3 for n in range(97, 600)])
+
+
+def test_a_too_small_alphabet_is_named_with_the_number_that_the_text_needs(caplog):
+    """3,001 Han characters, the n-th occurs 3,001 - n times; without the rarest 94, 0.1 % of the words are [UNK]."""
+    characters = [chr(0x4E00 + n) for n in range(3001)]
+    counts = np.arange(3001, 0, -1)
+    words = pa.array(sorted(characters))
+    section = TokenizerRecipe(vocab_size=2005, min_frequency=1)
+    _, facts = tokenizer_stage._train(section, words, counts)
+    unknown = counts[1000:].sum() / counts.sum()
+    needed = next(n for n in range(3001) if counts[n:].sum() <= 0.001 * counts.sum())
+    assert facts == {"cut_words_fraction": pytest.approx(unknown), "needed_alphabet": needed} and needed == 2907
+    assert "44.47 % of the words become [UNK], because tokenizer.limit_alphabet = 1000 is smaller" in caplog.text
+    assert "set tokenizer.limit_alphabet to 2907 or more, and tokenizer.vocab_size to more than 5819" in caplog.text
+    section = TokenizerRecipe(vocab_size=5819, min_frequency=1, limit_alphabet=needed)
+    assert tokenizer_stage._train(section, words, counts)[1] == {}
+    with pytest.raises(VocabularyError, match="alone need 5819"):
+        tokenizer_stage._train(TokenizerRecipe(vocab_size=5818, limit_alphabet=needed), words, counts)
+    assert len(caplog.records) == 1
+
+
+@given(st.dictionaries(st.text("abcdefgh", min_size=1, max_size=5), st.integers(1, 50), min_size=1), st.integers(1, 8))
+def test_the_alphabet_needed_is_the_smallest_that_cuts_few_words(counts, limit):
+    words = sorted(counts)
+    spelling = spell(pa.array(words), np.array([counts[word] for word in words]))
+    ranked = tokenizer_stage._ranked(character_counts(spelling))
+
+    def cut(size):
+        return sum(counts[word] for word in words if not set(word) <= set(ranked[:size])) / sum(counts.values())
+
+    facts = tokenizer_stage._too_small_alphabet(spelling, ranked, limit)
+    assert bool(facts) == (cut(limit) > 0.001)
+    if facts:
+        assert facts["cut_words_fraction"] == pytest.approx(cut(limit))
+        assert facts["needed_alphabet"] == min(n for n in range(9) if cut(n) <= 0.001)
 
 
 def test_a_common_word_that_is_not_a_piece_is_refused(monkeypatch):
@@ -94,7 +153,7 @@ def test_ids_with_a_gap_are_refused(tmp_path):
     tokenizer = train()
     pieces = {piece: number + (number == 119) for piece, number in tokenizer.get_vocab().items()}
     with pytest.raises(VocabularyError, match=r"ids must be 0 to 119, each used once, but .* has 120, not 119"):
-        save_tokenizer(tokenizer_stage._bert_tokenizer(True, pieces), True, tmp_path)
+        save_tokenizer(tokenizer_stage._bert_tokenizer(tokenizer.normalizer, pieces), tmp_path)
 
 
 def test_text_without_a_word_is_refused():
