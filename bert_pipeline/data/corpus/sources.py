@@ -8,7 +8,8 @@ from pathlib import Path
 from bert_pipeline import settings
 from bert_pipeline.core.files import cached_digest
 from bert_pipeline.core.progress import Progress
-from bert_pipeline.data.sources.files import find_files, read_documents
+from bert_pipeline.data.sources.files import read_documents
+from bert_pipeline.data.sources.folders import find_files
 from bert_pipeline.data.sources.pubmed.mirror import RECORD, MirroredFile, read_record
 from bert_pipeline.data.sources.pubmed.reader import pubmed_files, read_pubmed
 from bert_pipeline.data.sources.records import Document, Rejection, SourceError

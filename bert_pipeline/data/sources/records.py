@@ -1,5 +1,6 @@
 """The output of every source: documents, deleted documents, and rejected records."""
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -54,6 +55,11 @@ class Fault:
 
     reason: str
     excerpt: str
+
+
+def escaped(name: object) -> str:
+    """A file name that can be encoded as UTF-8: a byte that is not UTF-8 is shown as \\xff."""
+    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 
 
 def excerpt(text: str, position: int = 0) -> str:

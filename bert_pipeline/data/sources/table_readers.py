@@ -75,11 +75,18 @@ def _values(column: pa.Array) -> list[Any]:
     if any(is_text(column.type) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
         column = column.cast(pa.large_binary())
     values = column.to_pylist()
+    if getattr(column.type, "extension_name", "") == "arrow.uuid":
+        return [None if value is None else str(value) for value in values]
     return [value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in values]
 
 
 def _require_columns(wanted: Wanted, schema: pa.Schema) -> None:
     require(wanted.fields, schema.names)
+    if wanted.id_field and pa.types.is_fixed_size_binary(kind := schema.field(wanted.id_field).type):
+        raise SourceError(
+            f"column {wanted.id_field}, the corpus.id_field, holds binary values ({kind}), such as UUIDs without their type; "
+            "remedy: write it as a column of strings"
+        )
     for name in wanted.text_fields:
         if pa.types.is_nested(kind := schema.field(name).type):
             raise SourceError(f"column {name} is nested ({kind}); remedy: write its text to a column of strings")
