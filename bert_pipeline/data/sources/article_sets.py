@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 from bert_pipeline.data.sources.jats import MAX_BYTES, NOT_WELL_FORMED, Article, read_article
-from bert_pipeline.data.sources.records import Fault, excerpt
+from bert_pipeline.data.sources.records import Fault, SourceError, excerpt
 from bert_pipeline.data.sources.wanted import Stream
 
 BEGINNING, BLOCK = 2**16, 2**20
@@ -36,7 +36,9 @@ def root_element(beginning: bytes) -> str:
 def read_articles(stream: Stream, section_titles: bool) -> Iterator[Article | Fault]:
     """Yield the articles. Raises EOFError if the document is cut short."""
     beginning = stream.read(BEGINNING)
-    if root_element(beginning) not in ("", "article"):
+    if (root := root_element(beginning)) == CITATIONS:
+        raise SourceError(f"a <{CITATIONS}> inside of an archive; remedy: unpack it")
+    if root not in ("", "article"):
         yield from _read_set(stream, beginning, section_titles)
         return
     data = beginning + stream.read(MAX_BYTES + 1 - len(beginning))

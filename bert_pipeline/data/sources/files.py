@@ -30,10 +30,11 @@ import pyarrow as pa
 
 from bert_pipeline.core.progress import Progress
 from bert_pipeline.data.sources.archives import zip_members
+from bert_pipeline.data.sources.article_sets import BEGINNING, root_element
 from bert_pipeline.data.sources.folders import reason_to_pass_over_member
 from bert_pipeline.data.sources.formats import DECOMPRESSORS, SIGNATURE_BYTES, ZIP, check_content, suffixes
 from bert_pipeline.data.sources.jats import Article
-from bert_pipeline.data.sources.readers import PLAIN_TEXT_SUFFIXES, READERS, UNIT
+from bert_pipeline.data.sources.readers import JATS_SUFFIXES, PLAIN_TEXT_SUFFIXES, READERS, UNIT
 from bert_pipeline.data.sources.records import Document, Fault, Rejection, SourceError, escaped, excerpt
 from bert_pipeline.data.sources.wanted import Records, Stream, Wanted
 
@@ -63,6 +64,18 @@ def read_documents(
             continue
         for number, record in _read_file(name, path, wanted, progress):
             yield _to_document(record, name, number, wanted)
+
+
+def root_element_of(name: str, path: Path) -> str:
+    """The root element of an XML file; empty for other formats."""
+    suffix, compression = suffixes(name)
+    if suffix not in JATS_SUFFIXES:
+        return ""
+    try:
+        with path.open("rb") as raw:
+            return root_element(DECOMPRESSORS[compression](raw).read(BEGINNING))
+    except (EOFError, zlib.error, lzma.LZMAError, OSError, pa.ArrowException):  # reading the file reports the cause
+        return ""
 
 
 def _read_zip(name: str, path: Path, wanted: Wanted, progress: Progress | None) -> Iterator[Document | Rejection]:

@@ -82,11 +82,6 @@ def _values(column: pa.Array) -> list[Any]:
 
 def _require_columns(wanted: Wanted, schema: pa.Schema) -> None:
     require(wanted.fields, schema.names)
-    if wanted.id_field and pa.types.is_fixed_size_binary(kind := schema.field(wanted.id_field).type):
-        raise SourceError(
-            f"column {wanted.id_field}, the corpus.id_field, holds binary values ({kind}), such as UUIDs without their type; "
-            "remedy: write it as a column of strings"
-        )
     for name in wanted.text_fields:
         if pa.types.is_nested(kind := schema.field(name).type):
             raise SourceError(f"column {name} is nested ({kind}); remedy: write its text to a column of strings")
