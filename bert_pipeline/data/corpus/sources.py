@@ -121,8 +121,8 @@ def _citations(section: CorpusRecipe, name: str, path: Path, progress: Progress)
             continue
         if record.deleted:
             raise SourceError(
-                f"{escaped(path)}, record {record.number}: deletes citation {record.document_id}, as only PubMed's update "
-                'files do; remedy: read these files with source = "pubmed"'
+                f"{escaped(path)}, record {record.number}: deletes citation {record.document_id}, as only PubMed's "
+                'update files do; remedy: read these files with source = "pubmed"'
             )
         title, *abstract = record.texts
         by_field = {"title": [title], "abstract": abstract}

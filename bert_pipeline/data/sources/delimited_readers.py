@@ -91,6 +91,7 @@ class _CsvReader:
         self.lines, self.blank, self.delimiter, self.wanted = lines, blank, delimiter, wanted
         self.rows = csv.reader(self._held_lines(), delimiter=delimiter, strict=True)
         self.held: list[str] = []  # the lines of the current row
+        self.count = 0  # lines read
         self.header: list[str] = []
         self.shapes: list[set[str]] = []  # per column, of the values so far
         self.over_lines = self.mark_inside = 0  # the first line of a row with such a field
@@ -98,6 +99,7 @@ class _CsvReader:
     def _held_lines(self) -> Iterator[str]:
         for line in self.lines:
             self.held.append(line)
+            self.count += 1
             if len(self.held) % CHECK_EVERY == 0:
                 self._refuse_swallowed_rows()
             yield line
@@ -105,7 +107,7 @@ class _CsvReader:
     @property
     def line(self) -> int:
         """Number of the line on which the current row begins."""
-        return self.blank + self.rows.line_num - len(self.held) + 1
+        return self.blank + self.count - len(self.held) + 1
 
     def records(self) -> Records:
         self._read_header()
@@ -174,9 +176,13 @@ class _CsvReader:
         right number of columns, and in the columns without text, values like those of other rows.
         """
         start, end = _longest_quoted(self.held)
-        inside = self.held[start + 1 : end + 1]
-        if len(self.header) < 2 or not inside:
+        if len(self.header) < 2 or start == end:
             return
+        inside = self.held[start : end + 1]
+        if inside[0].startswith('"'):  # the last line, with the other columns, looks like a row in any case
+            inside.pop()
+        elif inside[-1].rstrip().endswith('"') or "".join(inside).count('"') % 2:  # the first line does
+            inside.pop(0)
         begun = self.held[0].rstrip("\r\n").split(self.delimiter)
         shapes = {
             number: known or {_shape(value) for value in begun[number : number + 1]}

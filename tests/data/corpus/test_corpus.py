@@ -17,7 +17,7 @@ from bert_pipeline.data.corpus import shard as corpus_shard
 from bert_pipeline.data.corpus.build import build_raw_corpus, group_files
 from bert_pipeline.data.corpus.shard import Pile, clean, split_of
 from bert_pipeline.data.corpus.sources import source_files
-from bert_pipeline.data.sources.files import read_documents as read
+from bert_pipeline.data.corpus.sources import read_source_files as read
 from bert_pipeline.data.sources.records import Document, SourceError
 from bert_pipeline.formats.corpus import CORPUS_SCHEMA, corpus_shards, iterate_documents
 from bert_pipeline.formats.tables import SPLITS, shard_name, shard_paths
@@ -139,7 +139,7 @@ def test_a_new_file_builds_its_own_shards_and_changes_no_other(tmp_path, monkeyp
     )
     write_jsonl(texts / "1.jsonl", range(1000, 1060))
     split = []
-    monkeypatch.setattr(corpus, "read_documents", lambda files, *rest: split.append(list(files)) or read(files, *rest))
+    monkeypatch.setattr(corpus, "read_source_files", lambda section, files, *rest: split.append(list(files)) or read(section, files, *rest))
     grown = artifact.make(
         tmp_path / "store/grown",
         {"kind": "c", "code_version": "1", "n": 2},
