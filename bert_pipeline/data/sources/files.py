@@ -107,7 +107,7 @@ def _read_zip(name: str, path: Path, wanted: Wanted, progress: Progress | None) 
     except BadZipFile as error:
         raise SourceError(f"{shown}: cut short or corrupt: {error}; remedy: copy or download the file again") from error
     if not member:
-        raise SourceError(f"{shown}: empty, it holds no file; remedy: add files or remove the archive")
+        raise SourceError(f"{shown}: empty, it holds no readable file; remedy: add files or remove the archive")
     if progress:
         progress.advance(max(0, rest))
 

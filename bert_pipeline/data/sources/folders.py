@@ -158,7 +158,7 @@ def _sorted(folder: Path, found: Iterator[Found]) -> Listing:
 def reason_to_pass_over(name: str) -> str:
     """Why a file with this relative name is not read; "" if it is."""
     path = PurePosixPath(name)
-    if any(part.startswith(".") for part in path.parts):
+    if any(part.startswith(".") and part != ".." for part in path.parts):
         return "hidden"
     if NOTES_OF_DATASETS.fullmatch(path.name):
         return "metadata of datasets"
@@ -171,6 +171,7 @@ def reason_to_pass_over(name: str) -> str:
 
 def reason_to_pass_over_member(name: str) -> str:
     """Why a member of a .zip archive is not read; "" if it is."""
+    name = name.replace("\\", "/")
     if HIDDEN_IN_ZIP in PurePosixPath(name).parts:
         return "hidden"
     return "archive in an archive" if suffixes(name)[0] == ZIP else reason_to_pass_over(name)

@@ -58,8 +58,15 @@ class Fault:
 
 
 def escaped(name: object) -> str:
-    """A file name that can be encoded as UTF-8: a byte that is not UTF-8 is shown as \\xff."""
-    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+    """A path that can be encoded as UTF-8: in a part that is not UTF-8, each byte beyond ASCII is shown as \\xff."""
+    return "/".join(map(_escaped_part, str(name).split("/")))
+
+
+def _escaped_part(name: str) -> str:
+    try:
+        return os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return os.fsencode(name).decode("ascii", "backslashreplace")
 
 
 def excerpt(text: str, position: int = 0) -> str:

@@ -62,7 +62,9 @@ def test_a_quoted_tsv_is_named(tmp_path, caplog):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "|"])
 def test_a_csv_field_that_swallows_rows_is_refused_with_its_line(tmp_path, delimiter):
-    message = r'a\.csv: line 12: the field that begins with " swallows 20 lines that look like rows, such as .11.Case 11'
+    message = (
+        r'a\.csv: line 12: the field that begins with " swallows 20 lines that look like rows, such as .11.Case 11'
+    )
     with pytest.raises(SourceError, match=message + ".*remedy: quote every field"):
         read(tmp_path / "a.csv", rows_with_open_quote(delimiter))
 
@@ -78,7 +80,9 @@ def test_an_open_quote_is_found_without_reading_the_whole_file(tmp_path):
 def test_quotation_marks_inside_fields_without_quotes_show_that_a_field_over_lines_is_no_field(tmp_path):
     """With one column, lines look like rows in any case."""
     data = 'text\nA 5" tube\n"Case one\nCase two\nCase three"\n'
-    message = r'line 3: a field that begins with " ends on a later line, but line 2 has a " inside a field without quotes'
+    message = (
+        r'line 3: a field that begins with " ends on a later line, but line 2 has a " inside a field without quotes'
+    )
     with pytest.raises(SourceError, match=message):
         read(tmp_path / "a.csv", data, id_field="")
     with pytest.raises(SourceError, match="line 2: .*, but line 5 has"):
@@ -128,7 +132,9 @@ def test_a_delimiter_is_set_by_the_recipe(tmp_path):
 
 
 def test_columns_are_never_joined(tmp_path):
-    message = r"no column id;text; the columns are id, text; remedy: .* not separated by semicolon, set corpus.csv_delim"
+    message = (
+        r"no column id;text; the columns are id, text; remedy: .* not separated by semicolon, set corpus.csv_delim"
+    )
     with pytest.raises(SourceError, match=message):
         read(tmp_path / "a.csv", "id;text\n1;a\n", ("id;text",), "")
     with pytest.raises(SourceError, match=r"no column text; the columns are id\^text; .*set corpus.csv_delimiter"):
