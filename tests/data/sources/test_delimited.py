@@ -85,7 +85,7 @@ def test_quotation_marks_inside_fields_without_quotes_show_that_a_field_over_lin
     )
     with pytest.raises(SourceError, match=message):
         read(tmp_path / "a.csv", data, id_field="")
-    with pytest.raises(SourceError, match="line 2: .*, but line 5 has"):
+    with pytest.raises(SourceError, match=r"line 2: .*, but line 5 has"):
         read(tmp_path / "a.csv", 'text\n"Case one\nCase two\nCase three"\nA 5" tube\n', id_field="")
 
 
