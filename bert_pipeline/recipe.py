@@ -71,9 +71,12 @@ def _day(text: str) -> str:
 
 
 class CorpusRecipe(Section):
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"csv_delimiter"})
+
     source: Literal["files", "pubmed", "sample"] = "files"
-    """`files`: .txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow, JATS articles (.nxml, .xml) and .tar archives of
-    articles, each also compressed as .gz, .xz or .zst. `pubmed`: NLM's baseline and update files, downloaded by
+    """`files`: plain text (.txt, .text, .md), .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, JATS articles and
+    sets of them or of PubMed citations (.nxml, .xml) and .tar archives of articles, each also compressed as .gz, .xz,
+    .bz2 or .zst, and .zip archives of these files. `pubmed`: NLM's baseline and update files, downloaded by
     `bert-pipeline download-pubmed`. `sample`: text generated for the demo."""
     path: str = ""
     """File, folder or glob of the text. Relative paths start from BERT_PIPELINE_DATA (default: the current
@@ -88,6 +91,9 @@ class CorpusRecipe(Section):
     article has the fields title, abstract and body."""
     id_field: str = ""
     """Field with the id of the document. Empty: the id is `<file name>:<record number>`."""
+    csv_delimiter: str = Field("", pattern=r'^[^"\r\n]?$')
+    """Character between the columns of .csv files. Empty: comma, semicolon, tab or vertical bar, recognized from the
+    header. The columns of .tsv files are separated by tabs, and `"` is an ordinary character there."""
     section_titles: bool = False
     """Keep the section titles of articles (.nxml, .xml, .tar) as text."""
     cleaning: tuple[CleaningRule, ...] = ()

@@ -108,6 +108,10 @@ class SettingError(ValueError):
     """An environment variable has an invalid value."""
 
 
+MOVE_HOME = 'move the home to a larger disk (docs/operate/resume.md, "Move the home")'
+"""Remedy for a full disk: a new BERT_PIPELINE_HOME would begin with an empty store and an empty registry."""
+
+
 def set_library_defaults() -> None:
     """Set LIBRARY_DEFAULTS where the user has set nothing. Call it before these libraries are imported."""
     for name, value in LIBRARY_DEFAULTS.items():

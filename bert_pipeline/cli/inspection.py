@@ -77,7 +77,7 @@ def dropped(
     rows: Annotated[int, typer.Option(metavar="N", help="Number of records to print.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """List the records that the corpus left out, with the reason for each."""
+    """List the records that the corpus left out and the files that it did not read, with the reason for each."""
     from bert_pipeline.data.corpus.dropped import Query, describe_dropped, find_dropped
 
     found = find_dropped(directory, Query(document_id, reason), rows)

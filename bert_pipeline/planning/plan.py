@@ -96,7 +96,7 @@ def assert_fits(plan: Mapping[str, Any]) -> None:
         raise DoesNotFit(
             f"recipe {plan['recipe']} needs {disk['needed']:,} bytes, most of them for {largest}, but only "
             f"{disk['free']:,} are free in {disk['place']} (BERT_PIPELINE_HOME); remedy: free "
-            f"{disk['needed'] - disk['free']:,}, set BERT_PIPELINE_HOME to a larger disk, or lower nsp.dupe_factor "
+            f"{disk['needed'] - disk['free']:,}, {settings.MOVE_HOME}, or lower nsp.dupe_factor "
             f"({plan['dupe_factor']})"
         )
 

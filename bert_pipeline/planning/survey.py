@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from bert_pipeline.core.progress import Progress
 from bert_pipeline.data.corpus.build import MIN_DOCUMENTS
 from bert_pipeline.data.corpus.shard import CHARACTERS_PER_SHARD, split_of
-from bert_pipeline.data.corpus.sources import read_source_file, source_files
+from bert_pipeline.data.corpus.sources import read_source_files, source_files
 from bert_pipeline.data.sources.records import Document, Rejection, SourceError
 from bert_pipeline.formats.tables import SPLITS, id_hash
 from bert_pipeline.recipe import CorpusRecipe
@@ -108,7 +108,7 @@ def _records(section: CorpusRecipe) -> Iterator[tuple[float, Document | Rejectio
         size = path.stat().st_size
         # A Parquet file is not read from start to end, so its share is counted in rows.
         num_rows = pq.ParquetFile(path).metadata.num_rows if path.suffix.lower() == ".parquet" else 0
-        for number, record in enumerate(read_source_file(section, name, path, progress), 1):
+        for number, record in enumerate(read_source_files(section, {name: path}, progress), 1):
             read = before + size * number / num_rows if num_rows else progress.done
             yield max(read, 1) / total, record
         before += size

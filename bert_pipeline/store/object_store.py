@@ -21,6 +21,7 @@ import fsspec
 from fsspec.callbacks import Callback
 
 from bert_pipeline.core.files import flush_to_disk
+from bert_pipeline.settings import MOVE_HOME
 from bert_pipeline.web.connections import Patience
 from bert_pipeline.web.downloads import DiskError
 
@@ -206,7 +207,7 @@ class Persistent:
             except OSError as error:
                 if error.errno not in DISK_FAULTS:
                     raise
-                remedy = "make room or set BERT_PIPELINE_HOME to another disk, and run again: complete files are kept"
+                remedy = f"make room or {MOVE_HOME}, and run again: complete files are kept"
                 raise DiskError(error.errno, f"{error.strerror}; remedy: {remedy}", str(path)) from error
 
         self._attempt("fetch", key, lambda: _counted(on_bytes, get_counted))

@@ -281,8 +281,8 @@ def _assert_room(path: Path, num_bytes: int) -> None:
     if num_bytes > free:
         raise DiskError(
             errno.ENOSPC,
-            f"{free:,} bytes are free, but the pull needs {num_bytes:,}; remedy: make room or set "
-            "BERT_PIPELINE_HOME to another disk, and run again: complete files are kept",
+            f"{free:,} bytes are free, but the pull needs {num_bytes:,}; remedy: make room or "
+            f"{settings.MOVE_HOME}, and run again: complete files are kept",
             str(path),
         )
 

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from bert_pipeline.core.files import file_digest, flush_to_disk
+from bert_pipeline.settings import MOVE_HOME
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import ArtifactError, Facts
 from bert_pipeline.store.executors import ShardError, map_shards
@@ -223,8 +224,8 @@ def _build(function: Callable[..., Facts], out: Path, begun: Entry, arguments: t
         raise OSError(
             errno.ENOSPC,
             f"the disk is full: {free:,} bytes are free, and this shard alone needs more than {taken + free:,}; "
-            "remedy: free some space or set BERT_PIPELINE_HOME to another disk (`bert-pipeline plan` estimates the "
-            "need), then run again: finished shards are kept",
+            f"remedy: free some space or {MOVE_HOME}; `bert-pipeline plan` estimates the need. Then run again: "
+            "finished shards are kept",
             str(out),
         ) from error
     finally:

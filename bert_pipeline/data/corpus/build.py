@@ -24,8 +24,16 @@ from bert_pipeline.data.corpus.facts import about_documents, samples
 from bert_pipeline.data.corpus.ledger import Ledger
 from bert_pipeline.data.corpus.resolution import resolve, write_outcome
 from bert_pipeline.data.corpus.shard import deal, write_file, write_shard
-from bert_pipeline.data.corpus.sources import SOURCES, describe_sources, source_files, write_sources
-from bert_pipeline.data.sources.files import read_documents
+from bert_pipeline.data.corpus.sources import (
+    PASSED_OVER,
+    SOURCES,
+    describe_sources,
+    passed_over,
+    read_source_files,
+    source_files,
+    write_sources,
+)
+from bert_pipeline.data.sources.folders import by_reason
 from bert_pipeline.data.sources.pubmed.reader import read_pubmed
 from bert_pipeline.data.sources.records import Document, Rejection, SourceError
 from bert_pipeline.formats.tables import SPLITS, id_hash
@@ -48,8 +56,8 @@ NOT_IN_SHARDS |= {"near_duplicate_threshold"}
 
 
 def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[EvaluationText] = ()) -> Facts:
-    """Write the shards with their ledgers, live.parquet, dropped.parquet, rejected.jsonl, sources.jsonl and the data
-    card.
+    """Write the shards with their ledgers, live.parquet, dropped.parquet, rejected.jsonl, sources.jsonl, the data
+    card and, if the folder holds files that are not read, passed_over.jsonl.
 
     `excluded`: evaluation examples that no document may hold; the removed documents are listed in excluded.jsonl.
     Raises SourceError if a file cannot be read, too many records are broken, or a split has fewer than two documents.
@@ -99,6 +107,9 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
         "sources_fingerprint": artifact.fingerprint({each.name: each.sha256 for each in sources}),
         "cut_off": max((each.released for each in sources), default=""),
     } | (_about_excluded(facts["held"]) if excluded else {})
+    if others := passed_over(section, files):
+        _write_lines(out / PASSED_OVER, map(asdict, others))
+        facts["passed_over"] = by_reason(others)
     card.write_data_card(out, facts, samples(out))
     return facts
 
@@ -152,8 +163,7 @@ class Dealer:
             if self._reuse(made_from):
                 progress.advance(sum(path.stat().st_size for path in group.values()))
             else:
-                how = self.section.text_fields, self.section.id_field, progress, self.section.section_titles
-                yield from self._deal(made_from, read_documents(group, *how))
+                yield from self._deal(made_from, read_source_files(self.section, group, progress))
 
     def _reuse(self, made_from: dict[str, Any]) -> bool:
         """Reuse a group and its shards if the store holds all of them; return whether it did."""

@@ -52,6 +52,10 @@ def sections(facts: Facts) -> Iterator[CardSection]:
     """Yield the sections of the card in order, without the samples."""
     yield _size(facts)
     yield _records(facts)
+    if others := facts.get("passed_over"):
+        kinds = [(reason, each["files"], byte_size(each["bytes"])) for reason, each in others.items()]
+        text = "These files of the folder were not read; passed_over.jsonl names each."
+        yield CardSection("Other files", text, ("reason", "files", "size"), kinds)
     if rules := facts["cleaned_by_rule"]:
         yield CardSection(
             "Cleaning", "How many documents each rule changed.", ("rule", "documents"), _descending(rules)

@@ -1,6 +1,7 @@
-"""`bert-pipeline dropped DIR`: the dropped and rejected records of a corpus, with the reason for each.
+"""`bert-pipeline dropped DIR`: what a corpus left out: dropped and rejected records, and files of its folder that were
+not read, with the reason for each.
 
-Both lists are read in batches and only the first matches are kept, so memory does not grow with the corpus.
+The lists are read in batches and only the first matches are kept, so memory does not grow with the corpus.
 """
 
 import json
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bert_pipeline.core.tables import Table
+from bert_pipeline.data.corpus.sources import PASSED_OVER
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import ArtifactError
 
@@ -48,25 +50,38 @@ class Query:
 
 
 def find_dropped(corpus: Path, query: Query, count: int) -> dict[str, Any]:
-    """Return {"dropped": {reason: n}, "rejected": {reason: n}, "rows": [...], "rejections": [...]} of the matches.
+    """Return {"dropped": {reason: n}, "rejected": {reason: n}, "passed_over": {reason: n}, "rows": [...],
+    "rejections": [...], "files": [...]} of the matches.
 
     `rows` are the first `count` rows of dropped.parquet, each with its `text` (None if the text is not stored);
-    `rejections` are the first `count` lines of rejected.jsonl. Raises ArtifactError if `corpus` is not a raw_corpus or
+    `rejections` are the first `count` lines of rejected.jsonl; `files` are the first `count` lines of
+    passed_over.jsonl, whose names are compared with the id. Raises ArtifactError if `corpus` is not a raw_corpus or
     lacks these lists.
     """
     artifact.load(corpus, "raw_corpus")
-    dropped, rejected = Counter[str](), Counter[str]()
+    dropped, rejected, passed_over = Counter[str](), Counter[str](), Counter[str]()
     rows: list[dict[str, Any]] = []
     rejections: list[dict[str, str]] = []
+    files: list[dict[str, str | int]] = []
     for reasons, first in _dropped(corpus / "dropped.parquet", query, count):
         dropped.update(reasons)
         rows += first[: count - len(rows)]
-    for each in _rejected(corpus / "rejected.jsonl"):
+    for each in _lines(corpus / "rejected.jsonl"):
         if query.matches_rejection(each):
             rejected[each["reason"]] += 1
             rejections += [each][: count - len(rejections)]
+    for each in _lines(corpus / PASSED_OVER) if (corpus / PASSED_OVER).is_file() else ():
+        if query.document_id in ("", each["file"]) and query.matches_reason(each["reason"]):
+            passed_over[each["reason"]] += 1
+            files += [each][: count - len(files)]
     with_text = [row | {"text": _text(corpus, row["shard"], row["row"]) if row["row"] >= 0 else None} for row in rows]
-    return {"dropped": _ordered(dropped), "rejected": _ordered(rejected), "rows": with_text, "rejections": rejections}
+    counts = {"dropped": dropped, "rejected": rejected, "passed_over": passed_over}
+    return {
+        **{what: _ordered(each) for what, each in counts.items()},
+        "rows": with_text,
+        "rejections": rejections,
+        "files": files,
+    }
 
 
 def _dropped(path: Path, query: Query, count: int) -> Iterator[tuple[Counter[str], list[dict[str, Any]]]]:
@@ -83,7 +98,7 @@ def _dropped(path: Path, query: Query, count: int) -> Iterator[tuple[Counter[str
         yield Counter({each["values"]: each["counts"] for each in counts}), found.slice(0, count).to_pylist()
 
 
-def _rejected(path: Path) -> Iterator[dict[str, str]]:
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 
@@ -105,10 +120,14 @@ def _ordered(counts: Counter[str]) -> dict[str, int]:
 def describe_dropped(found: dict[str, Any], full_text: bool) -> Iterator[Table | str]:
     """Tables and texts for people: counts, then the records. Texts are cut unless `full_text`."""
     counts = [(f"{n:,}", what, reason) for what in ("dropped", "rejected") for reason, n in found[what].items()]
-    if not counts:
+    files = [(f"{n:,}", reason) for reason, n in found["passed_over"].items()]
+    if not counts and not files:
         yield "No dropped or rejected record matches."
         return
-    yield Table(("records", "list", "reason"), counts)
+    if counts:
+        yield Table(("records", "list", "reason"), counts)
+    if files:
+        yield Table(("files that were not read", "reason"), files)
     if rows := found["rows"]:
         names = ("document_id", "reason", "detail", "source")
         yield Table(names, [[row[name] for name in names] for row in rows])
@@ -123,4 +142,9 @@ def describe_dropped(found: dict[str, Any], full_text: bool) -> Iterator[Table |
         yield Table(
             ("file", "record", "reason", "excerpt of the rejected record"),
             [[one[name] for name in fields] for one in rejections],
+        )
+    if found["files"]:
+        yield Table(
+            ("file that was not read", "bytes", "reason"),
+            [(each["file"], f"{each['bytes']:,}", each["reason"]) for each in found["files"]],
         )

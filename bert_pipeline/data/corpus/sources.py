@@ -1,21 +1,28 @@
 """The source files of a corpus: which files, their release dates, and how to read each."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bert_pipeline import settings
 from bert_pipeline.core.files import cached_digest
 from bert_pipeline.core.progress import Progress
-from bert_pipeline.data.sources.files import find_files, read_documents
+from bert_pipeline.data.sources.article_sets import CITATIONS
+from bert_pipeline.data.sources.files import read_documents, root_element_of
+from bert_pipeline.data.sources.folders import PassedOver, find_files, list_files
+from bert_pipeline.data.sources.jats import ARTICLE_FIELDS
 from bert_pipeline.data.sources.pubmed.mirror import RECORD, MirroredFile, read_record
 from bert_pipeline.data.sources.pubmed.reader import pubmed_files, read_pubmed
-from bert_pipeline.data.sources.records import Document, Rejection, SourceError
+from bert_pipeline.data.sources.records import Document, Rejection, SourceError, escaped, excerpt
+from bert_pipeline.data.sources.wanted import require
 from bert_pipeline.recipe import CorpusRecipe
 
 SOURCES = "sources.jsonl"
 """Every corpus lists its source files in this file. Set corpus.sources_file to one to rebuild the same corpus."""
+
+PASSED_OVER = "passed_over.jsonl"
+"""The files of the folder that are not read, with the reason; a corpus without any lacks this file."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,16 @@ def source_files(section: CorpusRecipe) -> dict[str, Path]:
     if section.cutoff:
         files = _until(section, files)
     return _pinned(settings.in_data_folder(section.sources_file), files) if section.sources_file else files
+
+
+def passed_over(section: CorpusRecipe, files: Mapping[str, Path]) -> list[PassedOver]:
+    """What lies in the folder beside the source files (source = "files")."""
+    if section.source != "files":
+        return []
+    listing = list_files(section.path)
+    others = {name: path for name, path in listing.files.items() if name not in files}
+    unlisted = [PassedOver(name, path.stat().st_size, "not in corpus.sources_file") for name, path in others.items()]
+    return listing.passed_over + unlisted
 
 
 def describe_sources(section: CorpusRecipe, files: dict[str, Path]) -> list[SourceFile]:
@@ -73,13 +90,47 @@ def _fetched(section: CorpusRecipe) -> dict[str, MirroredFile]:
     return {each.name: each for each in read_record(settings.in_data_folder(section.path)).values()}
 
 
-def read_source_file(
-    section: CorpusRecipe, name: str, path: Path, progress: Progress
+def read_source_files(
+    section: CorpusRecipe, files: Mapping[str, Path], progress: Progress
 ) -> Iterator[Document | Rejection]:
-    """Yield every record of one file."""
-    if section.source == "pubmed":
-        return read_pubmed(name, path, progress.advance)
-    return read_documents({name: path}, section.text_fields, section.id_field, progress, section.section_titles)
+    """Yield every record of the files, in order."""
+    for name, path in files.items():
+        if section.source == "pubmed":
+            yield from read_pubmed(name, path, progress.advance)
+        elif root_element_of(name, path) == CITATIONS:
+            yield from _citations(section, name, path, progress)
+        else:
+            yield from read_documents(
+                {name: path},
+                section.text_fields,
+                section.id_field,
+                progress,
+                section.section_titles,
+                section.csv_delimiter,
+            )
+
+
+def _citations(section: CorpusRecipe, name: str, path: Path, progress: Progress) -> Iterator[Document | Rejection]:
+    """Read a set of PubMed citations, as efetch returns it: articles of which only title and abstract are known."""
+    require(section.text_fields, ARTICLE_FIELDS, "field")
+    if not name.lower().endswith((".xml", ".nxml", ".gz")):
+        raise SourceError(f"{escaped(path)}: a <{CITATIONS}> in this compression; remedy: compress it as .gz")
+    for record in read_pubmed(name, path, progress.advance):
+        if isinstance(record, Rejection):
+            yield record
+            continue
+        if record.deleted:
+            raise SourceError(
+                f"{escaped(path)}, record {record.number}: deletes citation {record.document_id}, as only PubMed's "
+                'update files do; remedy: read these files with source = "pubmed"'
+            )
+        title, *abstract = record.texts
+        by_field = {"title": [title], "abstract": abstract}
+        texts = tuple(text for field in section.text_fields for text in by_field.get(field, ()) if text)
+        if texts:
+            yield replace(record, texts=texts)
+        else:
+            yield Rejection(name, f"record {record.number}", "document without text", excerpt(record.document_id))
 
 
 def _until(section: CorpusRecipe, files: dict[str, Path]) -> dict[str, Path]:

@@ -1,19 +1,27 @@
-"""Read the members of a tar archive as a stream; nothing is written to disk, and no member name is used as a path.
+"""Read the members of tar and zip archives; nothing is written to disk, and no member name is used as a path.
 
-Memory holds one member at a time. `tarfile` alone stops silently at a damaged header or at a cut between two members;
-here both are errors, and so is any data after the end of the archive.
+tar: a stream; memory holds one member at a time. `tarfile` alone stops silently at a damaged header or at a cut between
+two members; here both are errors, and so is any data after the end of the archive.
 """
 
 import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from stat import S_ISLNK, S_ISREG
 from typing import Any, Self
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from bert_pipeline.data.sources.records import Fault, SourceError, excerpt
 
 DESCRIPTIONS = frozenset(b"x g X L K".split())
 """Header types for data about the next member (extended attributes, long names), which `tarfile` loads into memory."""
 MAX_DESCRIPTION_BYTES = 2**20
+MAX_EXPANSION, SMALL_MEMBER = 200, 2**20
+"""A zip member may be so many times as large as its compressed data, unless it is smaller than this; text compresses
+to a third or a tenth, a zip bomb to a thousandth."""
+ENCRYPTED = 1
+"""Bit of a zip member's flags."""
+OUTSIDE = "member name leads out of the archive"
 
 
 class _Header(tarfile.TarInfo):
@@ -67,7 +75,42 @@ def _fault(member: tarfile.TarInfo, suffixes: tuple[str, ...], max_bytes: int) -
         return Fault("member is not a plain file", f"type {member.type.decode('latin-1')}")
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
-        return Fault("member name leads out of the archive", "")
+        return Fault(OUTSIDE, "")
     if member.name.lower().endswith(suffixes) and member.size > max_bytes:
         return Fault(f"member is larger than {max_bytes >> 20} MiB", f"{member.size:,} bytes")
+    return None
+
+
+def zip_members(archive: ZipFile) -> Iterator[tuple[ZipInfo, Fault | None]]:
+    """Yield the plain files in the order of their names, each with a Fault if it must not be opened.
+
+    Raises BadZipFile if members share their compressed data, as in a zip bomb.
+    """
+    infos = sorted((each for each in archive.infolist() if not each.is_dir()), key=lambda each: each.filename)
+    if sum(each.compress_size for each in infos) > _size(archive):
+        raise BadZipFile("members overlap, as in a zip bomb")
+    seen: set[str] = set()
+    for info in infos:
+        yield info, _zip_fault(info, seen)
+        seen.add(info.filename)
+
+
+def _size(archive: ZipFile) -> int:
+    file: Any = archive.fp
+    return int(file.seek(0, 2))
+
+
+def _zip_fault(info: ZipInfo, seen: set[str]) -> Fault | None:
+    path, mode = PurePosixPath(info.filename.replace("\\", "/")), info.external_attr >> 16
+    if path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":"):
+        return Fault(OUTSIDE, "")
+    if S_ISLNK(mode) or (mode >> 12 and not S_ISREG(mode)):
+        return Fault("member is not a plain file", f"mode {mode:o}")
+    if info.flag_bits & ENCRYPTED:
+        return Fault("member is encrypted", "")
+    if info.file_size > max(SMALL_MEMBER, MAX_EXPANSION * info.compress_size):
+        reason = f"member is more than {MAX_EXPANSION} times as large as its compressed data"
+        return Fault(reason, f"{info.file_size:,} bytes")
+    if info.filename in seen:
+        return Fault("two members have this name", "")
     return None

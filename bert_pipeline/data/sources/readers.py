@@ -2,28 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from bert_pipeline.data.sources.archives import members
-from bert_pipeline.data.sources.jats import ARTICLE_FIELDS, MAX_BYTES, NOT_WELL_FORMED, read_article
+from bert_pipeline.data.sources.article_sets import read_articles
+from bert_pipeline.data.sources.delimited_readers import read_csv, read_tsv
+from bert_pipeline.data.sources.jats import ARTICLE_FIELDS, MAX_BYTES, read_article
 from bert_pipeline.data.sources.records import Fault, excerpt
 from bert_pipeline.data.sources.table_readers import read_arrow, read_parquet
-from bert_pipeline.data.sources.text_readers import read_csv, read_json, read_jsonl, read_txt
+from bert_pipeline.data.sources.text_readers import read_json, read_jsonl, read_txt
 from bert_pipeline.data.sources.wanted import Records, Stream, Wanted, require
 
+PLAIN_TEXT_SUFFIXES = (".txt", ".text", ".md")
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 JATS_SUFFIXES = (".nxml", ".xml")
 
 
-def _read_article(stream: Stream, wanted: Wanted) -> Records:
+def _read_xml(stream: Stream, wanted: Wanted) -> Records:
     require(wanted.text_fields, ARTICLE_FIELDS, "field")
-    data = stream.read(MAX_BYTES + 1)
-    if not data.strip():
-        return
-    article = read_article(data, wanted.section_titles)
-    is_cut = b"<article" in data and b"</article>" not in data and len(data) <= MAX_BYTES
-    if isinstance(article, Fault) and article.reason == NOT_WELL_FORMED and is_cut:
-        raise EOFError(article.excerpt)
-    yield 1, article
+    yield from enumerate(read_articles(stream, wanted.section_titles), 1)
 
 
 def _read_archive(stream: Stream, wanted: Wanted) -> Records:
@@ -37,18 +33,18 @@ def _read_archive(stream: Stream, wanted: Wanted) -> Records:
 
 
 READERS: dict[str, Callable[[Stream, Wanted], Records]] = {
-    ".txt": read_txt,
-    ".jsonl": read_jsonl,
+    **dict.fromkeys(PLAIN_TEXT_SUFFIXES, read_txt),
+    **dict.fromkeys(JSON_LINES_SUFFIXES, read_jsonl),
     ".json": read_json,
     ".csv": read_csv,
-    ".tsv": partial(read_csv, delimiter="\t"),
+    ".tsv": read_tsv,
     ".parquet": read_parquet,
     ".arrow": read_arrow,
-    **dict.fromkeys(JATS_SUFFIXES, _read_article),
+    **dict.fromkeys(JATS_SUFFIXES, _read_xml),
     ".tar": _read_archive,
 }
 UNIT = {
-    **dict.fromkeys((".txt", ".jsonl", ".csv", ".tsv"), "line"),
+    **dict.fromkeys((*PLAIN_TEXT_SUFFIXES, *JSON_LINES_SUFFIXES, ".csv", ".tsv"), "line"),
     ".json": "record",
     **dict.fromkeys((".parquet", ".arrow"), "row"),
     **dict.fromkeys(JATS_SUFFIXES, "article"),

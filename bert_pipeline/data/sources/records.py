@@ -1,5 +1,6 @@
 """The output of every source: documents, deleted documents, and rejected records."""
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -54,6 +55,18 @@ class Fault:
 
     reason: str
     excerpt: str
+
+
+def escaped(name: object) -> str:
+    """A path that can be encoded as UTF-8: in a part that is not UTF-8, each byte beyond ASCII is shown as \\xff."""
+    return "/".join(map(_escaped_part, str(name).split("/")))
+
+
+def _escaped_part(name: str) -> str:
+    try:
+        return os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return os.fsencode(name).decode("ascii", "backslashreplace")
 
 
 def excerpt(text: str, position: int = 0) -> str:

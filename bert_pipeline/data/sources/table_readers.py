@@ -75,6 +75,8 @@ def _values(column: pa.Array) -> list[Any]:
     if any(is_text(column.type) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
         column = column.cast(pa.large_binary())
     values = column.to_pylist()
+    if getattr(column.type, "extension_name", "") == "arrow.uuid":
+        return [None if value is None else str(value) for value in values]
     return [value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in values]
 
 

@@ -20,6 +20,10 @@ class Wanted:
     id_field: str = ""
     section_titles: bool = False
     """Whether section titles of articles become texts."""
+    csv_delimiter: str = ""
+    """Delimiter of .csv files; empty: recognize it from the header."""
+    file: str = ""
+    """Name of the file, for log lines."""
 
     @property
     def fields(self) -> tuple[str, ...]:

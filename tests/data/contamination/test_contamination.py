@@ -375,9 +375,11 @@ def test_a_new_file_builds_its_own_group_and_sees_the_ids_of_excluded_documents(
     new = ({"id": name, "text": f"New {name} text."} for name in ("n1", "n2", "n3"))
     (texts / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in new))
     read: list[list[str]] = []
-    reading = corpus.read_documents
+    reading = corpus.read_source_files
     monkeypatch.setattr(
-        corpus, "read_documents", lambda files, *rest: read.append(list(files)) or reading(files, *rest)
+        corpus,
+        "read_source_files",
+        lambda section, files, *rest: read.append(list(files)) or reading(section, files, *rest),
     )
     grown = make("store/grown", 1)
     assert read == [["c.jsonl"]], "existing groups are not searched again"

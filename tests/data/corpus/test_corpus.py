@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from bert_pipeline.data.corpus import build as corpus
 from bert_pipeline.data.corpus import shard as corpus_shard
 from bert_pipeline.data.corpus.build import build_raw_corpus, group_files
 from bert_pipeline.data.corpus.shard import Pile, clean, split_of
+from bert_pipeline.data.corpus.sources import read_source_files as read
 from bert_pipeline.data.corpus.sources import source_files
-from bert_pipeline.data.sources.files import read_documents as read
 from bert_pipeline.data.sources.records import Document, SourceError
 from bert_pipeline.formats.corpus import CORPUS_SCHEMA, corpus_shards, iterate_documents
 from bert_pipeline.formats.tables import SPLITS, shard_name, shard_paths
@@ -139,7 +140,11 @@ def test_a_new_file_builds_its_own_shards_and_changes_no_other(tmp_path, monkeyp
     )
     write_jsonl(texts / "1.jsonl", range(1000, 1060))
     split = []
-    monkeypatch.setattr(corpus, "read_documents", lambda files, *rest: split.append(list(files)) or read(files, *rest))
+    monkeypatch.setattr(
+        corpus,
+        "read_source_files",
+        lambda section, files, *rest: split.append(list(files)) or read(section, files, *rest),
+    )
     grown = artifact.make(
         tmp_path / "store/grown",
         {"kind": "c", "code_version": "1", "n": 2},
@@ -293,3 +298,78 @@ def test_real_abstracts(tmp_path):
     facts = build(section, tmp_path / "out")
     assert facts["rejected_by_reason"] == {"duplicate document id": 6}
     assert facts["train_documents"] + facts["heldout_documents"] == 42_343 - 6
+
+
+CITATIONS = """<?xml version="1.0" ?>
+<!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle, 1st January 2025//EN" "x.dtd">
+<PubmedArticleSet>{}</PubmedArticleSet>
+"""
+
+
+def citation(pmid: int, title: str = "Of mice.", abstract: str = "They live. They are well.") -> str:
+    texts = f"<ArticleTitle>{title}</ArticleTitle><Abstract><AbstractText>{abstract}</AbstractText></Abstract>"
+    return (
+        f'<PubmedArticle><MedlineCitation><PMID Version="1">{pmid}</PMID><Article>{texts}</Article></MedlineCitation>'
+        "<PubmedData></PubmedData></PubmedArticle>"
+    )
+
+
+@pytest.mark.parametrize("name", ["efetch.xml", "efetch.xml.gz"])
+def test_a_set_of_citations_from_efetch_is_read_with_source_files(tmp_path, name):
+    path = tmp_path / "texts" / name
+    path.parent.mkdir()
+    texts = [citation(number, abstract=f"Mouse {number} lives. It is well.") for number in range(1, 41)]
+    broken = "<PubmedArticle><MedlineCitation></PubmedArticle>"
+    data = CITATIONS.format("".join([*texts, broken, citation(99, "", "")])).encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    section = recipe(path.parent, text_fields=("title", "abstract"), max_rejected_fraction=0.1)
+    facts = build(section, tmp_path / "out")
+    assert facts["records"] == 42 and facts["rejected_documents"] == 2
+    assert sorted(map(int, ids(tmp_path / "out", "train") + ids(tmp_path / "out", "heldout"))) == list(range(1, 41))
+    documents = [
+        sentences for split in ("train", "heldout") for sentences in iterate_documents(tmp_path / "out", split)
+    ]
+    assert ["Of mice.", "Mouse 7 lives.", "It is well."] in documents
+    build(section.model_copy(update={"text_fields": ("abstract",)}), tmp_path / "abstracts")
+    assert ["Mouse 7 lives.", "It is well."] in [
+        sentences for split in ("train", "heldout") for sentences in iterate_documents(tmp_path / "abstracts", split)
+    ]
+    with pytest.raises(SourceError, match=r"no field text; the fields are title, abstract, body"):
+        build(section.model_copy(update={"text_fields": ("text",)}), tmp_path / "none")
+    deletes = '<DeleteCitation><PMID Version="1">3</PMID></DeleteCitation>'
+    data = CITATIONS.format(citation(1) + deletes).encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(SourceError, match=r'deletes citation 3, .*remedy: read these files with source = "pubmed"'):
+        build(section, tmp_path / "deleted")
+
+
+def test_a_corpus_of_a_file_whose_name_is_not_utf8(tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    write_jsonl(texts / os.fsdecode(b"\xb0\xa1.jsonl"), range(40))
+    facts = build(recipe(texts, id_field=""), tmp_path / "out")
+    assert facts["train_documents"] + facts["heldout_documents"] == 40
+    assert all(each.startswith("\\xb0\\xa1.jsonl:") for each in ids(tmp_path / "out", "train"))
+    [source] = map(json.loads, (tmp_path / "out" / "sources.jsonl").read_text().splitlines())
+    assert source["name"] == "\\xb0\\xa1.jsonl"
+    pinned = recipe(texts, id_field="", sources_file=str(tmp_path / "out" / "sources.jsonl"))
+    assert list(source_files(pinned)) == ["\\xb0\\xa1.jsonl"]
+
+
+def test_a_zip_among_the_files_is_a_source(tmp_path):
+    texts = tmp_path / "texts"
+    write_jsonl(tmp_path / "a.jsonl", range(40))
+    texts.mkdir()
+    with zipfile.ZipFile(texts / "a.zip", "w") as archive:
+        archive.write(tmp_path / "a.jsonl", "one.jsonl")
+        archive.writestr("two.txt", "\n\n".join(f"Text {number} lives. It is well." for number in range(20)))
+    facts = build(recipe(texts, id_field=""), tmp_path / "out")
+    assert facts["records"] == 60 == facts["train_documents"] + facts["heldout_documents"]
+    found = ids(tmp_path / "out", "train") + ids(tmp_path / "out", "heldout")
+    assert {"a.zip/one.jsonl:1", "a.zip/two.txt:39"} <= set(found)
+
+
+def test_the_delimiter_of_csv_files_changes_fingerprints_only_when_it_is_set():
+    section = CorpusRecipe(path="texts")
+    assert "csv_delimiter" not in section.for_origin()
+    assert CorpusRecipe(path="texts", csv_delimiter=";").for_origin()["csv_delimiter"] == ";"

@@ -10,9 +10,11 @@ import pytest
 
 from bert_pipeline.cli import main
 from bert_pipeline.data.corpus import dropped
+from bert_pipeline.data.corpus.build import build_raw_corpus
 from bert_pipeline.data.corpus.dropped import Query, find_dropped
 from bert_pipeline.formats.corpus import DROPPED_SCHEMA
 from bert_pipeline.formats.tables import write_table
+from bert_pipeline.recipe import CorpusRecipe
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import ArtifactError
 
@@ -144,3 +146,43 @@ def test_a_long_list_is_searched_in_the_memory_of_a_batch(tmp_path):
     whole = pq.read_table(corpus / "dropped.parquet").nbytes
     assert len(held) >= 24 and max(held) - before < whole / 2
     assert max(held) - held[0] < whole / 20, "the last batches take no more than the first"
+
+
+def test_files_of_the_folder_that_were_not_read_are_listed(tmp_path, capsys):
+    """The account by file: what is read, and what is passed over, is what lies in the folder."""
+    texts, out = tmp_path / "texts", tmp_path / "corpus"
+    (texts / "sub").mkdir(parents=True)
+    for name in ("a.txt", "b.text", "sub/c.jsonl"):
+        rows = [f"{name} says {number}. It is a text." for number in range(20)]
+        lines = [json.dumps({"text": row}) for row in rows]
+        (texts / name).write_text("\n".join(lines) if name.endswith("jsonl") else "\n\n".join(rows))
+    with (texts / "sub" / "c.jsonl").open("a") as file:
+        file.write('\n{"text": 5}\n{"text": "a.txt says 1. It is a text."}\n')
+    for name in ("d.pdf", "sub/e.pdf", ".f.txt"):
+        (texts / name).write_bytes(b"x" * 7)
+    section = CorpusRecipe(path=str(texts), heldout_fraction=0.2, max_rejected_fraction=0.1)
+    made = artifact.make(out, artifact.origin("raw_corpus", {}, {}, "1"), lambda out: build_raw_corpus(section, out))
+    assert made.facts["passed_over"] == {
+        "unknown suffix .pdf": {"files": 2, "bytes": 14},
+        "hidden": {"files": 1, "bytes": 7},
+    }
+    facts = made.facts
+    assert facts["records"] == 62 == facts["train_documents"] + facts["heldout_documents"] + 1 + 1
+    found = find_dropped(out, Query(), 10)
+    assert found["passed_over"] == {"unknown suffix .pdf": 2, "hidden": 1}
+    assert sum(found["dropped"].values()) == 1 and sum(found["rejected"].values()) == 1
+    read = [json.loads(line)["name"] for line in (out / "sources.jsonl").read_text().splitlines()]
+    below = sorted(path.relative_to(texts).as_posix() for path in texts.rglob("*") if path.is_file())
+    assert sorted([*read, *(each["file"] for each in found["files"])]) == below
+    assert find_dropped(out, Query("sub/e.pdf"), 10)["files"] == [
+        {"file": "sub/e.pdf", "bytes": 7, "reason": "unknown suffix .pdf"}
+    ]
+    assert main(["dropped", str(out), "--reason", "pdf"]) == 0
+    printed = capsys.readouterr().out
+    assert "sub/e.pdf" in printed and "2" in printed and ".f.txt" not in printed
+    pinned = section.model_copy(update={"sources_file": str(tmp_path / "sources.jsonl")})
+    (tmp_path / "sources.jsonl").write_text((out / "sources.jsonl").read_text().splitlines()[0] + "\n")
+    (tmp_path / "pinned").mkdir()
+    build_raw_corpus(pinned, tmp_path / "pinned")
+    lines = (tmp_path / "pinned" / "passed_over.jsonl").read_text().splitlines()
+    assert {row["file"]: row["reason"] for row in map(json.loads, lines)}["b.text"] == "not in corpus.sources_file"

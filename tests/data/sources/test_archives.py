@@ -1,5 +1,6 @@
 """Archives of articles: hostile and broken ones give Rejections or a SourceError, and never write a file."""
 
+import bz2
 import gzip
 import io
 import lzma
@@ -12,7 +13,8 @@ import pytest
 import zstandard
 
 from bert_pipeline.data.sources.archives import MAX_DESCRIPTION_BYTES
-from bert_pipeline.data.sources.files import find_files, read_documents
+from bert_pipeline.data.sources.files import read_documents
+from bert_pipeline.data.sources.folders import find_files
 from bert_pipeline.data.sources.jats import MAX_BYTES
 from bert_pipeline.data.sources.records import Document, Rejection, SourceError
 
@@ -20,6 +22,7 @@ COMPRESSIONS = {
     "": bytes,
     ".gz": gzip.compress,
     ".xz": lzma.compress,
+    ".bz2": bz2.compress,
     ".zst": zstandard.ZstdCompressor().compress,
 }
 

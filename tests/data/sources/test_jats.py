@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from bert_pipeline.data.corpus.sentences import split_sentences
-from bert_pipeline.data.sources.files import find_files, read_documents
+from bert_pipeline.data.sources.files import read_documents
+from bert_pipeline.data.sources.folders import find_files
 from bert_pipeline.data.sources.jats import MAX_BYTES, Article, read_article
 from bert_pipeline.data.sources.records import Document, Fault, Rejection, SourceError
 

@@ -85,8 +85,9 @@ def pubmed_files(folder: Path) -> dict[str, Path]:
         years.add(named[1])
     if not found:
         raise SourceError(
-            f"{folder}: contains no PubMed file; remedy: correct corpus.path, or run "
-            f"`bert-pipeline download-pubmed --out {folder}`"
+            f"{folder}: contains no PubMed file; remedy: correct corpus.path, run "
+            f'`bert-pipeline download-pubmed --out {folder}`, or read citations from efetch with source = "files" and '
+            'text_fields = ["title", "abstract"]'
         )
     if len(years) > 1:
         raise SourceError(
