@@ -215,18 +215,15 @@ def _auto_tokenizer(folder: Path) -> Any:
     config = _json(folder / "tokenizer_config.json") or {}
     chosen = config.get("tokenizer_class") or (_json(folder / "config.json") or {}).get("tokenizer_class")
     name = (chosen or "BertTokenizer").removesuffix("Fast")
-    kinds = {
-        "BertTokenizer": BertTokenizer,
-        "PreTrainedTokenizer": PreTrainedTokenizerFast,
-        "TokenizersBackend": PreTrainedTokenizerFast,
-    }
-    if name not in kinds or config.get("auto_map"):
+    if name not in ("BertTokenizer", "PreTrainedTokenizer", "TokenizersBackend") or config.get("auto_map"):
         raise InitialModelError(
             f"{folder}: the tokenizer is a {config.get('auto_map') or chosen}; remedy: use a model with BERT's "
             "tokenizer"
         )
     try:
-        return kinds[name].from_pretrained(folder, local_files_only=True)
+        if name == "BertTokenizer":
+            return BertTokenizer.from_pretrained(folder, local_files_only=True)
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise InitialModelError(
             f"{folder}: not a BERT tokenizer: {type(error).__name__}: {error}; remedy: use a model whose tokenizer "
