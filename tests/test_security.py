@@ -20,7 +20,7 @@ CODE = [path for part in ("bert_pipeline", "orchestration", "infra") for path in
 EXECUTES_ITS_INPUT = {"pickle.load", "pickle.loads", "torch.load", "joblib.load", "yaml.load", "yaml.unsafe_load"}
 EXECUTES_ITS_INPUT |= {"eval", "exec", "os.system", "marshal.loads", "dill.load", "cloudpickle.load"}
 FORBIDDEN = {"trust_remote_code": True, "weights_only": False, "allow_pickle": True, "shell": True}
-WITHOUT_WEIGHTS = ("AutoTokenizer", "AutoConfig", "BertConfig")
+WITHOUT_WEIGHTS = ("AutoTokenizer", "BertTokenizer", "PreTrainedTokenizerFast", "AutoConfig", "BertConfig")
 
 
 def faults(tree: ast.AST):

@@ -23,8 +23,6 @@ from bert_pipeline.store.artifact import Facts
 
 NO_WEIGHTS = {"hidden_dropout_prob", "attention_probs_dropout_prob"}
 """Fields that a recipe may set freely, because no weight depends on them."""
-
-
 TOKENIZER_FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json"),
     *("vocab.txt", "added_tokens.json", "special_tokens_map.json"),
@@ -162,8 +160,9 @@ def _read_vocabulary(folder: Path, digests: tuple[str, ...]) -> Vocabulary:
     if stated and (differing := _differing_settings(stated["normalizer"], file["normalizer"])):
         raise InitialModelError(
             f"{folder}: tokenizer.json and tokenizer_config.json contradict each other: {differing}; AutoTokenizer "
-            "takes the second; remedy: state the setting with which the model was trained in tokenizer_config.json "
-            "(do_lower_case, strip_accents, tokenize_chinese_chars) and in tokenizer.json (normalizer)"
+            "follows the second, and BERT's default where that states nothing; remedy: state the setting with which "
+            "the model was trained in both, as do_lower_case, strip_accents or tokenize_chinese_chars in "
+            "tokenizer_config.json and below normalizer in tokenizer.json"
         )
     ids = file["model"]["vocab"]
     added = [token for token in file["added_tokens"] if token["content"] not in SPECIAL_TOKENS]
@@ -216,18 +215,15 @@ def _auto_tokenizer(folder: Path) -> Any:
     config = _json(folder / "tokenizer_config.json") or {}
     chosen = config.get("tokenizer_class") or (_json(folder / "config.json") or {}).get("tokenizer_class")
     name = (chosen or "BertTokenizer").removesuffix("Fast")
-    kinds = {
-        "BertTokenizer": BertTokenizer,
-        "PreTrainedTokenizer": PreTrainedTokenizerFast,
-        "TokenizersBackend": PreTrainedTokenizerFast,
-    }
-    if name not in kinds or config.get("auto_map"):
+    if name not in ("BertTokenizer", "PreTrainedTokenizer", "TokenizersBackend") or config.get("auto_map"):
         raise InitialModelError(
             f"{folder}: the tokenizer is a {config.get('auto_map') or chosen}; remedy: use a model with BERT's "
             "tokenizer"
         )
     try:
-        return kinds[name].from_pretrained(folder, local_files_only=True)
+        if name == "BertTokenizer":
+            return BertTokenizer.from_pretrained(folder, local_files_only=True)
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise InitialModelError(
             f"{folder}: not a BERT tokenizer: {type(error).__name__}: {error}; remedy: use a model whose tokenizer "

@@ -72,12 +72,11 @@ def take_tokenizer_over(init_from: Path, raw_corpus: Path, out: Path) -> Facts:
 def copy_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     """Return a tokenizer that gives the same pieces for any text, with our ids.
 
-    One difference is intended: the five special tokens are not matched in text once the artifact is read
-    (`formats/tokenizer.py`).
+    One difference is intended: `read_tokenizer` encodes a special token that occurs in text, such as "[SEP]", as its
+    characters.
     """
-    outside = len(vocabulary.pieces) - vocabulary.num_in_model
-    pieces = vocabulary.in_our_order
-    numbered = {piece: number for number, piece in enumerate(pieces[: len(pieces) - outside])}
+    in_model = vocabulary.in_our_order[: vocabulary.num_in_model]
+    numbered = {piece: number for number, piece in enumerate(in_model)}
     tokenizer = _bert_tokenizer(vocabulary.normalizer, numbered)
     tokenizer.add_tokens(list(vocabulary.added))
     return tokenizer

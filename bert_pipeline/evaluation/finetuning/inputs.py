@@ -81,8 +81,6 @@ def encode_task(model_dir: Path, task: Task, data: TaskData, max_seq_length: int
     tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     if not tokenizer.is_fast:
         raise ValueError(f"{model_dir}: the tokenizer does not map pieces to words; remedy: add its tokenizer.json")
-    if task.kind in TAGGING:
-        _start_words_with_a_blank(tokenizer)
     num_embeddings = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     if len(tokenizer) > num_embeddings:
         raise ValueError(
@@ -99,16 +97,11 @@ def encode_task(model_dir: Path, task: Task, data: TaskData, max_seq_length: int
     return TaskInputs(task, splits, out_of_input, tokenizer.pad_token_id)
 
 
-def _start_words_with_a_blank(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a byte-level tokenizer (RoBERTa, ModernBERT) cut a word as in running text, where a blank precedes it.
-
-    Some of these tokenizers accept `add_prefix_space` when they are loaded, others ignore it.
-    """
+def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a blank belongs to the word after it (RoBERTa, ModernBERT), so that it decides how the word is cut."""
     splitter = tokenizer.backend_tokenizer.pre_tokenizer
-    parts = splitter if isinstance(splitter, pre_tokenizers.Sequence) else [splitter]
-    for part in parts:
-        if isinstance(part, pre_tokenizers.ByteLevel):
-            part.add_prefix_space = True
+    parts: Any = splitter if isinstance(splitter, pre_tokenizers.Sequence) else [splitter]
+    return any(isinstance(part, pre_tokenizers.ByteLevel) for part in parts)
 
 
 def _encodings(
@@ -117,10 +110,12 @@ def _encodings(
     """Return every example in full, and truncated to `max_seq_length`."""
 
     def encode(chosen: Sequence[int], **truncation: Any) -> list[Encoding]:
-        texts = zip(*(_texts(examples[n]) for n in chosen), strict=True)
+        texts = zip(*(_texts(examples[n], before_words) for n in chosen), strict=True)
         in_words = task.kind in TAGGING
         return tokenizer(*map(list, texts), is_split_into_words=in_words, verbose=False, **truncation).encodings
 
+    # Byte-level tokenizers cut words as in running text, as others do. Not all of them know `add_prefix_space`.
+    before_words = " " if _is_byte_level(tokenizer) else ""
     full = encode(range(len(examples)))
     truncated = list(full)
     too_long = [n for n, encoding in enumerate(full) if len(encoding) > max_seq_length]
@@ -138,8 +133,8 @@ def _encodings(
     return full, truncated
 
 
-def _texts(example: Example) -> tuple:
-    return (list(example.tokens),) if isinstance(example, Sentence) else example.parts
+def _texts(example: Example, before_words: str) -> tuple:
+    return ([before_words + word for word in example.tokens],) if isinstance(example, Sentence) else example.parts
 
 
 def _input(task: Task, example: Example, encoding: Encoding) -> Input:

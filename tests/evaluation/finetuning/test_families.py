@@ -36,9 +36,9 @@ WORDS = [*PLAIN, *RELATIONS, "metoprolol", "atenolol", "The", "don't", "β-block
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
-def byte_level(specials: list[str]) -> Tokenizer:
+def byte_level(specials: list[str], splitter=None) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = splitter or pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -56,8 +56,8 @@ def roberta(folder):
     return RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=66, type_vocab_size=1, **SIZES)
 
 
-def modernbert(folder):
-    trained = byte_level(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"])
+def modernbert(folder, splitter=None):
+    trained = byte_level(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"], splitter)
     trained.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
@@ -66,6 +66,11 @@ def modernbert(folder):
     tokenizer.save_pretrained(folder)
     special = {"pad_token_id": 3, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
     return ModernBertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **special, **SIZES)
+
+
+def modernbert_that_splits_digits(folder):
+    byte_level_last = pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(False)])
+    return modernbert(folder, byte_level_last)
 
 
 def word_pieces():
@@ -85,7 +90,13 @@ def electra(folder):
     return ElectraConfig(vocab_size=len(word_pieces()), max_position_embeddings=64, embedding_size=16, **SIZES)
 
 
-FAMILIES = {"roberta": roberta, "modernbert": modernbert, "distilbert": distilbert, "electra": electra}
+FAMILIES = {
+    "roberta": roberta,
+    "modernbert": modernbert,
+    "modernbert-digits": modernbert_that_splits_digits,
+    "distilbert": distilbert,
+    "electra": electra,
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
