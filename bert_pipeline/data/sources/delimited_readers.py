@@ -185,7 +185,7 @@ class _CsvReader:
             inside.pop(0)
         begun = self.held[0].rstrip("\r\n").split(self.delimiter)
         shapes = {
-            number: known or {_shape(value) for value in begun[number : number + 1]}
+            number: known or {_shape(value) for value in begun[number : number + 1] if value}
             for number, (name, known) in enumerate(zip(self.header, self.shapes, strict=True))
             if name not in self.wanted.text_fields
         }
