@@ -159,7 +159,7 @@ class _CsvReader:
     def _check_quotes(self, row: Sequence[str]) -> None:
         """Refuse a file in which a quoted field spans lines, but quotation marks are also text."""
         if len(self.held) > 1:
-            self._refuse_swallowed_rows()
+            self._refuse_swallowed_rows(row)
             self.over_lines = self.over_lines or self.line + _longest_quoted(self.held)[0]
         raw = "".join(self.held)
         if any('"' in value and '"' + value.replace('"', '""') + '"' not in raw for value in row):
@@ -171,7 +171,7 @@ class _CsvReader:
                 f"merged; {REMEDY}"
             )
 
-    def _refuse_swallowed_rows(self) -> None:
+    def _refuse_swallowed_rows(self, row: Sequence[str] = ()) -> None:
         """Raise SourceError if most lines of the longest quoted field of the current row look like rows: they have the
         right number of columns, and in the columns without text, values like those of other rows.
         """
@@ -183,9 +183,10 @@ class _CsvReader:
             inside.pop()
         elif inside[-1].rstrip().endswith('"') or "".join(inside).count('"') % 2:  # the first line does
             inside.pop(0)
-        begun = self.held[0].rstrip("\r\n").split(self.delimiter)
+        is_first = self.held[0].startswith('"')  # the field, so its lines say nothing about the other columns
+        own = row or ([] if is_first else self.held[0].rstrip("\r\n").split(self.delimiter))
         shapes = {
-            number: known or {_shape(value) for value in begun[number : number + 1]}
+            number: known or {_shape(value) for value in own[number : number + 1] if value}
             for number, (name, known) in enumerate(zip(self.header, self.shapes, strict=True))
             if name not in self.wanted.text_fields
         }

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bert_pipeline.data.sources.delimited_readers import CHECK_EVERY, read_csv, read_tsv
@@ -95,6 +95,7 @@ def test_quotation_marks_inside_fields_without_quotes_show_that_a_field_over_lin
         st.lists(st.text("ab ,;\"'“.\n", max_size=12), min_size=1, max_size=6).map("\n".join), min_size=1, max_size=6
     )
 )
+@example([",\n,\n,\n"])
 def test_a_csv_that_a_writer_quoted_is_never_refused(columns, texts):
     """Unless its text itself holds rows with the ids of the table, which these alphabets exclude."""
     rows = [{"id": f"d-{number}", "label": "x1", "text": f"t{text}"} for number, text in enumerate(texts)]
