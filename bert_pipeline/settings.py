@@ -37,7 +37,9 @@ VARIABLES = {
         "Where data stages run: `processes` on this machine, or `dask://SCHEDULER:8786`.", "`processes`"
     ),
     "BERT_PIPELINE_ACCELERATE_CONFIG": Variable(
-        "Accelerate config file: devices, number of processes and machines, precision.", "`infra/accelerate/cpu.yaml`"
+        "Accelerate config: devices, number of processes and machines, precision. The name of a "
+        "[packaged one](../operate/scale-out.md), such as `single_gpu`, or the path of your own file.",
+        "`cpu`",
     ),
     "BERT_PIPELINE_PER_DEVICE_TOKENS": Variable(
         "Largest micro-batch in tokens on one device, or `auto` to measure it before training. "
@@ -104,6 +106,10 @@ LIBRARY_DEFAULTS = {
 }
 
 
+ACCELERATE_CONFIGS = Path(__file__).parent / "training" / "launch" / "accelerate"
+"""Folder of the packaged accelerate configs."""
+
+
 class SettingError(ValueError):
     """An environment variable has an invalid value."""
 
@@ -165,14 +171,16 @@ def one_worker() -> Iterator[None]:
 
 
 def accelerate_config() -> Path:
-    """Raises FileNotFoundError if the file does not exist."""
-    default = Path(__file__).parents[1] / "infra" / "accelerate" / "cpu.yaml"
-    path = Path(os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG") or default)
+    """The packaged config of this name, else the file at this path. Raises FileNotFoundError if there is neither."""
+    value = os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG") or "cpu"
+    packaged = {path.stem: path for path in sorted(ACCELERATE_CONFIGS.glob("*.yaml"))}
+    path = packaged.get(value) or Path(value).absolute()
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; remedy: set BERT_PIPELINE_ACCELERATE_CONFIG to an existing file"
+            f"{path}: no such file; remedy: set BERT_PIPELINE_ACCELERATE_CONFIG to your file, or to one of "
+            f"{', '.join(packaged)}"
         )
-    return path.absolute()
+    return path
 
 
 def per_device_tokens() -> int | Literal["auto"] | None:
