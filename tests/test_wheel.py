@@ -1,5 +1,6 @@
 """The wheel: it holds every file of both packages, and trains and evaluates without the repository."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -81,5 +82,7 @@ def test_each_stage_runs_from_the_wheel(installed, tmp_path):
         inputs[stage] = str(tmp_path / stage)
         run(stage, "--recipe", "tiny", *given, "--out", inputs[stage])
     evaluation = ("--task", "sample-chem", "--max-seq-length", "64", "--num-epochs", "1", "--seeds", "1")
+    made = json.loads((tmp_path / "pretrain" / "record.json").read_text())["made"]
+    assert made["commit"] is None and made["version"] == "0.1.0" and len(made["wheel"]) == 64
     out = run("evaluate", "--model", inputs["pretrain"], *evaluation, "--out", str(tmp_path / "evaluation"))
     assert "sample-chem: entity F1" in out
