@@ -52,12 +52,13 @@ docs: $(INSTALLED)
 	python docs/links.py site
 
 # Each program gets a process group of its own (setsid), so that all of its processes end with it, whatever signal make
-# receives. The shell runs a trap only between commands, or while it waits: hence `wait`.
+# receives. A shell runs a trap only between commands or while it waits, hence `wait`. It starts background programs with
+# SIGINT ignored, and Dagster handles SIGTERM like SIGINT, hence `env`.
 ui: $(READY)
 	@trap 'kill -- $$groups 2>/dev/null; wait' EXIT; trap exit HUP INT TERM; \
-	setsid mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+	setsid env --default-signal=INT mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
 	  --backend-store-uri "sqlite:///$$BERT_PIPELINE_HOME/mlflow.db" & groups=-$$!; \
-	setsid dg dev --host 127.0.0.1 --port 3000 & groups="$$groups -$$!"; \
+	setsid env --default-signal=INT dg dev --host 127.0.0.1 --port 3000 & groups="$$groups -$$!"; \
 	wait $$!
 
 $(INSTALLED): pyproject.toml constraints.txt
