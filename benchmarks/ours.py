@@ -129,14 +129,13 @@ def train_bytes(dataset: Path) -> int:
 
 
 def loader(folder: str, max_seq_length: int, batch_size: int) -> Answer:
-    """Batches as tensors, from epochs whose masks are drawn during reading."""
-    from bert_pipeline.training.batches.dataset import PairDataset
+    """Batches as tensors, from epochs whose masks are drawn as they are read."""
+    from bert_pipeline.training.batches.dataset import PairDataset, open_masker
     from bert_pipeline.training.batches.packing import fill_up, micro_batches, pack
 
     here = Path(folder)
-    dataset = PairDataset(
-        here / "nsp_dataset", here / "masked_dataset", here / "tokenizer", max_seq_length, split="train"
-    )
+    masker = open_masker(recipe(here, max_seq_length).masking, here / "tokenizer")
+    dataset = PairDataset(here / "nsp_dataset", here / "masked_dataset", max_seq_length, "train", masker)
     rows_on_disk = dataset.num_rows(0)  # of one pass; later rows get fresh masks
 
     def batch(number: int) -> int:

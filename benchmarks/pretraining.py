@@ -1,10 +1,10 @@
-"""What is measured of pretraining, each in a process of its own (see children.py).
+"""The measured tasks of the pretraining benchmark; each runs in a process of its own (see children.py).
 
-<folder>/recipe.json       the recipe, cut down to one pass over a text and one phase for each length
+<folder>/recipe.json       the recipe, reduced to one pass over a text and one phase per length
 <folder>/raw_corpus ...    its artifacts, up to masked_dataset
 
-Ours is the stage `pretrained_checkpoint` as everybody runs it: `accelerate launch`, metrics.jsonl, a checkpoint and
-the export at the end. What counts are its steps after the first ones, by the clock of its metrics.
+Our side is the regular stage `pretrained_checkpoint`: `accelerate launch`, metrics.jsonl, a checkpoint and the export
+at the end. The clock of its metrics counts; the warm-up steps do not.
 """
 
 import json
@@ -23,17 +23,19 @@ from bert_pipeline.store import artifact
 
 LEAST_STEPS = 4
 WARM_UP_FRACTION = 0.25
-"""Steps before those that count, as a share of them: for compilation, and for the allocator to have seen all sizes."""
+"""Warm-up steps as a share of the timed steps: for compilation, and for the allocator to have seen all sizes."""
 LEAST_WARM_UP = 3
 LEARNING_RATE_WARM_UP = 100
-"""Steps, where the recipe's own warm-up is a share of its budget of minutes."""
+"""Steps, used if the recipe's own warm-up is a share of its budget of minutes."""
 HELDOUT_FRACTION = 0.02
-"""Of the documents: a recipe for a large corpus may ask for less than one of these few."""
+"""Share of the documents: the fraction of a recipe for a large corpus may be less than one of these few."""
 
 
 def cut_down(recipe: Recipe, corpus: dict[str, Any], max_seq_lengths: list[int]) -> Recipe:
-    """One pass over another corpus, fresh weights, and for each length the recipe's first phase at it, else its first
-    one stretched to it; each with a schedule of its own.
+    """Reduce a recipe to one pass over another corpus, random weights, and one phase per length.
+
+    The phase of a length is the recipe's first phase of that length, else its first phase with the length changed. Each
+    has a schedule of its own.
     """
     phases = recipe.pretrain.phases
     schedule = phases[0].model_dump(include={"learning_rate", "warmup_steps"})
@@ -54,7 +56,7 @@ def cut_down(recipe: Recipe, corpus: dict[str, Any], max_seq_lengths: list[int])
 
 
 def prepare(folder: str, recipe: dict[str, Any], flops: float) -> Answer:
-    """The datasets, and of each phase the stretch of training that takes so many operations."""
+    """Build the datasets, and choose for each phase a number of steps that takes `flops` operations."""
     from bert_pipeline.stages import make_stage
 
     here, started = Path(folder), time.perf_counter()
@@ -73,11 +75,11 @@ def prepare(folder: str, recipe: dict[str, Any], flops: float) -> Answer:
 
 
 def stretch(folder: Path, recipe: Recipe, phase: PhaseRecipe, vocab_size: int, flops: float) -> Answer:
-    """How many steps are taken, how many of them are no more than warm-up, and what the others compute on."""
+    """The numbers of warm-up and timed steps of a phase, and the tokens and FLOPs of the timed ones."""
     from bert_pipeline.training.batches.dataset import Load
     from bert_pipeline.training.model.flops import training_flops
 
-    dataset, batch = train_dataset(folder, phase.max_seq_length), phase.global_batch_size
+    dataset, batch = train_dataset(folder, recipe, phase.max_seq_length), phase.global_batch_size
 
     def load(first: int, count: int) -> Load:
         rows = dataset.samples(first * batch, count * batch, recipe.pretrain.seed)
@@ -86,30 +88,29 @@ def stretch(folder: Path, recipe: Recipe, phase: PhaseRecipe, vocab_size: int, f
 
     counted = max(LEAST_STEPS, math.ceil(flops / training_flops(recipe.model, vocab_size, load(0, 1))))
     warm_up = max(LEAST_WARM_UP, math.ceil(counted * WARM_UP_FRACTION))
-    asked = load(warm_up, counted)
-    mean_length = asked.tokens / asked.pairs
+    timed = load(warm_up, counted)
+    mean_length = timed.tokens / timed.pairs
     return {
         "max_seq_length": phase.max_seq_length,
         "global_batch_size": batch,
         "warm_up": warm_up,
         "num_steps": warm_up + counted,
-        "tokens": int(asked.tokens),
-        "flops": training_flops(recipe.model, vocab_size, asked),
+        "tokens": int(timed.tokens),
+        "flops": training_flops(recipe.model, vocab_size, timed),
         "mean_length": mean_length,
         "fill": mean_length / phase.max_seq_length,
     }
 
 
-def train_dataset(folder: Path, max_seq_length: int) -> Any:
-    from bert_pipeline.training.batches.dataset import PairDataset
+def train_dataset(folder: Path, recipe: Recipe, max_seq_length: int) -> Any:
+    from bert_pipeline.training.batches.dataset import PairDataset, open_masker
 
-    return PairDataset(
-        folder / "nsp_dataset", folder / "masked_dataset", folder / "tokenizer", max_seq_length, split="train"
-    )
+    masker = open_masker(recipe.masking, folder / "tokenizer")
+    return PairDataset(folder / "nsp_dataset", folder / "masked_dataset", max_seq_length, "train", masker)
 
 
 def read_recipe(folder: Path, max_seq_length: int, num_steps: int) -> Recipe:
-    """The recipe with its phase of this length alone."""
+    """The recipe with only its phase of this length."""
     recipe = Recipe.model_validate_json((folder / "recipe.json").read_bytes())
     [phase] = (each for each in recipe.pretrain.phases if each.max_seq_length == max_seq_length)
     alone = phase.model_copy(update={"num_steps": num_steps, "learning_rate_handover": None})
@@ -117,7 +118,7 @@ def read_recipe(folder: Path, max_seq_length: int, num_steps: int) -> Recipe:
 
 
 def pretrain(folder: str, max_seq_length: int, warm_up: int, num_steps: int) -> Answer:
-    """Train and leave nothing; device and precision stand in the environment, as ever."""
+    """Train and delete the result. The environment sets device and precision."""
     from bert_pipeline.stages import make_stage
 
     here, out = Path(folder), Path(folder, "pretrained_checkpoint")
@@ -145,7 +146,7 @@ def pretrain(folder: str, max_seq_length: int, warm_up: int, num_steps: int) -> 
 
 
 def matmul(device: str, precision: str) -> Answer:
-    """Operations a second of matrix products, as the metrics of training have them."""
+    """Operations per second of matrix products, measured as for the training metrics."""
     import torch
 
     from bert_pipeline.training.utilization import matmul_peak

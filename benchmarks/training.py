@@ -1,20 +1,19 @@
-"""Pretraining beside transformers' Trainer: same pairs, same masks, same batches, same run.
+"""Pretraining compared with transformers' Trainer: same pairs, same masks, same batches, same run.
 
     python -m benchmarks.training [--recipe small] [--device cpu|cuda] [--precision float32|bf16]
                                   [--text FILE] [--megabytes 8] [--max-seq-length N] [--json]
 
-    <recipe>-128, <recipe>-512    the recipe's model and batch on pairs of at most so many tokens, beside the Trainer
-                                  with each batch padded to its longest row, with rows padded to the full length, and
-                                  as it comes: rows padded to the full length, float32, no torch.compile
+    <recipe>-128, <recipe>-512    the recipe's model and batch on pairs of at most 128 or 512 tokens, compared with the
+                                  Trainer with each batch padded to its longest row, with rows padded to the full
+                                  length, and "as it comes": rows padded to the full length, float32, no torch.compile
 
-A figure is real tokens a second (padding does not count) over the same steps of both sides, after a warm-up, in the
-best round; ours and the peers take rounds in turns. Ours is the stage pretrained_checkpoint as everybody runs it. The
-peer, but where it is taken as it comes, gets those of its settings that were the fastest in the first round; one that
-fails has a row that says why.
-Text is that of the recipe, where its files are found, or of --text; 8 MB of it, spread over its first 100.
+A figure is real tokens per second (without padding) over the same steps of both sides, after a warm-up, in the best
+round; both sides take turns. Our side is the regular stage pretrained_checkpoint. The peer runs with the settings that
+were the fastest in the first round, except "as it comes". If a peer fails, its row gives the reason.
+The text is the recipe's if its files exist, or that of --text: 8 MB, sampled from its first 100 MB.
 
-Model-FLOP utilisation is the operations that the real tokens need (the formula: training/model/flops.py) a
-second, as a share of the best rate of a large square matrix product, measured here in the same precision.
+Model-FLOP utilisation is the operations per second that the real tokens need (formula: training/model/flops.py), as a
+share of the peak of large square matrix products, measured here in the same precision.
 """
 
 import argparse
@@ -41,14 +40,14 @@ from bert_pipeline.settings import CPU_ENVIRONMENT, home
 LENGTHS = (128, 512)
 ROUNDS = {"cpu": 2, "cuda": 1}
 FLOPS = {"cpu": 1e12, "cuda": 1.5e15}
-"""Of the steps that count: seconds of a small machine of its kind."""
+"""Operations of the timed steps: some seconds on a small machine of its kind."""
 SPREAD_MEGABYTES = 100.0
-"""The text is taken from here and there in so much of it, because a corpus may begin with its longest documents."""
+"""The text is sampled from this much of the corpus, because a corpus may begin with its longest documents."""
 DOCUMENTS_PER_SHARD = 500
 UNIT = "tokens/s"
 
 ACCELERATE = {("cpu", "float32"): "cpu", ("cpu", "bf16"): "cpu_bf16", ("cuda", "bf16"): "single_gpu"}
-"""The accelerate config of ours, by device and precision."""
+"""Our accelerate config, by device and precision."""
 PADDING = {"padded to the longest row": False, "padded to the full length": True}
 PEER_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
@@ -62,14 +61,14 @@ PEER_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "accumulating 65,536 places, compiled": {"places": 65_536, "compiled": True, "workers": 4},
     },
 }
-"""What is tried for the peer: places, padding included, that it is given at once, torch.compile, workers to collate."""
+"""Settings tried for the peer: tokens per micro-batch, padding included; torch.compile; workers that collate."""
 
 AS_IT_COMES = "as it comes"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured, and where."""
+    """A recipe and the machine that it is measured on."""
 
     work: Path
     recipe: Recipe
@@ -78,7 +77,7 @@ class Bench:
     cores: list[int]
 
     def run(self, module: str, task: str, **arguments: Any) -> Answer:
-        """The same environment for everyone: what the launcher gives to training, and all cores."""
+        """Run a task in the same environment for both sides: the launcher's variables, and all cores."""
         config = ACCELERATE[self.device, self.precision]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(len(self.cores)))
         environment = CPU_ENVIRONMENT | threads | {"BERT_PIPELINE_ACCELERATE_CONFIG": config}
@@ -90,7 +89,7 @@ class Bench:
 
 
 def compare(bench: Bench, stretch: Answer, peak: float) -> list[Row]:
-    """Ours and the peers over one stretch of training."""
+    """Compare both sides over the steps of one phase."""
     tell(f"{bench.recipe.name}, {stretch['max_seq_length']} tokens, {stretch['num_steps']} steps")
     steps = {key: stretch[key] for key in ("max_seq_length", "warm_up", "num_steps")} | {"folder": bench.work}
 
@@ -123,7 +122,7 @@ def _row(bench: Bench, stretch: Answer, peak: float, ours: list[Answer], peer: l
     for side, answers in sides.items():
         if any(answer["tokens"] != stretch["tokens"] for answer in answers):
             raise SystemExit(
-                f"{side} was trained on other pairs: {answers}, not the {stretch['tokens']} tokens asked for"
+                f"{side} was trained on other pairs: {answers}, not the {stretch['tokens']} tokens expected"
             )
     best = {side: min(answers, key=lambda answer: answer["seconds"]) for side, answers in sides.items()}
     return row(
@@ -140,9 +139,9 @@ def _row(bench: Bench, stretch: Answer, peak: float, ours: list[Answer], peer: l
 
 
 def run(bench: Bench, text: Mapping[str, Any], megabytes: float, max_seq_lengths: list[int]) -> dict[str, Any]:
-    tell("the peak of matrix products")
+    tell("measuring the peak of matrix products")
     peak = bench.run("pretraining", "matmul", **bench.hardware)
-    among = SPREAD_MEGABYTES if text["text"] else None  # all of the sample is alike
+    among = SPREAD_MEGABYTES if text["text"] else None  # the generated sample is uniform
     taken = bench.run("text", "take", **text, megabytes=megabytes, folder=bench.work / "text", among=among)
     tell(f"preparing {taken['documents']:,} documents, {taken['megabytes']:.1f} MB")
     corpus = {
@@ -169,10 +168,10 @@ def run(bench: Bench, text: Mapping[str, Any], megabytes: float, max_seq_lengths
     }
 
 
-def find_text(recipe: Recipe, asked: str | None) -> dict[str, Any]:
-    """Which file, and which fields of it make up a document; none for the generated sample."""
-    if asked:
-        source = str(Path(asked).absolute())
+def find_text(recipe: Recipe, file: str | None) -> dict[str, Any]:
+    """The text file, and the fields that make up a document; no file for the generated sample."""
+    if file:
+        source = str(Path(file).absolute())
         return {"text": source, "fields": choose_fields(source, None)}
     reason = f"{recipe.name} is a recipe for it"
     if recipe.corpus.source == "files":
@@ -182,7 +181,7 @@ def find_text(recipe: Recipe, asked: str | None) -> dict[str, Any]:
             return {"text": str(where / recipe.corpus.path), "fields": recipe.corpus.text_fields}
         except SourceError as error:
             reason = str(error)
-    tell(f"WARNING: generated sample, whose lengths are not those of PubMed: {reason}; remedy: --text FILE")
+    tell(f"WARNING: using the generated sample, whose lengths differ from PubMed's: {reason}; remedy: --text FILE")
     return {"text": None, "fields": ("text",)}
 
 
@@ -225,21 +224,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="small", help="the name of a recipe (default: small)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("float32", "bf16"), help="default: bf16 where there are units for it")
-    parser.add_argument("--text", metavar="FILE", help=".txt, .jsonl, .csv, .parquet, each also .gz, .xz, .zst")
-    parser.add_argument("--megabytes", type=float, default=8.0, help="of the text")
-    parser.add_argument("--max-seq-length", type=int, choices=LENGTHS, help="this length alone")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument(
+        "--precision", choices=("float32", "bf16"), help="default: bf16 if the processor has units for it"
+    )
+    parser.add_argument(
+        "--text", metavar="FILE", help="text to train on: .txt, .jsonl, .csv, .parquet, also .gz, .xz, .zst"
+    )
+    parser.add_argument("--megabytes", type=float, default=8.0, help="megabytes of text to use (default: 8)")
+    parser.add_argument("--max-seq-length", type=int, choices=LENGTHS, help="measure only this length")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     precision = arguments.precision or ("bf16" if arguments.device == "cuda" or bf16_units() else "float32")
     if (arguments.device, precision) not in ACCELERATE:
-        parser.error(f"{precision} on {arguments.device} is not measured; remedy: --precision bf16")
+        parser.error(f"{precision} on {arguments.device} is not supported; remedy: --precision bf16")
     recipes = recipe_files()
     if arguments.recipe not in recipes:
-        parser.error(f"no recipe is named {arguments.recipe}; remedy: one of {', '.join(recipes)}")
+        parser.error(f"unknown recipe {arguments.recipe}; remedy: one of {', '.join(recipes)}")
     recipe = load_recipe(recipes[arguments.recipe])
-    asked = [arguments.max_seq_length] if arguments.max_seq_length else LENGTHS
-    max_seq_lengths = [length for length in asked if length <= recipe.model.max_position_embeddings]
+    lengths = [arguments.max_seq_length] if arguments.max_seq_length else LENGTHS
+    max_seq_lengths = [length for length in lengths if length <= recipe.model.max_position_embeddings]
     if not max_seq_lengths:
         parser.error(f"{recipe.name} has {recipe.model.max_position_embeddings} positions; remedy: a larger recipe")
     text = find_text(recipe, arguments.text)

@@ -157,6 +157,7 @@ def _pretrained_checkpoint(recipe: Recipe, inputs: Mapping[str, Path], out: Path
     return build_pretrained_checkpoint(
         recipe.pretrain,
         recipe.model,
+        recipe.masking,
         inputs["tokenizer"],
         inputs["nsp_dataset"],
         inputs["masked_dataset"],
@@ -343,6 +344,8 @@ def stage_origin(kind: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> d
         if inputs[name].kind != name:
             raise artifact.ArtifactError(f"{kind}: {inputs[name].path} is a {inputs[name].kind}, not a {name}")
     _require_matching_inputs(kind, {name: inputs[name] for name in needed})
+    if kind == "pretrained_checkpoint":
+        _refuse_other_masks(recipe, inputs["masked_dataset"])
     fingerprints = {name: inputs[name].fingerprint for name in needed} | stage.outside(recipe)
     return artifact.origin(kind, stage.section(recipe), fingerprints, stage.code_version)
 
@@ -396,6 +399,16 @@ def collect_lineage(recipe: Recipe, artifacts: Iterable[Artifact], store: Path) 
         sources = {kind: key for kind, key in sources_in_store(made).items() if kind in needed}
         waiting += [remote.load(store, kind, key) for kind, key in sources.items()]
     return {kind: found[kind] for kind in kinds_of(recipe) if kind in found}
+
+
+def _refuse_other_masks(recipe: Recipe, masked_dataset: Artifact) -> None:
+    """Training draws the masks of later epochs by the recipe, so those on disk must follow the same recipe section."""
+    built_with, masking = masked_dataset.record["origin"]["section"], recipe.masking.for_origin()
+    if artifact.fingerprint(built_with) != artifact.fingerprint(masking):
+        raise artifact.ArtifactError(
+            f"{masked_dataset.path} was built with [masking] {built_with}, but recipe {recipe.name} has {masking}; "
+            "remedy: build the masked_dataset with this recipe"
+        )
 
 
 def make_stage(

@@ -260,7 +260,7 @@ def test_the_trainer_is_given_the_pairs_of_our_steps(tiny, width):
     from bert_pipeline.training.batches.dataset import PairDataset
     from bert_pipeline.training.batches.packing import pack
 
-    paths = (tiny[kind].path for kind in ("nsp_dataset", "masked_dataset", "tokenizer"))
+    paths = (tiny[kind].path for kind in ("nsp_dataset", "masked_dataset"))
     rows = PairDataset(*paths, 32, "train").samples(5, 16, seed=1)
     ours = pack(rows)
     given = transformers_trainer.collate(transformers_trainer.in_standard_view(rows), width)
@@ -270,7 +270,7 @@ def test_the_trainer_is_given_the_pairs_of_our_steps(tiny, width):
     assert given["input_ids"][seen].tolist() == ours["input_ids"][0].tolist()
     assert given["token_type_ids"][seen].tolist() == ours["token_type_ids"][0].tolist()
     asked = given["labels"][seen] != -100
-    assert asked.nonzero().flatten().tolist() == ours["asked"][ours["masked"]].tolist()
+    assert asked.nonzero().flatten().tolist() == ours["output_positions"][ours["masked"]].tolist()
     assert given["labels"][seen][asked].tolist() == ours["masked_labels"].tolist()
     assert not (given["labels"][~seen] != -100).any() and not given["input_ids"][~seen].any()
     assert given["next_sentence_label"].tolist() == ours["next_sentence_label"].tolist()

@@ -200,3 +200,9 @@ def test_a_missing_task_is_named(tiny_recipe, own_task):
         fingerprints(excluding(tiny_recipe, ("own",)))
     with pytest.raises(TaskError, match=r"no task is named 'owm'; did you mean own\?"):
         fingerprints(excluding(tiny_recipe, ("owm",)))
+
+
+def test_training_refuses_masks_of_another_recipe(tiny_recipe, tiny):
+    other = tiny_recipe.model_copy(update={"masking": tiny_recipe.masking.model_copy(update={"masked_lm_prob": 0.3})})
+    with pytest.raises(ArtifactError, match=r"was built with \[masking\] .*0\.15.* has .*0\.3.*; remedy: build"):
+        stage_origin("pretrained_checkpoint", other, tiny)

@@ -1,16 +1,16 @@
-"""Hardware by name, for the time that a training takes on what is not at hand."""
+"""Known hardware, to estimate training time on machines that are not available here."""
 
 import difflib
 from dataclasses import dataclass
 
 ASSUMED_UTILIZATION = 0.40
-"""Share of a maker's peak that training reaches; measure it on your own hardware where it matters."""
+"""Assumed share of the vendor's peak that training reaches; measure it on your own hardware if it matters."""
 
 
 @dataclass(frozen=True)
 class Hardware:
     flops_per_second: float
-    """Peak of the tensor cores in bfloat16 (V100: float16) without sparsity, by the maker's data sheet."""
+    """Peak of the tensor cores in bfloat16 (V100: float16) without sparsity, from the vendor's data sheet."""
     memory: float  # bytes
     source: str
 
@@ -26,8 +26,9 @@ HARDWARE = {
 
 
 def find_hardware(name: str) -> Hardware:
+    """Raise ValueError, with a suggestion, if the name is unknown."""
     if name in HARDWARE:
         return HARDWARE[name]
     near = difflib.get_close_matches(name, HARDWARE, n=1, cutoff=0.4)
-    remedy = f"did you mean {near[0]}?" if near else "remedy: name one of them"
-    raise ValueError(f"no hardware is named {name!r}; {remedy} (known: {', '.join(HARDWARE)})")
+    remedy = f"did you mean {near[0]}?" if near else "remedy: use a known name"
+    raise ValueError(f"unknown hardware {name!r}; {remedy} (known: {', '.join(HARDWARE)})")

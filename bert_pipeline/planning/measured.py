@@ -1,6 +1,6 @@
-"""A call in a worker process with the time and the memory that it took.
+"""Measures time and memory of a call in a worker process.
 
-By itself in a file, because a worker imports the file, and what a file imports is memory.
+A file of its own, because workers import it, and further imports would count as their memory.
 """
 
 import time
@@ -12,9 +12,9 @@ from bert_pipeline.core.files import peak_memory
 
 
 def measured(folder: Path, function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """The facts of a shard, the seconds it took, and the highest memory of this process so far in bytes.
+    """Build a shard; return its facts, the CPU seconds it took, and the peak memory of this process in bytes.
 
-    The seconds are the processor's: whatever else the machine does at the moment is no part of the plan.
+    CPU time, so that other load on the machine does not enter the plan.
     """
     clock = time.process_time()
     facts = function(folder, *arguments)

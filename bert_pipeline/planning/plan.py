@@ -1,10 +1,9 @@
-"""What a recipe will take, before anything runs: text, disk, memory, time, steps and operations.
+"""The plan of a recipe: estimates of text, disk, memory, time, training steps and FLOPs before anything runs.
 
-The source is surveyed, the data stages are tried on a sample of it, some rows are trained on; what that took is
-scaled to the whole. A plan is JSON; planning/table.py shows it to people.
+The planner surveys the source, runs the data stages on a sample of it, times training on some rows, and scales the
+measurements to the full text. A plan is JSON; planning/table.py renders it.
 """
 
-import json
 import logging
 import math
 import shutil
@@ -30,8 +29,8 @@ from bert_pipeline.planning.survey import Survey, read_source
 from bert_pipeline.planning.trial import Trial, run_trial
 from bert_pipeline.recipe import CorpusRecipe, Recipe
 from bert_pipeline.stages import resolve_recipe
-from bert_pipeline.store import artifact
 from bert_pipeline.training.batches.dataset import Load
+from bert_pipeline.training.job import Job
 from bert_pipeline.training.launch.budget import (
     BudgetError,
     Pace,
@@ -44,13 +43,13 @@ from bert_pipeline.training.launch.build import per_device_tokens
 from bert_pipeline.training.model.flops import num_parameters, training_flops
 
 STATE_BYTES = 16
-"""A weight in training: itself, its gradient and AdamW's two moments, four bytes each."""
+"""Bytes per weight in training: the weight, its gradient and AdamW's two moments, four bytes each."""
 
 log = logging.getLogger(__name__)
 
 
 class DoesNotFit(ValueError):
-    """A recipe whose artifacts need more disk than is free."""
+    """The artifacts of a recipe need more disk space than is free."""
 
 
 def make_plan(
@@ -61,28 +60,28 @@ def make_plan(
     *,
     time_training: bool = True,
 ) -> dict[str, Any]:
-    """The plan of a recipe whose artifacts go to `home`. Raises SourceError where there is nothing to read."""
+    """Plan a recipe whose artifacts go to `home`. Raise SourceError if the source cannot be read or is too small."""
     recipe = resolve_recipe(recipe)
     found = read_source(recipe.corpus)
     log.info("plan: read %s of the source in %.1f s", f"{found.share_read:.0%}", found.seconds)
     with tempfile.TemporaryDirectory(prefix="bert-pipeline-plan-") as folder:
         trial = run_trial(recipe, found, Path(folder))
-        pace = _pace(recipe, Path(folder)) if time_training else None
+        pace = _time_training(recipe, Path(folder)) if time_training else None
     if pace:
         try:
             recipe = recipe.model_copy(update={"pretrain": fit_to_budget(recipe.pretrain, pace)})
         except BudgetError as error:
-            log.warning("plan: not on this machine: %s", error)
+            log.warning("plan: the recipe cannot be trained on this machine: %s", error)
             pace = None
     return Estimate(recipe, found, trial, pace).plan(home, hardware, workers or settings.num_workers())
 
 
 def plan_before(recipe: Recipe, home: Path) -> dict[str, Any]:
-    """The plan without training's time on this machine, made in a process of its own: this one stays light.
+    """Plan a recipe without timing its training, in a separate process, so that this one stays light.
 
-    Raises DoesNotFit where the artifacts cannot fit on the disk of `home`.
+    Raise DoesNotFit if the artifacts do not fit on the disk of `home`.
     """
-    log.info("plan: what the recipe will take, measured on a sample")
+    log.info("plan: estimating the recipe's requirements on a sample")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         plan = pool.submit(make_plan, recipe, home, time_training=False).result()
     assert_fits(plan)
@@ -90,33 +89,31 @@ def plan_before(recipe: Recipe, home: Path) -> dict[str, Any]:
 
 
 def assert_fits(plan: Mapping[str, Any]) -> None:
-    """Raise DoesNotFit where the disk has too little room for what the plan says."""
+    """Raise DoesNotFit if the plan needs more disk space than is free."""
     disk = plan["disk"]
     if disk["needed"] > disk["free"]:
         largest = max(disk["artifacts"], key=lambda kind: disk["artifacts"][kind])
         raise DoesNotFit(
-            f"recipe {plan['recipe']} needs {disk['needed']:,} bytes, most of them for {largest}, and "
+            f"recipe {plan['recipe']} needs {disk['needed']:,} bytes, most of them for {largest}, but only "
             f"{disk['free']:,} are free in {disk['place']} (BERT_PIPELINE_HOME); remedy: free "
             f"{disk['needed'] - disk['free']:,}, set BERT_PIPELINE_HOME to a larger disk, or lower nsp.dupe_factor "
             f"({plan['dupe_factor']})"
         )
 
 
-def _pace(recipe: Recipe, folder: Path) -> Pace | None:
-    """Of the recipe's training on the trial's pairs; None where the model cannot be run here."""
+def _time_training(recipe: Recipe, folder: Path) -> Pace | None:
+    """Time training on the trial's pairs in `folder`. Return None if the probe fails on this machine."""
     log.info("plan: pretraining")
-    inputs = {kind: folder / kind for kind in ("tokenizer", "nsp_dataset", "masked_dataset")}
-    # What the reader of pairs asks of a masked dataset.
-    masks = artifact.origin("masked_dataset", recipe.masking.model_dump(), {}, "")
-    record = {"fingerprint": artifact.fingerprint(masks), "origin": masks, "facts": {}}
-    (inputs["masked_dataset"] / "record.json").write_text(json.dumps(record), encoding="utf-8")
-    job = {
-        "section": recipe.pretrain.model_dump(mode="json"),
-        "model": recipe.model.model_dump(mode="json"),
-        **{kind: str(path) for kind, path in inputs.items()},
-        "out": str(folder),
-        "per_device_tokens": per_device_tokens(),
-    }
+    job = Job(
+        section=recipe.pretrain,
+        model=recipe.model,
+        masking=recipe.masking,
+        tokenizer=folder / "tokenizer",
+        nsp_dataset=folder / "nsp_dataset",
+        masked_dataset=folder / "masked_dataset",
+        out=folder,
+        per_device_tokens=per_device_tokens(),
+    )
     try:
         return measure_pace(job, folder, settings.child_environment(settings.CPU_ENVIRONMENT))
     except ProbeFailed as error:
@@ -125,21 +122,21 @@ def _pace(recipe: Recipe, folder: Path) -> Pace | None:
 
 
 class Estimate:
-    """Scales what was measured on the sample to the recipe."""
+    """Scales the measurements on the sample to the recipe."""
 
     def __init__(self, recipe: Recipe, found: Survey, trial: Trial, pace: Pace | None) -> None:
         self.recipe, self.found, self.trial, self.pace = recipe, found, trial, pace
         self.documents = {split: found.documents[split] / found.share_read for split in SPLITS}
         self.characters = {split: found.characters[split] / found.share_read for split in SPLITS}
         self.scale = sum(self.characters.values()) / trial.characters
-        """Of the corpus to the sample."""
+        """Size of the corpus relative to the sample."""
         self.passes = (
             recipe.nsp.dupe_factor * self.characters["train"] + self.characters["heldout"]
         ) / trial.characters
-        """Of the datasets, over the sample's text."""
+        """Text of all passes of the datasets relative to the sample."""
         self.train = {length: _times(load, self.characters["train"] / trial.characters) for length, load in
                       trial.loads.items()}  # fmt: skip
-        """One pass over the training split."""
+        """Load of one pass over the training split, by sequence length."""
 
     def plan(self, home: Path, hardware: dict[str, Hardware], workers: int) -> dict[str, Any]:
         recipe, found, trial = self.recipe, self.found, self.trial
@@ -218,7 +215,9 @@ class Estimate:
         stages, pretrain = self.trial.stages, self.recipe.pretrain
         # Weights and two moments of AdamW; a new checkpoint is written before the oldest is deleted.
         at_most = pretrain.checkpoints_kept + 1
-        written = math.ceil(pretrain.num_steps / pretrain.checkpoint_every) or at_most  # a budget's steps are unknown
+        written = (
+            math.ceil(pretrain.num_steps / pretrain.checkpoint_every) or at_most
+        )  # 0 steps: a budget without a measured pace
         checkpoints = min(at_most, written) * 12 * weights
         artifacts = {
             "raw_corpus": round(stages["raw_corpus"].num_bytes * self.scale),
@@ -227,14 +226,14 @@ class Estimate:
             "masked_dataset": round(stages["masked_dataset"].num_bytes * self.passes),
             "pretrained_checkpoint": 4 * weights,
         }
-        place = home
-        while not place.exists():
-            place = place.parent
+        existing = home
+        while not existing.exists():
+            existing = existing.parent
         return {
             "artifacts": artifacts,
             "checkpoints": checkpoints,
             "needed": sum(artifacts.values()) + checkpoints,
-            "free": shutil.disk_usage(place).free,
+            "free": shutil.disk_usage(existing).free,
             "place": str(home),
         }
 
@@ -266,7 +265,7 @@ class Estimate:
         }
 
     def _evaluation_seconds(self) -> float | None:
-        """Fine-tuning at the rate of pretraining; None where that, or a task's data, is not at hand."""
+        """Seconds of fine-tuning at the FLOP rate of pretraining; None if the rate or a task's data is missing."""
         if self.pace is None:
             return None
         recipe, trial = self.recipe, self.trial
@@ -274,24 +273,25 @@ class Estimate:
         load = _times(trial.loads[length], 1 / trial.loads[length].pairs)
         rate = training_flops(recipe.model, recipe.tokenizer.vocab_size, load) / self.pace.pair_seconds[str(length)]
         flops = 0.0
-        for asked in recipe.evaluation.tasks:
+        for section in recipe.evaluation.tasks:
             with tempfile.TemporaryDirectory() as generated:
                 try:
-                    task = find_task(asked.name)
-                    how = protocol(task, asked, recipe.model.max_position_embeddings)
-                    data = read_task(task, task_folder(task, None, Path(generated)), asked.other_data)
+                    task = find_task(section.name)
+                    rules = protocol(task, section, recipe.model.max_position_embeddings)
+                    data = read_task(task, task_folder(task, None, Path(generated)), section.other_data)
                 except TaskError as error:
                     log.info("plan: %s", error)
                     return None
-            # The grid is searched with the first seed; the other seeds, and all of random weights, run one setting,
-            # whose epochs are not known yet: at most the grid's most.
-            more = 2 * len(how.seeds) - 1
-            runs = how.num_settings + more
-            epochs = how.num_settings * sum(how.nums_epochs) / len(how.nums_epochs) + more * max(how.nums_epochs)
+            # The first seed searches the grid. The other seeds, and all seeds from random weights, run one setting. Its
+            # number of epochs is not known yet: assume the largest of the grid.
+            more = 2 * len(rules.seeds) - 1
+            runs = rules.num_settings + more
+            mean_epochs = sum(rules.nums_epochs) / len(rules.nums_epochs)
+            epochs = rules.num_settings * mean_epochs + more * max(rules.nums_epochs)
             for split, examples in data.splits.items():
                 times = epochs if split == "train" else runs / 3
                 tokens = [
-                    min(how.max_seq_length, 2 + _num_words(example) * trial.tokenizer["heldout_pieces_per_word"])
+                    min(rules.max_seq_length, 2 + _num_words(example) * trial.tokenizer["heldout_pieces_per_word"])
                     for example in examples
                 ]
                 one = Load(sum(tokens), sum(n * n for n in tokens), 0, 0)
@@ -300,7 +300,7 @@ class Estimate:
 
 
 def largest_shard(section: CorpusRecipe, found: Survey) -> float:
-    """Characters of the largest training shard that corpus.Pile will make."""
+    """Characters of the largest training shard that corpus.Pile will build."""
     documents = found.documents["train"] / found.share_read
     mean = found.characters["train"] / max(found.documents["train"], 1)
     full = min(section.documents_per_shard, CHARACTERS_PER_SHARD / mean)
@@ -311,7 +311,7 @@ def largest_shard(section: CorpusRecipe, found: Survey) -> float:
         if of_group < 1.5 * full:
             last = of_group
         elif found.share_read < 1:
-            last = 1.5 * full  # at most
+            last = 1.5 * full  # upper bound
         else:
             last = of_group - math.floor(of_group / full - 0.5) * full
         largest = max(largest, last, min(full, of_group))

@@ -1,7 +1,7 @@
-"""What a recipe's text is, as far as some seconds of reading tell.
+"""Reads the source of a recipe for some seconds, counts documents and characters, and keeps a sample.
 
-What was read is counted exactly, the rest is assumed to be like it. Of what was read a uniform sample is kept: the
-documents with the smallest hashes, so it is not the head of a sorted file.
+Counts are exact for the part that was read; the rest is assumed to be alike. The sample is uniform over that part: the
+documents with the smallest hashes, not the head of a file, which may be sorted.
 """
 
 import heapq
@@ -22,15 +22,15 @@ from bert_pipeline.recipe import CorpusRecipe
 
 READING_SECONDS = 10.0
 SAMPLE_CHARACTERS = CHARACTERS_PER_SHARD * 4 // 3
-"""Three quarters of it are a full shard, and enough that their vocabulary fits as the one of the corpus will."""
+"""Three quarters of it, the training part, make a full shard: enough text for a vocabulary as good as the corpus's."""
 ORDER_SEED = 12345
 
 
 @dataclass
 class Survey:
-    """What was read of the source."""
+    """Counts and a sample of the part of the source that was read."""
 
-    bytes_total: int = 0  # of the files; 0: the text is generated
+    bytes_total: int = 0  # of all files; 0 if the text is generated
     share_read: float = 0.0
     seconds: float = 0.0
     rejected: int = 0
@@ -44,7 +44,7 @@ class Survey:
 
     @property
     def is_whole(self) -> bool:
-        """The sample is the corpus."""
+        """Whether the sample is the complete corpus."""
         return self.share_read == 1 and len(self.sample) == sum(self.documents.values())
 
 
@@ -53,9 +53,12 @@ def num_characters(document: Document) -> int:
 
 
 def read_source(section: CorpusRecipe) -> Survey:
-    """Read the source, files in a seeded order, until it or the time is used up."""
+    """Read the source, files in a seeded random order, to its end or for READING_SECONDS.
+
+    Raise SourceError if it has too few documents.
+    """
     found = Survey(bytes_total=sum(path.stat().st_size for path in source_files(section).values()))
-    kept: list[tuple[int, int, Document]] = []  # a heap: the document to be dropped first is the first
+    kept: list[tuple[int, int, Document]] = []  # a heap: the next document to drop is the first
     size = 0
     clock = time.monotonic()
     for number, (share, record) in enumerate(_records(section)):
@@ -65,7 +68,7 @@ def read_source(section: CorpusRecipe) -> Survey:
             split = split_of(record.document_id, section.heldout_fraction)
             found.documents[split] += 1
             found.characters[split] += num_characters(record)
-            # Another hash than that of the id alone, which decides the split.
+            # The prefix makes the hash independent of the hash of the id alone, which determines the split.
             heapq.heappush(kept, (-id_hash(f"sample {record.document_id}"), -number, record))
             size += num_characters(record)
             while size > SAMPLE_CHARACTERS and len(kept) > 2 * MIN_DOCUMENTS:
@@ -78,15 +81,15 @@ def read_source(section: CorpusRecipe) -> Survey:
         found.share_read = 1.0
     if len(kept) < 2 * MIN_DOCUMENTS:
         raise SourceError(
-            f"{section.path or section.source}: {len(kept)} documents and {found.rejected} broken records, and "
-            f"{2 * MIN_DOCUMENTS} documents are needed at least; remedy: bring more text"
+            f"{section.path or section.source}: {len(kept)} documents and {found.rejected} broken records, but at "
+            f"least {2 * MIN_DOCUMENTS} documents are needed; remedy: add text"
         )
     found.sample = [document for _, _, document in sorted(kept, key=lambda entry: -entry[1])]
     return found
 
 
 def _records(section: CorpusRecipe) -> Iterator[tuple[float, Document | Rejection]]:
-    """Each record, and the share of the source that has been read with it."""
+    """Yield each record with the share of the source that has been read so far."""
     if section.source == "sample":
         from bert_pipeline.data.sources.sample.documents import sample_documents
 
@@ -103,7 +106,7 @@ def _records(section: CorpusRecipe) -> Iterator[tuple[float, Document | Rejectio
     for name in names:
         path = files[name]
         size = path.stat().st_size
-        # Parquet is read from its end, so the place in the file says nothing.
+        # A Parquet file is not read from start to end, so its share is counted in rows.
         num_rows = pq.ParquetFile(path).metadata.num_rows if path.suffix.lower() == ".parquet" else 0
         for number, record in enumerate(read_source_file(section, name, path, progress), 1):
             read = before + size * number / num_rows if num_rows else progress.done

@@ -1,7 +1,7 @@
-"""The data stages run on a sample: what they take of time, disk and memory.
+"""Runs the data stages on a sample and measures their time, disk space and memory.
 
-The stages' own functions run, shard by shard as on the corpus, in one worker process a stage, in a folder that is
-thrown away.
+It calls the stages' own functions shard by shard, as on the full corpus, in one worker process per stage and in a
+temporary folder.
 """
 
 import logging
@@ -39,38 +39,40 @@ from bert_pipeline.store.shards import INDEX, Shard, build_shards
 from bert_pipeline.training.batches.dataset import Load
 
 FIRST = "first"
-"""A worker is given a small shard first: it opens what every worker opens, and what a larger one needs shows."""
+"""Split of a small shard that each worker builds first. It warms the worker up, and comparing its memory with that of a
+larger shard gives the growth per character."""
 FIRST_FRACTION = 1 / 8
 COMPILING_SECONDS = 2.0
-"""A worker that takes so much longer over its first shard has compiled functions, which is done once a machine."""
+"""If the first shard takes this much longer than expected, numba compiled functions, which happens once per machine:
+the stage is measured again."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage took for the sample."""
+    """Measurements of a stage on the sample."""
 
     seconds: float
-    """Of a processor, in the stage's function."""
+    """CPU time in the stage's function."""
     overhead: float
-    """Seconds to start a worker, and to hash and flush what it wrote."""
+    """Seconds to start a worker, and to hash and flush its files."""
     num_bytes: int
     highest: int
-    """Memory of the worker at its peak, bytes."""
+    """Peak memory of the worker in bytes."""
     largest: int
     """Characters of the largest shard."""
     growth: float
-    """Bytes of memory for each character that a shard is larger."""
+    """Bytes of memory per additional character of a shard."""
 
     def peak_memory(self, characters: float) -> float:
-        """Bytes of memory that a worker needs at its peak where the largest shard has so many characters."""
+        """Peak memory of a worker in bytes if the largest shard has this many characters."""
         return self.highest + self.growth * max(0.0, characters - self.largest)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """The sample's way through the data stages."""
+    """Results of running the data stages on the sample, without the first shard."""
 
     documents: int
     characters: int
@@ -78,22 +80,22 @@ class Trial:
     num_tokens: int
     """Word pieces, without special tokens."""
     encoding_seconds: float
-    """What every pass over the corpus shares, of the seconds of nsp_dataset."""
+    """The part of nsp_dataset's seconds that does not grow with the number of passes."""
     stages: dict[str, Cost]
     tokenizer: Facts
     tokenizer_characters: int
-    """That the vocabulary was learnt from."""
+    """Characters of the text that the vocabulary was learnt from."""
     tokenizer_seconds: float
     counting_seconds: float
-    """Of these, what grows with the text: counting its words. Learning grows with the distinct ones, hardly at all."""
+    """The part of them that grows with the text: counting words. The rest grows with distinct words, hardly at all."""
     tokenizer_bytes: int
     loads: dict[int, Load]
-    """One pass over the sample by sequence length."""
+    """Load of one pass over the sample, by sequence length."""
 
 
 def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
-    """Run the data stages on the sample with one pass, into raw_corpus, tokenizer, ... under `folder`."""
-    shards = _cut(recipe, found)
+    """Run the data stages on the sample with one pass; write raw_corpus, tokenizer, ... under `folder`."""
+    shards = _sample_shards(recipe, found)
     sizes = {name: sum(map(num_characters, documents)) for name, documents in shards.items()}
     out = {kind: folder / kind for kind in ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")}
     stages: dict[str, Cost] = {}
@@ -104,7 +106,7 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
         return facts
 
     run("raw_corpus", write_shard, {name: (recipe.corpus, name, each) for name, each in shards.items()})
-    texts = {name: [_as_it_is(out["raw_corpus"] / f"{name}.parquet")] for name in shards}
+    texts = {name: [_without_drops(out["raw_corpus"] / f"{name}.parquet")] for name in shards}
     write_live(out["raw_corpus"], [shard for [shard] in texts.values()])
 
     log.info("plan: tokenizer")
@@ -132,7 +134,7 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
 
     first, *counted = shards
     encoder = Encoder(read_tokenizer(out["tokenizer"]))
-    nsp.tokenize_shard(texts[first], encoder)  # reads what is compiled
+    nsp.tokenize_shard(texts[first], encoder)  # loads compiled functions
     clock = time.process_time()
     num_tokens = sum(len(nsp.tokenize_shard(texts[name], encoder).input_ids) for name in counted)
     return Trial(
@@ -151,9 +153,11 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
     )
 
 
-def _cut(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
-    """The sample in shards of the recipe's size. Where it is the corpus, train and held-out documents are those of
-    the corpus; else a quarter is held out, so that the vocabulary is measured on text that it was not made from.
+def _sample_shards(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
+    """Split the sample into shards of the recipe's size, by name.
+
+    If the sample is the complete corpus, documents keep their splits. Otherwise a quarter is held out, so that the
+    vocabulary is measured on text that it was not learnt from.
     """
     fraction = recipe.corpus.heldout_fraction
     splits = {split: [d for d in found.sample if split_of(d.document_id, fraction) == split] for split in SPLITS}
@@ -170,7 +174,7 @@ def _cut(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
 
 
 def _build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Facts:
-    """Where the text is too small for the vocabulary of the recipe, a smaller one stands for it."""
+    """Build the tokenizer; halve the vocabulary until the sample is large enough for it."""
     while True:
         out.mkdir()
         try:
@@ -178,13 +182,13 @@ def _build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> F
         except VocabularyError as error:
             if section.vocab_size < 200:
                 raise
-            log.warning("plan: on the sample: %s; trying half of it", error)
+            log.warning("plan: on the sample: %s; trying half the vocabulary", error)
             shutil.rmtree(out)
             section = section.model_copy(update={"vocab_size": section.vocab_size // 2})
 
 
-def _as_it_is(path: Path) -> CorpusShard:
-    """With all its rows: duplicates are too few to matter."""
+def _without_drops(path: Path) -> CorpusShard:
+    """A shard with all its rows: duplicates are too few to matter."""
     return CorpusShard(path, cached_digest(path), pq.read_metadata(path).num_rows)
 
 
@@ -203,7 +207,7 @@ def _load(folder: Path, paths: list[str]) -> Load:
 def _run(
     function: Callable[..., Facts], arguments: dict[str, tuple[Any, ...]], sizes: dict[str, int], out: Path
 ) -> tuple[Cost, list[Facts]]:
-    """Build the shards of a stage, the first one first; the cost and the facts of all but that one."""
+    """Build the shards of a stage in order; return the cost and the facts of all but the first."""
     name_of_first, *names = arguments
     for attempt in range(2):
         shutil.rmtree(out, ignore_errors=True)
@@ -212,7 +216,7 @@ def _run(
         clock = time.monotonic()
         with settings.one_worker():
             built = build_shards(f"plan: {out.name}", measured, shards, out)
-            end_idle_workers()  # as between the commands of bert-pipeline
+            end_idle_workers()  # stage by stage, as with separate commands of bert-pipeline
         wall = time.monotonic() - clock
         facts = {entry.name: entry.facts for entry in built}
         seconds = sum(facts[name]["seconds"] for name in names)

@@ -1,8 +1,8 @@
-"""What concerns several processes: their group, how long one waits for another, and who holds which weights.
+"""The process group: joining it, timeouts, stop requests, and sharded weights.
 
-Data parallel is accelerate's. FSDP2 (`torch.distributed.fsdp.fully_shard`; Zhao et al. 2023, arXiv 2304.11277), where
-each process keeps its share of the parameters and of AdamW's moments, is applied here: accelerate does it on GPUs
-alone, and what runs there should be what is tested on CPUs.
+accelerate provides data parallel training. FSDP2 (`torch.distributed.fsdp.fully_shard`; Zhao et al. 2023, arXiv
+2304.11277), where each process keeps a shard of the parameters and of AdamW's moments, is applied here: accelerate
+supports it on GPUs only, and the tests run on CPUs.
 """
 
 import ctypes
@@ -29,29 +29,29 @@ from transformers.models.bert.modeling_bert import BertLayer
 from bert_pipeline import settings
 
 TIMEOUT_SECONDS = 25
-"""A process that hangs may cost a minute: after this torchrun gives it another 30 seconds to end by itself
-(`PContext.close` in torch 2.13; --shutdown-timeout is not about this; pytorch/pytorch#68258)."""
+"""A hanging process costs at most a minute: after this timeout torchrun gives it another 30 seconds to exit
+(`PContext.close` in torch 2.13; --shutdown-timeout does not apply; pytorch/pytorch#68258)."""
 
 START_SECONDS = 60
-"""At the start processes come later than others: one machine reads Python's modules more slowly than another."""
+"""Timeout for joining the group. Processes start at different times: one machine imports more slowly than another."""
 
 log = logging.getLogger(__name__)
 
 
 class GroupError(RuntimeError):
-    """The processes are not the group that was asked for."""
+    """The processes do not form the configured group."""
 
 
 class LostProcess(RuntimeError):
-    """Another process of the group ended, or does not answer."""
+    """Another process of the group ended or does not respond."""
 
 
 def join_group() -> Accelerator:
-    """This process's place among those that were asked for; no device has worked before it is certain."""
-    asked = _world_size_asked()
-    # Where torchrun finds no accelerator, accelerate takes each of its processes for a run of its own.
+    """Join the process group. Raise GroupError, before any device computes, if its size is not the configured one."""
+    expected = _expected_world_size()
+    # Without this, accelerate treats each process of torchrun as a separate run if there is no accelerator.
     on_cpu = settings.group().local_rank is not None and not torch.accelerator.is_available()
-    # BERT's buffers are constants, and processes may differ in how often they go forward.
+    # BERT's buffers are constant, and processes may run different numbers of forward passes.
     handlers = [
         DistributedDataParallelKwargs(broadcast_buffers=False),
         InitProcessGroupKwargs(init_method="attempt://", timeout=timedelta(seconds=_timeout_seconds())),
@@ -60,40 +60,42 @@ def join_group() -> Accelerator:
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
     if distributed.is_initialized():
-        # Never freed: gloo's destructor holds the interpreter while it waits for threads that may wait for the
-        # interpreter (torch 2.13); one group in twenty never came to its end.
+        # Never freed: gloo's destructor holds the interpreter lock while it joins threads that may wait for that lock
+        # (torch 2.13); one group in twenty never exited.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(distributed.group.WORLD))
-    if accelerator.num_processes != asked:
+    if accelerator.num_processes != expected:
         raise GroupError(
-            f"{asked} processes were asked for, but this one finds itself in a group of {accelerator.num_processes} "
-            f"on {accelerator.device}; remedy: as many devices as processes, or for CPUs ACCELERATE_USE_CPU=true"
+            f"{expected} processes were expected, but this one is in a group of {accelerator.num_processes} on "
+            f"{accelerator.device}; remedy: as many devices as processes, or for CPUs ACCELERATE_USE_CPU=true"
         )
     return accelerator
 
 
-def _world_size_asked() -> int:
-    """What the accelerate config says (launch.py hands it on), and what torchrun or `accelerate launch` say."""
+def _expected_world_size() -> int:
+    """The number of launched processes (WORLD_SIZE). Raise GroupError if the accelerate config has another one; the
+    launcher passes it in BERT_PIPELINE_WORLD_SIZE.
+    """
     group = settings.group()
-    wanted, launched = group.expected_world_size, group.world_size
-    if launched is None and group.has_master:  # all that `accelerate launch` tells one process
+    configured, launched = group.expected_world_size, group.world_size
+    if launched is None and group.has_master:  # the only trace that `accelerate launch` leaves in a single process
         raise GroupError(
-            "several processes were meant (MASTER_ADDR is set), but this one was started alone (no WORLD_SIZE); "
+            "several processes were configured (MASTER_ADDR is set), but this one was started alone (no WORLD_SIZE); "
             "remedy: `distributed_type: MULTI_GPU` in the accelerate config (on CPUs too), or torchrun; for one "
             "process, unset MASTER_ADDR"
         )
-    if wanted is not None and wanted != (launched or 1):
+    if configured is not None and configured != (launched or 1):
         raise GroupError(
-            f"the accelerate config asks for {wanted} processes, but {launched or 1} were launched; remedy: "
+            f"the accelerate config sets {configured} processes, but {launched or 1} were launched; remedy: "
             "`distributed_type: MULTI_GPU` (on CPUs too) and num_processes as a multiple of num_machines"
         )
     return launched or 1
 
 
 def _meet_in_this_attempt(*_: Any, timeout: timedelta, **__: Any) -> Iterator[tuple[distributed.Store, int, int]]:
-    """Meet at torchrun's store under this attempt's name: it still holds the addresses of those that it started before.
+    """Rendezvous in torchrun's store under a prefix for this attempt: the store keeps addresses of earlier attempts.
 
-    Without this no restart succeeds (torch 2.13 with gloo; https://github.com/pytorch/pytorch/issues/135712). Here all
-    wait for the last one: afterwards there is `timeout` alone.
+    Without the prefix no restart succeeds (torch 2.13 with gloo; https://github.com/pytorch/pytorch/issues/135712). All
+    processes wait here for the last one, up to START_SECONDS; later operations have only `timeout`.
     """
     start = max(timeout, timedelta(seconds=START_SECONDS))
     for common, rank, world_size in distributed.rendezvous("env://", timeout=start):
@@ -105,14 +107,14 @@ def _meet_in_this_attempt(*_: Any, timeout: timedelta, **__: Any) -> Iterator[tu
 
 
 def _timeout_seconds() -> int:
-    """How long a process waits for the others before it takes one for lost: BERT_PIPELINE_TIMEOUT_SECONDS, else 25."""
+    """Seconds after which a process that does not respond counts as lost: BERT_PIPELINE_TIMEOUT_SECONDS, else 25."""
     return settings.timeout_seconds(default=TIMEOUT_SECONDS)
 
 
 def wait_for_predecessor(folder: Path) -> FileLock:
-    """Processes that lost their launcher may still be at work here; each new one waits for that of its own rank.
+    """Lock `folder` for this rank: processes that lost their launcher may still be writing there.
 
-    Call it before `join_group`, where waiting has a limit. The lock is held as long as the caller keeps it.
+    Call it before `join_group`, which has a timeout. The lock is held as long as the caller keeps the object.
     """
     lock = FileLock(folder / f"training-{settings.group().rank}.lock")
     lock.acquire()
@@ -120,54 +122,55 @@ def wait_for_predecessor(folder: Path) -> FileLock:
 
 
 @contextmanager
-def loss_of_a_process_explained() -> Iterator[None]:
-    """Say what it means when the others no longer answer: torch names a connection, not a process."""
+def explain_lost_process() -> Iterator[None]:
+    """Raise LostProcess instead of torch's connection errors, which do not mention processes."""
     try:
         yield
     except RuntimeError as error:
-        # gloo's errors have no type of their own.
+        # gloo raises plain RuntimeError.
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
         group = settings.group()
         raise LostProcess(
-            f"process {group.rank} of {group.world_size} lost another one, which ended or did not answer for "
-            f"{_timeout_seconds()} seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: see what the others said last, and "
-            "run again: training goes on from its newest checkpoint"
+            f"process {group.rank} of {group.world_size} lost another one, which ended or did not respond for "
+            f"{_timeout_seconds()} seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: read the last log lines of the "
+            "others, and run again: training resumes from the newest checkpoint"
         ) from error
 
 
 class StopSignal:
-    """Remembers SIGTERM, and notices when the launcher was killed; the processes agree on the step after which they
-    stop.
-    """
+    """Records SIGTERM and the death of the launcher. All processes stop after the same step."""
 
     def __init__(self) -> None:
-        self._seen = False
+        self._stop = False
         signal.signal(signal.SIGTERM, self._remember)
         self._launcher_ended = _launcher_ended()
 
     def _remember(self, *_: Any) -> None:
-        self._seen = True
+        self._stop = True
 
-    def asked(self, accelerator: Accelerator) -> bool:
-        if not self._seen and self._launcher_ended():
-            log.warning("the launcher was killed: nobody follows this training any more")
-            self._seen = True
+    def requested(self, accelerator: Accelerator) -> bool:
+        """Whether any process is to stop. Every process must call it after each step."""
+        if not self._stop and self._launcher_ended():
+            log.warning("the launcher was killed: stopping, because nothing follows this training any more")
+            self._stop = True
             if settings.group().local_rank is not None:
-                os.kill(os.getppid(), signal.SIGTERM)  # torchrun would start the group again
-        seen = torch.tensor(float(self._seen), device=accelerator.device)
+                os.kill(os.getppid(), signal.SIGTERM)  # else torchrun would restart the group
+        requested = torch.tensor(float(self._stop), device=accelerator.device)
         if accelerator.num_processes > 1:
-            distributed.all_reduce(seen)
-        return bool(seen)
+            distributed.all_reduce(requested)
+        return bool(requested)
 
 
 def _launcher_ended() -> Callable[[], bool]:
-    """Whether the process that launched the training here is gone. One process a machine looks; by hand nobody does."""
+    """A function that returns whether the launcher on this machine has ended. Only local rank 0 checks; it returns
+    False if the training was started by hand.
+    """
     group = settings.group()
     if group.launcher is None or group.local_rank:
         return lambda: False
     try:
-        launcher = os.pidfd_open(group.launcher)  # a number may be given to another process, this stays
+        launcher = os.pidfd_open(group.launcher)  # unlike a process id, never reused
     except ProcessLookupError:
         return lambda: True
     ends = select.poll()
@@ -176,24 +179,24 @@ def _launcher_ended() -> Callable[[], bool]:
 
 
 def distribute(loss: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The loss as the processes train it together. Make the optimizer after this: FSDP2 replaces the parameters."""
+    """Wrap the loss for DDP or FSDP2. Build the optimizer afterwards: FSDP2 replaces the parameters."""
     if not settings.group().shards_parameters or accelerator.num_processes == 1:
         return accelerator.prepare(loss)
     if settings.group().fsdp_version != "2":
         raise GroupError("FSDP1 is not supported; remedy: `fsdp_version: 2` in the accelerate config")
-    # The parameters are whole from the first forward to the last backward of a step (ZeRO stage 2). So the processes
-    # may differ in how often they go forward, as in data parallel; and moments are what takes the memory.
+    # Parameters stay unsharded from the first forward to the last backward pass of a step (ZeRO stage 2). So processes
+    # may run different numbers of forward passes, as with DDP; sharding the moments saves most of the memory anyway.
     for module in [module for module in loss.modules() if isinstance(module, BertLayer)]:
         fully_shard(module, reshard_after_forward=False)
     fully_shard(loss, reshard_after_forward=False)
-    # "Evaluation" leaves out DistributedDataParallel; precision and compilation are applied.
+    # evaluation_mode skips DistributedDataParallel, but applies precision and compilation.
     return accelerator.prepare_model(loss, evaluation_mode=True)
 
 
 def synchronised(loss: nn.Module, last: bool, accelerator: Accelerator) -> AbstractContextManager[None]:
-    """Around a micro-batch: the processes bring their gradients together in the `last` one of a step alone."""
+    """Context of a micro-batch. Gradients are synchronised only in the `last` one of a step."""
     if shards := _shards(loss):
-        root = shards[0]  # which hands it on to the others
+        root = shards[0]  # applies to its submodules too
         root.set_requires_gradient_sync(last)
         root.set_reshard_after_backward(last)
         root.set_is_last_backward(last)
@@ -202,8 +205,8 @@ def synchronised(loss: nn.Module, last: bool, accelerator: Accelerator) -> Abstr
 
 
 @contextmanager
-def whole_weights(loss: nn.Module) -> Iterator[None]:
-    """Within it a process may go forward alone, or not at all. All processes enter it."""
+def full_weights(loss: nn.Module) -> Iterator[None]:
+    """Unshard the weights, so that each process can run any number of forward passes. All processes must enter it."""
     for module in _shards(loss):
         module.unshard()
     yield
@@ -211,15 +214,15 @@ def whole_weights(loss: nn.Module) -> Iterator[None]:
         module.reshard()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor of which each process has its share. All processes call it."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Gather a sharded tensor; return others unchanged. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, which all processes have, as this process keeps it: on its device, its share under FSDP2.
+def sharded_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Move a full tensor to the parameter's device, and under FSDP2 take this process's shard of it.
 
-    A scalar (AdamW's count of steps) is kept whole.
+    Scalars (AdamW's step count) are not sharded.
     """
     tensor = tensor.to(parameter.device)
     if not isinstance(parameter, DTensor) or not tensor.ndim:
@@ -227,15 +230,15 @@ def like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def whole_model(model: BertForPreTraining) -> BertForPreTraining:
-    """The model that one process can use alone. All processes call it."""
+def full_model(model: BertForPreTraining) -> BertForPreTraining:
+    """The model with full weights, usable by one process alone. All processes must call it."""
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return model
     found = BertForPreTraining(model.config)
-    found.load_state_dict({name: whole(tensor) for name, tensor in model.state_dict().items()})
+    found.load_state_dict({name: full_tensor(tensor) for name, tensor in model.state_dict().items()})
     return found
 
 
 def _shards(loss: nn.Module) -> list[FSDPModule]:
-    """The modules that FSDP2 shards, the root first; none under data parallel."""
+    """The modules that FSDP2 shards, the root first; none under DDP."""
     return [module for module in loss.modules() if isinstance(module, FSDPModule)]

@@ -1,4 +1,4 @@
-"""MLM and NSP loss and accuracy on held-out pairs, under the masks that the masked_dataset holds for them."""
+"""MLM and NSP loss and accuracy on held-out pairs, with their masks in the masked_dataset."""
 
 from pathlib import Path
 
@@ -17,7 +17,8 @@ def heldout_scores(
 ) -> dict[str, float]:
     """Means over the first `pairs` held-out rows: mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy.
 
-    The NSP scores are absent where no row has a next-sentence label. The processes share the rows.
+    There are no NSP scores if no row has a next-sentence label. The rows are divided among the processes; `tokens`
+    limits a micro-batch.
     """
     mine = np.arange(min(pairs, dataset.num_rows(0)))[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(6, dtype=torch.float64)
@@ -30,23 +31,22 @@ def heldout_scores(
             counts = [part.num_masked, part.num_labelled]
             sums += torch.tensor([float(value) for value in found] + counts, dtype=torch.float64)
     loss.train(was_training)
-    mlm_loss, nsp_loss, mlm_right, nsp_right, masked, asked = accelerator.reduce(
+    mlm_loss, nsp_loss, mlm_correct, nsp_correct, masked, labelled = accelerator.reduce(
         sums.to(torch.float32 if accelerator.device.type == "mps" else torch.float64).to(accelerator.device)
     ).tolist()
-    scores = {"mlm_loss": mlm_loss / masked, "mlm_accuracy": mlm_right / masked}
-    if asked:
-        scores |= {"nsp_loss": nsp_loss / asked, "nsp_accuracy": nsp_right / asked}
+    scores = {"mlm_loss": mlm_loss / masked, "mlm_accuracy": mlm_correct / masked}
+    if labelled:
+        scores |= {"nsp_loss": nsp_loss / labelled, "nsp_accuracy": nsp_correct / labelled}
     return scores
 
 
 def score_heldout(checkpoint: Path, nsp_dataset: Path, masked_dataset: Path, heldout_pairs: int) -> dict[str, float]:
-    """The scores of a finished checkpoint at the sequence length that its training ended with."""
+    """Score a finished checkpoint at the sequence length of its last phase."""
     from transformers import BertForPreTraining
 
     section = artifact.load(checkpoint, "pretrained_checkpoint").record["origin"]["section"]
     max_seq_length = section["phases"][-1]["max_seq_length"]
-    # The checkpoint bears the tokenizer that it was trained with.
-    dataset = PairDataset(nsp_dataset, masked_dataset, checkpoint, max_seq_length, "heldout")
+    dataset = PairDataset(nsp_dataset, masked_dataset, max_seq_length, "heldout")
     accelerator = Accelerator()
     model = BertForPreTraining.from_pretrained(checkpoint, use_safetensors=True)
     loss = PretrainingLoss(model).to(accelerator.device)

@@ -1,9 +1,8 @@
-"""Whether a step fits into memory, asked before the first one.
+"""Checks before the first step that a step fits into memory, and explains out-of-memory errors.
 
-A GPU says so itself, by an error. On a CPU the kernel kills a process that asks for too much, and nobody hears why.
-There the step is refused beforehand where it cannot fit: what a step keeps for its backward pass is counted on a few
-pairs, and needs no backward pass to be counted. It is less than the peak by a tenth to a half (temporary tensors), so
-nothing is refused that would have fitted.
+A GPU reports a lack of memory as an error. On a CPU the kernel kills the process without an explanation, so a step that
+cannot fit is refused before training: the tensors that the forward pass saves for backward are measured on a few pairs
+and scaled up. That is 10 to 50 % less than the peak (temporary tensors), so no step is refused that would have fitted.
 """
 
 import re
@@ -20,20 +19,20 @@ from torch.distributed.tensor import DTensor
 from bert_pipeline import settings
 from bert_pipeline.training.batches.dataset import Rows
 from bert_pipeline.training.batches.packing import pack
-from bert_pipeline.training.distributed import whole_weights
+from bert_pipeline.training.distributed import full_weights
 from bert_pipeline.training.model.loss import PretrainingLoss
 
 SAFE_SHARE = 0.25
-"""Of the tokens that would just fit by what is counted: what the message proposes."""
+"""Share of the tokens that would just fit by this estimate; the error message proposes it."""
 
 
 class TooLittleMemory(RuntimeError):
-    """A training that does not fit into the memory of a device."""
+    """The training does not fit into the memory of a device."""
 
 
 @contextmanager
-def want_of_memory_explained(tokens: int) -> Iterator[None]:
-    """Name the remedy where a device has no room for a micro-batch of at most so many `tokens`."""
+def explain_out_of_memory(tokens: int) -> Iterator[None]:
+    """Raise TooLittleMemory, with a remedy, instead of out-of-memory errors. `tokens`: limit of a micro-batch."""
     try:
         yield
     except RuntimeError as error:
@@ -41,7 +40,7 @@ def want_of_memory_explained(tokens: int) -> Iterator[None]:
             raise
         raise TooLittleMemory(
             f"a micro-batch of at most {tokens:,} tokens does not fit: {error}; remedy: a smaller "
-            "BERT_PIPELINE_PER_DEVICE_TOKENS, or auto; run again, training goes on from its newest checkpoint"
+            "BERT_PIPELINE_PER_DEVICE_TOKENS, or auto; run again, training resumes from the newest checkpoint"
         ) from error
 
 
@@ -53,63 +52,65 @@ def assert_a_step_fits(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
 ) -> None:
-    """Raise TooLittleMemory where a micro-batch of so many `tokens` cannot fit into the memory of this machine's CPUs.
+    """Raise TooLittleMemory if a micro-batch of this many `tokens` cannot fit into the main memory of this machine.
 
-    `rows`: several pairs to count on; `loss`: the objective as it was distributed. Every process calls it, and before
-    any has made a step.
+    `rows`: several pairs to measure on; `loss`: the objective after `distribute`. All processes must call it, before
+    the first step.
     """
-    held = sum(_share(parameter) for parameter in objective.parameters())
-    fixed = held if optimizer.state else 3 * held  # gradients and, where there are none yet, AdamW's two moments
-    with whole_weights(loss):
+    weights = sum(_local_bytes(parameter) for parameter in objective.parameters())
+    fixed = weights if optimizer.state else 3 * weights  # gradients; plus AdamW's two moments unless they exist
+    with full_weights(loss):
         one = rows.take(np.array([0]))
-        few, many = (_kept_for_backward(objective, each, accelerator) for each in (one, rows))
-    each = (many - few) / (rows.num_tokens - one.num_tokens)  # what does not grow are weights in another precision
+        few, many = (_saved_for_backward(objective, each, accelerator) for each in (one, rows))
+    each = (many - few) / (rows.num_tokens - one.num_tokens)  # the constant part is the autocast copy of the weights
     free = free_on_cpu() // settings.group().local_world_size
-    accelerator.wait_for_everyone()  # else one might count as taken what a faster one has begun to use
+    accelerator.wait_for_everyone()  # else memory that a faster process already uses would count as taken
     if fixed + tokens * each <= free:
         return
     fitting = int(SAFE_SHARE * (free - fixed) / each)
     remedy = f"BERT_PIPELINE_PER_DEVICE_TOKENS={fitting}, or auto" if fitting > 0 else "free memory, or a smaller model"
     raise TooLittleMemory(
-        f"a micro-batch of {tokens:,} tokens needs {(fixed + tokens * each) / 1e6:,.0f} MB at least "
-        f"({fixed / 1e6:,.0f} MB for gradients and moments, {each / 1e3:,.1f} kB a token), and each process here can "
-        f"have {free / 1e6:,.0f} MB; remedy: {remedy}"
+        f"a micro-batch of {tokens:,} tokens needs at least {(fixed + tokens * each) / 1e6:,.0f} MB "
+        f"({fixed / 1e6:,.0f} MB for gradients and moments, {each / 1e3:,.1f} kB per token), but only "
+        f"{free / 1e6:,.0f} MB are free for each process; remedy: {remedy}"
     )
 
 
-def _share(parameter: Tensor) -> int:
-    """Bytes of this process's share of a parameter."""
+def _local_bytes(parameter: Tensor) -> int:
+    """Bytes of this process's shard of a parameter."""
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return local.numel() * local.element_size()
 
 
-def _kept_for_backward(objective: PretrainingLoss, rows: Rows, accelerator: Accelerator) -> int:
-    """Bytes that a forward pass on these rows keeps, parameters not counted."""
+def _saved_for_backward(objective: PretrainingLoss, rows: Rows, accelerator: Accelerator) -> int:
+    """Bytes that a forward pass on these rows saves for backward, without the parameters."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
-    kept: dict[int, Tensor] = {}  # holding them, so that no place in memory is used twice
+    saved: dict[int, Tensor] = {}  # by address; holds the tensors, so that no address is reused
 
-    def see(tensor: Tensor) -> Tensor:
-        if (place := tensor.untyped_storage().data_ptr()) not in weights:
-            kept[place] = tensor
+    def record(tensor: Tensor) -> Tensor:
+        if (address := tensor.untyped_storage().data_ptr()) not in weights:
+            saved[address] = tensor
         return tensor
 
     objective.train()
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor), accelerator.autocast():
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor), accelerator.autocast():
         objective(**{name: tensor.to(accelerator.device) for name, tensor in pack(rows).items()})
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def free_on_cpu(root: Path = Path("/")) -> int:
-    """Bytes that may still be taken: of the machine, and of every control group around this process that has a limit.
+    """Bytes that this process can still allocate: the least of the machine and of all control groups around it.
 
-    Pages of files that nobody uses count as free, in both.
+    The inactive page cache counts as free in both.
     """
     [available] = re.findall(r"^MemAvailable:\s+(\d+) kB$", (root / "proc/meminfo").read_text(), re.MULTILINE)
     return min([int(available) * 1024, *_free_in_groups(root)])
 
 
 def _free_in_groups(root: Path) -> Iterator[int]:
-    """Of control groups of both versions (cgroups(7)); within a container its own group may be the root of them."""
+    """Free bytes of each limiting control group, version 1 or 2 (cgroups(7)). In a container the process's own group
+    may be the root.
+    """
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":

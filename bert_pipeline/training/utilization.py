@@ -1,4 +1,4 @@
-"""What a device can do at most, to hold a training against: square matrix products, measured."""
+"""The measured peak of a device on square matrix products; the model-FLOP utilisation is a share of it."""
 
 import time
 
@@ -9,7 +9,7 @@ TIMED_SECONDS = 0.3
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of one device, the best of many products of two square matrices."""
+    """Floating-point operations per second of one device: the fastest of many products of two square matrices."""
     size = SIZES.get(device.type, SIZES["cpu"])
     left, right = torch.randn(2, size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
@@ -22,7 +22,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - clock
 
-    seconds()  # the first one also sets up what all of them use
+    seconds()  # warm-up
     best = total = seconds()
     while total < TIMED_SECONDS:
         found = seconds()

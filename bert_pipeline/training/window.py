@@ -1,4 +1,4 @@
-"""What is counted between two rows of metrics.jsonl: losses, gradient norms, time, steps that were skipped, spikes."""
+"""Sums between two rows of metrics.jsonl: losses, gradient norms, time, skipped steps and loss spikes."""
 
 import math
 from typing import Any
@@ -10,15 +10,15 @@ from bert_pipeline.training.batches.steps import Step
 from bert_pipeline.training.model.loss import LossSums
 
 SPIKE_DEVIATIONS = 6.0
-"""A step's loss is a spike so many standard deviations above the mean of the steps before it."""
+"""A loss this many standard deviations above the mean of earlier steps is a spike."""
 SPIKE_MEMORY = 0.99
-"""Weight of what was known in that mean and deviation, for each step."""
+"""Exponential decay of that mean and deviation per step."""
 SPIKE_FIRST_STEPS = 100
-"""Steps before which nothing is called a spike."""
+"""Nothing counts as a spike before this many steps."""
 
 
 class Window:
-    """Sums since the last row. Losses stay on the device until a row is due, so that no step waits for them."""
+    """Sums since the last row. Losses stay on the device until a row is due, so that no step synchronises."""
 
     _COUNTS = ("num_masked", "num_labelled", "num_tokens", "flops", "seconds", "waited", "grad_norm")
 
@@ -36,7 +36,7 @@ class Window:
         self._num_spikes = 0
 
     def add(self, parts: list[LossSums], step: Step, flops: float, grad_norm: float) -> None:
-        """A step whose update was made; `time` is to follow."""
+        """Count a step that updated the weights; call `time` afterwards."""
         self._on_device.append(_sum_of(parts))
         load = step.load
         self._counts.append([load.masked, step.num_labelled, load.tokens, flops, 0.0, 0.0, grad_norm])
@@ -44,18 +44,18 @@ class Window:
         self.skipped_in_a_row = 0
 
     def skip(self) -> None:
-        """A step whose loss or gradient was not finite."""
+        """Count a step whose loss or gradient was not finite."""
         self._skipped += 1
         self.skipped_in_a_row += 1
 
     def time(self, seconds: float, waited: float) -> None:
-        """What the last step took, and the part of it that it waited for data."""
+        """Add the seconds of the last step, and the part of them that it waited for data."""
         if self._counts:
             self._counts[-1][4] += seconds
             self._counts[-1][5] += waited
 
     def gather(self, accelerator: Accelerator) -> None:
-        """Bring the sums of all processes together. Every process calls it."""
+        """Add up the sums of all processes. Every process must call it."""
         if self._on_device:
             found = accelerator.reduce(torch.stack(self._on_device)).tolist()
             for sums, counts in zip(found, self._counts[len(self._sums) :], strict=True):
@@ -64,7 +64,7 @@ class Window:
             self._on_device = []
 
     def row(self, matmul_peak: float) -> dict[str, float]:
-        """After `gather`: means over the window. `matmul_peak` is that of all devices together, operations a second."""
+        """Means over the window; call `gather` first. `matmul_peak`: operations per second of all devices together."""
         row: dict[str, float] = {"skipped_steps": self._skipped, "loss_spikes": self._num_spikes}
         if not self._sums:
             return row
@@ -83,7 +83,7 @@ class Window:
         }
 
     def state(self) -> dict[str, Any]:
-        """After `gather`: JSON values from which `restore` goes on."""
+        """JSON values for `restore`; call `gather` first."""
         return {
             "sums": self._sums,
             "counts": self._counts,
@@ -102,12 +102,12 @@ class Window:
 
 
 def _sum_of(parts: list[LossSums]) -> torch.Tensor:
-    """(4,) float64 of a process's micro-batches."""
+    """(4,) float64: the sums over a process's micro-batches."""
     return torch.stack([torch.stack([value.detach().double() for value in part]) for part in parts]).sum(0)
 
 
 def _mean_losses(sums: list[float], counts: list[float]) -> dict[str, float]:
-    """Losses and accuracies, NSP's where a pair has a label; `loss` is what is minimised."""
+    """Losses and accuracies; those of NSP only if a pair has a label. `loss` is the training objective."""
     mlm_loss, nsp_loss, mlm_correct, nsp_correct = sums
     masked, labelled = max(counts[0], 1), counts[1]
     row = {"mlm_loss": mlm_loss / masked, "mlm_accuracy": mlm_correct / masked}
@@ -117,13 +117,13 @@ def _mean_losses(sums: list[float], counts: list[float]) -> dict[str, float]:
 
 
 class _Spikes:
-    """Mean and variance of the steps' losses, weighted exponentially (West 1979, doi 10.1145/359146.359153)."""
+    """Exponentially weighted mean and variance of the losses (West 1979, doi 10.1145/359146.359153)."""
 
     def __init__(self) -> None:
         self.steps, self.mean, self.variance = 0, 0.0, 0.0
 
     def see(self, loss: float) -> bool:
-        """Whether this loss is a spike; it then leaves mean and variance as they were."""
+        """Return whether this loss is a spike. A spike does not change the mean and variance."""
         deviation = loss - self.mean
         if self.steps >= SPIKE_FIRST_STEPS and deviation > SPIKE_DEVIATIONS * math.sqrt(self.variance):
             return True

@@ -87,7 +87,7 @@ def truncate_random_segment(tokens_a, tokens_b, max_num_tokens, rng):
 
 def masked_lm(tokens, *, is_continuation, specials, masked_lm_prob, max_predictions, whole_words, per_word, mask_id,
               vocab_size, rng):  # fmt: skip
-    """(position, what stands there now) in the order of the row."""
+    """(position, token id after masking) in the order of the row."""
     cand_indexes = []
     for i, token in enumerate(tokens):
         if token in specials:

@@ -1,4 +1,4 @@
-"""The plan against what is then built; its counts against the model and PyTorch's counter."""
+"""The plan compared with the artifacts built afterwards; its counts with the model and PyTorch's counter."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def one_probe():
     found = {}
 
     def measured(job, *where):
-        lengths = tuple(phase["max_seq_length"] for phase in job["section"]["phases"])
+        lengths = tuple(phase.max_seq_length for phase in job.section.phases)
         found[lengths] = found.get(lengths) or measure_pace(job, *where)
         return found[lengths]
 
@@ -73,7 +73,7 @@ def packaged(name: str) -> Recipe:
     return load_recipe(recipe_files()[name])
 
 
-def test_demo_takes_what_the_plan_said(tmp_path):
+def test_the_plan_of_demo_holds(tmp_path):
     recipe = packaged("demo")
     plan = make_plan(recipe, tmp_path, time_training=False)
     assert plan["survey"]["share_read"] == 1
@@ -84,7 +84,7 @@ def test_demo_takes_what_the_plan_said(tmp_path):
 
 
 @pytest.mark.slow
-def test_small_takes_what_the_plan_said(tmp_path):
+def test_the_plan_of_small_holds(tmp_path):
     if not os.environ.get("BERT_PIPELINE_DATA"):
         pytest.skip("BERT_PIPELINE_DATA names no folder of real text")
     recipe = packaged("small")
@@ -128,7 +128,7 @@ def test_a_sample_stands_for_the_whole(text_recipe, tmp_path, monkeypatch):
     assert sum(found.documents.values()) == 2000 and not found.is_whole
     assert 140_000 < found.sample_characters <= 150_000
     mean = sum(found.characters.values()) / 2000
-    assert found.sample_characters / len(found.sample) == close(mean, 0.2)  # of the head it would be a fifth
+    assert found.sample_characters / len(found.sample) == close(mean, 0.2)  # in the head of the file it is a fifth
 
 
 def test_the_plan_holds_where_the_sample_is_a_part(tmp_path, monkeypatch):
@@ -160,7 +160,7 @@ def test_the_largest_shard_is_foreseen(num_documents, documents_per_shard):
     assert largest_shard(section, found) == pytest.approx(10 * max(sizes))
 
 
-def test_what_cannot_fit_is_refused(small_disk, monkeypatch, capsys, tiny_recipe, tmp_path):
+def test_a_recipe_that_does_not_fit_on_disk_is_refused(small_disk, monkeypatch, capsys, tiny_recipe, tmp_path):
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(small_disk))
     recipe = tmp_path / "tiny.toml"
     text = (Path(__file__).parents[1] / "orchestration" / "recipes" / "tiny.toml").read_text()
@@ -176,7 +176,9 @@ def test_what_cannot_fit_is_refused(small_disk, monkeypatch, capsys, tiny_recipe
 
 def test_the_refusal_counts_bytes():
     disk = {"artifacts": {"raw_corpus": 10, "nsp_dataset": 90}, "needed": 100, "free": 60, "place": "here"}
-    with pytest.raises(DoesNotFit, match=r"needs 100 bytes, most of them for nsp_dataset, and 60 are free .* free 40"):
+    with pytest.raises(
+        DoesNotFit, match=r"needs 100 bytes, most of them for nsp_dataset, but only 60 are free .* free 40"
+    ):
         assert_fits({"recipe": "r", "dupe_factor": 5, "disk": disk})
     assert_fits({"recipe": "r", "dupe_factor": 5, "disk": disk | {"free": 100}})
 
@@ -244,9 +246,9 @@ def test_a_budget_becomes_steps_where_its_speed_is_measured(text_recipe, tmp_pat
     assert plan["training"]["per_device_tokens"] == 4096
 
 
-def test_a_budget_that_allows_nothing_here_is_told_and_the_rest_planned(text_recipe, tmp_path, caplog):
+def test_a_budget_that_is_too_small_is_reported_and_the_rest_planned(text_recipe, tmp_path, caplog):
     plan = make_plan(with_budget(text_recipe, 1e-6), tmp_path)
-    assert "not on this machine: pretrain.budget_minutes = 1e-06 leaves" in caplog.text
+    assert "cannot be trained on this machine: pretrain.budget_minutes = 1e-06 leaves" in caplog.text
     assert plan["seconds"]["pretrained_checkpoint"] is None and plan["disk"]["needed"] > 0
 
 
@@ -269,20 +271,20 @@ def test_weights_are_counted_exactly():
 
 
 def test_operations_are_those_that_pytorch_counts():
-    """Equal: packed pairs have no padding, and neither counts what is no matrix product. A tenth of a pair is asked."""
+    """Exactly: packed pairs have no padding, and both count matrix products only. A tenth of each pair is output."""
     loss = PretrainingLoss(build_model(MODEL, 1000, seed=1)).train()  # dropout takes attention's path of products
     lengths = torch.tensor([40, 20, 30, 60])
     tokens, masked = int(lengths.sum()), int(lengths.sum()) // 10 - len(lengths)
-    asked_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths // 10).cumsum(0)]).int()
-    is_first = torch.isin(torch.arange(tokens // 10), asked_offsets)
+    output_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), (lengths // 10).cumsum(0)]).int()
+    is_first = torch.isin(torch.arange(tokens // 10), output_offsets)
     with FlopCounterMode(display=False) as counter:
         sums = loss(
             input_ids=torch.randint(5, 1000, (1, tokens)),
             token_type_ids=torch.zeros(1, tokens, dtype=torch.int64),
             position_ids=torch.cat([torch.arange(length) for length in lengths.tolist()])[None],
             offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).int(),
-            asked=torch.randperm(tokens)[: tokens // 10],
-            asked_offsets=asked_offsets,
+            output_positions=torch.randperm(tokens)[: tokens // 10],
+            output_offsets=output_offsets,
             masked=torch.arange(tokens // 10)[~is_first],
             masked_labels=torch.randint(5, 1000, (masked,)),
             next_sentence_label=torch.randint(0, 2, (len(lengths),)),

@@ -20,7 +20,7 @@ def two(tmp_path) -> Path:
 
 @pytest.fixture
 def new_job(tiny, tiny_recipe):
-    """Writes the file of a job into a folder, changed as it is told; each step has a row."""
+    """A function that writes the file of a job into a folder; each step has a row of metrics."""
     return partial(job_for, tiny, tiny_recipe, log_every=1)
 
 
@@ -42,7 +42,7 @@ def undisturbed_two(tiny, tiny_recipe, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(tiny, tiny_recipe, tmp_path_factory):
-    """The artifact of an undisturbed training under the launcher, and the rows that it told of."""
+    """The artifact of an undisturbed training under the launcher, and the rows that it reported."""
     rows: list[Row] = []
     out = tmp_path_factory.mktemp("trained") / "pretrained_checkpoint"
     return make_stage("pretrained_checkpoint", tiny_recipe, tiny, out, rows.append), rows
@@ -50,12 +50,12 @@ def trained(tiny, tiny_recipe, tmp_path_factory):
 
 @pytest.fixture
 def memory_group(tmp_path):
-    """A control group whose memory is limited by writing to a file; the kernel kills what goes beyond."""
+    """A control group with an adjustable memory limit; the kernel kills processes that exceed it."""
     root = Path("/sys/fs/cgroup/memory")
     group = root / f"bert-pipeline-test-{os.getpid()}"
     try:
         group.mkdir()
     except OSError as error:
-        pytest.skip(f"no control group for memory (version 1) can be made here: {error}")
+        pytest.skip(f"no control group for memory (version 1) can be created here: {error}")
     yield group
     group.rmdir()

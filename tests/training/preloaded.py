@@ -1,4 +1,4 @@
-"""Imported by the process that training runs are forked from: what takes each of them seconds, and starts no thread."""
+"""Preloaded by the server that training runs are forked from: slow imports that start no thread."""
 
 import pandas as pd
 import torch
@@ -9,4 +9,4 @@ from bert_pipeline.training import pretrain
 
 __all__ = ["AutoTokenizer", "BertForPreTraining", "pd", "pretrain", "torch"]
 
-draw(new_stream(1, DROPOUT, number=0, row=0))  # numba reads what it knows of types and functions at its first call
+draw(new_stream(1, DROPOUT, number=0, row=0))  # the first call loads numba's compiled functions

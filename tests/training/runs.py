@@ -1,6 +1,6 @@
 """Training runs for tests: as processes of their own, or by the hundred as forks of one that has imported torch.
 
-One process or several; undisturbed, or with something that happens to one of them (sabotaged.py).
+With one process or several; undisturbed, or with a fault injected into one of them (sabotaged.py).
 """
 
 import contextlib
@@ -28,9 +28,11 @@ from processes import commands
 from safetensors.torch import load_file
 
 from bert_pipeline.formats.metrics import Row, read_rows
+from bert_pipeline.recipe import PretrainRecipe
+from bert_pipeline.training.batches.dataset import PairDataset, open_masker
+from bert_pipeline.training.job import Job
 from bert_pipeline.training.launch.budget import Pace
 from bert_pipeline.training.launch.build import TrainingFailed
-from bert_pipeline.training.pretrain import Job
 
 ROOT = Path(__file__).parents[2]
 SABOTAGED = Path(__file__).with_name("sabotaged.py")
@@ -52,15 +54,16 @@ def job_for(
     first_phase: dict | None = None,
     **section: Any,
 ) -> Path:
-    """The file of a job in `out`; what is given beside it changes the recipe."""
+    """Write the file of a job into `out`; the keyword arguments change the recipe."""
     (out / "work").mkdir(parents=True, exist_ok=True)
-    told = recipe.pretrain.model_dump(mode="json") | section
-    told["phases"][0] |= first_phase or {}
+    changed = recipe.pretrain.model_dump(mode="json") | section
+    changed["phases"][0] |= first_phase or {}
     job = Job(
-        section=told,
-        model=recipe.model.model_dump(mode="json") | (model or {}),
-        **{kind: str(tiny[kind].path) for kind in ("tokenizer", "nsp_dataset", "masked_dataset")},
-        out=str(out),
+        section=PretrainRecipe.model_validate_json(json.dumps(changed)),
+        model=recipe.model.model_copy(update=model or {}),
+        masking=recipe.masking,
+        **{kind: tiny[kind].path for kind in ("tokenizer", "nsp_dataset", "masked_dataset")},
+        out=out,
         identity="test",
         per_device_tokens=per_device_tokens,
     )
@@ -68,8 +71,14 @@ def job_for(
     return out / "work" / "job.json"
 
 
+def open_dataset(tiny: dict, recipe, max_seq_length: int, split: str = "train") -> PairDataset:
+    """A split as training opens it."""
+    paths = (tiny[kind].path for kind in ("nsp_dataset", "masked_dataset"))
+    return PairDataset(*paths, max_seq_length, split, open_masker(recipe.masking, tiny["tokenizer"].path))
+
+
 def start(command: Sequence[object], **environment: str) -> subprocess.Popen:
-    """In a session of its own, which `finish` leaves empty."""
+    """Start a process in a session of its own; `finish` kills what is left of the session."""
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
@@ -82,7 +91,7 @@ def start(command: Sequence[object], **environment: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, expected: int = 0) -> str:
-    """Wait for it, and return what it said."""
+    """Wait for the process and return its output."""
     try:
         said = process.communicate(timeout=PATIENCE_SECONDS)[0]
     finally:
@@ -93,14 +102,14 @@ def finish(process: subprocess.Popen, expected: int = 0) -> str:
 
 
 def trainers_of(folder: Path) -> list[int]:
-    """The training processes, without what launched them, of a job below the folder."""
+    """Process ids of the training processes, without their launchers, of jobs below the folder."""
     module = ["-m", "bert_pipeline.training.pretrain"]
     found = commands().items()
     return [number for number, command in found if command[1:3] == module and command[3].startswith(str(folder))]
 
 
 def trace(out: Path) -> list[Row]:
-    """The numbers of a run, without its clock."""
+    """The metrics of a run, without those that depend on the clock."""
     return [{k: v for k, v in row.items() if k not in CLOCKED} for row in read_rows(out / "metrics.jsonl")]
 
 
@@ -112,8 +121,9 @@ def assert_identical(found, expected):
 
 
 def fork(function: Callable[..., None], *arguments: Any, log: Path) -> ForkServerProcess:
-    """Call a function in a fork of a server that has imported torch, but has started no thread; what it says is
-    added to `log`. The import takes seconds, a fork milliseconds.
+    """Call a function in a fork of a server that has imported torch but started no thread; append its output to `log`.
+
+    The import takes seconds, a fork milliseconds.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "pytest", "training.preloaded", "training.runs"])
@@ -139,7 +149,7 @@ def _say_to(log: Path, environment: dict[str, str], function: Callable[..., None
 def train_and_witness(
     job_file: Path, attempt: int = 0, before_step: Callable[[int], None] = lambda number: None
 ) -> None:
-    """Train on one core, and write what each step is about to train on to a file beside the job."""
+    """Train on one core, and write a digest of each step's batch to a file beside the job."""
     from bert_pipeline.training import pretrain
 
     class Witness(pretrain.StepReader):
@@ -157,14 +167,14 @@ def train_and_witness(
                 yield number, step, waited
 
     pretrain.StepReader = Witness
-    pretrain.matmul_peak = lambda device, dtype: 1e9  # a second of every start, and no part of the trace
+    pretrain.matmul_peak = lambda device, dtype: 1e9  # measuring takes a second, and is no part of the trace
     os.environ["ACCELERATE_USE_CPU"] = "true"
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    pretrain.train(Job(**json.loads(job_file.read_text())))
+    pretrain.train(Job.read(job_file))
 
 
 def fork_ranks(program, arguments, processes, log, sabotage=NOTHING, **given):
-    """Start a Python file in so many processes, as torchrun would."""
+    """Start a Python file in several processes, with the environment that torchrun would set."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
@@ -192,7 +202,7 @@ def exit_code(process):
 
 
 def train(job, processes, expected=0, **how):
-    """Train to the end; returns what the processes said."""
+    """Train to the end and return the output of the processes."""
     log = job.parents[1] / f"said-{time.monotonic_ns()}"
     codes = [exit_code(process) for process in fork_ranks(SABOTAGED, [job], processes, log, **how)]
     said = log.read_text()
@@ -203,7 +213,7 @@ def train(job, processes, expected=0, **how):
 def train_in_a_fork(
     command: Sequence[str], environment: Mapping[str, str], log_file: Path, follow: Callable[[], None]
 ) -> None:
-    """In place of `launch._run`: the training process itself, on the job that the command names."""
+    """Replaces `launch._run`: runs the training process directly, on the job that the command names."""
     process = fork(run_main, str(SABOTAGED), [command[-1]], dict(environment), log=log_file)
     try:
         while process.is_alive():
@@ -217,9 +227,9 @@ def train_in_a_fork(
         raise TrainingFailed(f"training ended with exit code {code}:\n{log_file.read_text()}")
 
 
-def measure_pace_in_a_fork(job: Mapping[str, Any], folder: Path, environment: Mapping[str, str]) -> Pace:
-    """In place of `budget.measure_pace`: each figure is measured for a tenth of the time."""
-    (folder / "probe-job.json").write_text(json.dumps(job))
+def measure_pace_in_a_fork(job: Job, folder: Path, environment: Mapping[str, str]) -> Pace:
+    """Replaces `budget.measure_pace`: measures each figure for a tenth of the time."""
+    job.write(folder / "probe-job.json")
     process = fork(
         _probe, folder / "probe-job.json", folder / "probe.json", dict(environment), log=folder / "probe.log"
     )
@@ -232,11 +242,11 @@ def _probe(job_file: Path, pace_file: Path, environment: dict[str, str]) -> None
 
     os.environ |= environment
     probe.TIMED_SECONDS = 0.1
-    pace_file.write_text(json.dumps(asdict(probe.Probe(json.loads(job_file.read_text())).pace())))
+    pace_file.write_text(json.dumps(asdict(probe.Probe(Job.read(job_file)).pace())))
 
 
 def torchrun(job, sabotage, *, restarts, expected, **environment):
-    """The same under torchrun."""
+    """Train two processes under torchrun and return their output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", str(restarts), str(SABOTAGED), str(job)]
     return finish(start(command, SABOTAGE=sabotage, **environment), expected)

@@ -1,8 +1,8 @@
-"""Training in which something happens to a process: `python sabotaged.py JOB.json`, told by SABOTAGE.
+"""Training with an injected fault: `SABOTAGE=... python sabotaged.py JOB.json`.
 
-SABOTAGE="RANK PHASE STEP DEED", once, in the first attempt of a launch. RANK: a number, or `all`. PHASE: data (the
-batch is prepared), forward, backward, heldout, save. STEP counts from 0. DEED: a signal to the process itself (KILL,
-STOP, TERM), TERM-LAUNCHER, or NAN (the loss of a micro-batch; in the phase `backward`).
+SABOTAGE="RANK PHASE STEP DEED" happens once, in the first attempt of a launch. RANK: a number, or `all`. PHASE: data
+(the batch is prepared), forward, backward, heldout, save. STEP counts from 0. DEED: a signal to the process itself
+(KILL, STOP, TERM), TERM-LAUNCHER, or NAN (the loss of a micro-batch; only in the phase `backward`).
 """
 
 import os
@@ -33,18 +33,18 @@ def due(phase: str, step: int) -> bool:
     return True
 
 
-def come_to(phase: str, step: int) -> None:
+def enter(phase: str, step: int) -> None:
     if DEED != "NAN" and due(phase, step):
         launcher = DEED.endswith("-LAUNCHER")
         os.kill(os.getppid() if launcher else os.getpid(), getattr(signal, "SIG" + DEED.removesuffix("-LAUNCHER")))
 
 
 def before(owner, name, phase, step=lambda *_: at["step"]) -> None:
-    """Come to `phase` whenever `owner.name` is called."""
+    """Enter `phase` whenever `owner.name` is called."""
     original = getattr(owner, name)
 
     def wrapped(*arguments, **options):
-        come_to(phase, step(*arguments))
+        enter(phase, step(*arguments))
         return original(*arguments, **options)
 
     setattr(owner, name, wrapped)
@@ -60,14 +60,14 @@ def counted(self, *arguments):
 
 
 def poisoned(self, loss, **options):
-    come_to("backward", at["step"])
+    enter("backward", at["step"])
     backward(self, loss * float("nan") if DEED == "NAN" and due("backward", at["step"]) else loss, **options)
 
 
-utilization.SIZES["cpu"], utilization.TIMED_SECONDS = 64, 0.0  # a second of every start, and no part of the trace
+utilization.SIZES["cpu"], utilization.TIMED_SECONDS = 64, 0.0  # measuring takes a second, and is no part of the trace
 StepReader.read, Accelerator.backward = counted, poisoned
 before(StepReader, "step", "data", lambda _, number: number)
 before(PretrainingLoss, "forward", "forward")
 before(heldout, "heldout_scores", "heldout")
-before(pathlib.Path, "rename", "save")  # the last act of a save
+before(pathlib.Path, "rename", "save")  # the last call of a save
 runpy.run_module("bert_pipeline.training.pretrain", run_name="__main__")

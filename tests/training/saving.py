@@ -1,4 +1,4 @@
-"""Checkpoints of a small model, all a function of the step, so that what is loaded can be held against it."""
+"""Checkpoints of a small model whose content is a function of the step, so that loaded ones can be verified."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ KEPT = 2
 
 
 def model_at(step: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A model and its optimizer after a step of its own."""
+    """A model and its optimizer after one update, a function of `step`."""
     torch.manual_seed(step)
     model = nn.Sequential(nn.Embedding(60, 16), nn.Linear(16, 60))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -36,7 +36,7 @@ def save(folder: Path, *steps: int) -> None:
 
 
 def load(folder: Path) -> int:
-    """Load the newest, hold all it restored against what was saved, and return its step."""
+    """Load the newest checkpoint, compare it with what was saved, and return its step."""
     model, optimizer = model_at(0)
     step, state = checkpoints_in(folder).load_newest(model, optimizer)
     expected, expected_optimizer = model_at(step)

@@ -14,7 +14,7 @@ ABSENT = ("dagster", "mlflow", "datasets")
 
 @pytest.fixture(scope="module")
 def bare_packages(tmp_path_factory) -> Path:
-    """What is installed here without these; `python -S` sees nothing else."""
+    """The installed packages except ABSENT; `python -S` sees nothing else."""
     folder = tmp_path_factory.mktemp("packages")
     for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
         if not path.name.startswith(ABSENT) and path.suffix != ".pth":

@@ -94,7 +94,9 @@ def test_no_damage_goes_unseen(two, tmp_path, caplog, count):
         caplog.clear()
         assert load(two) == 1, (damage, name)
         assert (
-            str(newest) in caplog.text and name in caplog.text and "going back to the checkpoint before" in caplog.text
+            str(newest) in caplog.text
+            and name in caplog.text
+            and "falling back to the checkpoint before" in caplog.text
         )
         if damage is not remove:
             assert re.search(r"SHA-256 .*, but SHA256SUMS has .", caplog.text), caplog.text
@@ -114,7 +116,9 @@ def test_where_all_are_damaged_nothing_starts_from_the_beginning(two):
     for path in two.glob("*/model.safetensors"):
         path.write_bytes(b"")
     model, optimizer = model_at(0)
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: .*00002/model.*00001/model.*; remedy: "):
+    with pytest.raises(
+        CheckpointError, match=r"all checkpoints in .* are damaged: .*00002/model.*00001/model.*; remedy: "
+    ):
         checkpoints_in(two).load_newest(model, optimizer)
     assert all(map(torch.equal, model.parameters(), model_at(0)[0].parameters()))
 
@@ -126,7 +130,7 @@ def test_damaged_ones_do_not_count_as_kept(two):
 
 
 def test_a_run_that_went_back_replaces_what_is_ahead_of_it(two):
-    """It saves earlier (it was asked to stop), or at the same step again."""
+    """It saves an earlier step (because it was stopped), or the same step again."""
     save(two, 5)
     for path in (two / "step-00000005", two / "step-00000002"):
         (path / MODEL).write_bytes(b"")
@@ -139,7 +143,7 @@ def test_a_run_that_went_back_replaces_what_is_ahead_of_it(two):
     assert names_in(two) == steps(5, 7)
 
 
-def write_sums_anew(checkpoint: Path) -> None:
+def rewrite_sums(checkpoint: Path) -> None:
     (checkpoint / SUMS).write_text("".join(f"{line}\n" for line in _sums(checkpoint)))
 
 
@@ -149,8 +153,10 @@ def test_a_record_that_lacks_something_is_refused(two, key):
         record = json.loads((path / RECORD).read_text())
         del record[key]
         (path / RECORD).write_text(json.dumps(record))
-        write_sums_anew(path)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json is not of this checkpoint: expected .*; remedy"):
+        rewrite_sums(path)
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint\.json does not belong to this checkpoint: expected .*; remedy"
+    ):
         load(two)
 
 
@@ -179,7 +185,7 @@ def test_tensors_of_another_model_or_optimizer_are_refused(two, change, name, ke
     tensors = load_file(newest / name)
     change(tensors, key)
     save_file(tensors, newest / name)
-    write_sums_anew(newest)
+    rewrite_sums(newest)
     model, optimizer = model_at(0)
     with pytest.raises(CheckpointError, match=rf"00002/{name}: (another|{key}): expected .*, found .*; remedy: "):
         checkpoints_in(two).load_newest(model, optimizer)
@@ -200,12 +206,12 @@ def load_as(rank: int, port: int, folder: Path) -> None:
 
 
 def test_all_processes_load_what_the_main_process_chooses(two, tmp_path):
-    """Also where another process sees a newer one; a process that does not see the chosen one says so."""
+    """Also if another process sees a newer one. A process that does not see the chosen one raises an error."""
     (two / "step-00000002" / MODEL).write_bytes(b"")
     more, fewer = tmp_path / "more", tmp_path / "fewer"
     save(more, 1, 2)
     save(fewer, 2)
-    for other, expected in ((more, "process 1 loaded step 1"), (fewer, "CheckpointError: process 1 cannot read what")):
+    for other, expected in ((more, "process 1 loaded step 1"), (fewer, "CheckpointError: process 1 cannot read the")):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

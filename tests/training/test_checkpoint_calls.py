@@ -196,7 +196,7 @@ def test_a_disk_that_is_full_at_any_moment_of_a_save(small_disk, caplog, levels)
             stream.write(bytes(disk.f_bavail * disk.f_frsize - int(free)))
         caplog.clear()
         save(folder, 3)
-        failed += "could not be saved, training goes on without it" in caplog.text
+        failed += "could not be saved, training continues without it" in caplog.text
         assert load(folder) == (2 if caplog.text else 3)
         filler.unlink()
         save(folder, 1, 2)
@@ -219,7 +219,7 @@ def test_the_third_failed_save_in_a_row_stops(small_disk, caplog):
             filler.unlink()
             checkpoints.save(4, *model_at(4), state_at(4))
     with pytest.raises(
-        CheckpointError, match=r"step-00000007 could not be saved, the third .*; remedy: see to the disk"
+        CheckpointError, match=r"step-00000007 could not be saved, the third .*; remedy: repair or free the disk"
     ):
         checkpoints.save(7, *model_at(7), state_at(7))
     assert load(folder) == 4

@@ -59,7 +59,7 @@ def test_the_same_text_gives_the_same_logits_under_other_numbers(foreign, taken_
     assert not torch.equal(theirs["input_ids"], ours["input_ids"])
     pieces = read_tokenizer(taken_over).get_vocab()
     numbers = torch.tensor([pieces[piece] for piece in PIECES])  # ours, in their order
-    model = initial_model(ModelRecipe(**SIZES), taken_over, 1, str(foreign)).eval()
+    model = initial_model(ModelRecipe(**SIZES), taken_over, 1, foreign).eval()
     fresh = build_model(ModelRecipe(**SIZES), len(PIECES), 1)
     with torch.inference_mode():
         expected = BertModel.from_pretrained(foreign).eval()(**theirs).last_hidden_state
@@ -81,7 +81,7 @@ def test_the_same_text_gives_the_same_logits_under_other_numbers(foreign, taken_
 
 
 def test_what_the_model_lacks_is_a_function_of_the_seed(foreign, taken_over):
-    one, again, other = (initial_model(ModelRecipe(**SIZES), taken_over, s, str(foreign)) for s in (1, 1, 2))
+    one, again, other = (initial_model(ModelRecipe(**SIZES), taken_over, s, foreign) for s in (1, 1, 2))
     assert one.config.vocab_size == 128 > len(PIECES), "the rows that pad are fresh"
     weights = one.get_input_embeddings().weight
     assert torch.equal(weights, again.get_input_embeddings().weight)

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training.runs import exit_code, fork, job_for, trace, train_and_witness, trainers_of
+from training.runs import exit_code, fork, job_for, open_dataset, trace, train_and_witness, trainers_of
 
 from bert_pipeline.stages import make_stage
 from bert_pipeline.store import artifact
-from bert_pipeline.training.batches.dataset import PairDataset
 from bert_pipeline.training.checkpoint import CheckpointError, Checkpoints
 from bert_pipeline.training.launch import build as launch
 from bert_pipeline.training.pretrain import EXIT_RESUME
@@ -29,7 +28,7 @@ CHECKPOINT_EVERY = 5
 
 
 def long_job(tiny, recipe, out: Path) -> Path:
-    """A row of metrics for every step; the data end and begin anew in it, and a step has several micro-batches."""
+    """A row of metrics for every step; an epoch ends and the next begins in it, and a step has several micro-batches."""
     often = {"log_every": 1, "eval_every": 20, "checkpoint_every": CHECKPOINT_EVERY}
     return job_for(tiny, recipe, out, first_phase={"num_steps": 120}, **often)
 
@@ -94,7 +93,7 @@ def test_runs_killed_at_random_moments_end_as_if_undisturbed(tiny, tiny_recipe, 
     killed, most, runs = 0, 0, 0
     resumed_from: Counter[int] = Counter()
     while killed < kills or most < 3:
-        assert runs < 3 * kills, "runs end before they are killed, or are not gone on with"
+        assert runs < 3 * kills, "runs end before they are killed, or do not resume"
         out = tmp_path / f"run-{runs}"
         job, log = long_job(tiny, tiny_recipe, out), out / "log"
         runs += 1
@@ -120,8 +119,7 @@ def test_runs_killed_at_random_moments_end_as_if_undisturbed(tiny, tiny_recipe, 
 
 def test_the_killed_runs_pass_the_end_of_an_epoch_and_accumulate(tiny, tiny_recipe, undisturbed):
     """What the test above is to prove nothing without."""
-    paths = (tiny[kind].path for kind in ("nsp_dataset", "masked_dataset", "tokenizer"))
-    assert PairDataset(*paths, 32, "train").num_rows(0) < 120 * 16
+    assert open_dataset(tiny, tiny_recipe, 32).num_rows(0) < 120 * 16
     assert max(line["parts"] for line in samples(undisturbed)) > 1
     losses = [row["loss"] for row in trace(undisturbed) if "loss" in row]
     assert len(set(losses)) == len(losses) == 124
@@ -160,13 +158,15 @@ def test_a_full_disk_stops_a_run_late_and_gently(tiny, tiny_recipe, tmp_path, sm
     checkpoints.symlink_to(small_disk)
     process = fork(train_and_witness, job, log=log)
     code, said = exit_code(process), log.read_text()
-    assert code == 1 and said.count("could not be saved, training goes on without it") == 2, said
-    assert "could not be saved, the third failure in a row" in said and "; remedy: see to the disk under" in said
+    assert code == 1 and said.count("could not be saved, training continues without it") == 2, said
+    assert (
+        "could not be saved, the third failure in a row" in said and "; remedy: repair or free the disk under" in said
+    )
     saved = sorted(path.name for path in checkpoints.iterdir())
     assert saved and all(path.startswith("step-") and not path.endswith(".partial") for path in saved)
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
     run(job, log)
-    assert f"going on after step {int(saved[-1].removeprefix('step-'))}" in log.read_text()
+    assert f"resuming after step {int(saved[-1].removeprefix('step-'))}" in log.read_text()
     assert trace(tmp_path) == trace(undisturbed)
     assert weights(tmp_path) == weights(undisturbed)
 
@@ -213,7 +213,7 @@ def test_a_training_process_that_is_killed_is_named_and_goes_on(tiny, tiny_recip
     with pytest.raises(launch.TrainingFailed, match="SIGKILL"):
         make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out", kill_after_a_checkpoint)
     assert not (tmp_path / "out").exists()
-    assert list(tmp_path.glob("out.partial/work/checkpoints/step-*")), "what the next run goes on from"
+    assert list(tmp_path.glob("out.partial/work/checkpoints/step-*")), "the checkpoint that the next run resumes from"
 
 
 class ReadyToTrain(Exception):
@@ -248,7 +248,8 @@ def test_a_run_of_changed_inputs_does_not_go_on(tiny, tiny_recipe, tmp_path, mon
         out = tmp_path / what
         recipe, inputs = altered(tiny_recipe, tiny, out, what)
         paths = [inputs[kind].path for kind in ("tokenizer", "nsp_dataset", "masked_dataset")]
-        build = partial(launch.build_pretrained_checkpoint, recipe.pretrain, recipe.model, *paths, on_row=print)
+        sections = recipe.pretrain, recipe.model, recipe.masking
+        build = partial(launch.build_pretrained_checkpoint, *sections, *paths, on_row=print)
         origin = artifact.origin("pretrained_checkpoint", {}, {}, "another" if what == "own code" else "1")
         with pytest.raises(ReadyToTrain):
             artifact.make(out / "pretrained", origin, lambda folder, build=build: build(out=folder))
@@ -259,6 +260,6 @@ def test_a_run_of_changed_inputs_does_not_go_on(tiny, tiny_recipe, tmp_path, mon
     before = json.loads(next(tmp_path.glob("checkpoints/*/checkpoint.json")).read_text())["identity"]
     for now in identities.values():
         with pytest.raises(
-            CheckpointError, match=rf"of another recipe, of other data or of other code \({before}, not {now}\); remedy"
+            CheckpointError, match=rf"to another recipe, other data or other code \({before}, not {now}\); remedy"
         ):
             Checkpoints(tmp_path / "checkpoints", now, 2).load_newest(model, optimizer)

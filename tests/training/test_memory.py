@@ -1,4 +1,4 @@
-"""What is free for a process, and what a want of memory is called."""
+"""Free memory of a process, and the errors when it is not enough."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 import torch
 from training.runs import exit_code, fork, job_for, train_and_witness
 
-from bert_pipeline.training.memory import TooLittleMemory, free_on_cpu, want_of_memory_explained
+from bert_pipeline.training.memory import TooLittleMemory, explain_out_of_memory, free_on_cpu
 
 GB = 10**9
 LITTLE = 512 * 2**20
@@ -64,10 +64,10 @@ def test_a_device_without_room_is_told_with_the_remedy():
             pytest.raises(
                 TooLittleMemory, match=r"at most 4,096 tokens does not fit: .*remedy: a smaller BERT_PIPELINE_PER"
             ),
-            want_of_memory_explained(4096),
+            explain_out_of_memory(4096),
         ):
             raise error
-    with pytest.raises(RuntimeError, match=r"^another$"), want_of_memory_explained(4096):
+    with pytest.raises(RuntimeError, match=r"^another$"), explain_out_of_memory(4096):
         raise RuntimeError("another")
 
 
@@ -84,8 +84,9 @@ def test_a_micro_batch_that_cannot_fit_is_named_before_the_first_step(tiny, tiny
     process = fork(train_in_little_memory, memory_group, job, log=tmp_path / "log")
     code, said = exit_code(process), (tmp_path / "log").read_text()
     assert code == 1, said
-    told = re.search(r"TooLittleMemory: a micro-batch of ([\d,]+) tokens needs ([\d,]+) MB at least \(.* can have "
-                     r"([\d,]+) MB; remedy: BERT_PIPELINE_PER_DEVICE_TOKENS=(\d+), or auto", said)  # fmt: skip
+    told = re.search(r"TooLittleMemory: a micro-batch of ([\d,]+) tokens needs at least ([\d,]+) MB \(.* but only "
+                     r"([\d,]+) MB are free for each process; remedy: "
+                     r"BERT_PIPELINE_PER_DEVICE_TOKENS=(\d+), or auto", said)  # fmt: skip
     assert told, said
     tokens, needed, free, fitting = (int(each.replace(",", "")) for each in told.groups())
     assert tokens > 50_000 and needed > LITTLE / 1e6 >= free

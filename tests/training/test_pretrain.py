@@ -60,7 +60,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path,
 
 @pytest.mark.slow
 def test_a_compiled_run_in_bfloat16_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path):
-    """On two threads; each start compiles anew, for the batch that it happens to begin with."""
+    """On two threads; each start compiles again, for the first batch that it sees."""
     settings = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}
     settings |= {"ACCELERATE_DYNAMO_USE_DYNAMIC": "true", "OMP_NUM_THREADS": "2"}
     outs = [tmp_path / name for name in ("once", "again", "killed")]
@@ -68,7 +68,7 @@ def test_a_compiled_run_in_bfloat16_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_p
     for job in jobs[:2]:
         train(job, 1, **settings)
     train(jobs[2], 1, expected=-signal.SIGKILL, sabotage="0 forward 7 KILL", **settings)
-    assert "going on after step" in train(jobs[2], 1, **settings)
+    assert "resuming after step" in train(jobs[2], 1, **settings)
     weights = [load_file(out / "model.safetensors") for out in outs]
     for out, found in zip(outs[1:], weights[1:], strict=True):
         assert trace(out) == trace(outs[0])
@@ -89,7 +89,7 @@ def test_a_run_whose_launcher_was_killed_saves_and_stops(tiny, tiny_recipe, tmp_
     [again] = fork_ranks(SABOTAGED, [job], 1, tmp_path / "said", BERT_PIPELINE_LAUNCHER=str(launcher.pid))
     assert exit_code(again) == EXIT_RESUME
     said = (tmp_path / "said").read_text()
-    stops = [int(step) for step in re.findall(r"stopped after step (\d+) of 12; run again to go on", said)]
+    stops = [int(step) for step in re.findall(r"stopped after step (\d+) of 12; run again to resume", said)]
     assert stops[0] >= 3 and stops[1] == stops[0] + 1 and said.count("the launcher was killed") == 2
 
 
@@ -116,7 +116,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(tiny, tiny_recipe, tmp_pa
     content[-5] ^= 1
     (newest / "model.safetensors").write_bytes(content)
     said = train(job, 1)
-    assert "model.safetensors is damaged: SHA-256" in said and "going on after step 9" in said
+    assert "model.safetensors is damaged: SHA-256" in said and "resuming after step 9" in said
     assert trace(tmp_path / "run") == trace(undisturbed)
 
 
@@ -125,7 +125,7 @@ def test_work_of_another_recipe_is_refused(tiny, tiny_recipe, tmp_path, undistur
     job = job_for(tiny, tiny_recipe, tmp_path / "run")
     job.write_text(job.read_text().replace('"identity": "test"', '"identity": "other"'))
     said = train(job, 1, expected=1)
-    assert "holds work of another recipe" in said and f"remedy: remove {tmp_path / 'run'}" in said
+    assert "belongs to another recipe" in said and f"remedy: remove {tmp_path / 'run'}" in said
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(tiny, tiny_recipe, tmp_path):

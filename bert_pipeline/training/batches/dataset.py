@@ -1,11 +1,11 @@
-"""Which pairs a step trains on.
+"""Random access to the training and held-out pairs, with their masks.
 
-Sample k of a run is a function of (seed, k) alone: the samples of an epoch are the rows of one pass, in
-an order that can be entered anywhere. So batch n is samples n * B to (n + 1) * B, on any number of
-processes, and a resumed run is where it was without reading anything twice.
+Sample k of a run is a function of (seed, k) only: an epoch is the rows of one pass in a shuffled order that can be
+computed from any position. So batch n is samples n * B to (n + 1) * B on any number of processes, and a resumed run
+continues without reading anything twice.
 
-The shards stay memory-mapped. Python cuts each row out of its shard, in about a microsecond; what goes
-over tokens is compiled and leaves the interpreter to the training loop meanwhile.
+The shards are memory-mapped. Python slices each row out of its shard in about a microsecond; loops over tokens are
+compiled and release the interpreter to the training loop.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,33 +22,33 @@ from bert_pipeline.formats.pairs import IGNORE_INDEX, MaskShard, PairShard, num_
 from bert_pipeline.formats.tables import shard_key, shard_paths
 from bert_pipeline.formats.tokenizer import continuation_pieces, read_tokenizer
 from bert_pipeline.recipe import MaskingRecipe
-from bert_pipeline.store import artifact
 
 Columns = tuple[memoryview, ...]
-"""The columns of a mapped PairShard or MaskShard, in their order. Rows are cut out of a memoryview in two
-thirds of the time that numpy takes for it."""
+"""The columns of a memory-mapped PairShard or MaskShard, in their order. Slicing a memoryview takes two thirds of the
+time of slicing a numpy array."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a training, or a part of it, is asked to compute on."""
+    """Amounts that determine how much training, or a part of it, computes."""
 
     tokens: float
     squared_lengths: float
-    """The sum over rows of length**2: each token attends to all tokens of its row."""
+    """Sum over rows of length**2: each token attends to all tokens of its row."""
     masked: float
+    """Masked tokens."""
     pairs: float
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Pairs with their masks, before padding: the columns of a PairShard and of a MaskShard, for rows of any shards."""
+    """Pairs with their masks, unpadded: the columns of a PairShard and a MaskShard, for rows from any shards."""
 
-    input_ids: np.ndarray  # (tokens,) the originals; row n is input_ids[offsets[n]:offsets[n + 1]]
+    input_ids: np.ndarray  # (tokens,) before masking; row n is input_ids[offsets[n]:offsets[n + 1]]
     offsets: np.ndarray  # (rows + 1,) from 0
     segment_a_length: np.ndarray  # (rows,)
     next_sentence_label: np.ndarray  # (rows,)
-    masked_positions: np.ndarray  # (masked tokens,) places in the row
+    masked_positions: np.ndarray  # (masked tokens,) positions in the row
     masked_input_ids: np.ndarray  # (masked tokens,)
     mask_offsets: np.ndarray  # (rows + 1,) from 0
 
@@ -74,10 +74,11 @@ class Rows:
 
     @property
     def load(self) -> Load:
-        """What a model computes on these rows."""
+        """Amounts that determine how much a model computes on these rows."""
         return Load(self.num_tokens, int((self.lengths**2).sum()), self.num_masked, len(self))
 
     def take(self, places: np.ndarray) -> "Rows":
+        """The rows with these numbers, in this order."""
         offsets = _offsets(self.lengths[places])
         mask_offsets = _offsets(np.diff(self.mask_offsets)[places])
         return Rows(
@@ -92,17 +93,19 @@ class Rows:
 
 
 class PairDataset:
-    """The rows of one split at one sequence length, over all passes and, by drawing masks anew, all epochs."""
+    """The rows of one split at one sequence length, for any epoch.
+
+    Epochs beyond the passes on disk repeat the pairs of a pass under new masks, which `masker` draws. The held-out
+    split is read in epoch 0 only and needs no masker.
+    """
 
     def __init__(
-        self, nsp_dataset: Path, masked_dataset: Path, tokenizer: Path, max_seq_length: int, split: str
+        self, nsp_dataset: Path, masked_dataset: Path, max_seq_length: int, split: str, masker: Masker | None = None
     ) -> None:
-        self.max_seq_length, self.split = max_seq_length, split
-        section = artifact.load(masked_dataset, "masked_dataset").record["origin"]["section"]
-        vocabulary = read_tokenizer(tokenizer)
-        self.masker = Masker(MaskingRecipe(**section), continuation_pieces(vocabulary))
+        """Raise FileNotFoundError if the dataset has no rows of this length and split."""
+        self.max_seq_length, self.split, self.masker = max_seq_length, split, masker
         self.pairs: list[list[Columns]] = []  # by pass, by shard
-        self.masks: list[list[Columns]] = []  # the same; the masks of epochs beyond these are drawn
+        self.masks: list[list[Columns]] = []  # the same
         self._keys: list[np.ndarray] = []  # by pass: (shards,) int64
         self._starts: list[np.ndarray] = []  # by pass: (shards + 1,) int64, the number of rows before each shard
         for number in range(num_passes(nsp_dataset, max_seq_length, split)):
@@ -116,20 +119,21 @@ class PairDataset:
             self._keys.append(np.array([shard_key(path) for path in paths], np.int64))
         if not self.pairs:
             raise FileNotFoundError(
-                f"{nsp_dataset} holds no rows of {max_seq_length} tokens for {split}; remedy: build it with this recipe"
+                f"{nsp_dataset} has no rows of {max_seq_length} tokens for {split}; remedy: build it with this recipe"
             )
 
     def num_rows(self, epoch: int) -> int:
         return int(self._starts[epoch % len(self.pairs)][-1])
 
     def rows(self, epoch: int, indices: np.ndarray) -> Rows:
-        """Rows of pass `epoch` modulo the number of passes, under the masks of `epoch`."""
+        """Rows of pass `epoch` modulo the number of passes, with the masks of `epoch`."""
         number = epoch % len(self.pairs)
         shards, places = self._find(number, indices)
         pairs = _read_pairs(self.pairs[number], shards, places)
         if epoch < len(self.masks):
             masks = _read_masks(self.masks[epoch], shards, places)
         else:
+            assert self.masker is not None, f"epoch {epoch} of {self.split} has no masks on disk"
             masks = self.masker.mask(
                 pairs.input_ids,
                 pairs.offsets,
@@ -142,13 +146,13 @@ class PairDataset:
         return Rows(*vars(pairs).values(), *vars(masks).values())
 
     def samples(self, first: int, count: int, seed: int) -> Rows:
-        """Samples first to first + count of the endless sequence of shuffled epochs."""
+        """Samples `first` to `first + count` of the endless sequence of shuffled epochs."""
         return _concatenated([self.rows(epoch, indices) for epoch, indices in self._spans(first, count, seed)])
 
     def places(self, first: int, count: int, seed: int) -> list[dict[str, Any]]:
-        """Where these samples stand, JSON values by epoch: the rows of each file, by its path in either dataset.
+        """The files and rows of these samples by epoch, as JSON values. File paths are relative to either dataset.
 
-        The epoch says which masks they had: those of the masked_dataset's pass of this number, or drawn for it.
+        The epoch identifies the masks: read from the masked_dataset's pass of this number, or drawn for this epoch.
         """
         found = []
         for epoch, indices in self._spans(first, count, seed):
@@ -163,7 +167,7 @@ class PairDataset:
         return found
 
     def _spans(self, first: int, count: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(epoch, row numbers in its pass) of these samples, a span for each epoch that they lie in."""
+        """(epoch, row numbers in its pass) of these samples, one entry for each epoch they belong to."""
         cycle = sum(self.num_rows(number) for number in range(len(self.pairs)))
         epoch, skipped = first // cycle * len(self.pairs), first % cycle
         while skipped >= self.num_rows(epoch):
@@ -177,14 +181,18 @@ class PairDataset:
             epoch, skipped = epoch + 1, 0
 
     def _find(self, number: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(shard, row in it) of each of these rows of a pass."""
+        """The shard of each row of a pass, and its row number in the shard."""
         shards = np.searchsorted(self._starts[number], indices, side="right") - 1
         return shards, indices - self._starts[number][shards]
 
 
+def open_masker(section: MaskingRecipe, tokenizer: Path) -> Masker:
+    return Masker(section, continuation_pieces(read_tokenizer(tokenizer)))
+
+
 @njit(cache=True, nogil=True)
 def _take_spans(values, offsets, places, taken_offsets):
-    """values[offsets[n]:offsets[n + 1]] for each n of `places`, one after the other."""
+    """Concatenate values[offsets[n]:offsets[n + 1]] for each n in `places`."""
     taken = np.empty(taken_offsets[-1], values.dtype)
     for k in range(len(places)):
         n = places[k]
@@ -198,7 +206,7 @@ def _columns(shard: PairShard | MaskShard) -> Columns:
 
 def _read_pairs(columns: Sequence[Columns], shards: np.ndarray, places: np.ndarray) -> PairShard:
     """Row places[n] of shard shards[n], for every n."""
-    # Copied one by one: a list of views is thousands of objects for Python's garbage collector to visit.
+    # Copies, because a list of views is thousands of objects for Python's garbage collector to visit.
     originals, lengths, segment_a_lengths, labels = bytearray(), [], [], []
     for shard, row in zip(shards.tolist(), places.tolist(), strict=True):
         input_ids, offsets, segment_a_length, next_sentence_label = columns[shard]
@@ -234,7 +242,7 @@ def _concatenated(parts: Sequence[Rows]) -> Rows:
 
 
 def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(n + 1,) int64: where n things of these lengths begin and end when they lie one after the other."""
+    """(n + 1,) int64: the start and end of n consecutive items with these lengths."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

@@ -1,11 +1,10 @@
-"""What each optimizer step trains on: this process's share of its pairs, read ahead of the device."""
+"""The micro-batches of each optimizer step, prefetched in a thread."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,28 +25,23 @@ class Step:
 
 
 class StepReader:
-    """The steps of a recipe; the next one is prepared while the device works on this one."""
+    """The steps of a recipe. The next one is prepared while the device computes the current one."""
 
     def __init__(
         self,
         section: PretrainRecipe,
-        nsp_dataset: Path,
-        masked_dataset: Path,
-        tokenizer: Path,
+        datasets: Mapping[int, PairDataset],
         per_device_tokens: int,
         *,
         rank: int,
         world_size: int,
     ) -> None:
-        self.section, self.per_device_tokens = section, per_device_tokens
+        """`datasets`: the training split by `max_seq_length`, for the lengths of all phases."""
+        self.section, self.datasets, self.per_device_tokens = section, datasets, per_device_tokens
         self.rank, self.world_size = rank, world_size
-        self.datasets = {
-            length: PairDataset(nsp_dataset, masked_dataset, tokenizer, length, "train")
-            for length in {phase.max_seq_length for phase in section.phases}
-        }
 
     def step(self, number: int) -> Step:
-        """Step `number` from 0. Every process reads all rows, so the counts need no communication."""
+        """Step `number`, from 0. Every process reads all rows, so the counts need no communication."""
         dataset, first, count = self._samples(number)
         rows = dataset.samples(first, count, self.section.seed)
         by_length = np.argsort(rows.lengths, kind="stable")
@@ -59,19 +53,19 @@ class StepReader:
         )
 
     def most_tokens(self, first: int) -> int:
-        """Tokens of the largest micro-batch in step `first` and in the first steps of the phases after it."""
+        """Tokens of the largest micro-batch in step `first` and in the first step of each later phase."""
         starts = list(accumulate(phase.num_steps for phase in self.section.phases))[:-1]
         numbers = [first, *(start for start in starts if start > first)]
         return max(part["input_ids"].numel() for number in numbers for part in self.step(number).parts)
 
     def places(self, number: int) -> list[dict[str, Any]]:
-        """Where the pairs of step `number` stand, those of all processes; see PairDataset.places."""
+        """The files and rows of the pairs of step `number`, for all processes; see PairDataset.places."""
         dataset, first, count = self._samples(number)
         return dataset.places(first, count, self.section.seed)
 
     def _samples(self, number: int) -> tuple[PairDataset, int, int]:
-        """The dataset of step `number`, the first of the step's samples, and how many they are."""
-        seen = dict.fromkeys(self.datasets, 0)  # samples taken from each dataset before
+        """The dataset of step `number`, its first sample and its number of samples."""
+        seen = dict.fromkeys(self.datasets, 0)  # samples of each dataset used by earlier phases
         for phase in self.section.phases:
             if number < phase.num_steps:
                 break
@@ -81,7 +75,7 @@ class StepReader:
         return self.datasets[phase.max_seq_length], first, phase.global_batch_size
 
     def read(self, first: int, end: int) -> Iterator[tuple[int, Step, float]]:
-        """(number, step, seconds waited for it) for first to end."""
+        """Yield (number, step, seconds waited for it) for each number from `first` to `end` - 1."""
         with ThreadPoolExecutor(1) as reader:
             coming: Future[Step] = reader.submit(self.step, first)
             for number in range(first, end):

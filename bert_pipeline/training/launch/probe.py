@@ -1,8 +1,8 @@
-"""What one device holds, and how fast it trains: measured on pairs of the run, before the run.
+"""The probe: measures, before a run and on its pairs, which micro-batch fits into one device and how fast it trains.
 
-`python -m bert_pipeline.training.launch.probe JOB.json PACE.json`. A process of its own: it imports torch, and a
-micro-batch that is too large may cost it its life. It runs what the training loop runs, at the settings of the
-accelerate config, but on one device: what the devices lose by waiting for each other is not seen.
+`python -m bert_pipeline.training.launch.probe JOB.json PACE.json`. It is a separate process, because it imports torch
+and because a micro-batch that is too large may get it killed. It computes what the training loop computes, with the
+settings of the accelerate config, but on one device: time that devices spend waiting for each other is not measured.
 """
 
 import json
@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +28,11 @@ from bert_pipeline import settings
 from bert_pipeline.core.files import peak_memory
 from bert_pipeline.core.printable import log_to_stderr
 from bert_pipeline.formats.tokenizer import read_tokenizer
-from bert_pipeline.recipe import ModelRecipe, PhaseRecipe, PretrainRecipe
-from bert_pipeline.training.batches.dataset import PairDataset, Rows
+from bert_pipeline.recipe import PhaseRecipe
+from bert_pipeline.training.batches.dataset import PairDataset, Rows, open_masker
 from bert_pipeline.training.batches.packing import fill_up, micro_batches, pack
 from bert_pipeline.training.checkpoint import Checkpoints
+from bert_pipeline.training.job import Job
 from bert_pipeline.training.launch.budget import Pace
 from bert_pipeline.training.memory import TooLittleMemory, free_on_cpu
 from bert_pipeline.training.model.loss import PretrainingLoss
@@ -40,14 +40,14 @@ from bert_pipeline.training.model.model import build_model
 from bert_pipeline.training.model.optim import build_optimizer
 
 SMALLEST, LARGEST = {"cpu": 2_048, "cuda": 4_096}, {"cpu": 16_384, "cuda": 2**30}
-"""Tokens of the micro-batches that are tried; on a CPU larger ones gain nothing."""
+"""Range of the micro-batches to try, in tokens; larger ones are not faster on a CPU."""
 MEMORY_SHARE = 0.8
-"""Of what is free. The rest is for what the probe does not see: fragments, buckets of gradients, unlucky batches."""
+"""Share of the free memory to use. The rest is for fragmentation, gradient buckets and batches larger than measured."""
 AS_GOOD = 0.02
-"""The smallest micro-batch whose rate is so close to the best one is taken: it leaves memory."""
+"""The smallest micro-batch within this share of the best rate is chosen, because it leaves memory free."""
 TIMED_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0
-"""A micro-batch that would take longer is judged by a part of its pairs; a larger one is not tried."""
+"""A micro-batch that would take longer is timed on a part of its pairs, and larger ones are not tried."""
 
 log = logging.getLogger(__name__)
 
@@ -55,35 +55,35 @@ log = logging.getLogger(__name__)
 class Probe:
     """The model of a job on one device."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        self.job = job
-        self.section = PretrainRecipe.model_validate_json(json.dumps(job["section"]))
+    def __init__(self, job: Job) -> None:
+        self.job, self.section = job, job.section
         config = load_config_from_file(str(settings.accelerate_config()))
         self.num_processes = config.num_processes
-        # As `accelerate launch` hands it on: what it compiles is compiled here.
+        # Sets what `accelerate launch` would pass on, so that the probe compiles what the run compiles.
         settings.compile_as_configured(config.dynamo_config)
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.use_cpu)
         self.device = self.accelerator.device
-        neighbours = config.num_processes // config.num_machines
+        local_processes = config.num_processes // config.num_machines
         if self.device.type == "cpu":
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // neighbours))
-        self.memory = MEMORY_SHARE * (_free_on_cuda() if self.device.type == "cuda" else _for_us_on_cpu() / neighbours)
-        vocab_size = read_tokenizer(Path(job["tokenizer"])).get_vocab_size()
-        self.model = build_model(ModelRecipe(**job["model"]), vocab_size, self.section.seed).to(self.device)
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
+        on_cuda = self.device.type == "cuda"
+        self.memory = MEMORY_SHARE * (_free_on_cuda() if on_cuda else _available_on_cpu() / local_processes)
+        vocab_size = read_tokenizer(job.tokenizer).get_vocab_size()
+        self.model = build_model(job.model, vocab_size, self.section.seed).to(self.device)
         self.objective = PretrainingLoss(self.model)
         self.loss = self.accelerator.prepare(self.objective).train()
         self.optimizer = build_optimizer(self.section, self.model)
+        self.masker = open_masker(job.masking, job.tokenizer)
         self.rows = cache(self._rows)
 
     def pace(self) -> Pace:
-        asked = self.job["per_device_tokens"]
-        tokens = self.best_size() if asked == "auto" else asked
+        tokens = self.best_size() if self.job.per_device_tokens == "auto" else self.job.per_device_tokens
         pair_seconds = {}
         for phase in self.section.phases:
             part = self._affordable(self.rows(phase), tokens)
             seconds = self._time(partial(self._forward_and_backward, part, tokens))
             pair_seconds[str(phase.max_seq_length)] = seconds / len(part) / self.num_processes
-        # `part` has the length of the last phase, as held-out pairs have.
+        # `part` is of the last phase, whose length held-out pairs have.
         heldout_seconds = self._time(partial(self._forward, part, tokens)) / len(part) / self.num_processes
         return Pace(
             per_device_tokens=tokens,
@@ -94,7 +94,7 @@ class Probe:
         )
 
     def best_size(self) -> int:
-        """Tokens of a micro-batch: the smallest that is as good as the best of those that fit."""
+        """Tokens of the smallest micro-batch whose rate is within AS_GOOD of the best one that fits."""
         rows = self.rows(max(self.section.phases, key=lambda phase: phase.max_seq_length))
         rates: dict[int, float] = {}
         with suppress(torch.OutOfMemoryError):
@@ -109,11 +109,11 @@ class Probe:
         return next(size for size, rate in rates.items() if rate >= (1 - AS_GOOD) * best)
 
     def _sizes_that_fit(self, rows: Rows) -> Iterator[int]:
-        """Doubling sizes, up to one that holds all of this device's share of a step."""
+        """Doubling sizes, up to this device's share of a step. Raise TooLittleMemory if not even one pair fits."""
         smallest, largest = (sizes.get(self.device.type, sizes["cpu"]) for sizes in (SMALLEST, LARGEST))
         longest, several = rows.take(np.argmax(rows.lengths, keepdims=True)), _first(rows, smallest)
         try:
-            self._peak_memory(longest)  # brings the optimizer's moments, and what is compiled
+            self._peak_memory(longest)  # allocates the optimizer's moments, and compiles
             base = self._peak_memory(longest)
         except torch.OutOfMemoryError as error:
             raise TooLittleMemory(self._too_little(f"does not fit: {error}")) from None
@@ -136,26 +136,27 @@ class Probe:
     def _too_little(self, what: str) -> str:
         length = max(phase.max_seq_length for phase in self.section.phases)
         return (
-            f"one pair of {length} tokens {what}, and {self.memory / 1e6:,.0f} MB ({MEMORY_SHARE:.0%} of what is free) "
-            f"may be used on {self.device}; remedy: free memory, a smaller model or a shorter max_seq_length"
+            f"one pair of {length} tokens {what}, and {self.memory / 1e6:,.0f} MB ({MEMORY_SHARE:.0%} of the free "
+            f"memory) may be used on {self.device}; remedy: free memory, a smaller model or a shorter max_seq_length"
         )
 
     def _peak_memory(self, rows: Rows) -> int:
-        """Bytes at the height of a step on these rows, with weights, gradients and moments."""
+        """Peak bytes of a step on these rows, including weights, gradients and moments."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self._forward_and_backward(rows, rows.num_tokens)
         self._update()
-        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else _highest_on_cpu()
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else peak_memory()
 
     def _rows(self, phase: PhaseRecipe) -> Rows:
-        """This device's share of the first step of a phase, or as many pairs."""
-        pairs, masks, tokenizer = (Path(self.job[kind]) for kind in ("nsp_dataset", "masked_dataset", "tokenizer"))
+        """As many training pairs as this device gets in a step of the phase."""
+        paths = self.job.nsp_dataset, self.job.masked_dataset
         share = math.ceil(phase.global_batch_size / self.num_processes)
-        return PairDataset(pairs, masks, tokenizer, phase.max_seq_length, "train").samples(0, share, self.section.seed)
+        dataset = PairDataset(*paths, phase.max_seq_length, "train", self.masker)
+        return dataset.samples(0, share, self.section.seed)
 
     def _affordable(self, rows: Rows, tokens: int) -> Rows:
-        """A micro-batch, or as many of its pairs as do not take too long."""
+        """A micro-batch, or as many of its pairs as take at most PATIENCE_SECONDS."""
         one = _first(rows, 1)
         self._forward_and_backward(one, tokens)
         clock = time.monotonic()
@@ -170,7 +171,7 @@ class Probe:
             self.accelerator.backward((sums.mlm_loss + sums.nsp_loss) / max(rows.num_masked, 1))
 
     def _forward(self, rows: Rows, tokens: int) -> None:
-        """As for held-out pairs: not compiled."""
+        """Forward pass as on held-out pairs: not compiled."""
         self.objective.eval()
         with torch.inference_mode():
             for part in micro_batches(rows, tokens):
@@ -186,13 +187,13 @@ class Probe:
         self.optimizer.step()
 
     def _checkpoint_seconds(self) -> float:
-        with tempfile.TemporaryDirectory(dir=Path(self.job["out"])) as folder:
+        with tempfile.TemporaryDirectory(dir=self.job.out) as folder:
             clock = time.monotonic()
             Checkpoints(Path(folder), "probe", 1).save(0, self.model, self.optimizer, {})
             return time.monotonic() - clock
 
     def _time(self, work: Callable[[], object]) -> float:
-        """Seconds of one call, after one that warms up."""
+        """Seconds of one call, after a warm-up call."""
         work()
         self._synchronize()
         calls, clock, seconds = 0, time.monotonic(), 0.0
@@ -209,7 +210,7 @@ class Probe:
 
 
 def _first(rows: Rows, tokens: int) -> Rows:
-    """As many of the first rows as have at most so many tokens; at least one."""
+    """As many of the first rows as have at most this many tokens, and at least one."""
     count = int(np.searchsorted(rows.offsets, tokens, side="right")) - 1
     return rows.take(np.arange(max(1, count)))
 
@@ -218,17 +219,12 @@ def _free_on_cuda() -> int:
     return torch.cuda.mem_get_info()[0]
 
 
-def _for_us_on_cpu() -> int:
-    """Bytes that this process may come to hold."""
-    return _highest_on_cpu() + free_on_cpu()
-
-
-def _highest_on_cpu() -> int:
-    """The highest memory of this process so far in bytes."""
-    return peak_memory()
+def _available_on_cpu() -> int:
+    """Bytes that this process uses at its peak or can still allocate."""
+    return peak_memory() + free_on_cpu()
 
 
 if __name__ == "__main__":
     log_to_stderr()
-    found = Probe(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))).pace()
-    Path(sys.argv[2]).write_text(json.dumps(asdict(found)), encoding="utf-8")
+    pace = Probe(Job.read(Path(sys.argv[1]))).pace()
+    Path(sys.argv[2]).write_text(json.dumps(asdict(pace)), encoding="utf-8")

@@ -1,9 +1,8 @@
-"""Attention within each pair of a packed row: many pairs lie in one row of tokens, and each attends to itself alone.
+"""Attention within each pair of a packed row: a token attends only to tokens of its own pair.
 
-Registered with transformers' AttentionInterface, so the model that it runs in stays a stock BertForPreTraining. CUDA
-has a kernel for pairs of any length (FlashAttention-2; Dao 2023, arXiv 2307.08691). Elsewhere pairs of one length, on
-the CPU of about one length (buckets.py), are computed side by side; they lie side by side in memory when a row holds
-its pairs in the order of their lengths.
+Registered with transformers' AttentionInterface, so the model stays a stock BertForPreTraining. CUDA has a kernel for
+pairs of any length (FlashAttention-2; Dao 2023, arXiv 2307.08691). The CPU batches pairs of similar length
+(buckets.py), other devices batch adjacent pairs of equal length. Batches are largest if a row is sorted by length.
 """
 
 from collections.abc import Iterator
@@ -20,20 +19,20 @@ from bert_pipeline.training.batches.packing import TOKEN_STEP
 from bert_pipeline.training.model.buckets import STEP, buckets
 
 PACKED = "packed"
-"""The name of this attention, for `set_attn_implementation`."""
+"""Name of this attention for `set_attn_implementation`."""
 
 aten = torch.ops.aten
 
 
 def packed_attention(
     module: BertSelfAttention,
-    query: Tensor,  # (1, heads, tokens, width), as are the next two
+    query: Tensor,  # (1, heads, tokens, width), like key and value
     key: Tensor,
     value: Tensor,
     attention_mask: None,
     *,
     offsets: Tensor,  # (pairs + 1,) int32: pair n is tokens offsets[n] to offsets[n + 1]
-    query_offsets: Tensor | None = None,  # the same of the queries, where not every token asks
+    query_offsets: Tensor | None = None,  # the same for the queries, if not every token is a query
     scaling: float,
     dropout: float = 0.0,
     **_: object,
@@ -42,7 +41,7 @@ def packed_attention(
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     query_offsets = offsets if query_offsets is None else query_offsets
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        # Blocks of tokens beyond a pair's end cost nothing; the padding of a row may be longer than any pair.
+        # Too large a maximum costs nothing. The padding of a row may be longer than any pair.
         longest = max(module.config.max_position_embeddings, TOKEN_STEP)
         found = aten._flash_attention_forward(
             *(query, key, value, query_offsets, offsets, longest, longest, dropout, False, False), scale=scaling
@@ -57,8 +56,8 @@ def packed_attention(
 AttentionInterface.register(PACKED, packed_attention)
 
 
-def _side_by_side(query_offsets: Tensor, offsets: Tensor) -> Iterator[tuple[slice, slice, int]]:
-    """Queries and tokens of neighbouring pairs that have one number of each, and how many pairs they are."""
+def _runs_of_equal_shape(query_offsets: Tensor, offsets: Tensor) -> Iterator[tuple[slice, slice, int]]:
+    """Runs of adjacent pairs with equal query and token counts: slices of queries and tokens, and number of pairs."""
     shapes = zip(query_offsets.diff().tolist(), offsets.diff().tolist(), strict=True)
     query, token = 0, 0
     for (queries, tokens), neighbours in groupby(shapes):
@@ -67,16 +66,16 @@ def _side_by_side(query_offsets: Tensor, offsets: Tensor) -> Iterator[tuple[slic
         query, token = query + pairs * queries, token + pairs * tokens
 
 
-def _by_pair(states: Tensor, places: slice, pairs: int) -> Tensor:
-    """(places, heads, width) as (pairs, heads, length, width), without a copy."""
-    return states[places].unflatten(0, (pairs, -1)).transpose(1, 2)
+def _by_pair(states: Tensor, positions: slice, pairs: int) -> Tensor:
+    """A view of (positions, heads, width) as (pairs, heads, length, width)."""
+    return states[positions].unflatten(0, (pairs, -1)).transpose(1, 2)
 
 
 def _any_device(
     query: Tensor, key: Tensor, value: Tensor, query_offsets: Tensor, offsets: Tensor, dropout: float, scale: float
 ) -> Tensor:
     found = []
-    for queries, tokens, pairs in _side_by_side(query_offsets, offsets):
+    for queries, tokens, pairs in _runs_of_equal_shape(query_offsets, offsets):
         q, k, v = _by_pair(query, queries, pairs), _by_pair(key, tokens, pairs), _by_pair(value, tokens, pairs)
         mixed = scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
         found.append(mixed.transpose(1, 2).flatten(0, 1))
@@ -92,14 +91,14 @@ def attention_on_cpu(
     offsets: Tensor,
     scale: float,
 ) -> Tensor:
-    """One operation to torch.compile, whatever the lengths of the pairs; see buckets.py."""
-    places = buckets(query_offsets, offsets, query.shape[1])
-    q, k, v = places.queries.gather(query), places.keys.gather(key), places.keys.gather(value)
+    """A single operation for torch.compile, for pairs of any length; see buckets.py."""
+    layout = buckets(query_offsets, offsets, query.shape[1])
+    q, k, v = layout.queries.gather(query), layout.keys.gather(key), layout.keys.gather(value)
     out = torch.empty_like(q)
-    for some in places.chunks:
-        weights = _weights(some.queries(q), _centred(some.keys(k)), some.padding, scale)
-        torch.bmm(weights, some.keys(v), out=some.queries(out))
-    return places.queries.scatter(out)
+    for chunk in layout.chunks:
+        weights = _weights(chunk.queries(q), _centred(chunk.keys(k)), chunk.padding, scale)
+        torch.bmm(weights, chunk.keys(v), out=chunk.queries(out))
+    return layout.queries.scatter(out)
 
 
 @torch.library.custom_op("bert_pipeline::attention_on_cpu_backward", mutates_args=())
@@ -112,27 +111,27 @@ def attention_on_cpu_backward(
     offsets: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value. The weights of attention are computed again: kept, they would take the
-    memory that grows with the square of a length.
+    """The gradients of query, key and value. The attention weights are recomputed: storing them would take memory
+    quadratic in the length.
     """
-    places = buckets(query_offsets, offsets, query.shape[1])
-    q, k, v = places.queries.gather(query), places.keys.gather(key), places.keys.gather(value)
-    grad = places.queries.gather(gradient, padding=0.0)
+    layout = buckets(query_offsets, offsets, query.shape[1])
+    q, k, v = layout.queries.gather(query), layout.keys.gather(key), layout.keys.gather(value)
+    grad = layout.queries.gather(gradient, padding=0.0)
     of_q, of_k, of_v = (torch.empty_like(each) for each in (q, k, v))
-    for some in places.chunks:
-        key = _centred(some.keys(k))
-        weights = _weights(some.queries(q), key, some.padding, scale)
-        of_weights = torch.bmm(some.queries(grad), _centred(some.keys(v)).transpose(1, 2))
+    for chunk in layout.chunks:
+        key = _centred(chunk.keys(k))
+        weights = _weights(chunk.queries(q), key, chunk.padding, scale)
+        of_weights = torch.bmm(chunk.queries(grad), _centred(chunk.keys(v)).transpose(1, 2))
         of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        _scaled_product(of_scores, key, scale, out=some.queries(of_q))
-        _scaled_product(of_scores.transpose(1, 2), some.queries(q), scale, out=some.keys(of_k))
-        torch.bmm(weights.transpose(1, 2), some.queries(grad), out=some.keys(of_v))
-    return places.queries.scatter(of_q), places.keys.scatter(of_k), places.keys.scatter(of_v)
+        _scaled_product(of_scores, key, scale, out=chunk.queries(of_q))
+        _scaled_product(of_scores.transpose(1, 2), chunk.queries(q), scale, out=chunk.keys(of_k))
+        torch.bmm(weights.transpose(1, 2), chunk.queries(grad), out=chunk.keys(of_v))
+    return layout.queries.scatter(of_q), layout.keys.scatter(of_k), layout.keys.scatter(of_v)
 
 
 def _centred(states: Tensor) -> Tensor:
-    """(pairs and heads, keys, width), less their mean over the keys. Softmax and its gradient are the same with any
-    vector taken from all keys; what bfloat16 rounds off their products is then of what distinguishes the keys.
+    """(batch, keys, width) minus the mean over the keys. Subtracting one vector from all keys changes neither softmax
+    nor its gradient, and bfloat16 then rounds only the differences between the keys.
     """
     return states - states.mean(1, keepdim=True)
 
@@ -145,8 +144,8 @@ def _weights(query: Tensor, key: Tensor, padding: Tensor | None, scale: float) -
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
-    nothing = left.new_empty(1, 1, 1)  # beta 0: it is not read
-    return torch.baddbmm(nothing, left, right, beta=0, alpha=scale, out=out)
+    unused = left.new_empty(1, 1, 1)  # not read, because beta is 0
+    return torch.baddbmm(unused, left, right, beta=0, alpha=scale, out=out)
 
 
 @attention_on_cpu.register_fake
@@ -173,23 +172,23 @@ attention_on_cpu.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
 class LastLayer(BertLayer):
-    """A last layer that computes at the places that the heads ask for, from the keys and values of all tokens.
+    """A last layer that computes outputs only at the positions that the heads read, from keys and values of all tokens.
 
-    A stock layer where no places are given.
+    Without `positions` it is a stock layer.
     """
 
-    def forward(self, hidden_states: Tensor, *args: Any, places: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """(1, tokens, hidden) to (1, places, hidden); `places` (int64) are in the order of the pairs, `query_offsets`
-        says which are whose.
+    def forward(self, hidden_states: Tensor, *args: Any, positions: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """(1, tokens, hidden) to (1, positions, hidden). `positions` (int64) are ordered by pair; `query_offsets` gives
+        the range of each pair.
         """
-        if places is None:
+        if positions is None:
             return super().forward(hidden_states, *args, **kwargs)
-        attention, asked = self.attention.self, hidden_states.index_select(1, places)
+        attention, queries = self.attention.self, hidden_states.index_select(1, positions)
         assert isinstance(attention, BertSelfAttention)
         query, key, value = (
             project(states).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
             for project, states in (
-                (attention.query, asked),
+                (attention.query, queries),
                 (attention.key, hidden_states),
                 (attention.value, hidden_states),
             )
@@ -198,4 +197,4 @@ class LastLayer(BertLayer):
         found, _ = packed_attention(
             attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, **kwargs
         )
-        return self.feed_forward_chunk(self.attention.output(found.flatten(-2), asked))
+        return self.feed_forward_chunk(self.attention.output(found.flatten(-2), queries))

@@ -1,7 +1,7 @@
-"""Pairs of a packed row as batched matrix products take them: pairs of about one length side by side, by head.
+"""Groups the pairs of a packed row by padded length, for attention as batched matrix products.
 
-Lengths are padded to multiples of 32 and the pairs of a product are 1, 2, 4, ..., so that few shapes occur: oneDNN
-compiles a kernel for each shape that it has not seen of late, which takes longer than the product itself.
+Lengths are padded to multiples of 32 and a product has 1, 2, 4, ... pairs, so that few shapes occur: oneDNN compiles a
+kernel for each shape that is not in its cache, which takes longer than the product itself.
 """
 
 from collections.abc import Iterator
@@ -16,41 +16,41 @@ from numba import njit
 from torch import Tensor
 
 STEP = 32
-"""Tokens; lengths are padded to multiples of it."""
+"""Lengths are padded to a multiple of this many tokens."""
 SCORES_AT_ONCE = 2**20
-"""Scores that one product makes at most, where it is of several pairs: 2 MB in bfloat16, which stay in the cache."""
+"""Most attention scores in a product of several pairs: 2 MB in bfloat16, which fit into the processor's cache."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """Where the places of the queries, or of the keys, stand in the padded order: (pair, head, place of the pair)."""
+    """Maps the positions of the queries, or of the keys, to the padded order (pair, head, position in the pair)."""
 
-    rows: Tensor  # (padded,) int64: which row of (places * heads, width) stands there; any of its pair where none does
-    padding: Tensor  # (padding,) int64: where none does
-    places: Tensor  # (places * heads,) int64: where each row went
+    rows: Tensor  # (padded,) int64: the row of (positions * heads, width) at each; padding repeats a row of its pair
+    padding: Tensor  # (padding,) int64: the entries of `rows` that are padding
+    places: Tensor  # (positions * heads,) int64: the entry of `rows` that holds each row
     heads: int
 
     def gather(self, states: Tensor, padding: float | None = None) -> Tensor:
-        """(places, heads, width) to (padded, width). What stands at padding is some token's unless it is given."""
+        """(positions, heads, width) to (padded, width). `padding`: value of the padding; else rows of its pair."""
         found = states.flatten(0, 1).index_select(0, self.rows)
         return found if padding is None else found.index_fill_(0, self.padding, padding)
 
     def scatter(self, padded: Tensor) -> Tensor:
-        """(padded, width) to (places, heads, width)."""
+        """(padded, width) to (positions, heads, width)."""
         return padded.index_select(0, self.places).unflatten(0, (-1, self.heads))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pairs that one product is of."""
+    """The pairs computed in one batched matmul."""
 
     batch: int  # pairs * heads
     query_rows: slice
     key_rows: slice
-    padding: Tensor | None  # (batch, 1, STEP) bool: which of the last keys are, where any is
+    padding: Tensor | None  # (batch, 1, STEP) bool: which of the last STEP keys are padding; None: no key is
 
     def queries(self, padded: Tensor) -> Tensor:
-        """(padded, width) to (batch, queries, width), a view."""
+        """A view of (padded, width) as (batch, queries, width)."""
         return padded[self.query_rows].unflatten(0, (self.batch, -1))
 
     def keys(self, padded: Tensor) -> Tensor:
@@ -65,8 +65,8 @@ class Buckets:
 
 
 def buckets(query_offsets: Tensor, offsets: Tensor, heads: int) -> Buckets:
-    """Of pairs in the order of their lengths; in any other order there are more chunks. The layers of a micro-batch
-    share them.
+    """Sort the pairs by length first: other orders give more chunks. Cached, because all layers of a micro-batch use
+    the same buckets.
     """
     return _buckets(query_offsets.numpy().tobytes(), offsets.numpy().tobytes(), heads)
 
@@ -88,7 +88,7 @@ def _buckets(query_offsets: bytes, offsets: bytes, heads: int) -> Buckets:
 
 
 class _Lengths(NamedTuple):
-    """Of the pairs: int64."""
+    """Starts, lengths and padded lengths of the pairs: (pairs + 1,), (pairs,), (pairs,) int64."""
 
     starts: np.ndarray
     lengths: np.ndarray
@@ -102,7 +102,7 @@ class _Lengths(NamedTuple):
 
 
 def _chunks(queries: np.ndarray, keys: np.ndarray, heads: int) -> Iterator[range]:
-    """Neighbouring pairs of one padded shape, as many as the largest power of two that the cache holds."""
+    """Adjacent pairs with equal padded shapes, in chunks of the largest power of two within SCORES_AT_ONCE."""
     start = 0
     for (query, key), neighbours in groupby(zip(queries.tolist(), keys.tolist(), strict=True)):
         most, left = max(1, SCORES_AT_ONCE // (heads * query * key)), len(list(neighbours))
@@ -120,7 +120,7 @@ def _side(pairs: _Lengths, heads: int) -> Side:
 
 
 @njit(cache=True, nogil=True)
-def _fill(starts, lengths, padded, heads, rows, missing, places):  # the last three are to be filled: see Side
+def _fill(starts, lengths, padded, heads, rows, missing, places):  # writes the last three arguments; see Side
     at = lacking = 0
     for pair in range(len(lengths)):
         start, length = starts[pair], lengths[pair]

@@ -1,8 +1,8 @@
 """The loss of Devlin et al. 2019, section A.2: mean MLM cross-entropy plus mean NSP cross-entropy.
 
-The means are over the whole step, all micro-batches and processes. A mean of micro-batch means would be
-another number, because micro-batches hold different numbers of masked tokens. So the forward pass
-returns sums, and the training loop divides by the step's counts.
+The means are over the whole step: all micro-batches and all processes. A mean of micro-batch means would differ,
+because micro-batches have different numbers of masked tokens. So the forward pass returns sums, and the training loop
+divides by the counts of the step.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from bert_pipeline.training.model.attention import PACKED, LastLayer
 
 
 class LossSums(NamedTuple):
-    """Sums over a micro-batch; scalars, of which only the losses carry gradients."""
+    """Sums over a micro-batch: scalars. Only the losses carry gradients."""
 
     mlm_loss: Tensor
     nsp_loss: Tensor
@@ -26,10 +26,10 @@ class LossSums(NamedTuple):
 
 
 class PretrainingLoss(nn.Module):
-    """BertForPreTraining on packed pairs. Only what the heads ask for is computed: the last layer at masked tokens and
-    at [CLS], the vocabulary at masked tokens.
+    """The loss of BertForPreTraining on packed pairs. The last layer is computed only at [CLS] and at masked tokens,
+    the logits over the vocabulary only at masked tokens.
 
-    The model computes attention within pairs from now on; `set_attn_implementation("sdpa")` gives it back.
+    Switches the model to packed attention; `set_attn_implementation("sdpa")` switches it back.
     """
 
     def __init__(self, model: BertForPreTraining) -> None:
@@ -43,25 +43,25 @@ class PretrainingLoss(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,  # (1, tokens) int64, as are the next two
+        input_ids: Tensor,  # (1, tokens) int64, like the next two
         token_type_ids: Tensor,
         position_ids: Tensor,
         offsets: Tensor,  # (pairs + 1,) int32: pair n is tokens offsets[n] to offsets[n + 1]
-        asked: Tensor,  # (pairs + masked,) int64: places among the tokens, of each pair [CLS] and then the masked ones
-        asked_offsets: Tensor,  # (pairs + 1,) int32: those of pair n are asked_offsets[n] to asked_offsets[n + 1]
-        masked: Tensor,  # (masked,) int64: places of the masked tokens in `asked`
-        masked_labels: Tensor,  # (masked,) int64; IGNORE_INDEX where none is asked for
-        next_sentence_label: Tensor,  # (pairs,) int64; IGNORE_INDEX where not asked
+        output_positions: Tensor,  # (pairs + masked,) int64: tokens; for each pair [CLS], then its masked tokens
+        output_offsets: Tensor,  # (pairs + 1,) int32: pair n is outputs output_offsets[n] to output_offsets[n + 1]
+        masked: Tensor,  # (masked,) int64: which outputs are masked tokens
+        masked_labels: Tensor,  # (masked,) int64; IGNORE_INDEX: no label
+        next_sentence_label: Tensor,  # (pairs,) int64; IGNORE_INDEX: no label
     ) -> LossSums:
         bert, heads = self.model.bert, self.model.cls
-        assert bert.pooler is not None  # BertForPreTraining has one
+        assert bert.pooler is not None  # for mypy: BertForPreTraining has one
         *layers, last = bert.encoder.layer
         hidden = bert.embeddings(input_ids, token_type_ids, position_ids)
         for layer in layers:
             hidden = layer(hidden, offsets=offsets)
-        [hidden] = last(hidden, offsets=offsets, places=asked, query_offsets=asked_offsets)
+        [hidden] = last(hidden, offsets=offsets, positions=output_positions, query_offsets=output_offsets)
         mlm_logits = heads.predictions(hidden.index_select(0, masked))
-        first = hidden.index_select(0, asked_offsets[:-1])  # the [CLS] of each pair
+        first = hidden.index_select(0, output_offsets[:-1])  # [CLS] of each pair
         nsp_logits = heads.seq_relationship(bert.pooler(first[:, None])).float()
         mlm_loss, mlm_correct = sum_of_cross_entropy(mlm_logits, masked_labels)
         nsp_loss = cross_entropy(nsp_logits, next_sentence_label, ignore_index=IGNORE_INDEX, reduction="sum")
@@ -70,10 +70,9 @@ class PretrainingLoss(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """A stock embedding; on CPUs its gradient is summed in the order of the tokens.
+    """A stock embedding whose gradient is summed in the order of the tokens on CPUs.
 
-    torch.compile would have the threads add to one another's rows, element by element: that takes its time, and no two
-    runs are equal.
+    torch.compile would generate atomic additions from several threads, which are slow and not deterministic.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -82,51 +81,51 @@ class Embedding(nn.Embedding):
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
+    def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
         ctx.num_rows = len(weight)
-        return weight[places]
+        return weight[ids]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        [places] = ctx.saved_tensors
-        return sum_by_row(gradient.flatten(0, -2), places.flatten(), ctx.num_rows), None
+        [ids] = ctx.saved_tensors
+        return sum_by_row(gradient.flatten(0, -2), ids.flatten(), ctx.num_rows), None
 
 
 @torch.library.custom_op("bert_pipeline::sum_by_row", mutates_args=())
-def sum_by_row(values: Tensor, places: Tensor, num_rows: int) -> Tensor:
-    """(num_rows, width): at each place the sum of those (width,) values that belong there."""
-    return values.new_zeros(num_rows, values.shape[-1]).index_add_(0, places, values)
+def sum_by_row(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """(n, width) values and (n,) row numbers to (num_rows, width): the sum of the values of each row."""
+    return values.new_zeros(num_rows, values.shape[-1]).index_add_(0, rows, values)
 
 
 @sum_by_row.register_fake
-def _(values, places, num_rows):
+def _(values, rows, num_rows):
     return values.new_empty(num_rows, values.shape[-1])
 
 
 class _SumOfCrossEntropy(torch.autograd.Function):
-    """cross_entropy(logits.float(), labels, reduction="sum") and how many labels have the highest logit.
+    """cross_entropy(logits.float(), labels, reduction="sum"), and the number of labels with the highest logit.
 
-    Over a vocabulary the logits are the largest tensor of a step: nothing else of their size is kept.
+    The logits over a vocabulary are the largest tensor of a step, so nothing else of their size is saved for backward.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        asked = labels != IGNORE_INDEX
+        has_label = labels != IGNORE_INDEX
         total = logits.float().logsumexp(-1)
         found = logits.gather(-1, labels.clamp_min(0)[:, None])[:, 0].float()
         ctx.save_for_backward(logits, labels, total)
         correct = (logits.argmax(-1) == labels).sum()
         ctx.mark_non_differentiable(correct)
-        return ((total - found) * asked).sum(), correct
+        return ((total - found) * has_label).sum(), correct
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
         logits, labels, total = ctx.saved_tensors
         target = torch.arange(logits.shape[-1], device=logits.device) == labels[:, None]
         probabilities = (logits.float() - total[:, None]).exp_()
-        asked = gradient * (labels != IGNORE_INDEX)[:, None]
-        return probabilities.sub_(target.float()).mul_(asked).to(logits.dtype), None
+        scale = gradient * (labels != IGNORE_INDEX)[:, None]
+        return probabilities.sub_(target.float()).mul_(scale).to(logits.dtype), None
 
 
 sum_of_cross_entropy = _SumOfCrossEntropy.apply

@@ -1,4 +1,4 @@
-"""AdamW and the learning rate of BERT (Devlin et al. 2019, section A.2; google-research/bert, optimization.py)."""
+"""AdamW and learning-rate schedule of BERT (Devlin et al. 2019, section A.2; google-research/bert, optimization.py)."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from bert_pipeline.recipe import PhaseRecipe, PretrainRecipe
 
 
 def build_optimizer(section: PretrainRecipe, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) without decay on biases and LayerNorm, which are the vectors."""
+    """AdamW (Loshchilov and Hutter 2019) without weight decay on biases and LayerNorm."""
     return torch.optim.AdamW(
         decay_groups(model, section.weight_decay),
         lr=0.0,  # set before each step
@@ -18,7 +18,7 @@ def build_optimizer(section: PretrainRecipe, model: nn.Module) -> torch.optim.Ad
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameter groups: matrices with `weight_decay`; vectors (biases and LayerNorm) without."""
+    """Parameter groups: matrices with `weight_decay`, vectors (biases and LayerNorm) without."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     vectors = [parameter for parameter in trained if parameter.ndim < 2]
@@ -26,9 +26,9 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def learning_rate(phases: tuple[PhaseRecipe, ...], step: int) -> float:
-    """The rate of optimizer step `step` (from 0): linear warm-up to the peak, then linear decay to 0.
+    """Learning rate of optimizer step `step` (from 0): linear warm-up to the peak, then linear decay to 0.
 
-    A schedule spans a phase that starts one and all phases after it that continue it.
+    A schedule spans the phase that starts it and the following phases that continue it.
     """
     begin = 0
     schedule, length = phases[0], 0
@@ -39,7 +39,7 @@ def learning_rate(phases: tuple[PhaseRecipe, ...], step: int) -> float:
             begin, schedule, length = begin + length, phase, 0
         length += phase.num_steps
     peak, warmup_steps, done = schedule.learning_rate, schedule.warmup_steps, step - begin
-    assert peak is not None and warmup_steps is not None, "PretrainRecipe lets no schedule start without them"
+    assert peak is not None and warmup_steps is not None, "PretrainRecipe requires both where a schedule starts"
     if done < warmup_steps:
         return peak * (done + 1) / warmup_steps
     return peak * (length - done) / max(length - warmup_steps, 1)

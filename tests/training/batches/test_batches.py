@@ -5,21 +5,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training.runs import open_dataset
 
 from bert_pipeline.core.randomness import permuted
 from bert_pipeline.formats.pairs import MaskShard, PairShard, num_passes, pass_directory
 from bert_pipeline.formats.tables import shard_paths
-from bert_pipeline.training.batches.dataset import PairDataset
-
-
-def open_dataset(tiny, max_seq_length, split="train"):
-    paths = (tiny[kind].path for kind in ("nsp_dataset", "masked_dataset", "tokenizer"))
-    return PairDataset(*paths, max_seq_length, split)
 
 
 @pytest.fixture(scope="module")
-def dataset(tiny):
-    return open_dataset(tiny, 32)
+def dataset(tiny, tiny_recipe):
+    return open_dataset(tiny, tiny_recipe, 32)
 
 
 def as_tuples(rows):
@@ -69,8 +64,8 @@ def test_places_lead_to_the_rows_in_the_files(dataset, tiny):
     assert found == Counter(row[0] for row in as_tuples(dataset.samples(begin, count, seed=5)))
 
 
-def test_static_masks_are_the_dynamic_ones(dataset, tiny):
-    drawing = open_dataset(tiny, 32)
+def test_static_masks_are_the_dynamic_ones(dataset, tiny, tiny_recipe):
+    drawing = open_dataset(tiny, tiny_recipe, 32)
     drawing.masks = []  # nothing is read from disk any more
     for epoch in (0, 1):
         indices = np.arange(dataset.num_rows(epoch))[::3]
@@ -83,9 +78,9 @@ def test_later_epochs_mask_the_same_pairs_anew(dataset):
     assert as_tuples(early) != as_tuples(late)
 
 
-def test_a_length_that_was_not_built_is_named(tiny):
+def test_a_length_that_was_not_built_is_named(tiny, tiny_recipe):
     with pytest.raises(FileNotFoundError, match="no rows of 48 tokens for train"):
-        open_dataset(tiny, 48)
+        open_dataset(tiny, tiny_recipe, 48)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc/self/maps")
@@ -160,8 +155,8 @@ def assert_rows_are(rows, samples):
 
 
 @pytest.fixture(scope="module")
-def slow_and_fast(tiny):
-    datasets = [open_dataset(tiny, length, split) for length in (32, 64) for split in ("train", "heldout")]
+def slow_and_fast(tiny, tiny_recipe):
+    datasets = [open_dataset(tiny, tiny_recipe, length, split) for length in (32, 64) for split in ("train", "heldout")]
     return [(SlowDataset(tiny, dataset), dataset) for dataset in datasets]
 
 

@@ -6,12 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from training.runs import open_dataset
 from transformers import BertForPreTraining
 
 from bert_pipeline.formats.pairs import IGNORE_INDEX, token_type_ids
 from bert_pipeline.formats.tokenizer import PAD_ID
-from bert_pipeline.training.batches.dataset import PairDataset, Rows
-from bert_pipeline.training.batches.packing import ASKED_STEP, TOKEN_STEP, fill_up, micro_batches, pack, pad
+from bert_pipeline.training.batches.dataset import Rows
+from bert_pipeline.training.batches.packing import OUTPUT_STEP, TOKEN_STEP, fill_up, micro_batches, pack, pad
 from bert_pipeline.training.model import attention
 from bert_pipeline.training.model.attention import packed_attention
 from bert_pipeline.training.model.loss import Embedding, PretrainingLoss, sum_by_row, sum_of_cross_entropy
@@ -19,9 +20,8 @@ from bert_pipeline.training.model.model import build_model
 
 
 @pytest.fixture(scope="module")
-def dataset(tiny):
-    paths = (tiny[kind].path for kind in ("nsp_dataset", "masked_dataset", "tokenizer"))
-    return PairDataset(*paths, 64, "train")
+def dataset(tiny, tiny_recipe):
+    return open_dataset(tiny, tiny_recipe, 64)
 
 
 @pytest.fixture
@@ -67,28 +67,31 @@ def rows_of(samples):
 
 def slow_pack(samples):
     """The oracle: token by token."""
-    columns = {name: [] for name in ("input_ids", "token_type_ids", "position_ids", "asked", "masked", "masked_labels")}
-    offsets, asked_offsets = [0], [0]
+    columns = {
+        name: []
+        for name in ("input_ids", "token_type_ids", "position_ids", "output_positions", "masked", "masked_labels")
+    }
+    offsets, output_offsets = [0], [0]
     for original, segment_a_length, _, positions, replacements in samples:
         seen = dict(zip(positions.tolist(), replacements.tolist(), strict=True))
         types = token_type_ids(len(original), segment_a_length)
-        columns["asked"].append(offsets[-1])
+        columns["output_positions"].append(offsets[-1])
         for place, token in enumerate(original.tolist()):
             if place in seen:
-                columns["masked"].append(len(columns["asked"]))
-                columns["asked"].append(offsets[-1] + place)
+                columns["masked"].append(len(columns["output_positions"]))
+                columns["output_positions"].append(offsets[-1] + place)
                 columns["masked_labels"].append(token)
             columns["input_ids"].append(seen.get(place, token))
             columns["token_type_ids"].append(int(types[place]))
             columns["position_ids"].append(place)
         offsets.append(offsets[-1] + len(original))
-        asked_offsets.append(len(columns["asked"]))
+        output_offsets.append(len(columns["output_positions"]))
     tensors = {name: torch.tensor(values, dtype=torch.int64) for name, values in columns.items()}
     for name in ("input_ids", "token_type_ids", "position_ids"):
         tensors[name] = tensors[name][None]
     labels = torch.tensor([label for _, _, label, _, _ in samples])
     tensors |= {"offsets": torch.tensor(offsets, dtype=torch.int32), "next_sentence_label": labels}
-    return tensors | {"asked_offsets": torch.tensor(asked_offsets, dtype=torch.int32)}
+    return tensors | {"output_offsets": torch.tensor(output_offsets, dtype=torch.int32)}
 
 
 @given(made_samples())
@@ -108,13 +111,13 @@ def test_a_row_is_filled_up_by_a_pair_without_labels(samples):
     filled = fill_up(packed)
     for name, tensor in packed.items():
         assert torch.equal(filled[name][..., : tensor.shape[-1]], tensor) and filled[name].dtype == tensor.dtype
-    tokens, asked = packed["input_ids"].shape[1], len(packed["asked"])
+    tokens, outputs = packed["input_ids"].shape[1], len(packed["output_positions"])
     assert filled["offsets"].tolist() == [*packed["offsets"].tolist(), filled["input_ids"].shape[1]]
-    assert filled["asked_offsets"].tolist() == [*packed["asked_offsets"].tolist(), len(filled["asked"])]
+    assert filled["output_offsets"].tolist() == [*packed["output_offsets"].tolist(), len(filled["output_positions"])]
     assert filled["input_ids"].shape[1] % TOKEN_STEP == 0 < filled["input_ids"].shape[1] - tokens <= TOKEN_STEP
-    assert len(filled["asked"]) % ASKED_STEP == len(filled["masked"]) % ASKED_STEP == 0
-    assert set(filled["asked"][asked:].tolist()) == {tokens}, "the pair's own first token"
-    assert set(filled["masked"][len(packed["masked"]) :].tolist()) <= {asked}
+    assert len(filled["output_positions"]) % OUTPUT_STEP == len(filled["masked"]) % OUTPUT_STEP == 0
+    assert set(filled["output_positions"][outputs:].tolist()) == {tokens}, "the pair's own first token"
+    assert set(filled["masked"][len(packed["masked"]) :].tolist()) <= {outputs}
     for name in ("masked_labels", "next_sentence_label"):
         assert set(filled[name][len(packed[name]) :].tolist()) <= {IGNORE_INDEX}
 
@@ -168,26 +171,26 @@ def test_attention_stays_within_each_pair(name, lengths, monkeypatch):
 
 
 @pytest.mark.parametrize("dropout_path", [False, True])
-def test_places_that_ask_see_the_whole_pair(dropout_path, monkeypatch):
-    """Attention of some queries is that of all queries, read at their places; so are the gradients."""
+def test_some_queries_attend_to_the_whole_pair(dropout_path, monkeypatch):
+    """Output and gradients of some queries equal those of all queries, at their positions."""
     if dropout_path:
         monkeypatch.setattr(attention, "attention_on_cpu", lambda *a: attention._any_device(*a[:5], 0.0, a[5]))
     generator = torch.Generator().manual_seed(2)
     states = [torch.randn((1, 2, 30, 8), generator=generator).requires_grad_() for _ in range(3)]
-    offsets, asked_offsets = (torch.tensor(each, dtype=torch.int32) for each in ([0, 9, 18, 30], [0, 3, 6, 8]))
-    asked = torch.tensor([0, 4, 8, 9, 12, 13, 18, 29])
+    offsets, output_offsets = (torch.tensor(each, dtype=torch.int32) for each in ([0, 9, 18, 30], [0, 3, 6, 8]))
+    queries = torch.tensor([0, 4, 8, 9, 12, 13, 18, 29])
     toward = torch.randn((1, 8, 2, 8), generator=generator)
     query, key, value = states
     whole, _ = packed_attention(torch.nn.Module(), *states, None, offsets=offsets, scaling=0.3)
-    expected = [whole[:, asked], *torch.autograd.grad(whole[:, asked], states, toward)]
+    expected = [whole[:, queries], *torch.autograd.grad(whole[:, queries], states, toward)]
     found, _ = packed_attention(
         torch.nn.Module(),
-        query[:, :, asked],
+        query[:, :, queries],
         key,
         value,
         None,
         offsets=offsets,
-        query_offsets=asked_offsets,
+        query_offsets=output_offsets,
         scaling=0.3,
     )
     for one, other in zip([found, *torch.autograd.grad(found, states, toward)], expected, strict=True):
@@ -220,11 +223,13 @@ def test_the_attention_is_a_sound_operation_of_torch():
 
 
 def test_attention_drops_its_share_of_probabilities():
+    """Each output is a mean of 200 values that are 0 with probability p, else 1 / (1 - p)."""
+    p, keys = 0.25, 200
     states = [torch.ones(1, 1, 400, 8) for _ in range(3)]
-    offsets = torch.tensor([0, 200, 400], dtype=torch.int32)
+    offsets = torch.tensor([0, keys, 2 * keys], dtype=torch.int32)
     torch.manual_seed(0)
-    found, _ = packed_attention(torch.nn.Module(), *states, None, offsets=offsets, scaling=1.0, dropout=0.25)
-    assert found.std() > 0
+    found, _ = packed_attention(torch.nn.Module(), *states, None, offsets=offsets, scaling=1.0, dropout=p)
+    assert found.std().item() == pytest.approx((p / (1 - p) / keys) ** 0.5, rel=0.1)
     assert found.mean() == pytest.approx(1.0, abs=0.01)
 
 
@@ -301,7 +306,7 @@ def test_compiled_is_eager(model, dataset, backend):
 
 
 def test_gradients_of_embeddings_are_those_of_torch():
-    """Of one that is asked for often, once, and never."""
+    """Rows of the embedding that are looked up often, once, and never."""
     places = torch.tensor([[3, 0, 3, 3, 1]])
     generator = torch.Generator().manual_seed(1)
     stock, ours = torch.nn.Embedding(5, 4), Embedding(5, 4)
@@ -327,9 +332,8 @@ def test_the_loss_is_that_of_torch():
     assert correct == (logits.argmax(-1) == labels).sum()
 
 
-def test_static_masks_give_the_loss_of_dynamic_ones(model, tiny, dataset):
-    paths = (tiny[kind].path for kind in ("nsp_dataset", "masked_dataset", "tokenizer"))
-    drawing = PairDataset(*paths, 64, "train")
+def test_static_masks_give_the_loss_of_dynamic_ones(model, tiny, tiny_recipe, dataset):
+    drawing = open_dataset(tiny, tiny_recipe, 64)
     drawing.masks = []  # nothing is read from disk any more
     objective = PretrainingLoss(model)
     read, drawn = (each.samples(3, 16, seed=5) for each in (dataset, drawing))

@@ -1,4 +1,4 @@
-"""A budget of minutes: the schedule that fits it, and that a run settles on it once."""
+"""A budget of minutes: the schedule that fits it, decided once per run."""
 
 import json
 
@@ -10,6 +10,7 @@ from training.runs import measure_pace_in_a_fork
 from bert_pipeline.formats.metrics import read_rows
 from bert_pipeline.recipe import PretrainRecipe
 from bert_pipeline.stages import make_stage
+from bert_pipeline.training.job import Job
 from bert_pipeline.training.launch import build as launch
 from bert_pipeline.training.launch.budget import (
     BudgetError,
@@ -83,7 +84,7 @@ def test_measurements_and_checkpoints_are_part_of_the_budget():
     plain = section_of(10, [1.0], [None])
     pace = Pace(4096, {"32": 1e-3}, 1e-3, 0.0, 0.0)
     busy = section_of(10, [1.0], [None], heldout_pairs=1000, eval_every=100, checkpoint_every=100)
-    costly = Pace(4096, {"32": 1e-3}, 1e-3, 1e-3, 1.0)  # a measurement takes a second, a checkpoint another
+    costly = Pace(4096, {"32": 1e-3}, 1e-3, 1e-3, 1.0)  # a measurement and a checkpoint take a second each
     assert fit_to_budget(plain, pace).num_steps == int(600 / 0.009)
     # 9 ms a step, 20 ms of what comes every 100 steps; two measurements and a checkpoint besides
     assert fit_to_budget(busy, costly).num_steps == int((600 - 3) / 0.029)
@@ -105,9 +106,7 @@ def in_minutes(recipe, minutes):
     return recipe.model_copy(update={"pretrain": section})
 
 
-def test_a_resumed_run_keeps_the_schedule_that_it_began_with(
-    tiny, tiny_recipe, tmp_path, monkeypatch, training_in_a_fork
-):
+def test_a_resumed_run_keeps_its_schedule(tiny, tiny_recipe, tmp_path, monkeypatch, training_in_a_fork):
     def interrupt(row):
         if row["step"] >= 1:
             raise KeyboardInterrupt
@@ -117,7 +116,9 @@ def test_a_resumed_run_keeps_the_schedule_that_it_began_with(
     monkeypatch.setattr("bert_pipeline.training.launch.budget.measure_pace", measure_pace_in_a_fork)
     with pytest.raises(KeyboardInterrupt):
         make_stage("pretrained_checkpoint", recipe, tiny, out, interrupt)
-    assert list(out.with_name("out.partial").glob("work/checkpoints/step-*")), "it goes on, and does not begin anew"
+    assert list(out.with_name("out.partial").glob("work/checkpoints/step-*")), (
+        "it resumes, and does not start from scratch"
+    )
     schedule = tmp_path / "out.partial" / "work" / "schedule.json"
     kept = json.loads(schedule.read_text())
     before = schedule.stat().st_mtime_ns
@@ -132,12 +133,12 @@ def test_a_resumed_run_keeps_the_schedule_that_it_began_with(
         seen.append(row)
         assert schedule.stat().st_mtime_ns == before
 
-    whole = make_stage("pretrained_checkpoint", recipe, tiny, out, on_row)
+    finished = make_stage("pretrained_checkpoint", recipe, tiny, out, on_row)
     steps = [phase["num_steps"] for phase in kept["section"]["phases"]]
-    assert min(steps) > 0 and whole.facts["num_steps"] == sum(steps) == read_rows(out / "metrics.jsonl")[-1]["step"]
-    assert list(whole.facts["num_steps_by_phase"].values()) == steps
-    assert whole.facts["per_device_tokens"] == kept["pace"]["per_device_tokens"]
-    assert whole.record["origin"]["section"]["budget_minutes"] == 0.04, "the fingerprint is that of the recipe"
+    assert min(steps) > 0 and finished.facts["num_steps"] == sum(steps) == read_rows(out / "metrics.jsonl")[-1]["step"]
+    assert list(finished.facts["num_steps_by_phase"].values()) == steps
+    assert finished.facts["per_device_tokens"] == kept["pace"]["per_device_tokens"]
+    assert finished.record["origin"]["section"]["budget_minutes"] == 0.04, "the fingerprint is that of the recipe"
     rates = {row["step"]: row["learning_rate"] for row in seen if "learning_rate" in row}
     fitted = PretrainRecipe.model_validate_json(json.dumps(kept["section"]))
     assert all(rate == learning_rate(fitted.phases, step - 1) for step, rate in rates.items())
@@ -147,16 +148,18 @@ def test_a_schedule_of_another_recipe_is_not_taken(tiny_recipe, tmp_path, monkey
     pace = Pace(4096, {"32": 1e-3, "64": 1e-3}, 1e-3, 0.0, 0.0)
     monkeypatch.setattr("bert_pipeline.training.launch.budget.measure_pace", lambda *_: pace)
 
-    def settled(minutes):
-        section = in_minutes(tiny_recipe, minutes).pretrain.model_dump(mode="json")
-        return decide_schedule({"section": section, "per_device_tokens": "auto"}, tmp_path, {})["section"]
+    def decided(minutes):
+        paths = dict.fromkeys(("tokenizer", "nsp_dataset", "masked_dataset", "out"), tmp_path)
+        sections = {"section": in_minutes(tiny_recipe, minutes).pretrain, "model": tiny_recipe.model}
+        job = Job(**sections, masking=tiny_recipe.masking, **paths, per_device_tokens="auto")
+        return decide_schedule(job, tmp_path, {}).section
 
-    first, second = settled(1), settled(2)
+    first, second = decided(1), decided(2)
     assert first != second
-    assert settled(1) == first
+    assert decided(1) == first
 
 
-def test_what_is_asked_for_in_the_environment(monkeypatch, tmp_path):
+def test_per_device_tokens_from_the_environment(monkeypatch, tmp_path):
     config = tmp_path / "gpu.yaml"
     monkeypatch.delenv("BERT_PIPELINE_PER_DEVICE_TOKENS", raising=False)
     assert launch.per_device_tokens() == 4096

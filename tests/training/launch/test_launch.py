@@ -12,11 +12,11 @@ from bert_pipeline.formats.metrics import RowFollower, append_row
 from bert_pipeline.stages import make_stage
 from bert_pipeline.store.artifact import ArtifactError
 from bert_pipeline.training.checkpoint import CheckpointError, ForeignCheckpoint
-from bert_pipeline.training.checks import TrainingError
 from bert_pipeline.training.distributed import GroupError, LostProcess
+from bert_pipeline.training.job import TrainingError
 from bert_pipeline.training.launch import build as launch
 from bert_pipeline.training.memory import TooLittleMemory
-from bert_pipeline.training.pretrain import failure_noted
+from bert_pipeline.training.pretrain import record_permanent_failure
 
 
 class Cancelled(BaseException):
@@ -28,9 +28,9 @@ def processes_of(folder: Path) -> list[int]:
     return [number for number, command in commands().items() if str(folder) in "\0".join(command)]
 
 
-def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(tiny, tiny_recipe, tmp_path, monkeypatch):
-    """Cancelled at its first row, before any checkpoint, and again when it has made one more. The run that nothing
-    happens to is a fork, as in tests that are not about the launcher.
+def test_a_cancelled_training_saves_leaves_no_process_and_resumes(tiny, tiny_recipe, tmp_path, monkeypatch):
+    """Cancelled at its first row, before any checkpoint, and again after one more checkpoint. The undisturbed run is a
+    fork, as in tests that do not test the launcher.
     """
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.02)
     longer = tiny_recipe.pretrain.phases[0].model_copy(update={"num_steps": 80})  # so that there is something to cancel
@@ -55,11 +55,11 @@ def test_a_cancelled_training_saves_leaves_no_process_and_goes_on(tiny, tiny_rec
         assert processes_of(tmp_path) == []
         assert not (tmp_path / "out").exists()
         assert enough <= newest_step() and 0 < newest_step() < 84
-    gone_on = make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out")
+    resumed = make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out")
     monkeypatch.setattr(launch, "_run", train_in_a_fork)
     undisturbed = make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "undisturbed")
-    assert trace(gone_on.path) == trace(undisturbed.path)
-    assert (gone_on.path / "model.safetensors").read_bytes() == (undisturbed.path / "model.safetensors").read_bytes()
+    assert trace(resumed.path) == trace(undisturbed.path)
+    assert (resumed.path / "model.safetensors").read_bytes() == (undisturbed.path / "model.safetensors").read_bytes()
 
 
 def test_rows_are_followed_while_the_file_grows(tmp_path):
@@ -73,20 +73,20 @@ def test_rows_are_followed_while_the_file_grows(tmp_path):
     with path.open("a") as stream:
         stream.write("}\n")
     assert list(follower.new_rows()) == [{"step": 2}]
-    path.write_text("")  # a resumed run starts the file anew
+    path.write_text("")  # a resumed run rewrites the file
     append_row(path, {"step": 1})
     assert list(follower.new_rows()) == [{"step": 1}]
 
 
 class Started(Exception):
-    """The training processes would start now."""
+    """Raised where the training processes would start."""
 
 
 @pytest.mark.parametrize(("processes", "refused"), [(2, False), (3, False), (16, False), (17, True)])
-def test_batches_that_the_processes_cannot_share_alike_are_told_before_they_start(
+def test_batches_that_do_not_divide_among_the_processes_are_reported_before_they_start(
     tiny, tiny_recipe, tmp_path, monkeypatch, caplog, processes, refused
 ):
-    """Batches of 16 and 16: shared alike by 2 and 16 processes, not alike by 3, and too small for 17."""
+    """Batches of 16 pairs divide evenly among 2 and 16 processes, unevenly among 3, and are too small for 17."""
 
     def run(*_):
         raise Started
@@ -102,31 +102,33 @@ def test_batches_that_the_processes_cannot_share_alike_are_told_before_they_star
         make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out")
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     if processes == 3:
-        told = "global_batch_size 16 is no multiple of the 3 processes: in each step 1 of them get 6 pairs and 2 get 5;"
-        assert len(warned) == 2 and all(told in each for each in warned)
+        expected = (
+            "global_batch_size 16 is not a multiple of the 3 processes: in each step 1 of them get 6 pairs and 2 get 5;"
+        )
+        assert len(warned) == 2 and all(expected in each for each in warned)
     else:
         assert not warned
 
 
 @pytest.mark.parametrize(
-    ("error", "noted"),
+    ("error", "recorded"),
     [
         (ArtifactError("damaged"), True),
         (FileNotFoundError("no such dataset"), True),
         (TooLittleMemory("not even one pair"), True),
         (ForeignCheckpoint("of another recipe"), True),
-        (GroupError("2 were asked for"), True),
+        (GroupError("2 were expected"), True),
         (LostProcess("it does not answer"), False),
         (CheckpointError("the disk is full"), False),
         (RuntimeError("CUDA error: unspecified launch failure"), False),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_errors_that_would_come_again_are_told_from_those_that_may_not(tmp_path, error, noted):
-    with pytest.raises(type(error)), failure_noted(tmp_path):
+def test_only_errors_that_a_restart_would_repeat_are_recorded(tmp_path, error, recorded):
+    with pytest.raises(type(error)), record_permanent_failure(tmp_path):
         raise error
-    assert [path.name for path in tmp_path.iterdir()] == ["failed"] * noted
-    if noted:
+    assert [path.name for path in tmp_path.iterdir()] == ["failed"] * recorded
+    if recorded:
         assert (tmp_path / "failed").read_text() == f"{type(error).__name__}: {error}"
 
 

@@ -34,7 +34,7 @@ def test_the_launcher_starts_fsdp_though_the_usual_port_is_taken(tiny, tiny_reci
     assert made.facts["max_logit_difference"] < 1e-5
 
 
-def test_an_error_that_would_come_again_is_not_tried_again(tiny, tiny_recipe, tmp_path, monkeypatch):
+def test_an_error_that_would_repeat_is_not_retried(tiny, tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", "cpu_2")
     first, *others = tiny_recipe.pretrain.phases
     phases = (first.model_copy(update={"learning_rate": 1e30}), *others)
@@ -45,14 +45,14 @@ def test_an_error_that_would_come_again_is_not_tried_again(tiny, tiny_recipe, tm
     assert 1 <= said.count("TrainingError: step 2") <= 2, "once for each process"
 
 
-def test_training_that_was_asked_to_stop_is_told_from_training_that_failed(tiny, tiny_recipe, tmp_path):
+def test_training_that_was_stopped_differs_from_training_that_failed(tiny, tiny_recipe, tmp_path):
     def stop(row):
         for number in trainers_of(tmp_path):
             os.kill(number, signal.SIGTERM)
 
     phases = tuple(phase.model_copy(update={"num_steps": 1_000}) for phase in tiny_recipe.pretrain.phases)
     long = tiny_recipe.model_copy(update={"pretrain": tiny_recipe.pretrain.model_copy(update={"phases": phases})})
-    with pytest.raises(launch.TrainingStopped, match="asked to stop and saved a checkpoint"):
+    with pytest.raises(launch.TrainingStopped, match="training was stopped and saved a checkpoint"):
         make_stage("pretrained_checkpoint", long, tiny, tmp_path / "out", stop)
     assert list(tmp_path.glob("out.partial/work/checkpoints/step-????????"))
 
@@ -61,7 +61,7 @@ def test_training_that_was_asked_to_stop_is_told_from_training_that_failed(tiny,
 def test_a_config_that_accelerate_would_run_as_one_process_is_refused(tiny, tiny_recipe, tmp_path, monkeypatch):
     config = config_file("cpu.yaml", tmp_path / "cpu.yaml", num_processes=2)
     monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(config))
-    with pytest.raises(launch.TrainingFailed, match="several processes were meant"):
+    with pytest.raises(launch.TrainingFailed, match="several processes were configured"):
         make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "out")
 
 

@@ -1,11 +1,14 @@
-"""The probe: which micro-batch it takes, and what it says where nothing fits."""
+"""The probe: the micro-batch that it chooses, and its errors if nothing fits."""
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from training.runs import exit_code, fork_ranks, measure_pace_in_a_fork
 
+from bert_pipeline.recipe import PretrainRecipe
+from bert_pipeline.training.job import Job
 from bert_pipeline.training.launch.budget import ProbeFailed, measure_pace
 
 LARGE_STEP = {"max_seq_length": 64, "num_steps": 4, "global_batch_size": 600, "learning_rate_handover": "continue"}
@@ -15,19 +18,22 @@ LARGE_STEP = {"max_seq_length": 64, "num_steps": 4, "global_batch_size": 600, "l
 def job(tiny, tiny_recipe, tmp_path_factory):
     section = tiny_recipe.pretrain.model_dump(mode="json")
     section["phases"][1] |= LARGE_STEP
-    return {
-        "section": section,
-        "model": tiny_recipe.model.model_dump(mode="json"),
-        **{kind: str(tiny[kind].path) for kind in ("tokenizer", "nsp_dataset", "masked_dataset")},
-        "out": str(tmp_path_factory.mktemp("probe")),
-        "per_device_tokens": "auto",
-    }
+    return Job(
+        section=PretrainRecipe.model_validate_json(json.dumps(section)),
+        model=tiny_recipe.model,
+        masking=tiny_recipe.masking,
+        **{kind: tiny[kind].path for kind in ("tokenizer", "nsp_dataset", "masked_dataset")},
+        out=tmp_path_factory.mktemp("probe"),
+        per_device_tokens="auto",
+    )
 
 
 CHOICE = """
 import json, sys
-from bert_pipeline.training.probe import Probe, TooLittleMemory
-probe = Probe(json.load(open(sys.argv[1])))
+from pathlib import Path
+from bert_pipeline.training.job import Job
+from bert_pipeline.training.launch.probe import Probe, TooLittleMemory
+probe = Probe(Job.read(Path(sys.argv[1])))
 rates = {}
 probe._time = lambda work: work.args[0].num_tokens / rates[work.args[1]]
 probe._peak_memory = lambda rows: 1000 + 10 * rows.num_tokens  # bytes
@@ -53,10 +59,10 @@ json.dump(said, open(sys.argv[2], "w"))
 
 def test_the_smallest_micro_batch_that_is_as_good_as_the_best(job, tmp_path):
     (tmp_path / "choice.py").write_text(CHOICE)
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    [process] = fork_ranks(tmp_path / "choice.py", [tmp_path / "job.json", tmp_path / "told"], 1, tmp_path / "log")
+    job.write(tmp_path / "job.json")
+    [process] = fork_ranks(tmp_path / "choice.py", [tmp_path / "job.json", tmp_path / "said"], 1, tmp_path / "log")
     assert exit_code(process) == 0, (tmp_path / "log").read_text()
-    said = json.loads((tmp_path / "told").read_text())
+    said = json.loads((tmp_path / "said").read_text())
     assert said["step"] > 8192, "the test would prove nothing"
     assert said["smallest as good as the best"] == 4096
     assert said["larger is slower"] == 4096
@@ -68,15 +74,14 @@ def test_the_smallest_micro_batch_that_is_as_good_as_the_best(job, tmp_path):
     )
 
 
-def test_what_is_measured(job, tmp_path):
-    section = job["section"] | {"budget_minutes": None}
-    pace = measure_pace_in_a_fork(job | {"section": section}, tmp_path, {})
+def test_a_pace_has_plausible_figures(job, tmp_path):
+    pace = measure_pace_in_a_fork(job, tmp_path, {})
     assert pace.per_device_tokens in (2048, 4096, 8192, 16_384)
     assert pace.pair_seconds.keys() == {"32", "64"} and min(pace.pair_seconds.values()) > 0
     assert 0 < pace.heldout_pair_seconds < pace.pair_seconds["64"]
-    assert pace.update_seconds > 0 and pace.checkpoint_seconds == 0  # no budget that it would count in
+    assert pace.update_seconds > 0 and pace.checkpoint_seconds == 0  # not needed without a budget
 
 
 def test_a_probe_that_fails_says_why(job, tmp_path):
     with pytest.raises(ProbeFailed, match=r"(?s)exit code 1.*elsewhere/tokenizer.json"):
-        measure_pace(job | {"tokenizer": "elsewhere"}, tmp_path, os.environ)
+        measure_pace(job.model_copy(update={"tokenizer": Path("elsewhere")}), tmp_path, os.environ)
