@@ -105,8 +105,8 @@ def explain(fault: ErrorDetails, root: type[BaseModel]) -> str:
     if fault["type"] == "string_pattern_mismatch" and fault["loc"] == ("name",):
         signs = "_ - ." if "." in fault["ctx"]["pattern"] else "_ -"
         return (
-            f"name: {fault['input']!r}, from the name of the file, is not allowed: a name has only the letters A to Z and "
-            f"a to z, digits and {signs}, and starts with a letter or a digit; remedy: rename the file"
+            f"name: {fault['input']!r}, from the name of the file, is not allowed: a name has only the letters A to Z "
+            f"and a to z, digits and {signs}, and starts with a letter or a digit; remedy: rename the file"
         )
     if fault["type"] == "missing":
         return f"{where}: missing; remedy: set it"

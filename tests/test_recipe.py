@@ -153,7 +153,7 @@ def test_a_recipe_in_another_encoding_is_refused_in_plain_words(tmp_path, encodi
     with pytest.raises(RecipeError) as error:
         load_recipe(path)
     assert told in str(error.value) and str(error.value).endswith("remedy: save the file as UTF-8 in your editor")
-    (tmp_path / "third.toml").write_bytes(b"[corpus]\npath = 'x'\n# \xc8\xaf\n")
+    (tmp_path / "third.toml").write_bytes(b"[corpus]\npath = 'x'\n# \xb1\xe2\xb7\xcf\n")
     with pytest.raises(RecipeError, match="line 3 is not UTF-8 text"):
         load_recipe(tmp_path / "third.toml")
 
