@@ -5,6 +5,7 @@ environment. docs/reference/environment.md is generated from the two tables belo
 """
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,11 @@ VARIABLES = {
     "MLFLOW_TRACKING_URI": Variable("MLflow server to use instead of the SQLite database in the home.", "none"),
     "MLFLOW_TRACKING_USERNAME": Variable("User at the MLflow server; recorded with each promotion.", "the login name"),
     "OMP_NUM_THREADS": Variable("Threads of each fine-tuning process.", "the cores divided by the number of processes"),
+    "NUMBA_CACHE_DIR": Variable(
+        "Folder for functions that numba has compiled.",
+        "beside the code; if that is read-only, `XDG_CACHE_HOME/numba`; if that is, too, `numba` in BERT_PIPELINE_HOME",
+    ),
+    "XDG_CACHE_HOME": Variable("The user's folder for caches.", "`~/.cache`"),
     "CUDA_VISIBLE_DEVICES": Variable("GPUs that fine-tuning uses, one process each.", "all"),
 }
 """Variables that users set."""
@@ -110,6 +116,9 @@ ACCELERATE_CONFIGS = Path(__file__).parent / "training" / "launch" / "accelerate
 """Folder of the packaged accelerate configs."""
 
 
+PYCACHE = "__pycache__"
+
+
 class SettingError(ValueError):
     """An environment variable has an invalid value."""
 
@@ -118,6 +127,29 @@ def set_library_defaults() -> None:
     """Set LIBRARY_DEFAULTS where the user has set nothing. Call it before these libraries are imported."""
     for name, value in LIBRARY_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def set_numba_cache() -> None:
+    """Set NUMBA_CACHE_DIR where numba's own folders cannot be written. Call it before numba is imported.
+
+    Numba fails to load a function (`cannot cache function: no locator available`) if neither the folder of its code
+    nor the user's cache folder is writable.
+    """
+    if os.environ.get("NUMBA_CACHE_DIR") or _can_cache_beside(Path(__file__).parent):
+        return
+    try:
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "numba")
+        user.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=user).close()
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        os.environ["NUMBA_CACHE_DIR"] = str(home() / "numba")
+
+
+def _can_cache_beside(package: Path) -> bool:
+    """Whether every folder of the package has a writable `__pycache__`, or can get one."""
+    folders = [Path(folder) for folder, _, _ in os.walk(package) if Path(folder).name != PYCACHE]
+    places = [folder / PYCACHE if (folder / PYCACHE).exists() else folder for folder in folders]
+    return all(place.is_dir() and os.access(place, os.W_OK) for place in places)
 
 
 def home() -> Path:
