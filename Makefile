@@ -39,7 +39,7 @@ run: $(READY)
 	@python -m orchestration.report "$(RECIPE)"
 
 test: $(INSTALLED)
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	ruff check .

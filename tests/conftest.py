@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from processes import eventually
 from servers import Database, Servers, make_secrets
 
 from bert_pipeline.evaluation.finetuning.job import FinetuningJob
@@ -36,6 +37,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYO
     os.environ.setdefault(name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of hundreds of processes compiles every module
+sys.dont_write_bytecode = False
 CORES = sorted(os.sched_getaffinity(0))
 os.sched_setaffinity(0, random.sample(CORES, min(2, len(CORES))))
 
@@ -100,6 +102,17 @@ def pytest_runtest_protocol(item: pytest.Item):
         return (yield)
     finally:
         signal.alarm(0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count the skipped tests by reason, so that a green run does not hide what it left out."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
+    if reasons:
+        terminalreporter.section(f"{reasons.total()} skipped")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count:5}  {reason}")
 
 
 @pytest.fixture(scope="session")
@@ -189,10 +202,7 @@ class DaskCluster:
                 for _ in range(2)
             ),
         ]  # fmt: skip
-        for _ in range(600):
-            if scheduler_file.exists():
-                break
-            time.sleep(0.1)
+        eventually(scheduler_file.exists)
         self.address = json.loads(scheduler_file.read_text())["address"].replace("tcp://", "dask://")
 
     def stop(self) -> None:

@@ -1,7 +1,21 @@
-"""Processes of this machine, read from /proc: `ps` truncates its lines to COLUMNS and may not be installed."""
+"""Processes of this machine, read from /proc (`ps` truncates its lines to COLUMNS), and waiting for what they do."""
 
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+PATIENCE_SECONDS = 300
+"""Much longer than anything that a test waits for takes on a busy machine: only what hangs takes so long."""
+
+
+def eventually(ready: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> float:
+    """Wait until `ready()`; return the seconds that took."""
+    begun = time.monotonic()
+    while not ready():
+        assert time.monotonic() - begun < seconds, f"not ready after {seconds} s"
+        time.sleep(0.05)
+    return time.monotonic() - begun
 
 
 def commands(parent: int | None = None) -> dict[int, list[str]]:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
@@ -73,10 +74,10 @@ class Servers:
         command += ["--workers", str(workers), "--backend-store-uri", database, *options]
         programs = f"{BIN}:{os.environ['PATH']}"  # mlflow calls uvicorn by its name
         self.start("mlflow", command, PATH=programs, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **environment)
-        self.wait("mlflow", answers(port, "/health"), 180)
+        self.wait("mlflow", answers(port, "/health"))
         return port
 
-    def wait(self, name: str, ready, seconds: float = 90) -> None:
+    def wait(self, name: str, ready, seconds: float = PATIENCE_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while not ready():
             newest = dict(self._running).get(name)  # a killed server may have been restarted

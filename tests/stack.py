@@ -8,25 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from processes import commands
+from processes import commands, eventually
 from servers import INFRA, ROOT, Servers, answers, ask, changed, free_port
 
 # Without it, a backfill that is evaluated while its code server is down fails for good.
 OUTLIVES = "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR"
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
-
-
-def eventually(ready: Callable[[], object], seconds: float = 240) -> float:
-    """Wait until `ready()`; return the seconds that took."""
-    begun = time.monotonic()
-    while not ready():
-        assert time.monotonic() - begun < seconds, f"not ready after {seconds} s"
-        time.sleep(0.2)
-    return time.monotonic() - begun
 
 
 class Stack:

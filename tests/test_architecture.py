@@ -177,14 +177,6 @@ def test_the_documented_variables_are_the_ones_in_use():
     assert read | ours == documented
 
 
-def test_the_graph_loads_without_torch_and_mlflow(run_python):
-    """The web server and the daemon import the graph again and again: it must stay light."""
-    code = (
-        "import sys, orchestration.definitions; sys.exit(bool({'torch', 'mlflow', 'transformers'} & set(sys.modules)))"
-    )
-    assert run_python("-c", code).returncode == 0
-
-
 def test_the_library_loads_without_dagster_and_mlflow(run_python):
     code = "import sys, bert_pipeline.cli; sys.exit(bool({'dagster', 'mlflow', 'torch'} & set(sys.modules)))"
     assert run_python("-c", code).returncode == 0

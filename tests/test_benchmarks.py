@@ -194,7 +194,7 @@ def trained(run_python, tmp_path_factory):
     )
     finished = run_python("-c", code, BERT_PIPELINE_HOME=str(home), BERT_PIPELINE_RECIPES=str(home))
     assert finished.returncode == 0, finished.stderr
-    assert "WARNING: generated sample" in finished.stderr
+    assert "WARNING: using the generated sample" in finished.stderr
     assert not list(home.glob("benchmark-*")), "nothing is left behind"
     return json.loads(finished.stdout)
 

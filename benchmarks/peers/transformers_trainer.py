@@ -87,7 +87,7 @@ def trainer(
     [phase], section = recipe.pretrain.phases, recipe.pretrain
     assert phase.learning_rate is not None and phase.warmup_steps is not None, "cut_down sets them"
     batch = phase.global_batch_size
-    rows = in_standard_view(train_dataset(here, max_seq_length).samples(0, num_steps * batch, section.seed))
+    rows = in_standard_view(train_dataset(here, recipe, max_seq_length).samples(0, num_steps * batch, section.seed))
     model = build_model(recipe.model, read_tokenizer(here / "tokenizer").get_vocab_size(), section.seed)
     model.set_attn_implementation("sdpa")
     accumulated = 1

@@ -33,7 +33,7 @@ def test_the_graph_is_the_chain_of_stages(graph):
     assert edges == GRAPH
 
 
-@pytest.mark.parametrize("name", GRAPH)
+@pytest.mark.parametrize("name", sorted(GRAPH))
 def test_every_asset_is_described(graph, name):
     asset = graph.get(asset_key(name))
     assert asset.description and len(asset.description) > 30
@@ -62,7 +62,7 @@ def test_nothing_is_switched_on_by_default():
 
 
 def test_loading_the_graph_imports_neither_torch_nor_mlflow():
-    """The web server and the daemon load it repeatedly."""
+    """The web server and the daemon load it repeatedly: it must stay light."""
     code = (
         "import sys; from orchestration.definitions import defs; defs(); "
         "sys.exit(', '.join({'torch', 'transformers', 'mlflow'} & set(sys.modules)) or 0)"

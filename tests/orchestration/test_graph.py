@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import dagster as dg
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from processes import eventually
 
 from bert_pipeline import reproduction
 from bert_pipeline.recipe_files import load_recipe
@@ -287,10 +287,8 @@ def test_the_champion_is_served_over_http(first, mlflow):
     environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow.tracking_uri, "PATH": programs}
     server = subprocess.Popen([*serve, "--env-manager", "local"], env=environment, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
-        while not answers(f"http://127.0.0.1:{port}/ping"):
-            assert server.poll() is None and time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.2)
+        eventually(lambda: server.poll() is not None or answers(f"http://127.0.0.1:{port}/ping"))
+        assert server.poll() is None, "the server did not start"
         asked = {"inputs": ["patients were given [MASK] daily"], "params": {"top_k": 3, "return_embeddings": True}}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations",

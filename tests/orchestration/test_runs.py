@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 from outage import Outage
+from processes import eventually
 from servers import BIN, INFRA, ROOT
-from stack import Stack, eventually
+from stack import Stack
 
 from bert_pipeline.formats.metrics import read_rows
 from orchestration.tracking.mlflow_runs import Mlflow

@@ -7,8 +7,9 @@ import time
 from collections import Counter
 
 import pytest
+from processes import eventually
 from servers import INFRA, changed
-from stack import ENDED, Stack, eventually
+from stack import ENDED, Stack
 
 pytestmark = pytest.mark.slow
 

@@ -222,7 +222,7 @@ def the_run_is_known(mlflow: Mlflow, fingerprint: str) -> bool:
 def test_a_hanging_server_does_not_delay_the_work(tmp_path):
     """It accepts connections and never answers: at the start, at each row and at the end."""
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         hanging = Mlflow(tracking_uri=f"http://127.0.0.1:{silent.getsockname()[1]}", artifacts="", ui="")
         begun = time.monotonic()
@@ -230,7 +230,7 @@ def test_a_hanging_server_does_not_delay_the_work(tmp_path):
             for step in range(100):
                 tracked.on_row({"step": step, "loss": 1.0})
             held_up = time.monotonic() - begun
-        assert held_up < 1.5, "less than the timeout of one call"
+        assert held_up < 4, "less than the timeout of one call"
         assert about(tmp_path, "hanging").note.exists()
 
 

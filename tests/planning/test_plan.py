@@ -86,7 +86,7 @@ def test_the_plan_of_demo_holds(tmp_path):
 @pytest.mark.slow
 def test_the_plan_of_small_holds(tmp_path):
     if not os.environ.get("BERT_PIPELINE_DATA"):
-        pytest.skip("BERT_PIPELINE_DATA names no folder of real text")
+        pytest.skip("BERT_PIPELINE_DATA is not set")
     recipe = packaged("small")
     assert_plan_holds(recipe, make_plan(recipe, tmp_path, time_training=False), tmp_path)
 
@@ -94,7 +94,7 @@ def test_the_plan_of_small_holds(tmp_path):
 @pytest.mark.slow
 def test_crammed_reads_all_of_its_text(tmp_path):
     if not os.environ.get("BERT_PIPELINE_DATA"):
-        pytest.skip("BERT_PIPELINE_DATA names no folder of real text")
+        pytest.skip("BERT_PIPELINE_DATA is not set")
     plan = make_plan(packaged("crammed"), tmp_path, time_training=False)
     assert plan["text"]["rejected_documents"] == 0 and plan["text"]["train_documents"] > 50_000
 

@@ -36,8 +36,9 @@ def test_curves_of_a_long_training_stay_small_and_mark_skipped_steps(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "mlm_loss": float("nan")}]])
-def test_a_training_with_few_metrics_has_a_picture(rows, tmp_path):
-    assert pixels(pictures.training_curves(rows), tmp_path).size
+def test_a_training_with_few_metrics_has_a_picture_of_the_usual_size(rows, tmp_path):
+    usual = pictures.training_curves([{"step": step, "mlm_loss": 8.0 - step} for step in (1, 2)])
+    assert pixels(pictures.training_curves(rows), tmp_path).shape == pixels(usual, tmp_path).shape
 
 
 def test_a_histogram_has_its_counts_as_areas(tmp_path):

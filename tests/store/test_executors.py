@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import commands
+from processes import commands, eventually
 
 from bert_pipeline.store.executors import ShardError, end_idle_workers, map_shards
 
@@ -86,10 +86,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     assert workers and workers <= commands().keys()
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 60
-    while workers & commands().keys():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: not workers & commands().keys())
 
 
 def always_die(number: int) -> None:
@@ -126,7 +123,7 @@ def test_dask_gives_the_same_result_and_survives_a_killed_worker(monkeypatch, tm
 
 
 def process_id(folder: Path, _: int) -> int:
-    """Once there are two: one that starts late would find nothing left to do."""
+    """Wait until two processes of this stage are here: one that starts late would find nothing left to do."""
     (folder / str(os.getpid())).touch()
     while len(list(folder.iterdir())) < 2:
         time.sleep(0.01)
@@ -136,11 +133,11 @@ def process_id(folder: Path, _: int) -> int:
 def test_worker_processes_are_reused_by_the_next_stage_and_end_when_idle(monkeypatch, tmp_path):
     end_idle_workers()
     monkeypatch.setattr("bert_pipeline.store.executors.IDLE_SECONDS", 3)
-    calls = [(f"number-{n}", (tmp_path, n)) for n in range(10)]
-    first, second = (set(map_shards("ids", process_id, calls)) for _ in range(2))
+
+    def processes_of_a_stage(name: str) -> set[int]:
+        (tmp_path / name).mkdir()
+        return set(map_shards("ids", process_id, [(f"number-{n}", (tmp_path / name, n)) for n in range(10)]))
+
+    first, second = processes_of_a_stage("first"), processes_of_a_stage("second")
     assert first == second and len(first) == 2 and os.getpid() not in first
-    for _ in range(600):
-        if not any(Path(f"/proc/{process}").exists() for process in first):
-            break
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{process}").exists() for process in first)
+    eventually(lambda: not any(Path(f"/proc/{process}").exists() for process in first))

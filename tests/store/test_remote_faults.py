@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import eventually
 from store.remotes import AT_ONCE, BLOB, CONTENT, KEY, ORIGIN, content, failing, flip, forged, make, pull, write
 
 from bert_pipeline.core.files import cached_digest
@@ -159,13 +160,10 @@ def _make_stuck(root: Path, out: Path) -> None:
 def kill_when_stuck(shared: Path, out: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_make_stuck, args=(shared, out))
     process.start()
-    deadline = time.monotonic() + 60
-    while not (shared / "stuck").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    while len(list((shared / "blobs").glob("[!.]*"))) < 2:  # drafts begin with a dot
-        time.sleep(0.01)
+    eventually((shared / "stuck").exists)
+    eventually(lambda: len(list((shared / "blobs").glob("[!.]*"))) >= 2)  # drafts begin with a dot
     os.kill(process.pid, signal.SIGKILL)
-    process.join(60)
+    process.join()
     (shared / "stuck").unlink()
 
 

@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE_SECONDS
 from store.remotes import AT_ONCE, CONTENT, ORIGIN, content, failing, flip, make, pull
 
 from bert_pipeline.cli import main
@@ -78,7 +79,7 @@ def test_different_content_under_one_name_is_refused(tier, shared, tmp_path, cap
 def _race(root: Path, out: Path, files: dict[str, bytes], barrier, told) -> None:
     made = make(out, None, files)
     tier = Remote(open_store(f"file://{root}", AT_ONCE))
-    barrier.wait(60)
+    barrier.wait(PATIENCE_SECONDS)
     try:
         tier.push(made)
         told.put((out.name, ""))
@@ -96,9 +97,9 @@ def test_of_two_concurrent_pushes_different_content_is_refused(tier, shared, tmp
     ]
     for process in processes:
         process.start()
-    answers = dict(told.get(timeout=60) for _ in processes)
+    answers = dict(told.get(timeout=PATIENCE_SECONDS) for _ in processes)
     for process in processes:
-        process.join(60)
+        process.join()
     winners = [name for name, error in answers.items() if not error]
     assert len(winners) == (2 if alike else 1)
     assert all("have different content" in error for error in answers.values() if error)

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import commands
+from processes import PATIENCE_SECONDS, commands
 from safetensors.torch import load_file
 
 from bert_pipeline.formats.metrics import Row, read_rows
@@ -39,8 +39,6 @@ SABOTAGED = Path(__file__).with_name("sabotaged.py")
 NOTHING = "none none 0 none"
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """Without dropout, whose noise each process draws for itself."""
-PATIENCE_SECONDS = 300
-"""Ten times what the longest of these processes takes: only one that hangs takes so long."""
 CLOCKED = {"tokens_per_second", "data_wait_fraction", "model_flops_utilization"}
 
 

@@ -286,9 +286,9 @@ ADVERSARIES = [
 @pytest.mark.parametrize("unit", ADVERSARIES)
 def test_time_is_linear_in_the_length(unit, length):
     """Quadratic time would take minutes, and hours for a megabyte."""
-    started = time.monotonic()
+    started = time.process_time()
     apply_rules([f"Rats{unit * (length // len(unit))}"], list(RULES))
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize("text", ["&#5&#5&#5&#5&#4" * 9_000 + "9" + ";;;;;" * 9_000, "<s" * 9_000 + "up>" * 9_000])
@@ -298,7 +298,7 @@ def test_residue_nested_deeper_than_in_real_text_is_kept(text):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
+@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")
 def test_real_citations_lose_residue_and_little_else():
     import gzip
     import json

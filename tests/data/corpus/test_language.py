@@ -74,7 +74,7 @@ def test_a_fresh_process_needs_no_network(run_python):
     assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
+@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")
 def test_real_abstracts_and_titles_are_recognized_as_english():
     path = Path(os.environ["BERT_PIPELINE_DATA"], "corpus", "pubmed-abstracts.jsonl.gz")
     with gzip.open(path, "rt", encoding="utf-8") as lines:

@@ -355,7 +355,7 @@ def test_no_document_or_a_single_one_has_no_duplicate(texts):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
+@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")
 def test_dropped_real_abstracts_are_near_duplicates_and_planted_ones_are_dropped():
     with gzip.open(Path(os.environ["BERT_PIPELINE_DATA"], "corpus", "pubmed-abstracts.jsonl.gz"), "rt") as lines:
         texts = [" ".join(json.loads(line)[field] for field in ("title", "text")) for line in lines]

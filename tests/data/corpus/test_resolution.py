@@ -77,7 +77,7 @@ RECORDS = st.builds(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(
     files=st.lists(st.lists(RECORDS, min_size=1, max_size=12), min_size=1, max_size=5),
     drop_retracted=st.booleans(),

@@ -113,7 +113,7 @@ def test_documents_of_hoc_are_assembled_from_their_rows(bench, tmp_path):
     ]
 
 
-@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
+@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")
 def test_boundaries_of_hoc(bench):
     """The gold ends no sentence before a small letter or a digit, so only recall can be tested."""
     texts = list(bench.hoc(Path(os.environ["BERT_PIPELINE_DATA"], "blurb")))

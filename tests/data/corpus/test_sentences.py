@@ -89,7 +89,7 @@ def test_the_sentences_of_the_sample_equal_segtok():
 
 
 @pytest.mark.slow  # minutes: the oracle takes 2 MB a second
-@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
+@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")
 @pytest.mark.parametrize("name", ["pubmed-abstracts.jsonl.gz", "rct-fulltext.jsonl.xz", "clinical-trials.jsonl.xz"])
 def test_the_sentences_of_real_text_equal_segtok(name):
     path = Path(os.environ["BERT_PIPELINE_DATA"], "corpus", name)

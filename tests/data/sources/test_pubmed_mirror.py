@@ -10,13 +10,13 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from html import escape
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from misbehaving_server import Answer, misbehaving_server
+from processes import PATIENCE_SECONDS, eventually
 
 from bert_pipeline.cli import main
 from bert_pipeline.data.sources.pubmed.listing import FOLDERS, parse_md5
@@ -448,12 +448,9 @@ def test_a_stopped_run_is_resumed(end, site, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     partial = tmp_path / f"{ALL[0]}.partial"
-    for _ in range(3000):
-        if partial.exists() and partial.stat().st_size == 300_000 and len(mirrored(tmp_path)) == 4:
-            break
-        time.sleep(0.01)
+    eventually(lambda: partial.exists() and partial.stat().st_size == 300_000 and len(mirrored(tmp_path)) == 4)
     run.send_signal(end)
-    assert run.wait(timeout=20) != 0
+    assert run.wait(PATIENCE_SECONDS) != 0
     assert partial.stat().st_size == 300_000 and mirrored(tmp_path) == ALL[1:]
     facts = mirror(site, tmp_path)
     assert site.requests.count((f"/{ALL[0]}", "bytes=300000-")) == 1

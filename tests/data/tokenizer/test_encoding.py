@@ -89,7 +89,7 @@ def test_another_kind_of_tokenizer_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
+@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")
 @pytest.mark.parametrize("name", ["pubmed-abstracts.jsonl.gz", "rct-fulltext.jsonl.xz", "clinical-trials.jsonl.xz"])
 def test_ids_equal_tokenizers_on_every_line_of_real_text(encoder, tokenizer, name):
     path = Path(os.environ["BERT_PIPELINE_DATA"], "corpus", name)

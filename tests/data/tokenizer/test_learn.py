@@ -96,7 +96,7 @@ def test_pieces_of_the_sample_equal_tokenizers(tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA names no folder of real text")
+@pytest.mark.skipif("BERT_PIPELINE_DATA" not in os.environ, reason="BERT_PIPELINE_DATA is not set")
 def test_pieces_of_real_abstracts_equal_tokenizers():
     path = Path(os.environ["BERT_PIPELINE_DATA"], "corpus", "pubmed-abstracts.jsonl.gz")
     with gzip.open(path, "rt", encoding="utf-8") as lines:

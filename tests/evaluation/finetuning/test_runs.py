@@ -1,15 +1,15 @@
 """The runs of a task: settings, worker processes, failures and interruptions."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from processes import commands
+from processes import commands, eventually
 
 from bert_pipeline.evaluation.evaluate import best_on_dev
 from bert_pipeline.evaluation.finetuning import worker, workers
@@ -205,13 +205,11 @@ def test_the_workers_end_with_the_process_that_started_them(job, how):
     [worker] = commands(parent=parent.pid)
     parent.send_signal(how)
     parent.wait()
-    for _ in range(6000):
-        if worker not in commands():
-            break
-        time.sleep(0.05)
-    else:
-        os.kill(worker, signal.SIGKILL)
-        pytest.fail("the worker outlived its parent")
+    try:
+        eventually(lambda: worker not in commands())
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_predictions_survive_writing_and_reading(small_task, tmp_path):

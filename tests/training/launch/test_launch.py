@@ -29,8 +29,8 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def test_a_cancelled_training_saves_leaves_no_process_and_resumes(tiny, tiny_recipe, tmp_path, monkeypatch):
-    """Cancelled at its first row, before any checkpoint, and again after one more checkpoint. The undisturbed run is a
-    fork, as in tests that do not test the launcher.
+    """Cancelled at its first row, before any checkpoint, and again after one more checkpoint, of a run that resumed.
+    The run to the end and the undisturbed one are forks, as in tests that do not test the launcher.
     """
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.02)
     longer = tiny_recipe.pretrain.phases[0].model_copy(update={"num_steps": 80})  # so that there is something to cancel
@@ -55,8 +55,8 @@ def test_a_cancelled_training_saves_leaves_no_process_and_resumes(tiny, tiny_rec
         assert processes_of(tmp_path) == []
         assert not (tmp_path / "out").exists()
         assert enough <= newest_step() and 0 < newest_step() < 84
-    resumed = make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out")
     monkeypatch.setattr(launch, "_run", train_in_a_fork)
+    resumed = make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "out")
     undisturbed = make_stage("pretrained_checkpoint", recipe, tiny, tmp_path / "undisturbed")
     assert trace(resumed.path) == trace(undisturbed.path)
     assert (resumed.path / "model.safetensors").read_bytes() == (undisturbed.path / "model.safetensors").read_bytes()
