@@ -4,9 +4,11 @@ Two processes that open a new home at the same moment (`dg launch` twice) both f
 `table secondary_indexes already exists`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from dagster._core.storage.sqlite_storage import DagsterSqliteStorage, SqliteStorageConfig
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 from filelock import FileLock
 
@@ -16,7 +18,7 @@ class OnceCreatedStorage(DagsterSqliteStorage):
 
     @classmethod
     def from_config_value(
-        cls, inst_data: ConfigurableClassData, config_value: SqliteStorageConfig
+        cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]
     ) -> "OnceCreatedStorage":
         folder = Path(config_value["base_dir"])
         folder.mkdir(parents=True, exist_ok=True)
