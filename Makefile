@@ -8,7 +8,8 @@ RECIPE ?= demo
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 BERT_PIPELINE_HOME ?= workspace
-override BERT_PIPELINE_HOME := $(abspath $(BERT_PIPELINE_HOME))
+# Not $(abspath): it splits a path at its blanks.
+override BERT_PIPELINE_HOME := $(if $(filter /%,$(firstword $(BERT_PIPELINE_HOME))),,$(CURDIR)/)$(BERT_PIPELINE_HOME)
 export BERT_PIPELINE_HOME
 export DAGSTER_HOME := $(BERT_PIPELINE_HOME)/dagster
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -24,19 +25,18 @@ export GOMP_SPINCOUNT ?= 3000
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 1099511627776
 export MALLOC_TOP_PAD_ ?= 268435456
-MLFLOW_STORE := sqlite:///$(BERT_PIPELINE_HOME)/mlflow.db
 
 INSTALLED := .venv/installed
-READY := $(INSTALLED) $(DAGSTER_HOME)/dagster.yaml
+READY := $(INSTALLED) home
 
-.PHONY: demo run test lint docs ui
+.PHONY: demo run test lint docs ui home
 
 demo: RECIPE = demo
 demo: run
 
 run: $(READY)
-	dg launch --job whole_graph --partition $(RECIPE) --config-json '{"loggers": {"console": {}}}'
-	@python -m orchestration.report $(RECIPE)
+	dg launch --job whole_graph --partition "$(RECIPE)" --config-json '{"loggers": {"console": {}}}'
+	@python -m orchestration.report "$(RECIPE)"
 
 test: $(INSTALLED)
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -51,16 +51,25 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 	python docs/links.py site
 
+# Each program gets a process group of its own (setsid), so that all of its processes end with it, whatever signal make
+# receives. A shell runs a trap only between commands or while it waits, hence `wait`. It starts background programs with
+# SIGINT ignored, and Dagster handles SIGTERM like SIGINT, hence `env`.
 ui: $(READY)
-	@mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri $(MLFLOW_STORE) & \
-	mlflow=$$!; trap "kill $$mlflow 2>/dev/null; wait" EXIT INT TERM; \
-	dg dev --host 127.0.0.1 --port 3000
+	@trap 'kill -- $$groups 2>/dev/null; wait' EXIT; trap exit HUP INT TERM; \
+	setsid env --default-signal=INT mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+	  --backend-store-uri "sqlite:///$$BERT_PIPELINE_HOME/mlflow.db" & groups=-$$!; \
+	setsid env --default-signal=INT dg dev --host 127.0.0.1 --port 3000 & groups="$$groups -$$!"; \
+	wait $$!
 
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(VIRTUAL_ENV)/bin/pip install -c constraints.txt -e ".[orchestration,dev]"
+	"$(PYTHON)" -m venv .venv
+	.venv/bin/python -m pip install -c constraints.txt -e ".[orchestration,dev]"
 	@touch $@
 
-$(DAGSTER_HOME)/dagster.yaml: infra/dagster/dagster.yaml
-	@mkdir -p $(@D)
-	@cp $< $@
+# A phony target with a test of its own, because make splits the name of a file at its blanks.
+home:
+	@mkdir -p "$$DAGSTER_HOME"
+	@file="$$DAGSTER_HOME/dagster.yaml"; \
+	if [ ! -e "$$file" ] || [ infra/dagster/dagster.yaml -nt "$$file" ]; then \
+	  cp infra/dagster/dagster.yaml "$$file.$$$$" && mv "$$file.$$$$" "$$file"; \
+	fi

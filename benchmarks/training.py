@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import ROOT, Answer, measure
+from benchmarks.children import Answer, measure
 from benchmarks.machine import bf16_units, machine
 from benchmarks.pretraining import cut_down
 from benchmarks.rows import Row, Run, rate, row, take_turns, tell
@@ -46,8 +46,8 @@ SPREAD_MEGABYTES = 100.0
 DOCUMENTS_PER_SHARD = 500
 UNIT = "tokens/s"
 
-ACCELERATE = {("cpu", "float32"): "cpu.yaml", ("cpu", "bf16"): "cpu_bf16.yaml", ("cuda", "bf16"): "single_gpu.yaml"}
-"""Our launch settings, in infra/accelerate."""
+ACCELERATE = {("cpu", "float32"): "cpu", ("cpu", "bf16"): "cpu_bf16", ("cuda", "bf16"): "single_gpu"}
+"""Our accelerate config, by device and precision."""
 PADDING = {"padded to the longest row": False, "padded to the full length": True}
 PEER_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
@@ -78,9 +78,9 @@ class Bench:
 
     def run(self, module: str, task: str, **arguments: Any) -> Answer:
         """Run a task in the same environment for both sides: the launcher's variables, and all cores."""
-        config = ROOT / "infra" / "accelerate" / ACCELERATE[self.device, self.precision]
+        config = ACCELERATE[self.device, self.precision]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(len(self.cores)))
-        environment = CPU_ENVIRONMENT | threads | {"BERT_PIPELINE_ACCELERATE_CONFIG": str(config)}
+        environment = CPU_ENVIRONMENT | threads | {"BERT_PIPELINE_ACCELERATE_CONFIG": config}
         return measure(f"benchmarks.{module}", task, cores=set(self.cores), environment=environment, **arguments)
 
     @property

@@ -19,6 +19,9 @@ from bert_pipeline.recipe import Recipe, RecipeError, Section
 
 Named = TypeVar("Named", bound=Section)
 
+SUFFIX = ".toml"
+SAVE_AS_UTF_8 = "save the file as UTF-8 in your editor"
+
 
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe file; its stem is the name of the experiment.
@@ -33,10 +36,17 @@ def read_named(path: Path, section: type[Named], what: str, error: type[ValueErr
     of file in its message.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")  # editors may write a byte order mark
+        table = tomllib.loads(text)
     except FileNotFoundError:
-        raise error(f"{path}: no such {what}; remedy: use one of the files in {path.parent}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
+        there = ", ".join(file.name for file in toml_files(path.parent)) or f"no {what}"
+        raise error(f"{path}: no such {what}; remedy: check the name; {path.parent} contains {there}") from None
+    except UnicodeDecodeError as broken:
+        line = broken.object[: broken.start].count(b"\n") + 1
+        raise error(f"{path}: line {line} is not UTF-8 text; remedy: {SAVE_AS_UTF_8}") from None
+    except tomllib.TOMLDecodeError as broken:
+        if "\0" in text:  # ASCII characters in UTF-16 are valid UTF-8
+            raise error(f"{path}: not UTF-8 text but UTF-16; remedy: {SAVE_AS_UTF_8}") from None
         raise error(f"{path}: not a TOML file: {broken}") from None
     if "name" in table:
         raise error(f"{path}: name: the file's stem ({path.stem}) is the name; remedy: remove the key")
@@ -48,15 +58,22 @@ def read_named(path: Path, section: type[Named], what: str, error: type[ValueErr
         raise error(f"{path}: {invalid.error_count()} fault(s)\n{faults}") from None
 
 
+def toml_files(folder: Path) -> list[Path]:
+    """The TOML files of a folder, in order of their names; the suffix may have capitals."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() == SUFFIX)
+
+
 def recipe_files() -> dict[str, Path]:
     """Every recipe file by name: the packaged ones, then those in the folders of BERT_PIPELINE_RECIPES.
 
-    Raises RecipeError if two files have the same name.
+    Raises RecipeError if a folder does not exist, or if two files have the same name.
     """
     folders = [Path(__file__).parent / "recipes", *settings.recipe_folders()]
     found: dict[str, Path] = {}
     for folder in folders:
-        for path in sorted(folder.glob("*.toml")):
+        if not folder.is_dir():
+            raise RecipeError(f"BERT_PIPELINE_RECIPES: {folder} is not a folder; remedy: name your folder of recipes")
+        for path in toml_files(folder):
             if path.stem in found:
                 raise RecipeError(
                     f"two recipes are named {path.stem}: {found[path.stem]} and {path}; remedy: rename one"
@@ -71,7 +88,8 @@ def find_recipe(name: str) -> Recipe:
     if name not in files:
         raise RecipeError(
             f"no recipe is named {name}: its file was removed or renamed; remedy: put {name}.toml back into a folder "
-            "of BERT_PIPELINE_RECIPES, or do nothing: its artifacts, runs and models are not affected"
+            "of BERT_PIPELINE_RECIPES, or do nothing: its artifacts, runs and models are not affected "
+            f"(known: {', '.join(files)})"
         )
     return load_recipe(files[name])
 
@@ -84,6 +102,12 @@ def explain(fault: ErrorDetails, root: type[BaseModel]) -> str:
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{where}: unknown key; {remedy}"
+    if fault["type"] == "string_pattern_mismatch" and fault["loc"] == ("name",):
+        signs = "_ - ." if "." in fault["ctx"]["pattern"] else "_ -"
+        return (
+            f"name: {fault['input']!r}, from the name of the file, is not allowed: a name has only the letters A to Z "
+            f"and a to z, digits and {signs}, and starts with a letter or a digit; remedy: rename the file"
+        )
     if fault["type"] == "missing":
         return f"{where}: missing; remedy: set it"
     message = fault["msg"].removeprefix("Value error, ")

@@ -170,7 +170,12 @@ def _readme(model: str, recipe: str, artifacts: Mapping[str, Artifact], out: Pat
     commit, cores = made.get("commit"), made.get("cores")
     commits = {kind: one.record["made"].get("commit") for kind, one in artifacts.items()}
     notes = []
-    if not commit or commit.endswith("-dirty"):
+    if wheel := made.get("wheel"):
+        notes.append(
+            f"Built with an installed wheel: install bert-pipeline {made['version']} instead of checking out a commit. "
+            f"The wheel's files have the digest `{wheel}`, as records of artifacts show it."
+        )
+    elif not commit or commit.endswith("-dirty"):
         notes.append(f"The recorded commit is `{commit}`: changes that were not committed cannot be restored.")
     if others := [f"{kind} with `{each}`" for kind, each in commits.items() if each != commit]:
         notes.append(f"Built with other commits: {', '.join(others)}. `rebuild` reports different code versions.")

@@ -5,6 +5,7 @@ environment. docs/reference/environment.md is generated from the two tables belo
 """
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,9 @@ VARIABLES = {
         "Where data stages run: `processes` on this machine, or `dask://SCHEDULER:8786`.", "`processes`"
     ),
     "BERT_PIPELINE_ACCELERATE_CONFIG": Variable(
-        "Accelerate config file: devices, number of processes and machines, precision.", "`infra/accelerate/cpu.yaml`"
+        "Accelerate config: devices, number of processes and machines, precision. The name of a "
+        "[packaged one](../operate/scale-out.md), such as `single_gpu`, or the path of your own file.",
+        "`cpu`",
     ),
     "BERT_PIPELINE_PER_DEVICE_TOKENS": Variable(
         "Largest micro-batch in tokens on one device, or `auto` to measure it before training. "
@@ -64,6 +67,11 @@ VARIABLES = {
     "MLFLOW_TRACKING_URI": Variable("MLflow server to use instead of the SQLite database in the home.", "none"),
     "MLFLOW_TRACKING_USERNAME": Variable("User at the MLflow server; recorded with each promotion.", "the login name"),
     "OMP_NUM_THREADS": Variable("Threads of each fine-tuning process.", "the cores divided by the number of processes"),
+    "NUMBA_CACHE_DIR": Variable(
+        "Folder for functions that numba has compiled.",
+        "beside the code; if that is read-only, `XDG_CACHE_HOME/numba`; if that is, too, `numba` in BERT_PIPELINE_HOME",
+    ),
+    "XDG_CACHE_HOME": Variable("The user's folder for caches.", "`~/.cache`"),
     "CUDA_VISIBLE_DEVICES": Variable("GPUs that fine-tuning uses, one process each.", "all"),
 }
 """Variables that users set."""
@@ -104,6 +112,13 @@ LIBRARY_DEFAULTS = {
 }
 
 
+ACCELERATE_CONFIGS = Path(__file__).parent / "training" / "launch" / "accelerate"
+"""Folder of the packaged accelerate configs."""
+
+
+PYCACHE = "__pycache__"
+
+
 class SettingError(ValueError):
     """An environment variable has an invalid value."""
 
@@ -116,6 +131,29 @@ def set_library_defaults() -> None:
     """Set LIBRARY_DEFAULTS where the user has set nothing. Call it before these libraries are imported."""
     for name, value in LIBRARY_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def set_numba_cache() -> None:
+    """Set NUMBA_CACHE_DIR where numba's own folders cannot be written. Call it before numba is imported.
+
+    Numba fails to load a function (`cannot cache function: no locator available`) if neither the folder of its code
+    nor the user's cache folder is writable.
+    """
+    if os.environ.get("NUMBA_CACHE_DIR") or _can_cache_beside(Path(__file__).parent):
+        return
+    try:
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "numba")
+        user.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=user).close()
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        os.environ["NUMBA_CACHE_DIR"] = str(home() / "numba")
+
+
+def _can_cache_beside(package: Path) -> bool:
+    """Whether every folder of the package has a writable `__pycache__`, or can get one."""
+    folders = [Path(folder) for folder, _, _ in os.walk(package) if Path(folder).name != PYCACHE]
+    places = [folder / PYCACHE if (folder / PYCACHE).exists() else folder for folder in folders]
+    return all(place.is_dir() and os.access(place, os.W_OK) for place in places)
 
 
 def home() -> Path:
@@ -169,14 +207,16 @@ def one_worker() -> Iterator[None]:
 
 
 def accelerate_config() -> Path:
-    """Raises FileNotFoundError if the file does not exist."""
-    default = Path(__file__).parents[1] / "infra" / "accelerate" / "cpu.yaml"
-    path = Path(os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG") or default)
+    """The packaged config of this name, else the file at this path. Raises FileNotFoundError if there is neither."""
+    value = os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG") or "cpu"
+    packaged = {path.stem: path for path in sorted(ACCELERATE_CONFIGS.glob("*.yaml"))}
+    path = packaged.get(value) or Path(value).absolute()
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; remedy: set BERT_PIPELINE_ACCELERATE_CONFIG to an existing file"
+            f"{path}: no such file; remedy: set BERT_PIPELINE_ACCELERATE_CONFIG to your file, or to one of "
+            f"{', '.join(packaged)}"
         )
-    return path.absolute()
+    return path
 
 
 def per_device_tokens() -> int | Literal["auto"] | None:

@@ -32,7 +32,8 @@ from orchestration.registry.champion import challenge, judge, table
 from orchestration.registry.ledger import find_champion, find_version
 from orchestration.tracking import metadata
 from orchestration.tracking.logs import library_log_in
-from orchestration.tracking.mlflow_runs import DESCRIPTION, About, Mlflow, failures_as_warnings
+from orchestration.tracking.mlflow_runs import DESCRIPTION, EXPERIMENT, About, Mlflow, failures_as_warnings
+from orchestration.tracking.moved_home import follow_the_home
 from orchestration.tracking.outstanding import deliver
 
 if TYPE_CHECKING:
@@ -255,9 +256,11 @@ def resources(home: Path) -> dict[str, Any]:
 
     BERT_PIPELINE_DAGSTER_URL and BERT_PIPELINE_MLFLOW_URL are the addresses of the UIs, for links.
     """
+    files = home / "mlartifacts"
+    follow_the_home(home / "mlflow.db", files, EXPERIMENT)
     mlflow = Mlflow(
         tracking_uri=settings.mlflow_tracking_uri(home),
-        artifacts=str(home / "mlartifacts"),
+        artifacts=str(files),
         ui=settings.mlflow_url(home),
     )
     folders = {"store": str(home / "artifacts"), "pointers": str(home / "pointers")}

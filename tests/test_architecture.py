@@ -43,6 +43,7 @@ FLOORS = [
     "orchestration.conditions",
     "orchestration.pointers",
     "orchestration.launcher",
+    "orchestration.storage",
     "orchestration.checks",
     "orchestration.tracking",
     "orchestration.registry",

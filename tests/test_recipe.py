@@ -115,8 +115,55 @@ def test_a_missing_corpus_path_names_the_remedy(tmp_path):
 def test_an_unreadable_recipe_file_is_an_error(tmp_path):
     assert "not a TOML file" in faults(tmp_path, "[corpus")
     assert "the file's stem (try) is the name" in faults(tmp_path, 'name = "x"\n' + CORPUS)
-    with pytest.raises(RecipeError, match="no such recipe"):
+    with pytest.raises(RecipeError, match=r"absent\.toml: no such recipe; remedy: .* contains try\.toml$"):
         load_recipe(tmp_path / "absent.toml")
+    with pytest.raises(RecipeError, match=r"remedy: .*none contains no recipe$"):
+        load_recipe(tmp_path / "none" / "absent.toml")
+
+
+KOREAN = 'description = "환자 기록"\n' + CORPUS
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path, newline):
+    text = KOREAN.replace("\n", newline)
+    (tmp_path / "notepad.toml").write_bytes(text.encode("utf-8-sig"))
+    (tmp_path / "other.toml").write_bytes(text.encode())
+    recipe = load_recipe(tmp_path / "notepad.toml")
+    assert recipe.description == "환자 기록"
+    assert recipe.model_copy(update={"name": "other"}) == load_recipe(tmp_path / "other.toml")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [
+        ("cp949", "line 1 is not UTF-8 text"),
+        ("utf-16", "line 1 is not UTF-8 text"),
+        ("utf-16-le", "not UTF-8 text"),
+        ("utf-16-be", "not UTF-8 text"),
+    ],
+)
+@pytest.mark.parametrize("text", [KOREAN, CORPUS])
+def test_a_recipe_in_another_encoding_is_refused_in_plain_words(tmp_path, encoding, told, text):
+    path = tmp_path / "try.toml"
+    path.write_bytes(text.encode(encoding))
+    if text == CORPUS and encoding == "cp949":
+        assert load_recipe(path).corpus.path == "x.txt", "ASCII is UTF-8"
+        return
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert told in str(error.value) and str(error.value).endswith("remedy: save the file as UTF-8 in your editor")
+    (tmp_path / "third.toml").write_bytes(b"[corpus]\npath = 'x'\n# \xb1\xe2\xb7\xcf\n")
+    with pytest.raises(RecipeError, match="line 3 is not UTF-8 text"):
+        load_recipe(tmp_path / "third.toml")
+
+
+@pytest.mark.parametrize("name", ["한국어", "my recipe", "-x", "a+b"])
+def test_a_name_that_is_not_allowed_is_refused_with_the_rule(tmp_path, name):
+    with pytest.raises(RecipeError) as error:
+        load(tmp_path, CORPUS, name)
+    assert f"name: {name!r}, from the name of the file" in str(error.value)
+    assert "digits and _ - ., and starts with a letter or a digit; remedy: rename the file" in str(error.value)
 
 
 def test_a_recipe_is_frozen(tmp_path):
@@ -171,9 +218,15 @@ def test_a_key_for_citations_is_an_error_with_another_source(tmp_path):
 def test_own_recipes_are_found_next_to_the_packaged_ones(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text(CORPUS)
     monkeypatch.setenv("BERT_PIPELINE_RECIPES", str(tmp_path))
+    (tmp_path / "Windows.TOML").write_text(CORPUS)
     assert recipe_files()["mine"] == tmp_path / "mine.toml"
+    assert load_recipe(recipe_files()["Windows"]).name == "Windows"
     (tmp_path / "demo.toml").write_text(CORPUS)
     with pytest.raises(RecipeError, match="two recipes are named demo"):
+        recipe_files()
+    monkeypatch.setenv("BERT_PIPELINE_RECIPES", f"{tmp_path}:{tmp_path / 'missing'}")
+    (tmp_path / "demo.toml").unlink()
+    with pytest.raises(RecipeError, match=r"BERT_PIPELINE_RECIPES: .*/missing is not a folder; remedy"):
         recipe_files()
 
 

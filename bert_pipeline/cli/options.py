@@ -17,16 +17,21 @@ ARTIFACTS = "Artifacts"
 HEADINGS = (STAGES, INSPECT, EVALUATE, DATA, MODELS, ARTIFACTS)
 """The groups of commands in `bert-pipeline --help`, in this order."""
 
-RECIPE_HELP = "Recipe file, or the name of a packaged recipe."
+RECIPE_HELP = "Name of a recipe, or path of a recipe file."
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def recipe_named(name: str) -> "Recipe":
-    """Load a packaged recipe by its name, or a recipe file by its path."""
-    from bert_pipeline.recipe_files import load_recipe, recipe_files
+    """Load a recipe by its name, or a recipe file by its path. Raises RecipeError if there is neither."""
+    from bert_pipeline.recipe import RecipeError
+    from bert_pipeline.recipe_files import SUFFIX, load_recipe, recipe_files
 
     path = Path(name)
-    if path.suffix != ".toml" and name in recipe_files():
-        path = recipe_files()[name]
+    if path.suffix.lower() != SUFFIX:
+        files = recipe_files()
+        if name not in files and not path.is_file():
+            known = ", ".join(files)
+            raise RecipeError(f"no recipe is named {name}; remedy: name a known one ({known}), or the path of a file")
+        path = files.get(name, path)
     return load_recipe(path)

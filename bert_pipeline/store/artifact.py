@@ -8,26 +8,21 @@
 A second request for the same origin, from this or another process, returns the existing artifact.
 """
 
-import getpass
 import hashlib
 import json
 import logging
-import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock
 
 from bert_pipeline.core.files import cached_digest, flush_to_disk, write_whole
+from bert_pipeline.store.provenance import circumstances
 
 Facts = dict[str, Any]
 """What a stage reports about its artifact: JSON values, shown in Dagster and MLflow, checked by the gates."""
@@ -142,7 +137,7 @@ def _build(
         "origin": origin,
         "facts": facts,
         "made": {
-            **_circumstances(),
+            **circumstances(),
             **asked_by,
             "at": started.isoformat(),
             "seconds": round(time.monotonic() - clock, 3),
@@ -213,38 +208,3 @@ def load(path: Path, kind: str | None = None) -> Artifact:
 def files_fingerprint(files: Mapping[str, Path]) -> str:
     """Fingerprint of files outside the store: of their names and their content."""
     return fingerprint({name: cached_digest(path) for name, path in sorted(files.items())})
-
-
-def _circumstances() -> dict[str, Any]:
-    """Who built it, where, from which commit and with which packages: recorded, but not part of the fingerprint."""
-    return {
-        "by": _user(),
-        "host": platform.node(),
-        "cores": len(os.sched_getaffinity(0)),  # the threads of training on a CPU; they decide the order of its sums
-        "python": platform.python_version(),
-        "packages": _packages(),
-        "commit": _commit(),
-    }
-
-
-@cache
-def _packages() -> dict[str, str]:
-    """Versions of all installed packages, by name."""
-    found = ((each.metadata["Name"], each.version) for each in distributions())
-    return dict(sorted((name, version) for name, version in found if name))
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a user id without a name
-        return str(os.getuid())
-
-
-def _commit() -> str | None:
-    """The commit of the code, with `-dirty` if it has uncommitted changes; None outside a git checkout."""
-    if not shutil.which("git"):
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return described.stdout.strip() or None

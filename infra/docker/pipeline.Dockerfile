@@ -61,8 +61,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     DAGSTER_HOME=/opt/dagster \
     DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR=1 \
     DAGSTER_LOGS=/var/lib/dagster \
-    BERT_PIPELINE_HOME=/var/lib/bert-pipeline \
-    BERT_PIPELINE_ACCELERATE_CONFIG=/opt/bert-pipeline/infra/accelerate/cpu.yaml
+    BERT_PIPELINE_HOME=/var/lib/bert-pipeline
 WORKDIR /var/lib/bert-pipeline
 USER 10001:10001
 ENTRYPOINT ["with-secrets"]

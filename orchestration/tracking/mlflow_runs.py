@@ -14,12 +14,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
+from filelock import FileLock
 
 from bert_pipeline.store.artifact import Artifact, Facts
 from orchestration.tracking.metadata import flatten, measured, numbers
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
 
+SQLITE = "sqlite:///"
 EXPERIMENT = "bert-pipeline"
 DESCRIPTION = "mlflow.note.content"
 SHOWN_AS = {
@@ -94,14 +96,24 @@ class Mlflow(dg.ConfigurableResource):
     def client(self) -> "MlflowClient":
         from mlflow import MlflowClient
 
-        return MlflowClient(self.tracking_uri)
+        # The first client creates the tables of a new database; two processes that do so at once fail.
+        file = self.tracking_uri.removeprefix(SQLITE)
+        with FileLock(f"{file}.lock") if file != self.tracking_uri else nullcontext():
+            return MlflowClient(self.tracking_uri)
 
     def experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
         client = self.client()
         if experiment := client.get_experiment_by_name(EXPERIMENT):
             return experiment.experiment_id
         served = self.tracking_uri.startswith(("http://", "https://"))
-        return client.create_experiment(EXPERIMENT, None if served else Path(self.artifacts).as_uri(), SHOWN_AS)
+        try:
+            return client.create_experiment(EXPERIMENT, None if served else Path(self.artifacts).as_uri(), SHOWN_AS)
+        except MlflowException:  # another process created it in the meantime
+            if experiment := client.get_experiment_by_name(EXPERIMENT):
+                return experiment.experiment_id
+            raise
 
     def runs(self, fingerprint: str, status: str | None = None) -> list["Run"]:
         """The runs that built, or tried to build, an artifact; newest first."""

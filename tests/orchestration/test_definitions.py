@@ -84,7 +84,8 @@ def test_dg_check_defs(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_instance_file_is_accepted(tmp_path):
+def test_the_instance_file_is_accepted(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     (tmp_path / "dagster.yaml").write_text((ROOT / "infra/dagster/dagster.yaml").read_text())
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert not instance.telemetry_enabled

@@ -25,7 +25,7 @@ def test_an_artifact_is_built_once_and_records_its_origin(tmp_path):
     assert made == again and made.facts == {"letters": 5} and made.kind == "thing"
     record = json.loads((tmp_path / "a" / "record.json").read_text())
     assert record["origin"] == ORIGIN and record["fingerprint"] == artifact.fingerprint(ORIGIN)
-    assert {"at", "seconds", "by", "host", "python", "commit"} <= record["made"].keys()
+    assert {"at", "seconds", "by", "host", "python", "commit", "version", "wheel"} <= record["made"].keys()
 
 
 def test_the_fingerprint_depends_only_on_the_origin():

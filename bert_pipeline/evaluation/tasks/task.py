@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from bert_pipeline import settings
 from bert_pipeline.recipe import CorpusRecipe, Count, Positive, Section
-from bert_pipeline.recipe_files import read_named
+from bert_pipeline.recipe_files import read_named, toml_files
 from bert_pipeline.store.artifact import files_fingerprint, fingerprint
 
 SPLITS = ("train", "dev", "test")
@@ -258,7 +258,7 @@ def task_files() -> dict[str, Path]:
     for folder in folders:
         if not folder.is_dir():
             raise TaskError(f"BERT_PIPELINE_TASKS: {folder} is not a folder; remedy: name your folder of task files")
-        for path in sorted(folder.glob("*.toml")):
+        for path in toml_files(folder):
             other = taken.setdefault(path.stem.replace("-", "_").lower(), path)
             if other is not path:
                 raise TaskError(f"two tasks are named {path.stem}: {other} and {path}; remedy: rename one")

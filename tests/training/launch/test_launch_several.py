@@ -9,14 +9,15 @@ import sys
 
 import pytest
 import yaml
-from training.runs import ROOT, assert_identical, finish, start, trainers_of
+from training.runs import assert_identical, finish, start, trainers_of
 
+from bert_pipeline import settings
 from bert_pipeline.stages import make_stage
 from bert_pipeline.training.launch import build as launch
 
 
 def config_file(name, path, **changed):
-    config = yaml.safe_load((ROOT / "infra" / "accelerate" / name).read_text())
+    config = yaml.safe_load((settings.ACCELERATE_CONFIGS / name).read_text())
     path.write_text(yaml.safe_dump(config | changed))
     return path
 
@@ -34,7 +35,7 @@ def test_the_launcher_starts_fsdp_though_the_usual_port_is_taken(tiny, tiny_reci
 
 
 def test_an_error_that_would_repeat_is_not_retried(tiny, tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(ROOT / "infra" / "accelerate" / "cpu_2.yaml"))
+    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", "cpu_2")
     first, *others = tiny_recipe.pretrain.phases
     phases = (first.model_copy(update={"learning_rate": 1e30}), *others)
     hot = tiny_recipe.pretrain.model_copy(update={"phases": phases, "max_skipped_steps": 0})

@@ -1,0 +1,88 @@
+"""The wheel: it holds every file of both packages, and trains and evaluates without the repository."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from commands import ROOT
+from conftest import TINY
+
+PACKAGES = ("bert_pipeline", "orchestration")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy of the sources, so that the build leaves nothing in the repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip(folder, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder / "dist"), str(folder))
+    [path] = (folder / "dist").glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("installed")
+    pip(folder, "install", "--no-deps", "--no-compile", "--target", str(folder), str(wheel))
+    return folder
+
+
+def pip(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_file_of_the_packages_is_in_the_wheel(wheel):
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for name in PACKAGES
+        for path in (ROOT / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {"bert_pipeline/recipes/demo.toml", "bert_pipeline/training/launch/accelerate/cpu.yaml"} <= files
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert packed == files
+
+
+@pytest.mark.slow
+def test_each_stage_runs_from_the_wheel(installed, tmp_path):
+    """In a folder without the repository: the graph's stages, from the text to a score."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "tiny.toml").write_text(TINY)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BERT_PIPELINE_")}
+    environment |= {"PYTHONPATH": str(installed), "BERT_PIPELINE_RECIPES": str(tmp_path / "recipes")}
+
+    def run(*arguments: str) -> str:
+        code = "import sys, bert_pipeline.cli as cli; print(cli.__file__, file=sys.stderr); cli.main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stderr.startswith(str(installed))
+        return done.stdout
+
+    inputs: dict[str, str] = {}
+    for stage, needs in {
+        "raw-corpus": (),
+        "tokenizer": ("raw-corpus",),
+        "nsp-dataset": ("raw-corpus", "tokenizer"),
+        "masked-dataset": ("tokenizer", "nsp-dataset"),
+        "pretrain": ("tokenizer", "nsp-dataset", "masked-dataset"),
+    }.items():
+        given = [part for name in needs for part in (f"--{name}", inputs[name])]
+        inputs[stage] = str(tmp_path / stage)
+        run(stage, "--recipe", "tiny", *given, "--out", inputs[stage])
+    evaluation = ("--task", "sample-chem", "--max-seq-length", "64", "--num-epochs", "1", "--seeds", "1")
+    made = json.loads((tmp_path / "pretrain" / "record.json").read_text())["made"]
+    assert made["commit"] is None and made["version"] == "0.1.0" and len(made["wheel"]) == 64
+    out = run("evaluate", "--model", inputs["pretrain"], *evaluation, "--out", str(tmp_path / "evaluation"))
+    assert "entity F1" in out and "this model" in out
