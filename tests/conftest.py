@@ -38,6 +38,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYO
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of hundreds of processes compiles every module
 sys.dont_write_bytecode = False
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; the tests' processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 CORES = sorted(os.sched_getaffinity(0))
 os.sched_setaffinity(0, random.sample(CORES, min(2, len(CORES))))
 
