@@ -55,7 +55,7 @@ TEXTS = [
     "ปวดศีรษะ क़ \U0001f600 ##gene a##gene [unused1] drug\tgene\r\n",
     "",
 ]
-LAYOUTS = ("tokenizer.json", "vocab.txt", "legacy", "both")
+LAYOUTS = ("tokenizer.json", "vocab.txt", "legacy", "both", "any class")
 
 
 def write(folder, layout, lowercase, strip_accents, chinese, added):
@@ -66,7 +66,12 @@ def write(folder, layout, lowercase, strip_accents, chinese, added):
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 256}))
     if layout in ("tokenizer.json", "both"):
         model.save_pretrained(folder)
-    if layout != "tokenizer.json":
+    if layout == "any class":  # AutoTokenizer then takes every setting from tokenizer.json
+        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **dict(zip(names, SPECIAL_TOKENS, strict=True))}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        model.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    elif layout != "tokenizer.json":
         pieces = PIECES if layout != "both" else [*PIECES, "left", "over"]
         (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     if layout in ("vocab.txt", "legacy"):
