@@ -41,7 +41,8 @@ VARIABLES = {
     ),
     "BERT_PIPELINE_PER_DEVICE_TOKENS": Variable(
         "Largest micro-batch in tokens on one device, or `auto` to measure it before training. "
-        "A batch of any size is split into micro-batches of at most this many tokens.",
+        "A batch of any size is split into micro-batches of at most this many tokens. Without dropout the size changes no "
+        "result beyond rounding; with dropout, other units are dropped.",
         "4096 on CPUs, `auto` on GPUs",
     ),
     "BERT_PIPELINE_TIMEOUT_SECONDS": Variable(
@@ -234,6 +235,11 @@ def child_environment(defaults: Mapping[str, str], values: Mapping[str, str] | N
 def limit_threads_of_worker() -> None:
     """Limit the libraries of a worker process to one thread: as many workers as cores may run."""
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+def make_cublas_deterministic() -> None:
+    """Give each stream of cuBLAS a workspace of its own, unless the user has set another one."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def compile_as_configured(dynamo_config: Mapping[str, Any]) -> None:

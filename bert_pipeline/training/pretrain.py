@@ -28,6 +28,7 @@ from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.training.batches.dataset import PairDataset, open_masker
 from bert_pipeline.training.batches.steps import Step, StepReader
 from bert_pipeline.training.checkpoint import Checkpoints, ForeignCheckpoint
+from bert_pipeline.training.determinism import request_determinism
 from bert_pipeline.training.distributed import (
     GroupError,
     StopSignal,
@@ -44,6 +45,7 @@ from bert_pipeline.training.export import export, save_snapshot
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.job import Job, TrainingError, check_batches
 from bert_pipeline.training.memory import TooLittleMemory, assert_a_step_fits, explain_out_of_memory
+from bert_pipeline.training.model.attention import FLASH_CAPABILITY
 from bert_pipeline.training.model.flops import training_flops
 from bert_pipeline.training.model.loss import LossSums, PretrainingLoss
 from bert_pipeline.training.model.model import initial_model
@@ -100,6 +102,7 @@ class Trainer:
         if accelerator.device.type == "cpu":
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // settings.group().local_world_size))
         _check_precision(accelerator)
+        request_determinism(accelerator.device)
         check_batches(section, accelerator.num_processes)
         self.job, self.section, self.accelerator = job, section, accelerator
         self.tokens = job.micro_batch_tokens
@@ -281,6 +284,16 @@ def _check_precision(accelerator: Accelerator) -> None:
             f"mixed_precision is {accelerator.mixed_precision}; remedy: bf16 or no in the accelerate config (float16 "
             "needs loss scaling, which this loop does not implement)"
         )
+    device = accelerator.device
+    if device.type == "cuda" and accelerator.mixed_precision == "bf16":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < FLASH_CAPABILITY:
+            raise TrainingError(
+                "mixed_precision is bf16, but {} has compute capability {}.{}, and FlashAttention needs {}.{}; remedy: "
+                "`mixed_precision: 'no'` in the accelerate config, or a newer GPU".format(
+                    torch.cuda.get_device_name(device), *capability, *FLASH_CAPABILITY
+                )
+            )
 
 
 @contextmanager

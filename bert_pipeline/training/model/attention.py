@@ -25,6 +25,9 @@ PACKED = "packed"
 FLASH_STEP, FLASH_WIDEST = 8, 256
 """FlashAttention-2 takes heads whose width is a multiple of FLASH_STEP and at most FLASH_WIDEST."""
 
+FLASH_CAPABILITY = (8, 0)
+"""The oldest compute capability that torch's FlashAttention-2 supports (Ampere)."""
+
 aten = torch.ops.aten
 
 
@@ -42,7 +45,7 @@ def packed_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls; returns (1, queries, heads, width)."""
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     query_offsets = offsets if query_offsets is None else query_offsets
     if has_flash_attention(query):
         # Too large a maximum costs nothing. The padding of a row may be longer than any pair.
@@ -52,7 +55,7 @@ def packed_attention(
         found = _any_device(query, key, value, query_offsets, offsets, dropout, scaling)
     else:
         found = attention_on_cpu(query, key, value, query_offsets, offsets, scaling)
-    return found[None], None
+    return found.unsqueeze(0), None
 
 
 AttentionInterface.register(PACKED, packed_attention)
@@ -83,7 +86,7 @@ def _flash_attention(
         found = aten._flash_attention_forward(
             *(query, key, value, query_offsets, offsets, longest, longest, dropout, False, False), scale=scale
         )[0]
-    return found[..., :width]
+    return found.narrow(-1, 0, width)
 
 
 def _runs_of_equal_shape(query_offsets: Tensor, offsets: Tensor) -> Iterator[tuple[slice, slice, int]]:
