@@ -41,8 +41,8 @@ VARIABLES = {
     ),
     "BERT_PIPELINE_PER_DEVICE_TOKENS": Variable(
         "Largest micro-batch in tokens on one device, or `auto` to measure it before training. "
-        "A batch of any size is split into micro-batches of at most this many tokens. Without dropout the size changes no "
-        "result beyond rounding; with dropout, other units are dropped.",
+        "A batch of any size is split into micro-batches of at most this many tokens. Without dropout the size changes "
+        "no result beyond rounding; with dropout, other units are dropped.",
         "4096 on CPUs, `auto` on GPUs",
     ),
     "BERT_PIPELINE_TIMEOUT_SECONDS": Variable(

@@ -8,8 +8,8 @@ the same step twice in the same way: on CPUs with the same processes, threads an
     checkpoints/*.partial, checkpoints/*.deleted      left by a crash during a save; the next save removes them
 
 Nothing else is needed: batches and masks are functions of (seed, step), dropout is one of (seed, step, process,
-micro-batches), the learning rate is a function of the step, and there is no gradient scaler (float16 is refused). There are no pickles, so loading a checkpoint cannot
-execute code.
+micro-batches), the learning rate is a function of the step, and there is no gradient scaler (float16 is refused). There
+are no pickles, so loading a checkpoint cannot execute code.
 """
 
 import json

@@ -29,8 +29,8 @@ class Job(Section):
     masked_dataset: Path
     out: Path
     per_device_tokens: int | Literal["auto"]
-    """Most tokens in a micro-batch. Without dropout it changes no result; with dropout, other units are dropped. `auto`:
-    to be measured by the probe before training starts.
+    """Most tokens in a micro-batch. Without dropout it changes no result; with dropout, other units are dropped.
+    `auto`: to be measured by the probe before training starts.
     """
     identity: str = ""
     """A checkpoint with another identity (another recipe, other data) is refused. The probe needs none."""

@@ -286,14 +286,17 @@ def _check_precision(accelerator: Accelerator) -> None:
         )
     device = accelerator.device
     if device.type == "cuda" and accelerator.mixed_precision == "bf16":
-        capability = torch.cuda.get_device_capability(device)
-        if capability < FLASH_CAPABILITY:
-            raise TrainingError(
-                "mixed_precision is bf16, but {} has compute capability {}.{}, and FlashAttention needs {}.{}; remedy: "
-                "`mixed_precision: 'no'` in the accelerate config, or a newer GPU".format(
-                    torch.cuda.get_device_name(device), *capability, *FLASH_CAPABILITY
-                )
-            )
+        check_capability(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+
+
+def check_capability(name: str, capability: tuple[int, int]) -> None:
+    """Raise TrainingError if a GPU is too old for bfloat16."""
+    if capability < FLASH_CAPABILITY:
+        raise TrainingError(
+            f"mixed_precision is bf16, but {name} has compute capability {'{}.{}'.format(*capability)}, and "
+            f"FlashAttention needs {'{}.{}'.format(*FLASH_CAPABILITY)}; remedy: `mixed_precision: 'no'` in the accelerate "
+            "config, or a newer GPU"
+        )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""The clock of the steps, and the measured peak of a device on square matrix products. The model-FLOP utilization is the
-share of this peak that the steps reach.
+"""The clock of the steps, and the measured peak of a device on square matrix products.
+
+The model-FLOP utilization is the share of this peak that the steps reach.
 """
 
 import time
