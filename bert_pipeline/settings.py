@@ -80,6 +80,9 @@ INTERNAL_VARIABLES = {
 }
 """Variables that programs set for each other."""
 
+DETERMINISTIC_CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""https://docs.nvidia.com/cuda/cublas/#results-reproducibility"""
+
 CPU_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -239,7 +242,7 @@ def limit_threads_of_worker() -> None:
 
 def make_cublas_deterministic() -> None:
     """Give each stream of cuBLAS a workspace of its own, unless the user has set another one."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ |= DETERMINISTIC_CUBLAS | os.environ
 
 
 def compile_as_configured(dynamo_config: Mapping[str, Any]) -> None:

@@ -294,8 +294,8 @@ def check_capability(name: str, capability: tuple[int, int]) -> None:
     if capability < FLASH_CAPABILITY:
         raise TrainingError(
             f"mixed_precision is bf16, but {name} has compute capability {'{}.{}'.format(*capability)}, and "
-            f"FlashAttention needs {'{}.{}'.format(*FLASH_CAPABILITY)}; remedy: `mixed_precision: 'no'` in the accelerate "
-            "config, or a newer GPU"
+            f"FlashAttention needs {'{}.{}'.format(*FLASH_CAPABILITY)}; remedy: `mixed_precision: 'no'` in the "
+            "accelerate config, or a newer GPU"
         )
 
 
