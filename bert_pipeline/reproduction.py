@@ -60,8 +60,10 @@ differs, the command stops there and names the difference. It reads the recipe's
 - **Text, vocabulary and datasets** are exact: identical on any processor, with any number of workers.
 - **Training** adds floating-point numbers, and the order of a sum determines its last bits. Identical bits require the
   same number of threads (`taskset` gives the training as many cores), processes and devices, the same kind of processor
-  or GPU (libraries choose their kernels by it) and the same versions of torch and its libraries. On other hardware the
-  loss curves agree closely, and `rebuild` reports that the weights are not bit for bit the same.
+  or GPU (libraries choose their kernels by it), the same micro-batches (`BERT_PIPELINE_PER_DEVICE_TOKENS`) and the same
+  versions of torch and its libraries. On other hardware the loss curves agree closely, and `rebuild` reports that the
+  weights are not bit for bit the same. On GPUs training requests deterministic algorithms, but no test has compared two
+  runs there.
 - **A budget in minutes** (`pretrain.budget_minutes`) is converted to steps by measuring the speed, so only a recipe in
   steps is exact.
 - **Fine-tuning scores** depend on the weights, so the same limits apply.

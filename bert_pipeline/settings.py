@@ -44,7 +44,8 @@ VARIABLES = {
     ),
     "BERT_PIPELINE_PER_DEVICE_TOKENS": Variable(
         "Largest micro-batch in tokens on one device, or `auto` to measure it before training. "
-        "A batch of any size is split into micro-batches of at most this many tokens.",
+        "A batch of any size is split into micro-batches of at most this many tokens. Without dropout the size changes "
+        "no result beyond rounding; with dropout, other units are dropped.",
         "4096 on CPUs, `auto` on GPUs",
     ),
     "BERT_PIPELINE_TIMEOUT_SECONDS": Variable(
@@ -86,6 +87,9 @@ INTERNAL_VARIABLES = {
     "ACCELERATE_USE_FSDP, FSDP_VERSION": Variable("Sharded training, set by `accelerate launch` from its config."),
 }
 """Variables that programs set for each other."""
+
+DETERMINISTIC_CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""https://docs.nvidia.com/cuda/cublas/#results-reproducibility"""
 
 CPU_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -278,6 +282,11 @@ def child_environment(defaults: Mapping[str, str], values: Mapping[str, str] | N
 def limit_threads_of_worker() -> None:
     """Limit the libraries of a worker process to one thread: as many workers as cores may run."""
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+
+
+def make_cublas_deterministic() -> None:
+    """Give each stream of cuBLAS a workspace of its own, unless the user has set another one."""
+    os.environ |= DETERMINISTIC_CUBLAS | os.environ
 
 
 def compile_as_configured(dynamo_config: Mapping[str, Any]) -> None:

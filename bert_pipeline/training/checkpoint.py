@@ -1,4 +1,5 @@
-"""Checkpoints: written atomically, verified before use, and sufficient to resume bit for bit.
+"""Checkpoints: written atomically, verified before use, and sufficient to resume bit for bit where the device computes
+the same step twice in the same way: on CPUs with the same processes, threads and micro-batches.
 
     checkpoints/step-00001000/model.safetensors       parameters by name
     checkpoints/step-00001000/optimizer.safetensors   AdamW's moments as PARAMETER/exp_avg and so on
@@ -6,9 +7,9 @@
     checkpoints/step-00001000/SHA256SUMS              of the three files, in the format of `sha256sum -c`
     checkpoints/*.partial, checkpoints/*.deleted      left by a crash during a save; the next save removes them
 
-Nothing else is needed: batches, masks and dropout are functions of (seed, step), the learning rate is a function of
-the step, and there is no gradient scaler (float16 is refused). There are no pickles, so loading a checkpoint cannot
-execute code.
+Nothing else is needed: batches and masks are functions of (seed, step), dropout is one of (seed, step, process,
+micro-batches), the learning rate is a function of the step, and there is no gradient scaler (float16 is refused). There
+are no pickles, so loading a checkpoint cannot execute code.
 """
 
 import json

@@ -29,7 +29,9 @@ class Job(Section):
     masked_dataset: Path
     out: Path
     per_device_tokens: int | Literal["auto"]
-    """Most tokens in a micro-batch; changes no result. `auto`: to be measured by the probe before training starts."""
+    """Most tokens in a micro-batch. Without dropout it changes no result; with dropout, other units are dropped.
+    `auto`: to be measured by the probe before training starts.
+    """
     identity: str = ""
     """A checkpoint with another identity (another recipe, other data) is refused. The probe needs none."""
     init_from: Path | None = None
@@ -67,6 +69,6 @@ def check_batches(section: PretrainRecipe, num_processes: int) -> None:
         if remainder:
             log.warning(
                 "%s %d is not a multiple of the %d processes: in each step %d of them get %d pairs and %d get %d; this "
-                "costs a little time and changes no result",
+                "costs a little time, and no pair is left out",
                 *(name, batch, num_processes, remainder, fewest + 1, num_processes - remainder, fewest),
             )

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.training.batches.dataset import PairDataset, open_masker
 from bert_pipeline.training.batches.steps import Step, StepReader
 from bert_pipeline.training.checkpoint import Checkpoints, ForeignCheckpoint
+from bert_pipeline.training.determinism import request_determinism
 from bert_pipeline.training.distributed import (
     GroupError,
     StopSignal,
@@ -45,11 +45,12 @@ from bert_pipeline.training.export import export, save_snapshot
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.job import Job, TrainingError, check_batches
 from bert_pipeline.training.memory import TooLittleMemory, assert_a_step_fits, explain_out_of_memory
+from bert_pipeline.training.model.attention import FLASH_CAPABILITY
 from bert_pipeline.training.model.flops import training_flops
 from bert_pipeline.training.model.loss import LossSums, PretrainingLoss
 from bert_pipeline.training.model.model import initial_model
 from bert_pipeline.training.model.optim import build_optimizer, learning_rate, set_learning_rate
-from bert_pipeline.training.utilization import matmul_peak
+from bert_pipeline.training.utilization import Peak, Stopwatch
 from bert_pipeline.training.window import Window
 
 EXIT_RESUME = 75  # EX_TEMPFAIL: the run was stopped and can resume
@@ -101,12 +102,13 @@ class Trainer:
         if accelerator.device.type == "cpu":
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // settings.group().local_world_size))
         _check_precision(accelerator)
+        request_determinism(accelerator.device)
         check_batches(section, accelerator.num_processes)
         self.job, self.section, self.accelerator = job, section, accelerator
         self.tokens = job.micro_batch_tokens
         self.metrics, self.skipped = job.out / "metrics.jsonl", job.out / "skipped.jsonl"
         self.checkpoints = Checkpoints(job.out / "work" / "checkpoints", job.identity, section.checkpoints_kept)
-        self.window = Window()
+        self.window, self.stopwatch = Window(), Stopwatch(accelerator.device)
 
         self.vocab_size = read_tokenizer(job.tokenizer).get_vocab_size()
         self.objective = PretrainingLoss(initial_model(job.model, job.tokenizer, section.seed, job.init_from))
@@ -126,7 +128,7 @@ class Trainer:
         self.heldout = PairDataset(*paths, section.phases[-1].max_seq_length, "heldout")
 
         dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-        self.matmul_peak = matmul_peak(accelerator.device, dtype) * accelerator.num_processes
+        self.peak = Peak(accelerator.device, dtype, accelerator.num_processes)
 
     def resume(self) -> int:
         """Restore the newest checkpoint and truncate the .jsonl files to its step; return the step, 0 without one."""
@@ -153,7 +155,7 @@ class Trainer:
 
         `number` counts from 0; `waited` is the seconds that the step waited for its data.
         """
-        clock = time.monotonic()
+        self.stopwatch.start(waited)
         sums, grad_norm = self._forward_and_backward(number, step)
         if math.isfinite(grad_norm):
             set_learning_rate(self.optimizer, learning_rate(self.section.phases, number))
@@ -162,7 +164,7 @@ class Trainer:
         else:
             self._skip(number, grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
-        self.window.time(waited + time.monotonic() - clock, waited)
+        self.window.wait(waited)
 
     def _forward_and_backward(self, number: int, step: Step) -> tuple[list[LossSums], float]:
         """Accumulate the gradient over this process's micro-batches; return their sums and the step's gradient norm.
@@ -209,14 +211,23 @@ class Trainer:
 
     def report(self, done: int) -> None:
         """Append the means since the last report to metrics.jsonl."""
+        self._stop_the_clock()
         self.window.gather(self.accelerator)
         if self.accelerator.is_main_process:
             rate = learning_rate(self.section.phases, done - 1)
-            append_row(self.metrics, {"step": done, "learning_rate": rate} | self.window.row(self.matmul_peak))
+            row = {"step": done, "learning_rate": rate} | self.window.row(self.peak)
+            append_row(self.metrics, row)
+            if "peak_raised" in row:
+                log.warning(
+                    "step %d: training was faster than the measured peak of the %d devices, so other work ran during "
+                    "that measurement; the peak is now %.3g FLOP/s, and earlier rows state too high a utilization",
+                    *(done, self.accelerator.num_processes, self.peak.flops_per_second),
+                )
         self.window.clear()
 
     def measure(self, done: int) -> None:
         """Append the scores on held-out pairs to metrics.jsonl."""
+        self._stop_the_clock()
         with full_weights(self.loss):
             pairs = self.section.heldout_pairs
             scores = heldout_scores(self.objective, self.heldout, pairs, self.tokens, self.accelerator)
@@ -225,12 +236,14 @@ class Trainer:
 
     def snapshot(self, done: int) -> None:
         """Save the current model as a Hugging Face directory under snapshots/."""
+        self._stop_the_clock()
         model = full_model(self.model)
         if self.accelerator.is_main_process:
             save_snapshot(model, self.job.tokenizer, self.job.out / "snapshots" / f"step-{done:08d}")
 
     def save(self, done: int) -> None:
         """Save a checkpoint, with the sizes of the .jsonl files and the window since the last report."""
+        self._stop_the_clock()
         self.window.gather(self.accelerator)
         sizes = {}
         for path in (self.metrics, self.skipped):
@@ -239,6 +252,10 @@ class Trainer:
             sizes[path.name] = path.stat().st_size if path.exists() else 0
         self.checkpoints.save(done, self.model, self.optimizer, {"bytes": sizes, "window": self.window.state()})
         self.accelerator.wait_for_everyone()
+
+    def _stop_the_clock(self) -> None:
+        """Between steps, only the time of the stop request counts as training; the next step starts the clock again."""
+        self.window.time(self.stopwatch.stop())
 
     def exit_to_resume(self, done: int) -> NoReturn:
         """Leave a note for the launcher, which does not see the exit code, and exit with EXIT_RESUME."""
@@ -266,6 +283,19 @@ def _check_precision(accelerator: Accelerator) -> None:
         raise TrainingError(
             f"mixed_precision is {accelerator.mixed_precision}; remedy: bf16 or no in the accelerate config (float16 "
             "needs loss scaling, which this loop does not implement)"
+        )
+    device = accelerator.device
+    if device.type == "cuda" and accelerator.mixed_precision == "bf16":
+        check_capability(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+
+
+def check_capability(name: str, capability: tuple[int, int]) -> None:
+    """Raise TrainingError if a GPU is too old for bfloat16."""
+    if capability < FLASH_CAPABILITY:
+        raise TrainingError(
+            f"mixed_precision is bf16, but {name} has compute capability {'{}.{}'.format(*capability)}, and "
+            f"FlashAttention needs {'{}.{}'.format(*FLASH_CAPABILITY)}; remedy: `mixed_precision: 'no'` in the "
+            "accelerate config, or a newer GPU"
         )
 
 

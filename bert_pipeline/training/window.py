@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from bert_pipeline.training.batches.steps import Step
 from bert_pipeline.training.model.loss import LossSums
+from bert_pipeline.training.utilization import Peak
 
 SPIKE_DEVIATIONS = 6.0
 """A loss this many standard deviations above the mean of earlier steps is a spike."""
@@ -36,7 +37,7 @@ class Window:
         self._num_spikes = 0
 
     def add(self, parts: list[LossSums], step: Step, flops: float, grad_norm: float) -> None:
-        """Count a step that updated the weights; call `time` afterwards."""
+        """Count a step that updated the weights."""
         self._on_device.append(_sum_of(parts))
         load = step.load
         self._counts.append([load.masked, step.num_labelled, load.tokens, flops, 0.0, 0.0, grad_norm])
@@ -48,11 +49,15 @@ class Window:
         self._skipped += 1
         self.skipped_in_a_row += 1
 
-    def time(self, seconds: float, waited: float) -> None:
-        """Add the seconds of the last step, and the part of them that it waited for data."""
+    def time(self, seconds: float) -> None:
+        """Add seconds that steps took."""
         if self._counts:
             self._counts[-1][4] += seconds
-            self._counts[-1][5] += waited
+
+    def wait(self, seconds: float) -> None:
+        """Count the part of these seconds that a step waited for data."""
+        if self._counts:
+            self._counts[-1][5] += seconds
 
     def gather(self, accelerator: Accelerator) -> None:
         """Add up the sums of all processes. Every process must call it."""
@@ -63,14 +68,15 @@ class Window:
             self._sums += found
             self._on_device = []
 
-    def row(self, matmul_peak: float) -> dict[str, float]:
-        """Means over the window; call `gather` first. `matmul_peak`: operations per second of all devices together."""
+    def row(self, peak: Peak) -> dict[str, float]:
+        """Means over the window; call `gather` first. `peak_raised` is only in a row whose rate exceeded the peak."""
         row: dict[str, float] = {"skipped_steps": self._skipped, "loss_spikes": self._num_spikes}
         if not self._sums:
             return row
         sums, counts = ([sum(column) for column in zip(*rows, strict=True)] for rows in (self._sums, self._counts))
         by_name = dict(zip(self._COUNTS, counts, strict=True))
         seconds = max(by_name["seconds"], 1e-9)
+        utilization, raised = peak.utilization(by_name["flops"] / seconds)
         return {
             **_mean_losses(sums, counts),
             **row,
@@ -79,8 +85,8 @@ class Window:
             "tokens": by_name["num_tokens"],
             "tokens_per_second": by_name["num_tokens"] / seconds,
             "data_wait_fraction": by_name["waited"] / seconds,
-            "model_flops_utilization": by_name["flops"] / seconds / matmul_peak,
-        }
+            "model_flops_utilization": utilization,
+        } | ({"peak_raised": 1} if raised else {})
 
     def state(self) -> dict[str, Any]:
         """JSON values for `restore`; call `gather` first."""

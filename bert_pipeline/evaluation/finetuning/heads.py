@@ -51,6 +51,7 @@ def build_task_model(model_dir: Path, encoder: EncoderWeights, task: Task) -> tu
     config = AutoConfig.from_pretrained(
         model_dir,
         local_files_only=True,
+        trust_remote_code=False,  # a directory must not run code of its own
         hidden_dropout_prob=DROPOUT,
         attention_probs_dropout_prob=DROPOUT,
         problem_type=PROBLEMS.get(task.kind),

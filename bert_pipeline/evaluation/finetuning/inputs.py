@@ -78,7 +78,7 @@ def encode_task(model_dir: Path, task: Task, data: TaskData, max_seq_length: int
             f"max_seq_length is {max_seq_length}, but {model_dir} has {positions} positions; "
             f"remedy: set max_seq_length to at most {positions}"
         )
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ValueError(f"{model_dir}: the tokenizer does not map pieces to words; remedy: add its tokenizer.json")
     num_embeddings = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["vocab_size"]

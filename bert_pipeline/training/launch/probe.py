@@ -32,6 +32,7 @@ from bert_pipeline.recipe import PhaseRecipe
 from bert_pipeline.training.batches.dataset import PairDataset, Rows, open_masker
 from bert_pipeline.training.batches.packing import fill_up, micro_batches, pack
 from bert_pipeline.training.checkpoint import Checkpoints
+from bert_pipeline.training.determinism import request_determinism
 from bert_pipeline.training.job import Job
 from bert_pipeline.training.launch.budget import Pace
 from bert_pipeline.training.memory import TooLittleMemory, free_on_cpu
@@ -63,6 +64,7 @@ class Probe:
         settings.compile_as_configured(config.dynamo_config)
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.use_cpu)
         self.device = self.accelerator.device
+        request_determinism(self.device)
         local_processes = config.num_processes // config.num_machines
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
 
@@ -20,6 +21,12 @@ from bert_pipeline.training.model.buckets import STEP, buckets
 
 PACKED = "packed"
 """Name of this attention for `set_attn_implementation`."""
+
+FLASH_STEP, FLASH_WIDEST = 8, 256
+"""FlashAttention-2 takes heads whose width is a multiple of FLASH_STEP and at most FLASH_WIDEST."""
+
+FLASH_CAPABILITY = (8, 0)
+"""The oldest compute capability that torch's FlashAttention-2 supports (Ampere)."""
 
 aten = torch.ops.aten
 
@@ -38,22 +45,48 @@ def packed_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls; returns (1, queries, heads, width)."""
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     query_offsets = offsets if query_offsets is None else query_offsets
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+    if has_flash_attention(query):
         # Too large a maximum costs nothing. The padding of a row may be longer than any pair.
         longest = max(module.config.max_position_embeddings, TOKEN_STEP)
-        found = aten._flash_attention_forward(
-            *(query, key, value, query_offsets, offsets, longest, longest, dropout, False, False), scale=scaling
-        )[0]
-    elif query.is_cuda or dropout:
+        found = _flash_attention(query, key, value, query_offsets, offsets, longest, dropout, scaling)
+    elif not query.is_cpu or dropout:
         found = _any_device(query, key, value, query_offsets, offsets, dropout, scaling)
     else:
         found = attention_on_cpu(query, key, value, query_offsets, offsets, scaling)
-    return found[None], None
+    return found.unsqueeze(0), None
 
 
 AttentionInterface.register(PACKED, packed_attention)
+
+
+def has_flash_attention(query: Tensor) -> bool:
+    """Whether FlashAttention-2 computes heads of this device, precision and width (the last dimension)."""
+    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= FLASH_WIDEST
+
+
+def _flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    offsets: Tensor,
+    longest: int,
+    dropout: float,
+    scale: float,
+) -> Tensor:
+    width = query.shape[-1]
+    if width % FLASH_STEP:  # zeros change no score, and the added columns of the result are cut off
+        query, key, value = (pad(states, (0, -width % FLASH_STEP)) for states in (query, key, value))
+    if not dropout:
+        found = varlen_attn(query, key, value, query_offsets, offsets, longest, longest, scale=scale)
+        assert isinstance(found, Tensor)  # for mypy: a tuple only with `return_aux`
+    else:  # `varlen_attn` is public, but fixes the dropout rate of this operation at 0 (torch 2.13)
+        found = aten._flash_attention_forward(
+            *(query, key, value, query_offsets, offsets, longest, longest, dropout, False, False), scale=scale
+        )[0]
+    return found.narrow(-1, 0, width)
 
 
 def _runs_of_equal_shape(query_offsets: Tensor, offsets: Tensor) -> Iterator[tuple[slice, slice, int]]:

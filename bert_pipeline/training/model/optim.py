@@ -1,4 +1,9 @@
-"""AdamW and learning-rate schedule of BERT (Devlin et al. 2019, section A.2; google-research/bert, optimization.py)."""
+"""AdamW and the learning-rate schedule: warm-up and linear decay, with the values of Devlin et al. 2019, section A.2.
+
+The schedule is that of transformers' `get_linear_schedule_with_warmup`, one step earlier in the warm-up, so that step 0
+trains too: the decay starts from the peak. google-research/bert (optimization.py) decays over all steps, so that after
+w of T steps of warm-up its rate falls from the peak to 1 - w/T of it, and its Adam has no bias correction.
+"""
 
 import torch
 from torch import nn
