@@ -28,7 +28,7 @@ CHECKPOINT_EVERY = 5
 
 
 def long_job(tiny, recipe, out: Path) -> Path:
-    """A row of metrics for every step; an epoch ends and the next begins in it, and a step has several micro-batches."""
+    """A row of metrics for every step; an epoch ends in it, and a step has several micro-batches."""
     often = {"log_every": 1, "eval_every": 20, "checkpoint_every": CHECKPOINT_EVERY}
     return job_for(tiny, recipe, out, first_phase={"num_steps": 120}, **often)
 

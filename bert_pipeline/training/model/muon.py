@@ -37,20 +37,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         self._adamw.step()
         group = self.param_groups[-1]
-        parameters = [each for each in group["params"] if each.grad is not None]
-        updates = orthogonal_updates([self._momentum(each) for each in parameters])
-        for parameter, update in zip(parameters, updates, strict=True):
+        updates = orthogonal_updates([self._momentum(each, each.grad) for each in group["params"]])
+        for parameter, update in zip(group["params"], updates, strict=True):
             scale = 0.2 * math.sqrt(max(parameter.shape))
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(update, alpha=-group["lr"] * scale)
 
-    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+    def _momentum(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
         """The gradient and its running mean, in Nesterov's combination."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        mean = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
-        return parameter.grad.lerp(mean, MOMENTUM)
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(mean, MOMENTUM)
 
 
 def orthogonal_updates(matrices: Sequence[Tensor]) -> list[Tensor]:
