@@ -233,6 +233,28 @@ class ModelRecipe(Section):
     """Standard deviation of newly initialized weights."""
     layer_norm_eps: float = Field(1e-12, gt=0)
     """Added to the variance in LayerNorm."""
+    structured_attention_layers: int = Field(0, ge=0)
+    """Encoder layers, from the first, whose attention heads start by looking at fixed neighbours instead of at random
+    (training/model/structure.py). The model learns several times sooner; the checkpoint stays a stock BERT. 0: random
+    weights as published."""
+    structured_attention_strength: float = Field(5.0, gt=0)
+    """How much a head of these layers prefers its neighbour at the start, in units of the attention score."""
+
+    ADDED_LATER = frozenset({"structured_attention_layers", "structured_attention_strength"})
+
+    @property
+    def bert_config(self) -> dict[str, Any]:
+        """The fields that transformers.BertConfig has, too."""
+        return self.model_dump(exclude=set(self.ADDED_LATER))
+
+    @model_validator(mode="after")
+    def _structured_layers_exist(self) -> Self:
+        if self.structured_attention_layers > self.num_hidden_layers:
+            raise ValueError(
+                f"structured_attention_layers {self.structured_attention_layers} is more than num_hidden_layers "
+                f"{self.num_hidden_layers}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -259,11 +281,15 @@ class PhaseRecipe(Section):
     spans this phase, too. `restart`: this phase starts a new schedule."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate. Set it in every phase that starts a schedule, and only there."""
+    muon_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of Muon. Set it together with learning_rate if pretrain.optimizer is `muon`."""
     warmup_steps: int | None = Field(None, ge=0)
     """Steps of linear warm-up to the peak, followed by linear decay to 0 at the end of the schedule. Set it together
     with learning_rate."""
     warmup_fraction: Fraction | None = None
     """With pretrain.budget_minutes: warm-up as a share of the schedule's steps, instead of warmup_steps."""
+
+    ADDED_LATER = frozenset({"muon_learning_rate"})
 
 
 class PretrainRecipe(Section):
@@ -283,6 +309,11 @@ class PretrainRecipe(Section):
     """Train for this many minutes instead of a given number of steps. The minutes include steps, held-out measurements
     and checkpoints, but not the start-up before the first step and not the export. The number of steps follows from
     the speed, which is measured once, before the first step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`adamw`: AdamW for all weights, as published. `muon`: Muon for the matrices of the encoder layers, AdamW for the
+    rest (training/model/muon.py)."""
+    muon_weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the matrices that Muon trains."""
     adam_beta1: Fraction = 0.9
     """Decay rate of AdamW's running mean of gradients."""
     adam_beta2: Fraction = 0.999
@@ -311,6 +342,8 @@ class PretrainRecipe(Section):
     seed: Seed = 12345
     """Seed of the initial weights, the dropout and the order of pairs."""
 
+    ADDED_LATER = frozenset({"optimizer", "muon_weight_decay"})
+
     @model_validator(mode="after")
     def _every_schedule_is_complete(self) -> Self:
         in_steps, in_shares = ("num_steps", "warmup_steps"), ("budget_fraction", "warmup_fraction")
@@ -330,7 +363,10 @@ class PretrainRecipe(Section):
                 if getattr(phase, name):
                     faults.append(f"{here}.{name} has no effect {case} budget_minutes; remedy: set {instead} instead")
             starts = number == 0 or phase.learning_rate_handover == "restart"
-            for name in ("learning_rate", warmup):
+            rates = ("learning_rate", "muon_learning_rate") if self.optimizer == "muon" else ("learning_rate",)
+            if self.optimizer != "muon" and phase.muon_learning_rate is not None:
+                faults.append(f'{here}.muon_learning_rate has no effect without optimizer = "muon"; remedy: remove it')
+            for name in (*rates, warmup):
                 if starts and getattr(phase, name) is None:
                     faults.append(f"{here}.{name} is missing; remedy: set it, because this phase starts a schedule")
                 if not starts and getattr(phase, name) is not None:

@@ -250,5 +250,7 @@ def test_a_key_added_later_changes_no_fingerprint_until_it_is_set():
     recipe = load_recipe(recipe_files()["demo"])
     for section in (recipe.corpus, recipe.tokenizer, recipe.nsp, recipe.masking, recipe.model, recipe.pretrain):
         everything, in_origin = section.model_dump(mode="json"), section.for_origin()
-        assert json.loads(json.dumps(in_origin)).items() <= everything.items()
+        assert all(
+            everything[name] == json.loads(json.dumps(in_origin[name])) for name in in_origin if name != "phases"
+        )
         assert everything.keys() - in_origin.keys() <= section.ADDED_LATER

@@ -30,6 +30,7 @@ from torch import nn
 
 from bert_pipeline.core.files import file_digest, flush_to_disk
 from bert_pipeline.training.distributed import full_tensor, sharded_like
+from bert_pipeline.training.model.optim import initial_state
 
 FILES = MODEL, OPTIMIZER, RECORD = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
 SUMS = "SHA256SUMS"
@@ -189,9 +190,8 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, di
     for name, parameter in model.named_parameters():
         parameters[name] = parameter.detach()
         state = optimizer.state[parameter]
-        if not state:  # before the first step; AdamW starts from these zeros
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        if not state:
+            state.update(initial_state(optimizer, parameter))
         moments |= {f"{name}/{key}": value for key, value in state.items()}
     return {MODEL: parameters, OPTIMIZER: moments}
 

@@ -49,7 +49,7 @@ from bert_pipeline.training.model.attention import FLASH_CAPABILITY
 from bert_pipeline.training.model.flops import training_flops
 from bert_pipeline.training.model.loss import LossSums, PretrainingLoss
 from bert_pipeline.training.model.model import initial_model
-from bert_pipeline.training.model.optim import build_optimizer, learning_rate, set_learning_rate
+from bert_pipeline.training.model.optim import build_optimizer, learning_rate, schedule_learning_rate
 from bert_pipeline.training.utilization import Peak, Stopwatch
 from bert_pipeline.training.window import Window
 
@@ -158,7 +158,7 @@ class Trainer:
         self.stopwatch.start(waited)
         sums, grad_norm = self._forward_and_backward(number, step)
         if math.isfinite(grad_norm):
-            set_learning_rate(self.optimizer, learning_rate(self.section.phases, number))
+            schedule_learning_rate(self.optimizer, self.section, number)
             self.optimizer.step()
             self.window.add(sums, step, training_flops(self.job.model, self.vocab_size, step.load), grad_norm)
         else:

@@ -59,3 +59,14 @@ def memory_group(tmp_path):
         pytest.skip(f"no control group for memory (version 1) can be created here: {error}")
     yield group
     group.rmdir()
+
+
+@pytest.fixture
+def muon_recipe(tiny_recipe):
+    """`tiny` with Muon and a structured start, without dropout."""
+    model = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "structured_attention_layers": 1}
+    phases = (tiny_recipe.pretrain.phases[0].model_copy(update={"muon_learning_rate": 3e-3}),)
+    pretrain = tiny_recipe.pretrain.model_copy(
+        update={"optimizer": "muon", "phases": (*phases, *tiny_recipe.pretrain.phases[1:])}
+    )
+    return tiny_recipe.model_copy(update={"model": tiny_recipe.model.model_copy(update=model), "pretrain": pretrain})

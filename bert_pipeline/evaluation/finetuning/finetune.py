@@ -59,7 +59,7 @@ def finetune(
     torch.manual_seed(run.seed)  # initialises the head, and the encoder of random_init
     model, fresh_pooler = build_task_model(model_dir, run.encoder, inputs.task)
     model.to(device).train()  # type: ignore[arg-type]  # transformers hides the signature of torch's method
-    optimizer = torch.optim.AdamW(decay_groups(model, protocol.weight_decay), fused=True)
+    optimizer = torch.optim.AdamW(decay_groups(model.parameters(), protocol.weight_decay), fused=True)
     rate, batch_size, num_epochs = run.setting
     learnable = inputs.learnable
     lengths = [len(each.input_ids) for each in learnable]

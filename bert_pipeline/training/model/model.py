@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForPreTraining
 from bert_pipeline.formats.initial_model import ids_in_initial_model
 from bert_pipeline.formats.tokenizer import PAD_ID, padded_vocab_size, read_tokenizer
 from bert_pipeline.recipe import ModelRecipe
+from bert_pipeline.training.model.structure import structure_attention
 
 ROWS_OF_PIECES = ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
 """Parameters with one row per piece of the vocabulary. The MLM head shares the embedding matrix."""
@@ -20,10 +21,13 @@ def build_model(section: ModelRecipe, vocab_size: int, seed: int) -> BertForPreT
     Its vocabulary is padded to a multiple of 64 for the matrix units; the added ids never occur.
     """
     padded = padded_vocab_size(vocab_size)
-    config = BertConfig(vocab_size=padded, pad_token_id=PAD_ID, type_vocab_size=2, **section.model_dump())
+    config = BertConfig(vocab_size=padded, pad_token_id=PAD_ID, type_vocab_size=2, **section.bert_config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return BertForPreTraining(config)
+        model = BertForPreTraining(config)
+        if section.structured_attention_layers:
+            structure_attention(model, section.structured_attention_layers, section.structured_attention_strength)
+        return model
 
 
 def initial_model(section: ModelRecipe, tokenizer: Path, seed: int, init_from: Path | None) -> BertForPreTraining:
