@@ -1,4 +1,4 @@
-"""The optimizers and the learning-rate schedule: warm-up and linear decay, with the values of Devlin et al. 2019, section A.2.
+"""The optimizers and the learning-rate schedule: warm-up and linear decay (Devlin et al. 2019, section A.2).
 
 The schedule is that of transformers' `get_linear_schedule_with_warmup`, one step earlier in the warm-up, so that step 0
 trains too: the decay starts from the peak. google-research/bert (optimization.py) decays over all steps, so that after
