@@ -41,7 +41,8 @@ def test_every_block_is_run_by_a_test_here_or_by_ci():
 def test_stage_by_stage(working_copy):
     script = block(". .venv/bin/activate").partition("\n")[2]
     output = run(script, working_copy, **environment_of(working_copy))
-    assert "asked_for" in output and "heldout_after" in output and "sample-chem: entity F1" in output
+    assert "asked_for" in output and "heldout_after" in output
+    assert re.search(r"\bsample-chem +entity F1 ", output)
 
 
 def test_dagsters_own_commands(working_copy):
