@@ -7,8 +7,8 @@ A task prints one JSON object. WORK holds the datasets that `prepare` builds of 
 
     machine     the device and the versions of packages
     prepare     a small corpus, a tokenizer and pairs
-    packed      loss and gradient of our packed rows in float32, against transformers' BertForPreTraining on padded rows;
-                in bfloat16, against those in float32
+    packed      loss and gradient of our packed rows in float32 against transformers' model on padded rows, and of
+                ours in bfloat16 against float32
     compiled    loss and gradient with torch.compile against those without
     resumed     two runs under accelerate, the second killed once and resumed: are losses and weights equal bit for bit?
     probe       what the probe measures on this device

@@ -18,7 +18,7 @@ def test_all_steps_over_several_calls(tmp_path):
     """Minutes: a call that has too little time for a step ends with 75, and the next one continues."""
     environment = os.environ | {"GPU_DAY_WORK": str(tmp_path / "work"), "GPU_DAY_SECONDS": "300"}
     codes = []
-    while not codes or codes[-1] == 75 and len(codes) < 10:
+    while not codes or (codes[-1] == 75 and len(codes) < 10):
         call = [str(SCRIPT), str(tmp_path / "out"), "--smoke"]
         finished = subprocess.run(call, env=environment, capture_output=True, text=True)
         codes.append(finished.returncode)

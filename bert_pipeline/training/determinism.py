@@ -16,4 +16,4 @@ def request_determinism(device: torch.device) -> None:
         return
     settings.make_cublas_deterministic()
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # finds errors, and costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs time
