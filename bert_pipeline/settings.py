@@ -75,9 +75,14 @@ INTERNAL_VARIABLES = {
     "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, TORCHELASTIC_RESTART_COUNT": Variable(
         "Position of a training process in its group, set by torchrun."
     ),
-    "ACCELERATE_USE_FSDP, FSDP_VERSION": Variable("Sharded training, set by `accelerate launch` from its config."),
+    "ACCELERATE_USE_FSDP, ACCELERATE_USE_DEEPSPEED, ACCELERATE_USE_MEGATRON_LM": Variable(
+        "Sharded training, set by `accelerate launch` from its config; refused."
+    ),
 }
 """Variables that programs set for each other."""
+
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""What accelerate calls the ways to shard a model, in `distributed_type` and in ACCELERATE_USE_*."""
 
 CPU_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -261,8 +266,8 @@ class Group(NamedTuple):
     """Number of processes that the launcher started; None: started by hand."""
     launcher: int | None
     """Process id of the launcher; None: started by hand."""
-    shards_parameters: bool
-    fsdp_version: str | None
+    sharding: str | None
+    """The accelerate plugin that would shard the model, such as "FSDP"; None: data parallel."""
 
 
 def group() -> Group:
@@ -279,6 +284,5 @@ def group() -> Group:
         has_master="MASTER_ADDR" in os.environ,
         expected_world_size=number("BERT_PIPELINE_WORLD_SIZE"),
         launcher=number("BERT_PIPELINE_LAUNCHER"),
-        shards_parameters=os.environ.get("ACCELERATE_USE_FSDP", "false") == "true",
-        fsdp_version=os.environ.get("FSDP_VERSION"),
+        sharding=next((name for name in SHARDING if os.environ.get(f"ACCELERATE_USE_{name}") == "true"), None),
     )

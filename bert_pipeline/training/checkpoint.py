@@ -28,7 +28,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bert_pipeline.core.files import file_digest, flush_to_disk
-from bert_pipeline.training.distributed import full_tensor, sharded_like
 
 FILES = MODEL, OPTIMIZER, RECORD = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
 SUMS = "SHA256SUMS"
@@ -61,16 +60,12 @@ class Checkpoints:
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Write the checkpoint of `step`, then delete all but the newest `kept` intact ones.
 
-        All processes must call it; the main one writes full tensors, also under FSDP2. `load_newest` returns `state`
-        (JSON values). After a failed save training continues and the old checkpoints remain. Raise CheckpointError at
+        All processes call it; the main one writes. `load_newest` returns `state` (JSON values). After a failed save training continues and the old checkpoints remain. Raise CheckpointError at
         the third failure in a row, or if a weight is not finite.
         """
-        tensors = {
-            file: {key: full_tensor(tensor).contiguous() for key, tensor in parts.items()}
-            for file, parts in _tensors(model, optimizer).items()
-        }
         if not PartialState().is_main_process:
             return
+        tensors = _tensors(model, optimizer)
         final = self._path(step)
         _assert_finite(final, tensors)
         partial = final.with_name(final.name + ".partial")
@@ -132,7 +127,7 @@ class Checkpoints:
             _check_layout(path / name, wanted[name], found[name])
         for name, tensors in wanted.items():
             for key, tensor in tensors.items():
-                tensor.copy_(sharded_like(found[name][key], tensor))
+                tensor.copy_(found[name][key])
         return step, record["state"]
 
     def _newest_record(self) -> dict[str, Any] | None:

@@ -1,8 +1,7 @@
-"""The process group: joining it, timeouts, stop requests, and sharded weights.
+"""The process group: joining it, timeouts, and stop requests.
 
-accelerate provides data parallel training. FSDP2 (`torch.distributed.fsdp.fully_shard`; Zhao et al. 2023, arXiv
-2304.11277), where each process keeps a shard of the parameters and of AdamW's moments, is applied here: accelerate
-supports it on GPUs only, and the tests run on CPUs.
+Training is data parallel: each process holds the whole model. Weights, gradients and AdamW's moments of the largest
+BERT (340 million parameters) take 5.4 GB, so sharding them (FSDP, DeepSpeed) would not pay; such configs are refused.
 """
 
 import ctypes
@@ -11,22 +10,18 @@ import os
 import select
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import patch_environment
 from filelock import FileLock
-from torch import distributed, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import BertForPreTraining
-from transformers.models.bert.modeling_bert import BertLayer
+from torch import distributed
 
 from bert_pipeline import settings
+from bert_pipeline.training.job import check_data_parallel
 
 TIMEOUT_SECONDS = 25
 """A hanging process costs at most a minute: after this timeout torchrun gives it another 30 seconds to exit
@@ -47,7 +42,10 @@ class LostProcess(RuntimeError):
 
 
 def join_group() -> Accelerator:
-    """Join the process group. Raise GroupError, before any device computes, if its size is not the configured one."""
+    """Join the process group. Raise GroupError, before any device computes, if its size is not the configured one, and
+    TrainingError if the accelerate config shards the model.
+    """
+    check_data_parallel(settings.group().sharding)
     expected = _expected_world_size()
     # Without this, accelerate treats each process of torchrun as a separate run if there is no accelerator.
     on_cpu = settings.group().local_rank is not None and not torch.accelerator.is_available()
@@ -57,8 +55,7 @@ def join_group() -> Accelerator:
         InitProcessGroupKwargs(init_method="attempt://", timeout=timedelta(seconds=_timeout_seconds())),
     ]
     distributed.register_rendezvous_handler("attempt", _meet_in_this_attempt)
-    with patch_environment(ACCELERATE_USE_FSDP="false"):
-        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
+    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
     if distributed.is_initialized():
         # Never freed: gloo's destructor holds the interpreter lock while it joins threads that may wait for that lock
         # (torch 2.13); one group in twenty never exited.
@@ -176,69 +173,3 @@ def _launcher_ended() -> Callable[[], bool]:
     ends = select.poll()
     ends.register(launcher, select.POLLIN)
     return lambda: bool(ends.poll(0))
-
-
-def distribute(loss: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Wrap the loss for DDP or FSDP2. Build the optimizer afterwards: FSDP2 replaces the parameters."""
-    if not settings.group().shards_parameters or accelerator.num_processes == 1:
-        return accelerator.prepare(loss)
-    if settings.group().fsdp_version != "2":
-        raise GroupError("FSDP1 is not supported; remedy: `fsdp_version: 2` in the accelerate config")
-    # Parameters stay unsharded from the first forward to the last backward pass of a step (ZeRO stage 2). So processes
-    # may run different numbers of forward passes, as with DDP; sharding the moments saves most of the memory anyway.
-    for module in [module for module in loss.modules() if isinstance(module, BertLayer)]:
-        fully_shard(module, reshard_after_forward=False)
-    fully_shard(loss, reshard_after_forward=False)
-    # evaluation_mode skips DistributedDataParallel, but applies precision and compilation.
-    return accelerator.prepare_model(loss, evaluation_mode=True)
-
-
-def synchronised(loss: nn.Module, last: bool, accelerator: Accelerator) -> AbstractContextManager[None]:
-    """Context of a micro-batch. Gradients are synchronised only in the `last` one of a step."""
-    if shards := _shards(loss):
-        root = shards[0]  # applies to its submodules too
-        root.set_requires_gradient_sync(last)
-        root.set_reshard_after_backward(last)
-        root.set_is_last_backward(last)
-        return nullcontext()
-    return nullcontext() if last else accelerator.no_sync(loss)
-
-
-@contextmanager
-def full_weights(loss: nn.Module) -> Iterator[None]:
-    """Unshard the weights, so that each process can run any number of forward passes. All processes must enter it."""
-    for module in _shards(loss):
-        module.unshard()
-    yield
-    for module in _shards(loss):
-        module.reshard()
-
-
-def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Gather a sharded tensor; return others unchanged. All processes must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def sharded_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Move a full tensor to the parameter's device, and under FSDP2 take this process's shard of it.
-
-    Scalars (AdamW's step count) are not sharded.
-    """
-    tensor = tensor.to(parameter.device)
-    if not isinstance(parameter, DTensor) or not tensor.ndim:
-        return tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
-
-
-def full_model(model: BertForPreTraining) -> BertForPreTraining:
-    """The model with full weights, usable by one process alone. All processes must call it."""
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        return model
-    found = BertForPreTraining(model.config)
-    found.load_state_dict({name: full_tensor(tensor) for name, tensor in model.state_dict().items()})
-    return found
-
-
-def _shards(loss: nn.Module) -> list[FSDPModule]:
-    """The modules that FSDP2 shards, the root first; none under DDP."""
-    return [module for module in loss.modules() if isinstance(module, FSDPModule)]

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,13 +32,8 @@ from bert_pipeline.training.checkpoint import Checkpoints, ForeignCheckpoint
 from bert_pipeline.training.distributed import (
     GroupError,
     StopSignal,
-    distribute,
     explain_lost_process,
-    full_model,
-    full_tensor,
-    full_weights,
     join_group,
-    synchronised,
     wait_for_predecessor,
 )
 from bert_pipeline.training.export import export, save_snapshot
@@ -111,7 +106,7 @@ class Trainer:
         self.vocab_size = read_tokenizer(job.tokenizer).get_vocab_size()
         self.objective = PretrainingLoss(initial_model(job.model, job.tokenizer, section.seed, job.init_from))
         self.model = self.objective.model.to(accelerator.device)
-        self.loss = distribute(self.objective, accelerator)
+        self.loss = accelerator.prepare(self.objective)
         self.optimizer = build_optimizer(section, self.model)
 
         paths, masker = (job.nsp_dataset, job.masked_dataset), open_masker(job.masking, job.tokenizer)
@@ -146,7 +141,7 @@ class Trainer:
         if self.accelerator.device.type == "cpu":
             some = self.steps.datasets[self.section.phases[-1].max_seq_length].samples(0, 4, self.section.seed)
             tokens = self.steps.most_tokens(first)
-            assert_a_step_fits(self.loss, self.objective, some, tokens, self.optimizer, self.accelerator)
+            assert_a_step_fits(self.objective, some, tokens, self.optimizer, self.accelerator)
 
     def step(self, number: int, step: Step, waited: float) -> None:
         """Update the weights once, or skip the step if its gradient is not finite.
@@ -175,7 +170,7 @@ class Trainer:
         found = []
         for n, part in enumerate(step.parts):
             is_last = n + 1 == len(step.parts)
-            with synchronised(self.loss, is_last, self.accelerator):
+            with nullcontext() if is_last else self.accelerator.no_sync(self.loss):  # else DDP reduces each time
                 with self.accelerator.autocast():
                     sums = self.loss(**{name: tensor.to(self.accelerator.device) for name, tensor in part.items()})
                 mean = sums.mlm_loss / max(step.load.masked, 1) + sums.nsp_loss / max(step.num_labelled, 1)
@@ -183,7 +178,7 @@ class Trainer:
                 self.accelerator.backward(mean * self.accelerator.num_processes)
             found.append(sums)
         norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self.section.max_grad_norm)
-        return found, float(full_tensor(norm))
+        return found, float(norm)
 
     def _skip(self, number: int, grad_norm: float) -> None:
         """Record a step whose update would have destroyed the weights.
@@ -217,17 +212,15 @@ class Trainer:
 
     def measure(self, done: int) -> None:
         """Append the scores on held-out pairs to metrics.jsonl."""
-        with full_weights(self.loss):
-            pairs = self.section.heldout_pairs
-            scores = heldout_scores(self.objective, self.heldout, pairs, self.tokens, self.accelerator)
+        pairs = self.section.heldout_pairs
+        scores = heldout_scores(self.objective, self.heldout, pairs, self.tokens, self.accelerator)
         if self.accelerator.is_main_process:
             append_row(self.metrics, {"step": done} | {f"heldout_{name}": value for name, value in scores.items()})
 
     def snapshot(self, done: int) -> None:
         """Save the current model as a Hugging Face directory under snapshots/."""
-        model = full_model(self.model)
         if self.accelerator.is_main_process:
-            save_snapshot(model, self.job.tokenizer, self.job.out / "snapshots" / f"step-{done:08d}")
+            save_snapshot(self.model, self.job.tokenizer, self.job.out / "snapshots" / f"step-{done:08d}")
 
     def save(self, done: int) -> None:
         """Save a checkpoint, with the sizes of the .jsonl files and the window since the last report."""
@@ -250,9 +243,8 @@ class Trainer:
 
     def export(self) -> None:
         """Write the model as a Hugging Face directory, and work/result.json for the launcher."""
-        model = full_model(self.model)
         if self.accelerator.is_main_process:
-            difference = export(model, self.job.tokenizer, self.job.out, self.heldout)
+            difference = export(self.model, self.job.tokenizer, self.job.out, self.heldout)
             result = {
                 "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
                 "world_size": self.accelerator.num_processes,

@@ -11,8 +11,6 @@ from training.runs import NOTHING, SABOTAGED, STILL, assert_identical, exit_code
 from bert_pipeline.formats.metrics import read_rows
 from bert_pipeline.training.pretrain import EXIT_RESUME
 
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-
 
 def assert_close(found, expected, rel=2e-6):
     for row, other in zip(trace(found), trace(expected), strict=True):
@@ -36,20 +34,14 @@ def test_three_processes_share_a_batch_that_they_do_not_divide(new_job, undistur
 
 
 def test_the_number_of_processes_changes_between_resumes(new_job, undisturbed_one, tmp_path):
-    """1, then 2, then 2 with sharded weights (FSDP2), then 1: one checkpoint format, one trace."""
+    """1, then 2, then 3, then 1: one checkpoint format, one trace."""
     job = new_job(tmp_path, model=STILL)
     train(job, 1, EXIT_RESUME, sabotage="0 forward 2 TERM")
     train(job, 2, EXIT_RESUME, sabotage="1 forward 5 TERM")
-    train(job, 2, EXIT_RESUME, sabotage="0 forward 8 TERM", **FSDP)
+    train(job, 3, EXIT_RESUME, sabotage="0 forward 8 TERM")
     assert newest_step(tmp_path) == 9
     train(job, 1)
     assert_close(tmp_path, undisturbed_one)
-
-
-def test_fsdp_gives_the_numbers_of_one_process(new_job, undisturbed_one, tmp_path):
-    train(new_job(tmp_path, model=STILL), 2, **FSDP)
-    assert_close(tmp_path, undisturbed_one)
-    assert json.loads((tmp_path / "work" / "result.json").read_text())["world_size"] == 2
 
 
 KILLED = ["1 backward 7 KILL"]
@@ -223,9 +215,10 @@ def test_held_out_scores_count_each_pair_once(new_job, tmp_path):
             {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "false"},
             "2 processes were expected, but this one is in",
         ),
+        ({"ACCELERATE_USE_FSDP": "true"}, "the accelerate config shards the model (distributed_type FSDP)"),
     ],
 )
-def test_another_number_of_processes_than_configured_is_an_error(new_job, tmp_path, environment, message):
+def test_another_group_than_configured_or_a_sharded_model_is_an_error(new_job, tmp_path, environment, message):
     said = train(new_job(tmp_path), 1, expected=1, **environment)
     assert message in said and "remedy:" in said
     assert not list(tmp_path.glob("metrics.jsonl"))
