@@ -9,14 +9,17 @@ import logging
 import os
 import select
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from filelock import FileLock
 from torch import distributed
 
@@ -30,7 +33,17 @@ TIMEOUT_SECONDS = 25
 START_SECONDS = 60
 """Timeout for joining the group. Processes start at different times: one machine imports more slowly than another."""
 
+BEATS = 10
+"""Heartbeats in a timeout. A process that hangs `at_own_pace` is noticed at most two beats after the timeout."""
+POLL_SECONDS = 0.05
+"""How often a process that is done looks whether all are."""
+
 log = logging.getLogger(__name__)
+
+_stores: list[distributed.Store] = []
+"""The store of the group that this process has joined; empty without a group."""
+_paces = count()
+"""Numbers the blocks of `at_own_pace`: every process enters the same ones."""
 
 
 class GroupError(RuntimeError):
@@ -100,7 +113,82 @@ def _meet_in_this_attempt(*_: Any, timeout: timedelta, **__: Any) -> Iterator[tu
         if store.add("come", 1) == world_size:
             store.set("all have come", "")
         store.wait(["all have come"], start)
+        _stores[:] = [store]
         yield store, rank, world_size
+
+
+@contextmanager
+def at_own_pace() -> Iterator[None]:
+    """A block in which the processes differ in what they do and may take any time, such as saving a checkpoint.
+
+    All processes must enter it, and leave it together. A collective operation in it would time out. Each process sends
+    heartbeats through the group's store, from a thread; raise LostProcess if one stops sending them.
+    """
+    if not _stores:
+        yield
+        return
+    heart = _Heart(distributed.PrefixStore(f"pace {next(_paces)}", _stores[0]))
+    heart.start()
+    try:
+        yield
+    finally:
+        heart.done.set()
+    while heart.is_alive():
+        heart.join(heart.interval)
+        if time.monotonic() - heart.answered > _timeout_seconds():
+            raise LostProcess(_lost("process 0 or its machine"))  # which serves the store
+    if heart.error:
+        raise heart.error
+    PartialState().wait_for_everyone()  # the process that serves the store must not end before the others have read it
+
+
+class _Heart(threading.Thread):
+    """Sends heartbeats until this process is `done`, then waits for the others.
+
+    A thread, because a call to the store never returns if the machine that serves it hangs.
+    """
+
+    def __init__(self, store: distributed.Store) -> None:
+        super().__init__(daemon=True)
+        state = PartialState()
+        self.store, self.rank, self.num_processes = store, state.process_index, state.num_processes
+        self.interval = _timeout_seconds() / BEATS
+        self.done = threading.Event()
+        self.answered = time.monotonic()
+        """When the store last answered."""
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.done.wait(self.interval):
+                self._add(str(self.rank), 1)
+            if self._add("done", 1) == self.num_processes:
+                self.store.set("all are done", "")
+            self._wait_for_others()
+        except (distributed.DistError, LostProcess) as error:
+            self.error = error
+
+    def _wait_for_others(self) -> None:
+        """Raise LostProcess if one has sent no heartbeat for the timeout."""
+        others = [rank for rank in range(self.num_processes) if rank != self.rank]
+        beats, heard = dict.fromkeys(others, 0), dict.fromkeys(others, time.monotonic())
+        due = time.monotonic()
+        while not self.store.check(["all are done"]):  # Store.wait would log each of its timeouts
+            time.sleep(POLL_SECONDS)
+            if time.monotonic() < due:
+                continue
+            due = time.monotonic() + self.interval
+            self._add(str(self.rank), 1)
+            for rank in others:
+                if (beat := self._add(str(rank), 0)) != beats[rank]:
+                    beats[rank], heard[rank] = beat, time.monotonic()
+                elif time.monotonic() - heard[rank] > _timeout_seconds():
+                    raise LostProcess(_lost(f"process {rank}"))
+
+    def _add(self, key: str, number: int) -> int:
+        found = self.store.add(key, number)
+        self.answered = time.monotonic()
+        return found
 
 
 def _timeout_seconds() -> int:
@@ -127,12 +215,16 @@ def explain_lost_process() -> Iterator[None]:
         # gloo raises plain RuntimeError.
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
-        group = settings.group()
-        raise LostProcess(
-            f"process {group.rank} of {group.world_size} lost another one, which ended or did not respond for "
-            f"{_timeout_seconds()} seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: read the last log lines of the "
-            "others, and run again: training resumes from the newest checkpoint"
-        ) from error
+        raise LostProcess(_lost("another one")) from error
+
+
+def _lost(which: str) -> str:
+    group = settings.group()
+    return (
+        f"process {group.rank} of {group.world_size} lost {which}, which ended or did not respond for "
+        f"{_timeout_seconds()} seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: read the last log lines of the others, "
+        "and run again: training resumes from the newest checkpoint"
+    )
 
 
 class StopSignal:

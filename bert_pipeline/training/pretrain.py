@@ -32,6 +32,7 @@ from bert_pipeline.training.checkpoint import Checkpoints, ForeignCheckpoint
 from bert_pipeline.training.distributed import (
     GroupError,
     StopSignal,
+    at_own_pace,
     explain_lost_process,
     join_group,
     wait_for_predecessor,
@@ -82,7 +83,6 @@ def train(job: Job) -> None:
         if stopping and not is_last:
             trainer.exit_to_resume(done)
     trainer.export()
-    accelerator.wait_for_everyone()
     accelerator.end_training()
     lock.release()
 
@@ -103,12 +103,17 @@ class Trainer:
         self.checkpoints = Checkpoints(job.out / "work" / "checkpoints", job.identity, section.checkpoints_kept)
         self.window = Window()
 
-        self.vocab_size = read_tokenizer(job.tokenizer).get_vocab_size()
-        self.objective = PretrainingLoss(initial_model(job.model, job.tokenizer, section.seed, job.init_from))
-        self.model = self.objective.model.to(accelerator.device)
+        with at_own_pace():  # each process reads the model and the datasets from its disk
+            self._open()
         self.loss = accelerator.prepare(self.objective)
         self.optimizer = build_optimizer(section, self.model)
 
+    def _open(self) -> None:
+        """Build the model and open the datasets."""
+        job, section, accelerator = self.job, self.section, self.accelerator
+        self.vocab_size = read_tokenizer(job.tokenizer).get_vocab_size()
+        self.objective = PretrainingLoss(initial_model(job.model, job.tokenizer, section.seed, job.init_from))
+        self.model = self.objective.model.to(accelerator.device)
         paths, masker = (job.nsp_dataset, job.masked_dataset), open_masker(job.masking, job.tokenizer)
         lengths = {phase.max_seq_length for phase in section.phases}
         self.steps = StepReader(
@@ -126,7 +131,6 @@ class Trainer:
     def resume(self) -> int:
         """Restore the newest checkpoint and truncate the .jsonl files to its step; return the step, 0 without one."""
         found = self.checkpoints.load_newest(self.model, self.optimizer)
-        self.accelerator.wait_for_everyone()
         step, state = found or (0, {"bytes": {}, "window": self.window.state()})
         self.window.restore(state["window"])
         for path in (self.metrics, self.skipped):
@@ -219,19 +223,20 @@ class Trainer:
 
     def snapshot(self, done: int) -> None:
         """Save the current model as a Hugging Face directory under snapshots/."""
-        if self.accelerator.is_main_process:
-            save_snapshot(self.model, self.job.tokenizer, self.job.out / "snapshots" / f"step-{done:08d}")
+        with at_own_pace():
+            if self.accelerator.is_main_process:
+                save_snapshot(self.model, self.job.tokenizer, self.job.out / "snapshots" / f"step-{done:08d}")
 
     def save(self, done: int) -> None:
         """Save a checkpoint, with the sizes of the .jsonl files and the window since the last report."""
         self.window.gather(self.accelerator)
-        sizes = {}
-        for path in (self.metrics, self.skipped):
-            if self.accelerator.is_main_process and path.exists():
-                flush_to_disk(path, recurse=False)  # a power cut must not take rows that the checkpoint counts
-            sizes[path.name] = path.stat().st_size if path.exists() else 0
-        self.checkpoints.save(done, self.model, self.optimizer, {"bytes": sizes, "window": self.window.state()})
-        self.accelerator.wait_for_everyone()
+        with at_own_pace():
+            sizes = {}
+            for path in (self.metrics, self.skipped):
+                if self.accelerator.is_main_process and path.exists():
+                    flush_to_disk(path, recurse=False)  # a power cut must not take rows that the checkpoint counts
+                sizes[path.name] = path.stat().st_size if path.exists() else 0
+            self.checkpoints.save(done, self.model, self.optimizer, {"bytes": sizes, "window": self.window.state()})
 
     def exit_to_resume(self, done: int) -> NoReturn:
         """Leave a note for the launcher, which does not see the exit code, and exit with EXIT_RESUME."""
@@ -243,14 +248,15 @@ class Trainer:
 
     def export(self) -> None:
         """Write the model as a Hugging Face directory, and work/result.json for the launcher."""
-        if self.accelerator.is_main_process:
-            difference = export(self.model, self.job.tokenizer, self.job.out, self.heldout)
-            result = {
-                "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-                "world_size": self.accelerator.num_processes,
-                "max_logit_difference": difference,
-            }
-            (self.job.out / "work" / "result.json").write_text(json.dumps(result), encoding="utf-8")
+        with at_own_pace():
+            if self.accelerator.is_main_process:
+                difference = export(self.model, self.job.tokenizer, self.job.out, self.heldout)
+                result = {
+                    "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+                    "world_size": self.accelerator.num_processes,
+                    "max_logit_difference": difference,
+                }
+                (self.job.out / "work" / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def _check_precision(accelerator: Accelerator) -> None:

@@ -64,16 +64,35 @@ def test_a_killed_process_takes_the_group_with_it_and_torchrun_starts_it_again(
     assert_identical(tmp_path, undisturbed_two)
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_process_that_hangs_ends_the_group_in_time(new_job, tmp_path, rank):
+@pytest.mark.parametrize(
+    ("rank", "phase", "step"),
+    [
+        (1, "backward", 4),
+        (0, "save", 5),
+        pytest.param(0, "backward", 4, marks=pytest.mark.slow),
+        pytest.param(0, "export", 11, marks=pytest.mark.slow),
+        pytest.param(1, "open", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_hangs_ends_the_group_in_time(new_job, tmp_path, rank, phase, step):
     job = new_job(tmp_path)
-    log, sabotage = tmp_path / "said", f"{rank} backward 4 STOP"
+    log, sabotage = tmp_path / "said", f"{rank} {phase} {step} STOP"
     ranks = fork_ranks(SABOTAGED, [job], 2, log, sabotage, BERT_PIPELINE_TIMEOUT_SECONDS="8")
     assert exit_code(ranks[1 - rank]) == 1
     assert ranks[rank].is_alive(), "it still hangs"
     ranks[rank].kill()
-    expected = f"process {1 - rank} of 2 lost another one, which ended or did not respond for 8 seconds"
+    lost = "another one" if phase == "backward" else f"process {rank}{' or its machine' * (rank == 0)}"
+    expected = f"process {1 - rank} of 2 lost {lost}, which ended or did not respond for 8 seconds"
     assert expected in log.read_text()
+
+
+def test_saving_loading_and_exporting_may_take_longer_than_the_timeout(new_job, undisturbed_two, tmp_path):
+    """Each pause is three times as long as the timeout, and only one of the processes makes it."""
+    job, patience = new_job(tmp_path), {"BERT_PIPELINE_TIMEOUT_SECONDS": "3"}
+    said = train(job, 2, EXIT_RESUME, sabotage="0 save 5 SLOW;1 open 0 SLOW;1 data 7 TERM", **patience)
+    said += train(job, 2, sabotage="0 load 0 SLOW;0 export 11 SLOW", **patience)
+    assert said.count("SLOW") == 4, "the test would prove nothing"
+    assert_identical(tmp_path, undisturbed_two)
 
 
 @pytest.mark.slow
