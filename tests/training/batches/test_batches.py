@@ -1,5 +1,4 @@
-from collections import Counter
-from functools import lru_cache
+from collections import Counter, deque
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +68,8 @@ def test_few_shards_are_open_at_once(dataset, tiny, tmp_path, monkeypatch):
     assert maps_of(tmp_path) == 0
     size = split.num_rows(0)
     assert size == split.num_rows(1) > 100, "the test would prove nothing"
-    for name in ("_open_pairs", "_open_masks"):
-        monkeypatch.setattr(batches.dataset, name, lru_cache(10)(getattr(batches.dataset, name).__wrapped__))
+    monkeypatch.setattr(batches.dataset, "MAX_OPEN_SHARDS", 20)
+    monkeypatch.setattr(batches.dataset.Shards, "_opened", deque())
     assert as_tuples(split.rows(0, np.arange(size))) == as_tuples(dataset.rows(0, np.arange(size)))
     assert 2 <= maps_of(tmp_path) <= 20
     found = Counter(as_tuples(split.samples(0, 2 * size, seed=5)))
@@ -116,10 +115,8 @@ def test_a_length_that_was_not_built_is_named(tiny, tiny_recipe):
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc/self/maps")
 def test_shards_are_mapped_and_not_read(dataset):
     """Every column of every shard lies in a mapping of a file, so a corpus of any size costs no memory."""
-    shards = [
-        *(batches.dataset._open_pairs(path) for number in (0, 1) for path in dataset.pairs[number]),
-        *(batches.dataset._open_masks(path) for number in (0, 1) for path in dataset.masks[number]),
-    ]
+    by_pass = [each for number in (0, 1) for each in (dataset.pairs[number], dataset.masks[number])]
+    shards = [each.open(n) for each in by_pass for n in range(len(each.paths))]
     mapped = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
