@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
 from torch import nn
 
 from bert_pipeline import settings
@@ -267,6 +268,17 @@ def _check_precision(accelerator: Accelerator) -> None:
         )
 
 
+def as_this_machine_computes(job: Job) -> Job:
+    """The job with this machine's micro-batch, under the precision and compilation of its accelerate config.
+
+    `accelerate launch` would set the latter, and the launcher the former: here torchrun alone started the process.
+    Neither the micro-batch nor compilation changes which pairs a step trains on, so machines may differ.
+    """
+    config = load_config_from_file(str(settings.accelerate_config()))
+    settings.compute_as_configured(config.mixed_precision, config.dynamo_config)
+    return job.model_copy(update={"per_device_tokens": settings.per_device_tokens() or job.per_device_tokens})
+
+
 @contextmanager
 def record_permanent_failure(work: Path) -> Iterator[None]:
     """Write an error that a restart would repeat to `work`/failed, so that the launcher ends the group before torchrun
@@ -282,6 +294,8 @@ def record_permanent_failure(work: Path) -> Iterator[None]:
 if __name__ == "__main__":
     log_to_stderr()
     job = Job.read(Path(sys.argv[1]))
+    if settings.started_by_train_node():
+        job = as_this_machine_computes(job)
     with (
         record_permanent_failure(job.out / "work"),
         explain_lost_process(),

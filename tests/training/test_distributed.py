@@ -5,8 +5,20 @@ import subprocess
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
-from training.runs import NOTHING, SABOTAGED, STILL, assert_identical, exit_code, fork_ranks, torchrun, trace, train
+from training.runs import (
+    NOTHING,
+    ROOT,
+    SABOTAGED,
+    STILL,
+    assert_identical,
+    exit_code,
+    fork_ranks,
+    torchrun,
+    trace,
+    train,
+)
 
 from bert_pipeline.formats.metrics import read_rows
 from bert_pipeline.training.pretrain import EXIT_RESUME
@@ -188,6 +200,33 @@ def test_processes_that_are_done_end(tmp_path):
     for _ in range(100):
         ranks = fork_ranks(tmp_path / "leaving.py", [], 2, tmp_path / "said")
         assert {exit_code(rank) for rank in ranks} == {0}, (tmp_path / "said").read_text()
+
+
+CONFIGURED = """
+import json, sys
+from pathlib import Path
+from bert_pipeline.training.distributed import join_group
+from bert_pipeline.training.job import Job
+from bert_pipeline.training.pretrain import as_this_machine_computes
+job = as_this_machine_computes(Job.read(Path(sys.argv[1])))
+accelerator = join_group()
+plugin = accelerator.state.dynamo_plugin
+said = [job.micro_batch_tokens, accelerator.mixed_precision, plugin.backend.value, plugin.dynamic]
+(Path(sys.argv[2]) / f"rank-{accelerator.process_index}").write_text(json.dumps(said))
+accelerator.end_training()
+"""
+
+
+def test_on_several_machines_precision_compilation_and_micro_batch_are_the_machines_own(new_job, tmp_path):
+    """As infra/train-node.sh starts them: by torchrun, with the accelerate config in the environment."""
+    (tmp_path / "configured.py").write_text(CONFIGURED)
+    config = yaml.safe_load((ROOT / "infra" / "accelerate" / "ddp_multinode.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"use_cpu": True}))
+    told = {"BERT_PIPELINE_ACCELERATE_CONFIG": str(tmp_path / "config.yaml"), "BERT_PIPELINE_PER_DEVICE_TOKENS": "512"}
+    ranks = fork_ranks(tmp_path / "configured.py", [new_job(tmp_path), tmp_path], 2, tmp_path / "said", **told)
+    assert {exit_code(rank) for rank in ranks} == {0}, (tmp_path / "said").read_text()
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"rank-{rank}").read_text()) == [512, "bf16", "INDUCTOR", True]
 
 
 HELDOUT = """
