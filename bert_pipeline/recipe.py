@@ -196,8 +196,8 @@ class NspRecipe(Section):
 
 
 class MaskingRecipe(Section):
-    masked_lm_prob: Fraction = 0.15
-    """Share of the tokens that the model must predict."""
+    masked_lm_prob: float = Field(0.15, gt=0, le=1)
+    """Share of the tokens that the model must predict. Not 0: there would be no loss to learn from."""
     max_predictions_per_seq: int = Field(0, ge=0)
     """Maximum number of predicted tokens in a row. 0: ceil(masked_lm_prob * max_seq_length), which is 20 at length 128
     and 77 at 512."""

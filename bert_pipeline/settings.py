@@ -80,16 +80,25 @@ VARIABLES = {
 INTERNAL_VARIABLES = {
     "BERT_PIPELINE_WORLD_SIZE": Variable("Number of training processes; set by the launcher, checked by each process."),
     "BERT_PIPELINE_LAUNCHER": Variable("Process id of the launcher; training stops when that process ends."),
+    "ACCELERATE_MIXED_PRECISION": Variable("Precision of a training process, set from the accelerate config."),
+    "BERT_PIPELINE_NODE": Variable(
+        "Set by `infra/train-node.sh`: the training processes read the accelerate config themselves."
+    ),
     "BERT_PIPELINE_REPOSITORY": Variable("Path of the clone, for `infra/slurm/train.sbatch`."),
     "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, TORCHELASTIC_RESTART_COUNT": Variable(
         "Position of a training process in its group, set by torchrun."
     ),
-    "ACCELERATE_USE_FSDP, FSDP_VERSION": Variable("Sharded training, set by `accelerate launch` from its config."),
+    "ACCELERATE_USE_FSDP, ACCELERATE_USE_DEEPSPEED, ACCELERATE_USE_MEGATRON_LM": Variable(
+        "Sharded training, set by `accelerate launch` from its config; refused."
+    ),
 }
 """Variables that programs set for each other."""
 
+
 DETERMINISTIC_CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """https://docs.nvidia.com/cuda/cublas/#results-reproducibility"""
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""What accelerate calls the ways to shard a model in `distributed_type`."""
 
 CPU_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -296,6 +305,17 @@ def compile_as_configured(dynamo_config: Mapping[str, Any]) -> None:
     }
 
 
+def compute_as_configured(mixed_precision: str, dynamo_config: Mapping[str, Any]) -> None:
+    """Also set the precision. For processes that torchrun alone started (infra/train-node.sh)."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = mixed_precision
+    compile_as_configured(dynamo_config)
+
+
+def started_by_train_node() -> bool:
+    """Whether infra/train-node.sh started this process: torchrun, without `accelerate launch`."""
+    return bool(os.environ.get("BERT_PIPELINE_NODE"))
+
+
 class Group(NamedTuple):
     """Position of this process among the training processes, as set by torchrun or `accelerate launch`."""
 
@@ -314,8 +334,8 @@ class Group(NamedTuple):
     """Number of processes that the launcher started; None: started by hand."""
     launcher: int | None
     """Process id of the launcher; None: started by hand."""
-    shards_parameters: bool
-    fsdp_version: str | None
+    sharding: str | None
+    """The accelerate plugin that would shard the model, such as "FSDP"; None: data parallel."""
 
 
 def group() -> Group:
@@ -323,6 +343,7 @@ def group() -> Group:
         value = os.environ.get(name)
         return None if value is None else int(value)
 
+    plugins = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
     return Group(
         rank=number("RANK") or 0,
         world_size=number("WORLD_SIZE"),
@@ -332,6 +353,7 @@ def group() -> Group:
         has_master="MASTER_ADDR" in os.environ,
         expected_world_size=number("BERT_PIPELINE_WORLD_SIZE"),
         launcher=number("BERT_PIPELINE_LAUNCHER"),
-        shards_parameters=os.environ.get("ACCELERATE_USE_FSDP", "false") == "true",
-        fsdp_version=os.environ.get("FSDP_VERSION"),
+        sharding=next(
+            (name.removeprefix("ACCELERATE_USE_") for name in plugins if os.environ.get(name) == "true"), None
+        ),
     )

@@ -9,9 +9,16 @@
 #   75  stopped with a saved checkpoint: start again to resume (EX_TEMPFAIL)
 #   78  an error that would recur: a wrong recipe, wrong data or a misconfigured machine (EX_CONFIG)
 #   other: a process was lost; start all machines again, they resume from the newest checkpoint
+#
+# Precision and compilation come from BERT_PIPELINE_ACCELERATE_CONFIG (default: accelerate/ddp_multinode.yaml), as on
+# one machine. The micro-batch is measured here, because this machine may differ from the one that wrote the job;
+# BERT_PIPELINE_PER_DEVICE_TOKENS sets it instead.
 set -uo pipefail
 job=$1
 work=$(dirname "$job")
+export BERT_PIPELINE_NODE=$PET_NODE_RANK
+: "${BERT_PIPELINE_ACCELERATE_CONFIG:=$(dirname "$0")/accelerate/ddp_multinode.yaml}"
+export BERT_PIPELINE_ACCELERATE_CONFIG
 
 # Each process checks the world size; torchrun waits for the processes as long as the launcher does.
 export BERT_PIPELINE_WORLD_SIZE=$((PET_NNODES * PET_NPROC_PER_NODE))
@@ -21,6 +28,12 @@ export PET_MAX_RESTARTS=0
 
 if [ "$PET_NODE_RANK" = 0 ]; then
   rm -f "$work/stopped" "$work/failed"
+fi
+
+trap 'exit 75' TERM USR1 # nothing to save yet; bash exits once the probe has ended
+if [ "${BERT_PIPELINE_PER_DEVICE_TOKENS:-auto}" = auto ]; then
+  BERT_PIPELINE_PER_DEVICE_TOKENS=$(python -m bert_pipeline.training.launch.probe "$job") || exit 78
+  export BERT_PIPELINE_PER_DEVICE_TOKENS
 fi
 
 stopping=

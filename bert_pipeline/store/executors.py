@@ -218,7 +218,8 @@ def _run(
         waiting: dict[Future[Result], int] = {}
         try:
             with executor() as (pool, width):
-                waiting |= {pool.submit(task.run): number for number, task in held.items()}
+                for number, task in held.items():
+                    waiting[_submit(pool, task)] = number
                 while True:
                     for number, task in islice(tasks, 0 if failures else width + AHEAD - len(held)):
                         held[number] = task

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bert_pipeline.core.files import file_digest, flush_to_disk
-from bert_pipeline.training.distributed import full_tensor, sharded_like
+from bert_pipeline.training.distributed import at_own_pace
 from bert_pipeline.training.model.optim import initial_state
 
 FILES = MODEL, OPTIMIZER, RECORD = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
@@ -63,16 +63,13 @@ class Checkpoints:
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Write the checkpoint of `step`, then delete all but the newest `kept` intact ones.
 
-        All processes must call it; the main one writes full tensors, also under FSDP2. `load_newest` returns `state`
-        (JSON values). After a failed save training continues and the old checkpoints remain. Raise CheckpointError at
-        the third failure in a row, or if a weight is not finite.
+        All processes call it; the main one writes. `load_newest` returns `state` (JSON values). After a failed save
+        training continues and the old checkpoints remain. Raise CheckpointError at the third failure in a row, or if a
+        weight is not finite.
         """
-        tensors = {
-            file: {key: full_tensor(tensor).contiguous() for key, tensor in parts.items()}
-            for file, parts in _tensors(model, optimizer).items()
-        }
         if not PartialState().is_main_process:
             return
+        tensors = _tensors(model, optimizer)
         final = self._path(step)
         _assert_finite(final, tensors)
         partial = final.with_name(final.name + ".partial")
@@ -111,17 +108,24 @@ class Checkpoints:
         cannot read the chosen one, and ForeignCheckpoint if it belongs to another run.
         """
         process = PartialState()
-        record = self._newest_record() if process.is_main_process else None
+        with at_own_pace():
+            record = self._newest_record() if process.is_main_process else None
         step = int(broadcast(torch.tensor(record["step"] if record else 0, device=process.device)))
         if step == 0:
             return None
-        path = self._path(step)
+        with at_own_pace():
+            return step, self._load(self._path(step), record, model, optimizer)
+
+    def _load(
+        self, path: Path, record: dict[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> dict[str, Any]:
+        """Restore one checkpoint and return the state in it; `record`: its record if this process has verified it."""
         try:
             record = record or _verified_record(path)
         except DamagedCheckpoint as error:
             raise CheckpointError(
-                f"process {process.process_index} cannot read the checkpoint that the main process resumes from: "
-                f"{error}; remedy: an output directory on a file system that all machines share"
+                f"process {PartialState().process_index} cannot read the checkpoint that the main process resumes "
+                f"from: {error}; remedy: an output directory on a file system that all machines share"
             ) from error
         if record["identity"] != self.identity:
             raise ForeignCheckpoint(
@@ -134,8 +138,8 @@ class Checkpoints:
             _check_layout(path / name, wanted[name], found[name])
         for name, tensors in wanted.items():
             for key, tensor in tensors.items():
-                tensor.copy_(sharded_like(found[name][key], tensor))
-        return step, record["state"]
+                tensor.copy_(found[name][key])
+        return record["state"]
 
     def _newest_record(self) -> dict[str, Any] | None:
         damages = []

@@ -1,8 +1,7 @@
-"""The process group: joining it, timeouts, stop requests, and sharded weights.
+"""The process group: joining it, timeouts, and stop requests.
 
-accelerate provides data parallel training. FSDP2 (`torch.distributed.fsdp.fully_shard`; Zhao et al. 2023, arXiv
-2304.11277), where each process keeps a shard of the parameters and of AdamW's moments, is applied here: accelerate
-supports it on GPUs only, and the tests run on CPUs.
+Training is data parallel: each process holds the whole model. Weights, gradients and AdamW's moments of the largest
+BERT (340 million parameters) take 5.4 GB, so sharding them (FSDP, DeepSpeed) would not pay; such configs are refused.
 """
 
 import ctypes
@@ -10,23 +9,22 @@ import logging
 import os
 import select
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import patch_environment
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from filelock import FileLock
-from torch import distributed, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import BertForPreTraining
-from transformers.models.bert.modeling_bert import BertLayer
+from torch import distributed
 
 from bert_pipeline import settings
+from bert_pipeline.training.job import check_data_parallel
 
 TIMEOUT_SECONDS = 25
 """A hanging process costs at most a minute: after this timeout torchrun gives it another 30 seconds to exit
@@ -35,7 +33,17 @@ TIMEOUT_SECONDS = 25
 START_SECONDS = 60
 """Timeout for joining the group. Processes start at different times: one machine imports more slowly than another."""
 
+BEATS = 10
+"""Heartbeats in a timeout. A process that hangs `at_own_pace` is noticed at most two beats after the timeout."""
+POLL_SECONDS = 0.05
+"""How often a process that is done looks whether all are."""
+
 log = logging.getLogger(__name__)
+
+_stores: list[distributed.Store] = []
+"""The store of the group that this process has joined; empty without a group."""
+_paces = count()
+"""Numbers the blocks of `at_own_pace`: every process enters the same ones."""
 
 
 class GroupError(RuntimeError):
@@ -47,7 +55,10 @@ class LostProcess(RuntimeError):
 
 
 def join_group() -> Accelerator:
-    """Join the process group. Raise GroupError, before any device computes, if its size is not the configured one."""
+    """Join the process group. Raise GroupError, before any device computes, if its size is not the configured one, and
+    TrainingError if the accelerate config shards the model.
+    """
+    check_data_parallel(settings.group().sharding)
     expected = _expected_world_size()
     # Without this, accelerate treats each process of torchrun as a separate run if there is no accelerator.
     on_cpu = settings.group().local_rank is not None and not torch.accelerator.is_available()
@@ -57,8 +68,7 @@ def join_group() -> Accelerator:
         InitProcessGroupKwargs(init_method="attempt://", timeout=timedelta(seconds=_timeout_seconds())),
     ]
     distributed.register_rendezvous_handler("attempt", _meet_in_this_attempt)
-    with patch_environment(ACCELERATE_USE_FSDP="false"):
-        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
+    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
     if distributed.is_initialized():
         # Never freed: gloo's destructor holds the interpreter lock while it joins threads that may wait for that lock
         # (torch 2.13); one group in twenty never exited.
@@ -103,7 +113,82 @@ def _meet_in_this_attempt(*_: Any, timeout: timedelta, **__: Any) -> Iterator[tu
         if store.add("come", 1) == world_size:
             store.set("all have come", "")
         store.wait(["all have come"], start)
+        _stores[:] = [store]
         yield store, rank, world_size
+
+
+@contextmanager
+def at_own_pace() -> Iterator[None]:
+    """A block in which the processes differ in what they do and may take any time, such as saving a checkpoint.
+
+    All processes must enter it, and leave it together. A collective operation in it would time out. Each process sends
+    heartbeats through the group's store, from a thread; raise LostProcess if one stops sending them.
+    """
+    if not _stores:
+        yield
+        return
+    heart = _Heart(distributed.PrefixStore(f"pace {next(_paces)}", _stores[0]))
+    heart.start()
+    try:
+        yield
+    finally:
+        heart.done.set()
+    while heart.is_alive():
+        heart.join(heart.interval)
+        if time.monotonic() - heart.answered > _timeout_seconds():
+            raise LostProcess(_lost("process 0 or its machine"))  # which serves the store
+    if heart.error:
+        raise heart.error
+    PartialState().wait_for_everyone()  # the process that serves the store must not end before the others have read it
+
+
+class _Heart(threading.Thread):
+    """Sends heartbeats until this process is `done`, then waits for the others.
+
+    A thread, because a call to the store never returns if the machine that serves it hangs.
+    """
+
+    def __init__(self, store: distributed.Store) -> None:
+        super().__init__(daemon=True)
+        state = PartialState()
+        self.store, self.rank, self.num_processes = store, state.process_index, state.num_processes
+        self.interval = _timeout_seconds() / BEATS
+        self.done = threading.Event()
+        self.answered = time.monotonic()
+        """When the store last answered."""
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.done.wait(self.interval):
+                self._add(str(self.rank), 1)
+            if self._add("done", 1) == self.num_processes:
+                self.store.set("all are done", "")
+            self._wait_for_others()
+        except (distributed.DistError, LostProcess) as error:
+            self.error = error
+
+    def _wait_for_others(self) -> None:
+        """Raise LostProcess if one has sent no heartbeat for the timeout."""
+        others = [rank for rank in range(self.num_processes) if rank != self.rank]
+        beats, heard = dict.fromkeys(others, 0), dict.fromkeys(others, time.monotonic())
+        due = time.monotonic()
+        while not self.store.check(["all are done"]):  # Store.wait would log each of its timeouts
+            time.sleep(POLL_SECONDS)
+            if time.monotonic() < due:
+                continue
+            due = time.monotonic() + self.interval
+            self._add(str(self.rank), 1)
+            for rank in others:
+                if (beat := self._add(str(rank), 0)) != beats[rank]:
+                    beats[rank], heard[rank] = beat, time.monotonic()
+                elif time.monotonic() - heard[rank] > _timeout_seconds():
+                    raise LostProcess(_lost(f"process {rank}"))
+
+    def _add(self, key: str, number: int) -> int:
+        found = self.store.add(key, number)
+        self.answered = time.monotonic()
+        return found
 
 
 def _timeout_seconds() -> int:
@@ -130,12 +215,16 @@ def explain_lost_process() -> Iterator[None]:
         # gloo raises plain RuntimeError.
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
-        group = settings.group()
-        raise LostProcess(
-            f"process {group.rank} of {group.world_size} lost another one, which ended or did not respond for "
-            f"{_timeout_seconds()} seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: read the last log lines of the "
-            "others, and run again: training resumes from the newest checkpoint"
-        ) from error
+        raise LostProcess(_lost("another one")) from error
+
+
+def _lost(which: str) -> str:
+    group = settings.group()
+    return (
+        f"process {group.rank} of {group.world_size} lost {which}, which ended or did not respond for "
+        f"{_timeout_seconds()} seconds (BERT_PIPELINE_TIMEOUT_SECONDS); remedy: read the last log lines of the others, "
+        "and run again: training resumes from the newest checkpoint"
+    )
 
 
 class StopSignal:
@@ -176,69 +265,3 @@ def _launcher_ended() -> Callable[[], bool]:
     ends = select.poll()
     ends.register(launcher, select.POLLIN)
     return lambda: bool(ends.poll(0))
-
-
-def distribute(loss: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Wrap the loss for DDP or FSDP2. Build the optimizer afterwards: FSDP2 replaces the parameters."""
-    if not settings.group().shards_parameters or accelerator.num_processes == 1:
-        return accelerator.prepare(loss)
-    if settings.group().fsdp_version != "2":
-        raise GroupError("FSDP1 is not supported; remedy: `fsdp_version: 2` in the accelerate config")
-    # Parameters stay unsharded from the first forward to the last backward pass of a step (ZeRO stage 2). So processes
-    # may run different numbers of forward passes, as with DDP; sharding the moments saves most of the memory anyway.
-    for module in [module for module in loss.modules() if isinstance(module, BertLayer)]:
-        fully_shard(module, reshard_after_forward=False)
-    fully_shard(loss, reshard_after_forward=False)
-    # evaluation_mode skips DistributedDataParallel, but applies precision and compilation.
-    return accelerator.prepare_model(loss, evaluation_mode=True)
-
-
-def synchronised(loss: nn.Module, last: bool, accelerator: Accelerator) -> AbstractContextManager[None]:
-    """Context of a micro-batch. Gradients are synchronised only in the `last` one of a step."""
-    if shards := _shards(loss):
-        root = shards[0]  # applies to its submodules too
-        root.set_requires_gradient_sync(last)
-        root.set_reshard_after_backward(last)
-        root.set_is_last_backward(last)
-        return nullcontext()
-    return nullcontext() if last else accelerator.no_sync(loss)
-
-
-@contextmanager
-def full_weights(loss: nn.Module) -> Iterator[None]:
-    """Unshard the weights, so that each process can run any number of forward passes. All processes must enter it."""
-    for module in _shards(loss):
-        module.unshard()
-    yield
-    for module in _shards(loss):
-        module.reshard()
-
-
-def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Gather a sharded tensor; return others unchanged. All processes must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def sharded_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Move a full tensor to the parameter's device, and under FSDP2 take this process's shard of it.
-
-    Scalars (AdamW's step count) are not sharded.
-    """
-    tensor = tensor.to(parameter.device)
-    if not isinstance(parameter, DTensor) or not tensor.ndim:
-        return tensor
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
-
-
-def full_model(model: BertForPreTraining) -> BertForPreTraining:
-    """The model with full weights, usable by one process alone. All processes must call it."""
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        return model
-    found = BertForPreTraining(model.config)
-    found.load_state_dict({name: full_tensor(tensor) for name, tensor in model.state_dict().items()})
-    return found
-
-
-def _shards(loss: nn.Module) -> list[FSDPModule]:
-    """The modules that FSDP2 shards, the root first; none under DDP."""
-    return [module for module in loss.modules() if isinstance(module, FSDPModule)]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from bert_pipeline.core.files import write_whole
 from bert_pipeline.recipe import MaskingRecipe, ModelRecipe, PretrainRecipe, Section
+from bert_pipeline.settings import SHARDING
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,19 @@ class Job(Section):
     def read(cls, path: Path) -> "Job":
         """Raise pydantic.ValidationError if the file is not a job."""
         return cls.model_validate_json(path.read_bytes())
+
+
+def check_data_parallel(distributed_type: str | None) -> None:
+    """Raise TrainingError if the accelerate config shards the model.
+
+    The launcher calls it before it starts the processes. They call it again, because they can be started by hand.
+    """
+    if distributed_type in SHARDING:
+        raise TrainingError(
+            f"the accelerate config shards the model (distributed_type {distributed_type}), which is not supported: "
+            "each process holds the whole model, 5.4 GB for BERT-large with its gradients and AdamW's moments; remedy: "
+            "`distributed_type: MULTI_GPU`, as in infra/accelerate/ddp_1node.yaml"
+        )
 
 
 def check_batches(section: PretrainRecipe, num_processes: int) -> None:

@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from bert_pipeline import settings
 from bert_pipeline.training.batches.dataset import Rows
 from bert_pipeline.training.batches.packing import pack
-from bert_pipeline.training.distributed import full_weights
 from bert_pipeline.training.model.loss import PretrainingLoss
 
 SAFE_SHARE = 0.25
@@ -45,7 +43,6 @@ def explain_out_of_memory(tokens: int) -> Iterator[None]:
 
 
 def assert_a_step_fits(
-    loss: nn.Module,
     objective: PretrainingLoss,
     rows: Rows,
     tokens: int,
@@ -54,14 +51,12 @@ def assert_a_step_fits(
 ) -> None:
     """Raise TooLittleMemory if a micro-batch of this many `tokens` cannot fit into the main memory of this machine.
 
-    `rows`: several pairs to measure on; `loss`: the objective after `distribute`. All processes must call it, before
-    the first step.
+    `rows`: several pairs to measure on. All processes must call it, before the first step.
     """
-    weights = sum(_local_bytes(parameter) for parameter in objective.parameters())
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
     fixed = weights if optimizer.state else 3 * weights  # gradients; plus AdamW's two moments unless they exist
-    with full_weights(loss):
-        one = rows.take(np.array([0]))
-        few, many = (_saved_for_backward(objective, each, accelerator) for each in (one, rows))
+    one = rows.take(np.array([0]))
+    few, many = (_saved_for_backward(objective, each, accelerator) for each in (one, rows))
     each = (many - few) / (rows.num_tokens - one.num_tokens)  # the constant part is the autocast copy of the weights
     free = free_on_cpu() // settings.group().local_world_size
     accelerator.wait_for_everyone()  # else memory that a faster process already uses would count as taken
@@ -74,12 +69,6 @@ def assert_a_step_fits(
         f"({fixed / 1e6:,.0f} MB for gradients and moments, {each / 1e3:,.1f} kB per token), but only "
         f"{free / 1e6:,.0f} MB are free for each process; remedy: {remedy}"
     )
-
-
-def _local_bytes(parameter: Tensor) -> int:
-    """Bytes of this process's shard of a parameter."""
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return local.numel() * local.element_size()
 
 
 def _saved_for_backward(objective: PretrainingLoss, rows: Rows, accelerator: Accelerator) -> int:

@@ -11,12 +11,13 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
 from torch import nn
 
 from bert_pipeline import settings
@@ -32,13 +33,9 @@ from bert_pipeline.training.determinism import request_determinism
 from bert_pipeline.training.distributed import (
     GroupError,
     StopSignal,
-    distribute,
+    at_own_pace,
     explain_lost_process,
-    full_model,
-    full_tensor,
-    full_weights,
     join_group,
-    synchronised,
     wait_for_predecessor,
 )
 from bert_pipeline.training.export import export, save_snapshot
@@ -88,7 +85,6 @@ def train(job: Job) -> None:
         if stopping and not is_last:
             trainer.exit_to_resume(done)
     trainer.export()
-    accelerator.wait_for_everyone()
     accelerator.end_training()
     lock.release()
 
@@ -110,12 +106,17 @@ class Trainer:
         self.checkpoints = Checkpoints(job.out / "work" / "checkpoints", job.identity, section.checkpoints_kept)
         self.window, self.stopwatch = Window(), Stopwatch(accelerator.device)
 
+        with at_own_pace():  # each process reads the model and the datasets from its disk
+            self._open()
+        self.loss = accelerator.prepare(self.objective)
+        self.optimizer = build_optimizer(section, self.model)
+
+    def _open(self) -> None:
+        """Build the model and open the datasets."""
+        job, section, accelerator = self.job, self.section, self.accelerator
         self.vocab_size = read_tokenizer(job.tokenizer).get_vocab_size()
         self.objective = PretrainingLoss(initial_model(job.model, job.tokenizer, section.seed, job.init_from))
         self.model = self.objective.model.to(accelerator.device)
-        self.loss = distribute(self.objective, accelerator)
-        self.optimizer = build_optimizer(section, self.model)
-
         paths, masker = (job.nsp_dataset, job.masked_dataset), open_masker(job.masking, job.tokenizer)
         lengths = {phase.max_seq_length for phase in section.phases}
         self.steps = StepReader(
@@ -133,7 +134,6 @@ class Trainer:
     def resume(self) -> int:
         """Restore the newest checkpoint and truncate the .jsonl files to its step; return the step, 0 without one."""
         found = self.checkpoints.load_newest(self.model, self.optimizer)
-        self.accelerator.wait_for_everyone()
         step, state = found or (0, {"bytes": {}, "window": self.window.state()})
         self.window.restore(state["window"])
         for path in (self.metrics, self.skipped):
@@ -148,7 +148,7 @@ class Trainer:
         if self.accelerator.device.type == "cpu":
             some = self.steps.datasets[self.section.phases[-1].max_seq_length].samples(0, 4, self.section.seed)
             tokens = self.steps.most_tokens(first)
-            assert_a_step_fits(self.loss, self.objective, some, tokens, self.optimizer, self.accelerator)
+            assert_a_step_fits(self.objective, some, tokens, self.optimizer, self.accelerator)
 
     def step(self, number: int, step: Step, waited: float) -> None:
         """Update the weights once, or skip the step if its gradient is not finite.
@@ -177,7 +177,7 @@ class Trainer:
         found = []
         for n, part in enumerate(step.parts):
             is_last = n + 1 == len(step.parts)
-            with synchronised(self.loss, is_last, self.accelerator):
+            with nullcontext() if is_last else self.accelerator.no_sync(self.loss):  # else DDP reduces each time
                 with self.accelerator.autocast():
                     sums = self.loss(**{name: tensor.to(self.accelerator.device) for name, tensor in part.items()})
                 mean = sums.mlm_loss / max(step.load.masked, 1) + sums.nsp_loss / max(step.num_labelled, 1)
@@ -185,7 +185,7 @@ class Trainer:
                 self.accelerator.backward(mean * self.accelerator.num_processes)
             found.append(sums)
         norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self.section.max_grad_norm)
-        return found, float(full_tensor(norm))
+        return found, float(norm)
 
     def _skip(self, number: int, grad_norm: float) -> None:
         """Record a step whose update would have destroyed the weights.
@@ -228,30 +228,29 @@ class Trainer:
     def measure(self, done: int) -> None:
         """Append the scores on held-out pairs to metrics.jsonl."""
         self._stop_the_clock()
-        with full_weights(self.loss):
-            pairs = self.section.heldout_pairs
-            scores = heldout_scores(self.objective, self.heldout, pairs, self.tokens, self.accelerator)
+        pairs = self.section.heldout_pairs
+        scores = heldout_scores(self.objective, self.heldout, pairs, self.tokens, self.accelerator)
         if self.accelerator.is_main_process:
             append_row(self.metrics, {"step": done} | {f"heldout_{name}": value for name, value in scores.items()})
 
     def snapshot(self, done: int) -> None:
         """Save the current model as a Hugging Face directory under snapshots/."""
         self._stop_the_clock()
-        model = full_model(self.model)
-        if self.accelerator.is_main_process:
-            save_snapshot(model, self.job.tokenizer, self.job.out / "snapshots" / f"step-{done:08d}")
+        with at_own_pace():
+            if self.accelerator.is_main_process:
+                save_snapshot(self.model, self.job.tokenizer, self.job.out / "snapshots" / f"step-{done:08d}")
 
     def save(self, done: int) -> None:
         """Save a checkpoint, with the sizes of the .jsonl files and the window since the last report."""
         self._stop_the_clock()
         self.window.gather(self.accelerator)
-        sizes = {}
-        for path in (self.metrics, self.skipped):
-            if self.accelerator.is_main_process and path.exists():
-                flush_to_disk(path, recurse=False)  # a power cut must not take rows that the checkpoint counts
-            sizes[path.name] = path.stat().st_size if path.exists() else 0
-        self.checkpoints.save(done, self.model, self.optimizer, {"bytes": sizes, "window": self.window.state()})
-        self.accelerator.wait_for_everyone()
+        with at_own_pace():
+            sizes = {}
+            for path in (self.metrics, self.skipped):
+                if self.accelerator.is_main_process and path.exists():
+                    flush_to_disk(path, recurse=False)  # a power cut must not take rows that the checkpoint counts
+                sizes[path.name] = path.stat().st_size if path.exists() else 0
+            self.checkpoints.save(done, self.model, self.optimizer, {"bytes": sizes, "window": self.window.state()})
 
     def _stop_the_clock(self) -> None:
         """Between steps, only the time of the stop request counts as training; the next step starts the clock again."""
@@ -267,15 +266,15 @@ class Trainer:
 
     def export(self) -> None:
         """Write the model as a Hugging Face directory, and work/result.json for the launcher."""
-        model = full_model(self.model)
-        if self.accelerator.is_main_process:
-            difference = export(model, self.job.tokenizer, self.job.out, self.heldout)
-            result = {
-                "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-                "world_size": self.accelerator.num_processes,
-                "max_logit_difference": difference,
-            }
-            (self.job.out / "work" / "result.json").write_text(json.dumps(result), encoding="utf-8")
+        with at_own_pace():
+            if self.accelerator.is_main_process:
+                difference = export(self.model, self.job.tokenizer, self.job.out, self.heldout)
+                result = {
+                    "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+                    "world_size": self.accelerator.num_processes,
+                    "max_logit_difference": difference,
+                }
+                (self.job.out / "work" / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def _check_precision(accelerator: Accelerator) -> None:
@@ -299,6 +298,17 @@ def check_capability(name: str, capability: tuple[int, int]) -> None:
         )
 
 
+def as_this_machine_computes(job: Job) -> Job:
+    """The job with this machine's micro-batch, under the precision and compilation of its accelerate config.
+
+    `accelerate launch` would set the latter, and the launcher the former: here torchrun alone started the process.
+    Neither the micro-batch nor compilation changes which pairs a step trains on, so machines may differ.
+    """
+    config = load_config_from_file(str(settings.accelerate_config()))
+    settings.compute_as_configured(config.mixed_precision, config.dynamo_config)
+    return job.model_copy(update={"per_device_tokens": settings.per_device_tokens() or job.per_device_tokens})
+
+
 @contextmanager
 def record_permanent_failure(work: Path) -> Iterator[None]:
     """Write an error that a restart would repeat to `work`/failed, so that the launcher ends the group before torchrun
@@ -314,6 +324,8 @@ def record_permanent_failure(work: Path) -> Iterator[None]:
 if __name__ == "__main__":
     log_to_stderr()
     job = Job.read(Path(sys.argv[1]))
+    if settings.started_by_train_node():
+        job = as_this_machine_computes(job)
     with (
         record_permanent_failure(job.out / "work"),
         explain_lost_process(),

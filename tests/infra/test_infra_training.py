@@ -22,7 +22,9 @@ def nodes(job: Path, port: int, **environment: str) -> list[subprocess.Popen]:
     """Start two nodes with one process each."""
     told = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
     told |= {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    told |= {"ACCELERATE_USE_CPU": "true", "BERT_PIPELINE_TIMEOUT_SECONDS": "10"} | environment
+    told |= {"ACCELERATE_USE_CPU": "true", "BERT_PIPELINE_TIMEOUT_SECONDS": "10"}
+    told |= {"BERT_PIPELINE_ACCELERATE_CONFIG": str(INFRA / "accelerate" / "cpu_2.yaml")}
+    told |= {"BERT_PIPELINE_PER_DEVICE_TOKENS": "256"} | environment
     return [
         subprocess.Popen(
             ["bash", INFRA / "train-node.sh", job],
@@ -76,6 +78,13 @@ def test_after_losing_a_machine_all_end_and_resume_together(tiny, tiny_recipe, t
     first = codes(running)[0]
     assert first not in (0, EXIT_RESUME, WOULD_RECUR)
     assert codes(nodes(job, free_port())) == [0, 0]
+
+
+def test_each_machine_measures_its_micro_batch(tiny, tiny_recipe, tmp_path):
+    job = job_for(tiny, tiny_recipe, tmp_path, log_every=1)
+    assert codes(nodes(job, free_port(), BERT_PIPELINE_PER_DEVICE_TOKENS="auto")) == [0, 0]
+    for rank in (0, 1):
+        assert "probe: micro-batches of" in (job.parent / f"node-{rank}.log").read_text()
 
 
 def test_an_error_that_would_recur_has_its_own_exit_code(tiny, tiny_recipe, tmp_path):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,22 @@ def test_only_the_shards_of_a_killed_worker_are_built_again(tmp_path, caplog):
     assert "a worker process was killed; building again" in caplog.text
     again = len(list(tmp_path.iterdir())) - 12
     assert 1 <= again <= 4, "two workers hold at most two shards each"
+
+
+def test_a_death_while_shards_are_submitted_again_counts_like_any_other(tmp_path, monkeypatch):
+    """A pool raises OSError if a worker dies while it starts another one: here at the first task submitted again."""
+    submit, refused = ProcessPoolExecutor.submit, []
+
+    def submit_or_die(pool, run, /):
+        if list(tmp_path.glob("call-2-*")) and not refused:
+            refused.append(run)
+            raise OSError("handle is closed")
+        return submit(pool, run)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_or_die)
+    calls = [(f"number-{n}", (tmp_path, n)) for n in (0, 1, 2)]  # all are submitted before one dies
+    assert map_shards("numbers", die_once, calls) == [0, 1, 2]
+    assert refused, "the test would prove nothing"
 
 
 WAIT_WITH_WORKERS = """

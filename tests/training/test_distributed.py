@@ -5,13 +5,23 @@ import subprocess
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
-from training.runs import NOTHING, SABOTAGED, STILL, assert_identical, exit_code, fork_ranks, torchrun, trace, train
+from training.runs import (
+    NOTHING,
+    ROOT,
+    SABOTAGED,
+    STILL,
+    assert_identical,
+    exit_code,
+    fork_ranks,
+    torchrun,
+    trace,
+    train,
+)
 
 from bert_pipeline.formats.metrics import read_rows
 from bert_pipeline.training.pretrain import EXIT_RESUME
-
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 def assert_close(found, expected, rel=2e-6):
@@ -36,20 +46,14 @@ def test_three_processes_share_a_batch_that_they_do_not_divide(new_job, undistur
 
 
 def test_the_number_of_processes_changes_between_resumes(new_job, undisturbed_one, tmp_path):
-    """1, then 2, then 2 with sharded weights (FSDP2), then 1: one checkpoint format, one trace."""
+    """1, then 2, then 3, then 1: one checkpoint format, one trace."""
     job = new_job(tmp_path, model=STILL)
     train(job, 1, EXIT_RESUME, sabotage="0 forward 2 TERM")
     train(job, 2, EXIT_RESUME, sabotage="1 forward 5 TERM")
-    train(job, 2, EXIT_RESUME, sabotage="0 forward 8 TERM", **FSDP)
+    train(job, 3, EXIT_RESUME, sabotage="0 forward 8 TERM")
     assert newest_step(tmp_path) == 9
     train(job, 1)
     assert_close(tmp_path, undisturbed_one)
-
-
-def test_fsdp_gives_the_numbers_of_one_process(new_job, undisturbed_one, tmp_path):
-    train(new_job(tmp_path, model=STILL), 2, **FSDP)
-    assert_close(tmp_path, undisturbed_one)
-    assert json.loads((tmp_path / "work" / "result.json").read_text())["world_size"] == 2
 
 
 KILLED = ["1 backward 7 KILL"]
@@ -72,16 +76,35 @@ def test_a_killed_process_takes_the_group_with_it_and_torchrun_starts_it_again(
     assert_identical(tmp_path, undisturbed_two)
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_process_that_hangs_ends_the_group_in_time(new_job, tmp_path, rank):
+@pytest.mark.parametrize(
+    ("rank", "phase", "step"),
+    [
+        (1, "backward", 4),
+        (0, "save", 5),
+        pytest.param(0, "backward", 4, marks=pytest.mark.slow),
+        pytest.param(0, "export", 11, marks=pytest.mark.slow),
+        pytest.param(1, "open", 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_hangs_ends_the_group_in_time(new_job, tmp_path, rank, phase, step):
     job = new_job(tmp_path)
-    log, sabotage = tmp_path / "said", f"{rank} backward 4 STOP"
+    log, sabotage = tmp_path / "said", f"{rank} {phase} {step} STOP"
     ranks = fork_ranks(SABOTAGED, [job], 2, log, sabotage, BERT_PIPELINE_TIMEOUT_SECONDS="8")
     assert exit_code(ranks[1 - rank]) == 1
     assert ranks[rank].is_alive(), "it still hangs"
     ranks[rank].kill()
-    expected = f"process {1 - rank} of 2 lost another one, which ended or did not respond for 8 seconds"
+    lost = "another one" if phase == "backward" else f"process {rank}{' or its machine' * (rank == 0)}"
+    expected = f"process {1 - rank} of 2 lost {lost}, which ended or did not respond for 8 seconds"
     assert expected in log.read_text()
+
+
+def test_saving_loading_and_exporting_may_take_longer_than_the_timeout(new_job, undisturbed_two, tmp_path):
+    """Each pause is three times as long as the timeout, and only one of the processes makes it."""
+    job, patience = new_job(tmp_path), {"BERT_PIPELINE_TIMEOUT_SECONDS": "3"}
+    said = train(job, 2, EXIT_RESUME, sabotage="0 save 5 SLOW;1 open 0 SLOW;1 data 7 TERM", **patience)
+    said += train(job, 2, sabotage="0 load 0 SLOW;0 export 11 SLOW", **patience)
+    assert said.count("SLOW") == 4, "the test would prove nothing"
+    assert_identical(tmp_path, undisturbed_two)
 
 
 @pytest.mark.slow
@@ -179,6 +202,33 @@ def test_processes_that_are_done_end(tmp_path):
         assert {exit_code(rank) for rank in ranks} == {0}, (tmp_path / "said").read_text()
 
 
+CONFIGURED = """
+import json, sys
+from pathlib import Path
+from bert_pipeline.training.distributed import join_group
+from bert_pipeline.training.job import Job
+from bert_pipeline.training.pretrain import as_this_machine_computes
+job = as_this_machine_computes(Job.read(Path(sys.argv[1])))
+accelerator = join_group()
+plugin = accelerator.state.dynamo_plugin
+said = [job.micro_batch_tokens, accelerator.mixed_precision, plugin.backend.value, plugin.dynamic]
+(Path(sys.argv[2]) / f"rank-{accelerator.process_index}").write_text(json.dumps(said))
+accelerator.end_training()
+"""
+
+
+def test_on_several_machines_precision_compilation_and_micro_batch_are_the_machines_own(new_job, tmp_path):
+    """As infra/train-node.sh starts them: by torchrun, with the accelerate config in the environment."""
+    (tmp_path / "configured.py").write_text(CONFIGURED)
+    config = yaml.safe_load((ROOT / "infra" / "accelerate" / "ddp_multinode.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"use_cpu": True}))
+    told = {"BERT_PIPELINE_ACCELERATE_CONFIG": str(tmp_path / "config.yaml"), "BERT_PIPELINE_PER_DEVICE_TOKENS": "512"}
+    ranks = fork_ranks(tmp_path / "configured.py", [new_job(tmp_path), tmp_path], 2, tmp_path / "said", **told)
+    assert {exit_code(rank) for rank in ranks} == {0}, (tmp_path / "said").read_text()
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"rank-{rank}").read_text()) == [512, "bf16", "INDUCTOR", True]
+
+
 HELDOUT = """
 import json, sys
 from pathlib import Path
@@ -223,9 +273,10 @@ def test_held_out_scores_count_each_pair_once(new_job, tmp_path):
             {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "false"},
             "2 processes were expected, but this one is in",
         ),
+        ({"ACCELERATE_USE_FSDP": "true"}, "the accelerate config shards the model (distributed_type FSDP)"),
     ],
 )
-def test_another_number_of_processes_than_configured_is_an_error(new_job, tmp_path, environment, message):
+def test_another_group_than_configured_or_a_sharded_model_is_an_error(new_job, tmp_path, environment, message):
     said = train(new_job(tmp_path), 1, expected=1, **environment)
     assert message in said and "remedy:" in said
     assert not list(tmp_path.glob("metrics.jsonl"))

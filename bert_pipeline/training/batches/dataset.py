@@ -4,14 +4,16 @@ Sample k of a run is a function of (seed, k) only: an epoch is the rows of one p
 computed from any position. So batch n is samples n * B to (n + 1) * B on any number of processes, and a resumed run
 continues without reading anything twice.
 
-The shards are memory-mapped. Python slices each row out of its shard in about a microsecond; loops over tokens are
-compiled and release the interpreter to the training loop.
+The shards are memory-mapped when a row of theirs is first read; beyond MAX_OPEN_SHARDS the ones that were opened
+first are closed. Python slices each row out of its shard in about a microsecond; loops over tokens are compiled and
+release the interpreter to the training loop.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
@@ -22,6 +24,10 @@ from bert_pipeline.formats.pairs import IGNORE_INDEX, MaskShard, PairShard, num_
 from bert_pipeline.formats.tables import shard_key, shard_paths
 from bert_pipeline.formats.tokenizer import continuation_pieces, read_tokenizer
 from bert_pipeline.recipe import MaskingRecipe
+
+MAX_OPEN_SHARDS = 20_000
+"""Linux allows a process 65,530 maps (vm.max_map_count). The rows of an epoch are spread over all shards of a pass, so
+a pass should fit: all of PubMed has 3,600 shards of pairs and as many of masks."""
 
 Columns = tuple[memoryview, ...]
 """The columns of a memory-mapped PairShard or MaskShard, in their order. Slicing a memoryview takes two thirds of the
@@ -104,18 +110,19 @@ class PairDataset:
     ) -> None:
         """Raise FileNotFoundError if the dataset has no rows of this length and split."""
         self.max_seq_length, self.split, self.masker = max_seq_length, split, masker
-        self.pairs: list[list[Columns]] = []  # by pass, by shard
-        self.masks: list[list[Columns]] = []  # the same
+        self.pairs: list[Shards] = []  # by pass
+        self.masks: list[Shards] = []  # by pass
         self._keys: list[np.ndarray] = []  # by pass: (shards,) int64
         self._starts: list[np.ndarray] = []  # by pass: (shards + 1,) int64, the number of rows before each shard
         for number in range(num_passes(nsp_dataset, max_seq_length, split)):
             folder = pass_directory(nsp_dataset, max_seq_length, split, number)
             paths = shard_paths(folder, "arrow")
-            pairs = [PairShard.read(path) for path in paths]
-            masks = [MaskShard.read(masked_dataset / path.relative_to(nsp_dataset)) for path in paths]
-            self.pairs.append([_columns(shard) for shard in pairs])
-            self.masks.append([_columns(shard) for shard in masks])
-            self._starts.append(_offsets([len(shard) for shard in pairs]))
+            masks = [masked_dataset / path.relative_to(nsp_dataset) for path in paths]
+            for path in masks:
+                MaskShard.read(path)  # a missing or damaged file is reported now, not in the epoch that needs it
+            self.pairs.append(Shards(PairShard, paths))
+            self.masks.append(Shards(MaskShard, masks))
+            self._starts.append(_offsets([len(PairShard.read(path)) for path in paths]))
             self._keys.append(np.array([shard_key(path) for path in paths], np.int64))
         if not self.pairs:
             raise FileNotFoundError(
@@ -200,37 +207,56 @@ def _take_spans(values, offsets, places, taken_offsets):
     return taken
 
 
-def _columns(shard: PairShard | MaskShard) -> Columns:
-    return tuple(memoryview(column) for column in vars(shard).values())
+class Shards:
+    """The columns of the shards of one pass, opened when first read."""
+
+    _opened: ClassVar[deque[tuple["Shards", int]]] = deque()  # of all passes and datasets, in this order
+
+    def __init__(self, kind: type[PairShard] | type[MaskShard], paths: Sequence[Path]) -> None:
+        self.kind, self.paths = kind, paths
+        self.columns: list[Columns | None] = [None] * len(paths)
+        """None: not open. The loader looks here first, because a call would cost a sixth of its rate."""
+
+    def open(self, number: int) -> Columns:
+        """Open a shard, and close the one that was opened first if too many are open."""
+        if len(self._opened) >= MAX_OPEN_SHARDS:
+            shards, oldest = self._opened.popleft()
+            shards.columns[oldest] = None
+        columns = tuple(memoryview(column) for column in vars(self.kind.read(self.paths[number])).values())
+        self.columns[number] = columns
+        self._opened.append((self, number))
+        return columns
 
 
-def _read_pairs(columns: Sequence[Columns], shards: np.ndarray, places: np.ndarray) -> PairShard:
+def _read_pairs(pairs: Shards, shards: np.ndarray, places: np.ndarray) -> PairShard:
     """Row places[n] of shard shards[n], for every n."""
     # Copies, because a list of views is thousands of objects for Python's garbage collector to visit.
     originals, lengths, segment_a_lengths, labels = bytearray(), [], [], []
+    columns = pairs.columns
     for shard, row in zip(shards.tolist(), places.tolist(), strict=True):
-        input_ids, offsets, segment_a_length, next_sentence_label = columns[shard]
+        input_ids, offsets, segment_a_length, next_sentence_label = columns[shard] or pairs.open(shard)
         start, end = offsets[row], offsets[row + 1]
         originals += input_ids[start:end]
         lengths.append(end - start)
         segment_a_lengths.append(segment_a_length[row])
         labels.append(next_sentence_label[row])
-    token_type = columns[0][0].format
+    token_type = (columns[0] or pairs.open(0))[0].format
     return PairShard(
         np.frombuffer(originals, token_type), _offsets(lengths), np.array(segment_a_lengths), np.array(labels)
     )
 
 
-def _read_masks(columns: Sequence[Columns], shards: np.ndarray, places: np.ndarray) -> MaskShard:
+def _read_masks(masks: Shards, shards: np.ndarray, places: np.ndarray) -> MaskShard:
     """The masks of the same rows."""
     masked, replacements, counts = bytearray(), bytearray(), []
+    columns = masks.columns
     for shard, row in zip(shards.tolist(), places.tolist(), strict=True):
-        positions, input_ids, offsets = columns[shard]
+        positions, input_ids, offsets = columns[shard] or masks.open(shard)
         start, end = offsets[row], offsets[row + 1]
         masked += positions[start:end]
         replacements += input_ids[start:end]
         counts.append(end - start)
-    position_type, token_type = (column.format for column in columns[0][:2])
+    position_type, token_type = (column.format for column in (columns[0] or masks.open(0))[:2])
     return MaskShard(np.frombuffer(masked, position_type), np.frombuffer(replacements, token_type), _offsets(counts))
 
 

@@ -31,7 +31,7 @@ from bert_pipeline.report import pictures
 from bert_pipeline.report.model_card import model_card
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Facts
-from bert_pipeline.training.job import Job, check_batches
+from bert_pipeline.training.job import Job, check_batches, check_data_parallel
 from bert_pipeline.training.launch.budget import decide_schedule
 
 POLL_SECONDS = 0.5
@@ -84,8 +84,10 @@ def build_pretrained_checkpoint(
     `init_from`: Hugging Face directory of the model to start from. Raise TrainingFailed if the processes fail, and
     TrainingStopped if they were stopped from outside and saved a checkpoint.
     """
+    config = _config(settings.accelerate_config())
+    check_data_parallel(config.get("distributed_type"))
     _assert_the_machines_can_meet(settings.accelerate_config())
-    check_batches(section, _config(settings.accelerate_config())["num_processes"])
+    check_batches(section, config["num_processes"])
     if init_from:
         initial_model.assert_same_vocabulary(init_from, tokenizer)
     work = out / "work"

@@ -1,6 +1,7 @@
 """The probe: measures, before a run and on its pairs, which micro-batch fits into one device and how fast it trains.
 
-`python -m bert_pipeline.training.launch.probe JOB.json PACE.json`. It is a separate process, because it imports torch
+`python -m bert_pipeline.training.launch.probe JOB.json PACE.json`; without the second file it prints only the tokens of
+the best micro-batch on this machine. It is a separate process, because it imports torch
 and because a micro-batch that is too large may get it killed. It computes what the training loop computes, with the
 settings of the accelerate config, but on one device: time that devices spend waiting for each other is not measured.
 """
@@ -59,7 +60,7 @@ class Probe:
     def __init__(self, job: Job) -> None:
         self.job, self.section = job, job.section
         config = load_config_from_file(str(settings.accelerate_config()))
-        self.num_processes = config.num_processes
+        self.num_processes = settings.group().expected_world_size or config.num_processes
         # Sets what `accelerate launch` would pass on, so that the probe compiles what the run compiles.
         settings.compile_as_configured(config.dynamo_config)
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.use_cpu)
@@ -107,6 +108,8 @@ class Probe:
                 log.info("probe: micro-batches of %s tokens: %s tokens/s", f"{size:,}", f"{rates[size]:,.0f}")
                 if 2 * seconds > PATIENCE_SECONDS:
                     break
+        if not rates:
+            raise TooLittleMemory(self._too_little("does not fit: memory ran out during the first measurement"))
         best = max(rates.values())
         return next(size for size, rate in rates.items() if rate >= (1 - AS_GOOD) * best)
 
@@ -228,5 +231,8 @@ def _available_on_cpu() -> int:
 
 if __name__ == "__main__":
     log_to_stderr()
-    pace = Probe(Job.read(Path(sys.argv[1]))).pace()
-    Path(sys.argv[2]).write_text(json.dumps(asdict(pace)), encoding="utf-8")
+    probe = Probe(Job.read(Path(sys.argv[1])))
+    if len(sys.argv) == 2:
+        print(probe.best_size())
+    else:
+        Path(sys.argv[2]).write_text(json.dumps(asdict(probe.pace())), encoding="utf-8")

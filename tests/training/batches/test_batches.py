@@ -1,7 +1,8 @@
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,9 @@ from training.runs import open_dataset
 
 from bert_pipeline.core.randomness import permuted
 from bert_pipeline.formats.pairs import MaskShard, PairShard, num_passes, pass_directory
-from bert_pipeline.formats.tables import shard_paths
+from bert_pipeline.formats.tables import read_table, shard_paths, write_table
+from bert_pipeline.training import batches
+from bert_pipeline.training.batches.dataset import PairDataset
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,32 @@ def test_the_order_can_be_entered_anywhere(dataset):
         assert as_tuples(dataset.samples(begin, count, seed=5)) == whole[begin : begin + count]
 
 
+def maps_of(folder: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(f"{folder}/")
+
+
+def test_few_shards_are_open_at_once(dataset, tiny, tmp_path, monkeypatch):
+    """Each row in a shard of its own, in two passes: the same rows as from one shard, through at most 20 maps."""
+    for kind, number in [("nsp_dataset", 0), ("nsp_dataset", 1), ("masked_dataset", 0), ("masked_dataset", 1)]:
+        folder = pass_directory(tiny[kind].path, 32, "train", number)
+        table = read_table(shard_paths(folder, "arrow")[0]).slice(0, 150)
+        for row in range(len(table)):
+            path = pass_directory(tmp_path / kind, 32, "train", number) / f"shard-{row:015x}.arrow"
+            write_table(path, pa.Table.from_pylist(table.slice(row, 1).to_pylist(), table.schema))
+    split = PairDataset(tmp_path / "nsp_dataset", tmp_path / "masked_dataset", 32, "train")
+    assert maps_of(tmp_path) == 0
+    size = split.num_rows(0)
+    assert size == split.num_rows(1) > 100, "the test would prove nothing"
+    monkeypatch.setattr(batches.dataset, "MAX_OPEN_SHARDS", 20)
+    monkeypatch.setattr(batches.dataset.Shards, "_opened", deque())
+    assert as_tuples(split.rows(0, np.arange(size))) == as_tuples(dataset.rows(0, np.arange(size)))
+    assert 2 <= maps_of(tmp_path) <= 20
+    found = Counter(as_tuples(split.samples(0, 2 * size, seed=5)))
+    expected = [row for epoch in (0, 1) for row in as_tuples(split.rows(epoch, np.arange(size)))]
+    assert found == Counter(expected)
+    assert maps_of(tmp_path) <= 20
+
+
 def test_places_lead_to_the_rows_in_the_files(dataset, tiny):
     """Across the ends of epochs: each sample's row, looked up by path and number in the nsp_dataset."""
     begin, count = dataset.num_rows(0) - 10, 10 + dataset.num_rows(1) + 7
@@ -86,12 +115,13 @@ def test_a_length_that_was_not_built_is_named(tiny, tiny_recipe):
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc/self/maps")
 def test_shards_are_mapped_and_not_read(dataset):
     """Every column of every shard lies in a mapping of a file, so a corpus of any size costs no memory."""
+    by_pass = [each for number in (0, 1) for each in (dataset.pairs[number], dataset.masks[number])]
+    shards = [each.open(n) for each in by_pass for n in range(len(each.paths))]
     mapped = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
         if fields[5:] and "/shard-" in fields[5]:
             mapped.append(tuple(int(end, 16) for end in fields[0].split("-")))
-    shards = [shard for number in (0, 1) for shard in dataset.pairs[number] + dataset.masks[number]]
     columns = [np.asarray(column) for shard in shards for column in shard]
     assert columns
     for column in columns:

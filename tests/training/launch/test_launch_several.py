@@ -13,6 +13,7 @@ from training.runs import assert_identical, finish, start, trainers_of
 
 from bert_pipeline import settings
 from bert_pipeline.stages import make_stage
+from bert_pipeline.training.job import TrainingError
 from bert_pipeline.training.launch import build as launch
 
 
@@ -22,9 +23,8 @@ def config_file(name, path, **changed):
     return path
 
 
-def test_the_launcher_starts_fsdp_though_the_usual_port_is_taken(tiny, tiny_recipe, tmp_path, monkeypatch):
-    config = config_file("fsdp2.yaml", tmp_path / "fsdp2.yaml", use_cpu=True, num_processes=2, mixed_precision="no")
-    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(config))
+def test_the_launcher_starts_two_processes_though_the_usual_port_is_taken(tiny, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(ROOT / "infra" / "accelerate" / "cpu_2.yaml"))
     with socket.socket() as taken:
         with contextlib.suppress(OSError):  # someone else has it: as good
             taken.bind(("", 29500))
@@ -62,6 +62,14 @@ def test_a_config_that_accelerate_would_run_as_one_process_is_refused(tiny, tiny
     config = config_file("cpu.yaml", tmp_path / "cpu.yaml", num_processes=2)
     monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(config))
     with pytest.raises(launch.TrainingFailed, match="several processes were configured"):
+        make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_config_that_shards_the_model_is_refused(tiny, tiny_recipe, tmp_path, monkeypatch, kind):
+    config = config_file("cpu_2.yaml", tmp_path / "sharded.yaml", distributed_type=kind)
+    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(config))
+    with pytest.raises(TrainingError, match=rf"distributed_type {kind}.*remedy: `distributed_type: MULTI_GPU`"):
         make_stage("pretrained_checkpoint", tiny_recipe, tiny, tmp_path / "out")
 
 

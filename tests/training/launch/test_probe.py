@@ -30,6 +30,7 @@ def job(tiny, tiny_recipe, tmp_path_factory):
 
 CHOICE = """
 import json, sys
+import torch
 from pathlib import Path
 from bert_pipeline.training.job import Job
 from bert_pipeline.training.launch.probe import Probe, TooLittleMemory
@@ -53,6 +54,14 @@ try:
     choice(10, 0)
 except TooLittleMemory as error:
     said["nothing fits"] = str(error)
+def runs_out(work):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+probe.memory, probe._time = 10**9, runs_out
+try:
+    probe.best_size()
+except TooLittleMemory as error:
+    said["even the first size runs out"] = str(error)
 json.dump(said, open(sys.argv[2], "w"))
 """
 
@@ -72,6 +81,8 @@ def test_the_smallest_micro_batch_that_is_as_good_as_the_best(job, tmp_path):
         said["nothing fits"].startswith("one pair of 64 tokens needs ")
         and "remedy: free memory" in said["nothing fits"]
     )
+    assert "memory ran out during the first measurement" in said["even the first size runs out"]
+    assert "remedy: free memory" in said["even the first size runs out"]
 
 
 def test_a_pace_has_plausible_figures(job, tmp_path):
