@@ -39,7 +39,7 @@ LENGTH, PAIRS, STEPS = 128, 64, 24
 DATASETS = ("tokenizer", "nsp_dataset", "masked_dataset")
 MOST_BYTES = 64 * 2**20
 """Bytes that a bundle may have."""
-SOURCES = ("bert_pipeline", "benchmarks", "infra/accelerate", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("bert_pipeline", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
 CLOCKED = ("tokens_per_second", "data_wait_fraction", "model_flops_utilization", "peak_raised")
 """What differs between two equal runs."""
 

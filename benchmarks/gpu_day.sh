@@ -18,11 +18,11 @@ export BERT_PIPELINE_DATA=${BERT_PIPELINE_DATA:-$PWD} PYTHONUNBUFFERED=1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 if [[ $mode == --smoke ]]; then
     device=cpu small=smoke model=smoke task=sample-chem precision=float32
-    export BERT_PIPELINE_ACCELERATE_CONFIG=infra/accelerate/cpu.yaml BERT_PIPELINE_RECIPES="$PWD/benchmarks/recipes"
+    export BERT_PIPELINE_ACCELERATE_CONFIG=cpu BERT_PIPELINE_RECIPES="$PWD/benchmarks/recipes"
     tuning=(--seeds 1 --num-epochs 1)
 else
     device=cuda small=small model=crammed task=BC5CDR-chem precision=bf16
-    export BERT_PIPELINE_ACCELERATE_CONFIG=infra/accelerate/single_gpu.yaml
+    export BERT_PIPELINE_ACCELERATE_CONFIG=single_gpu
     tuning=()
 fi
 mkdir -p "$out" "$work"

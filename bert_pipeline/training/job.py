@@ -63,7 +63,7 @@ def check_data_parallel(distributed_type: str | None) -> None:
         raise TrainingError(
             f"the accelerate config shards the model (distributed_type {distributed_type}), which is not supported: "
             "each process holds the whole model, 5.4 GB for BERT-large with its gradients and AdamW's moments; remedy: "
-            "`distributed_type: MULTI_GPU`, as in infra/accelerate/ddp_1node.yaml"
+            "`distributed_type: MULTI_GPU`, as in the packaged config ddp_1node"
         )
 
 

@@ -24,7 +24,7 @@ def config_file(name, path, **changed):
 
 
 def test_the_launcher_starts_two_processes_though_the_usual_port_is_taken(tiny, tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", str(ROOT / "infra" / "accelerate" / "cpu_2.yaml"))
+    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", "cpu_2")
     with socket.socket() as taken:
         with contextlib.suppress(OSError):  # someone else has it: as good
             taken.bind(("", 29500))
