@@ -31,7 +31,7 @@ from benchmarks.machine import bf16_units, machine
 from benchmarks.pretraining import cut_down
 from benchmarks.rows import Row, Run, rate, row, take_turns, tell
 from benchmarks.text import choose_fields
-from bert_pipeline.data.sources.files import find_files
+from bert_pipeline.data.sources.folders import find_files
 from bert_pipeline.data.sources.records import SourceError
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
