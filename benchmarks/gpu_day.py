@@ -194,9 +194,17 @@ def probe(work: Path, device: str, recipe: str) -> Result:
 
     chosen, folder = read_recipe(work, LENGTH, STEPS), work / "probe"
     folder.mkdir(exist_ok=True)
-    sections = {"section": chosen.pretrain, "model": chosen.model, "masking": chosen.masking}
-    paths = {kind: work.absolute() / kind for kind in DATASETS}
-    job = Job(**sections, **paths, out=folder.absolute(), per_device_tokens="auto")
+    tokenizer, nsp_dataset, masked_dataset = (work.absolute() / kind for kind in DATASETS)
+    job = Job(
+        section=chosen.pretrain,
+        model=chosen.model,
+        masking=chosen.masking,
+        tokenizer=tokenizer,
+        nsp_dataset=nsp_dataset,
+        masked_dataset=masked_dataset,
+        out=folder.absolute(),
+        per_device_tokens="auto",
+    )
     return vars(measure_pace(job, folder, _environment(device)))
 
 

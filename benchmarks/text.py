@@ -24,7 +24,8 @@ Fields = tuple[str, ...]
 
 def choose_fields(text: str, text_fields: Fields | None) -> Fields:
     """The fields of a document: `text_fields` if given, else `text`; a .jsonl: the ones it has of title and text."""
-    from bert_pipeline.data.sources.files import find_files, read_documents
+    from bert_pipeline.data.sources.files import read_documents
+    from bert_pipeline.data.sources.folders import find_files
     from bert_pipeline.data.sources.records import Document
 
     if text_fields or ".jsonl" not in Path(text).name.lower():
@@ -42,7 +43,8 @@ def documents(text: str | None, fields: Fields) -> Iterator[dict[str, str]]:
         for _, sample in sample_documents(10**9, seed=12345):
             yield {"text": sample}
     else:
-        from bert_pipeline.data.sources.files import find_files, read_documents
+        from bert_pipeline.data.sources.files import read_documents
+        from bert_pipeline.data.sources.folders import find_files
         from bert_pipeline.data.sources.records import Document
 
         for record in read_documents(find_files(text), fields):
