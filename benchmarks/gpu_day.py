@@ -109,7 +109,7 @@ def _step_of(work: Path, device: str) -> tuple[Any, ...]:
     recipe = read_recipe(work, LENGTH, STEPS)
     rows = train_dataset(work, recipe, LENGTH).rows(0, np.arange(PAIRS))
     vocab_size = read_tokenizer(work / "tokenizer").get_vocab_size()
-    model = build_model(recipe.model, vocab_size, recipe.pretrain.seed).to(device)
+    model = build_model(recipe.model, vocab_size, recipe.pretrain.seed).to(device)  # type: ignore[arg-type]  # transformers hides the signature
     batch = {name: each.to(device) for name, each in pack(rows).items()}
     return model, PretrainingLoss(model), rows, batch
 
