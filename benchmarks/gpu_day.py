@@ -109,7 +109,8 @@ def _step_of(work: Path, device: str) -> tuple[Any, ...]:
     recipe = read_recipe(work, LENGTH, STEPS)
     rows = train_dataset(work, recipe, LENGTH).rows(0, np.arange(PAIRS))
     vocab_size = read_tokenizer(work / "tokenizer").get_vocab_size()
-    model = build_model(recipe.model, vocab_size, recipe.pretrain.seed).to(device)  # type: ignore[arg-type]  # transformers hides the signature
+    model = build_model(recipe.model, vocab_size, recipe.pretrain.seed)
+    model.to(device)  # type: ignore[arg-type]  # transformers hides the signature of torch's method
     batch = {name: each.to(device) for name, each in pack(rows).items()}
     return model, PretrainingLoss(model), rows, batch
 
