@@ -4,8 +4,8 @@ All weights are trained, with dropout, by AdamW with linear warm-up and linear d
 scored; no epoch is selected on dev.
 
 For a given thread count and device type, a run is a function of (model, data, settings, seed): its batches depend on
-(seed, epoch) and its dropout on (seed, step). On CPUs a killed run therefore resumes from its checkpoint bit for bit. On
-GPUs torch is asked for deterministic algorithms, but the backward pass of its FlashAttention has none here.
+(seed, epoch) and its dropout on (seed, step). On CPUs a killed run therefore resumes from its checkpoint bit for bit.
+On GPUs torch is set to deterministic algorithms, but the backward pass of its FlashAttention has none here.
 """
 
 import logging
