@@ -91,6 +91,11 @@ learning_rate_handover = "continue"
 """
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their number: compressed ones hold the time, and all processes must collect the same names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
     """Fail a test that hangs, so that its `finally` clauses end the processes that it started."""
