@@ -10,14 +10,14 @@
 #   78  an error that would recur: a wrong recipe, wrong data or a misconfigured machine (EX_CONFIG)
 #   other: a process was lost; start all machines again, they resume from the newest checkpoint
 #
-# Precision and compilation come from BERT_PIPELINE_ACCELERATE_CONFIG (default: accelerate/ddp_multinode.yaml), as on
+# Precision and compilation come from BERT_PIPELINE_ACCELERATE_CONFIG (default: the packaged ddp_multinode), as on
 # one machine. The micro-batch is measured here, because this machine may differ from the one that wrote the job;
 # BERT_PIPELINE_PER_DEVICE_TOKENS sets it instead.
 set -uo pipefail
 job=$1
 work=$(dirname "$job")
 export BERT_PIPELINE_NODE=$PET_NODE_RANK
-: "${BERT_PIPELINE_ACCELERATE_CONFIG:=$(dirname "$0")/accelerate/ddp_multinode.yaml}"
+: "${BERT_PIPELINE_ACCELERATE_CONFIG:=ddp_multinode}"
 export BERT_PIPELINE_ACCELERATE_CONFIG
 
 # Each process checks the world size; torchrun waits for the processes as long as the launcher does.

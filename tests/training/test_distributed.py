@@ -9,7 +9,6 @@ import yaml
 from safetensors.torch import load_file
 from training.runs import (
     NOTHING,
-    ROOT,
     SABOTAGED,
     STILL,
     assert_identical,
@@ -20,6 +19,7 @@ from training.runs import (
     train,
 )
 
+from bert_pipeline import settings
 from bert_pipeline.formats.metrics import read_rows
 from bert_pipeline.training.pretrain import EXIT_RESUME
 
@@ -220,7 +220,7 @@ accelerator.end_training()
 def test_on_several_machines_precision_compilation_and_micro_batch_are_the_machines_own(new_job, tmp_path):
     """As infra/train-node.sh starts them: by torchrun, with the accelerate config in the environment."""
     (tmp_path / "configured.py").write_text(CONFIGURED)
-    config = yaml.safe_load((ROOT / "infra" / "accelerate" / "ddp_multinode.yaml").read_text())
+    config = yaml.safe_load((settings.ACCELERATE_CONFIGS / "ddp_multinode.yaml").read_text())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"use_cpu": True}))
     told = {"BERT_PIPELINE_ACCELERATE_CONFIG": str(tmp_path / "config.yaml"), "BERT_PIPELINE_PER_DEVICE_TOKENS": "512"}
     ranks = fork_ranks(tmp_path / "configured.py", [new_job(tmp_path), tmp_path], 2, tmp_path / "said", **told)
