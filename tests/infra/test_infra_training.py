@@ -23,7 +23,7 @@ def nodes(job: Path, port: int, **environment: str) -> list[subprocess.Popen]:
     told = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
     told |= {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     told |= {"ACCELERATE_USE_CPU": "true", "BERT_PIPELINE_TIMEOUT_SECONDS": "10"}
-    told |= {"BERT_PIPELINE_ACCELERATE_CONFIG": str(INFRA / "accelerate" / "cpu_2.yaml")}
+    told |= {"BERT_PIPELINE_ACCELERATE_CONFIG": "cpu_2"}
     told |= {"BERT_PIPELINE_PER_DEVICE_TOKENS": "256"} | environment
     return [
         subprocess.Popen(
