@@ -176,7 +176,7 @@ def resumed(work: Path, device: str, recipe: str) -> Result:
 
 def _environment(device: str) -> dict[str, str]:
     config = ACCELERATE[device, "bf16" if device == "cuda" else "float32"]
-    return child_environment({}, {"BERT_PIPELINE_ACCELERATE_CONFIG": str(ROOT / "infra" / "accelerate" / config)})
+    return child_environment({}, {"BERT_PIPELINE_ACCELERATE_CONFIG": config})
 
 
 def _steps(rows: Path) -> int:
