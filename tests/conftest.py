@@ -111,6 +111,14 @@ def pytest_runtest_protocol(item: pytest.Item):
         signal.alarm(0)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that leaves a database or another generated file in the clone: MLflow without an address makes one."""
+    left = [path.name for pattern in ("*.db", "*.sqlite*", "mlruns", "mlartifacts") for path in ROOT.glob(pattern)]
+    if left and not hasattr(session.config, "workerinput"):
+        print(f"\nthe tests left {', '.join(left)} in {ROOT}: one of them writes to the current directory")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Count the skipped tests by reason, so that a green run does not hide what it left out."""
     reasons = Counter(
