@@ -103,8 +103,8 @@ def show_study(plan: Mapping[str, Any]) -> tuple[Table, str]:
     disk = plan["disk"]
     sums = (
         f"Each arm with one of {plan['pretraining_seeds']} seeds. All {len(plan['recipes'])} recipes one after the "
-        f"other, with shared artifacts built once: {_duration(plan['seconds'])} on this machine, {plan['flops']:.2e} FLOPs "
-        f"of pretraining, {byte_size(disk['needed'])} of {byte_size(disk['free'])} free in {disk['place']}"
+        f"other, with shared artifacts built once: {_duration(plan['seconds'])} on this machine, {plan['flops']:.2e} "
+        f"FLOPs of pretraining, {byte_size(disk['needed'])} of {byte_size(disk['free'])} free in {disk['place']}"
     )
     return Table(head, rows), sums
 

@@ -42,12 +42,12 @@ class PageSection:
 
     title: str
     text: str = ""
-    points: Sequence[str] = ()
-    """Items of a list below the text."""
     head: tuple[str, ...] = ()
     rows: Sequence[tuple[str | int | float, ...]] = ()
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     """Caption -> PNG."""
+    points: Sequence[str] = ()
+    """Items of a list below the text."""
 
 
 def html(title: str, glance: Mapping[str, str], sections: Sequence[PageSection], samples: Samples = ()) -> str:

@@ -127,7 +127,7 @@ def scores_table(standings: Mapping[str, Standing]) -> Table:
     rows = []
     for arm, each in standings.items():
         found = each.to_reference
-        compared = ("reference", "", "", "", "")
+        compared: tuple[str, ...] = ("reference", "", "", "", "")
         if found:
             p_values = ["" if p is None else p_text(p) for p in (found.p_value, found.corrected_p_value)]
             interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
