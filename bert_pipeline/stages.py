@@ -137,7 +137,7 @@ def _tokenizer(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: On
     from bert_pipeline.data.tokenizer.build import build_tokenizer, take_tokenizer_over
 
     if init_from := initial_directory(recipe):
-        return take_tokenizer_over(init_from, inputs["raw_corpus"], out)
+        return take_tokenizer_over(recipe.tokenizer, init_from, inputs["raw_corpus"], out)
     return build_tokenizer(recipe.tokenizer, inputs["raw_corpus"], out)
 
 

@@ -66,7 +66,9 @@ def from_scratch(study: Study, arm: str, recipes: Mapping[str, Recipe]) -> Recip
         return recipe
     first = from_scratch(study, continued, recipes)
     pretrain = recipe.pretrain.model_copy(update={"init_from": ""})
-    return recipe.model_copy(update={"model": first.model, "tokenizer": first.tokenizer, "pretrain": pretrain})
+    size = first.tokenizer.vocab_size + recipe.tokenizer.extend
+    tokenizer = first.tokenizer.model_copy(update={"vocab_size": size})
+    return recipe.model_copy(update={"model": first.model, "tokenizer": tokenizer, "pretrain": pretrain})
 
 
 def _key(kind: str, recipe: Recipe) -> str:
