@@ -1,6 +1,7 @@
 """Experiments by name: recipe files, and the recipes that study files expand to."""
 
 import logging
+from functools import cache
 from pathlib import Path
 
 from bert_pipeline import settings
@@ -29,8 +30,13 @@ def recipes_of_studies() -> dict[str, list[str]]:
         try:
             names[name] = read_named(path, Study, "study", StudyError).recipe_names
         except StudyError as error:
-            log.warning("a study is left out: %s", error)
+            _warn_once(f"a study is left out: {error}")
     return names
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def find_recipe(name: str) -> Recipe:

@@ -48,8 +48,8 @@ class Arm(Section):
     Sizes and vocabulary then come from that model: of [model] and [tokenizer] in the recipe, only the dropout rates
     remain."""
     changes: dict[str, Any] = Field(default_factory=dict)
-    """Keys of the recipe with other values, as in `pretrain.optimizer = "muon"`. A number selects a table of an array:
-    `pretrain.phases.0.learning_rate = 1e-3`."""
+    """Keys of the recipe with other values, as in `pretrain.optimizer = "muon"`; they come after the `changes` of the
+    study. A number selects a table of an array: `pretrain.phases.0.learning_rate = 1e-3`."""
     compared: bool = True
     """Evaluate and compare the arm. `false`: train it only because another arm continues its model."""
     exempt: str = ""
@@ -74,6 +74,8 @@ class Study(Section):
     """Seeds of the fine-tuning runs of each model. Left out: those of the tasks."""
     reference: str
     """Arm that all others are compared with."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the recipes with other values, for all arms, as in the `changes` of an arm."""
     tasks: tuple[TaskRecipe, ...] = ()
     """Tasks of all arms, as in [[evaluation.tasks]] of a recipe. Empty: the tasks of `base`."""
     arms: tuple[Arm, ...] = Field(min_length=2)
@@ -111,13 +113,13 @@ class Study(Section):
                 yield f"{where}: continues is {arm.continues!r}; remedy: name an arm that is listed before it"
             if not arm.compared and arm.name not in [each.continues for each in self.arms]:
                 yield f"{where}: compared is false, but no arm continues its model; remedy: remove the arm"
-            for key in arm.changes.keys() & OF_THE_STUDY.keys():
-                yield f"{where}: changes.{key}: no arm may change it; remedy: {OF_THE_STUDY[key]}"
-            pretrain = arm.changes.get("pretrain", {})
-            if "seed" in pretrain:
-                yield f"{where}: changes.pretrain.seed: no arm may change it; remedy: set the study's pretraining_seeds"
-            if "init_from" in pretrain and arm.continues:
+            if arm.continues and "init_from" in arm.changes.get("pretrain", {}):
                 yield f"{where}: changes.pretrain.init_from contradicts continues; remedy: remove one of them"
+        for where, changes in (("", self.changes), *((f"arm {arm.name}: ", arm.changes) for arm in self.arms)):
+            for key in changes.keys() & OF_THE_STUDY.keys():
+                yield f"{where}changes.{key}: no arm may change it; remedy: {OF_THE_STUDY[key]}"
+            if "seed" in changes.get("pretrain", {}):
+                yield f"{where}changes.pretrain.seed: no arm may change it; remedy: set pretraining_seeds"
 
     @property
     def compared_arms(self) -> tuple[Arm, ...]:
@@ -143,6 +145,7 @@ def recipe_table(study: Study, arm: Arm, seed: int, tables: Mapping[str, Table])
     table = deepcopy(tables[arm.recipe or study.base])
     for key in ("evaluation", "registry", "retraining"):
         table.pop(key, None)
+    _change(table, study.changes, f"study {study.name}: changes")
     if arm.continues:
         table.pop("tokenizer", None)
         table["model"] = {key: value for key, value in table.get("model", {}).items() if key in DROPOUT}

@@ -59,6 +59,13 @@ def test_an_arm_is_the_base_with_its_changes(write):
     assert changed.pretrain.phases[0].num_steps == base.pretrain.phases[0].num_steps
 
 
+def test_changes_of_the_study_come_before_those_of_an_arm(write):
+    write(HEAD + "[changes]\npretrain.adam_beta2 = 0.9\npretrain.phases.0.num_steps = 100\n" + ARMS)
+    recipes = expand(find_study("mine"))
+    assert [recipes[arm, 1].pretrain.adam_beta2 for arm in "ab"] == [0.9, 0.999]
+    assert {recipe.pretrain.num_steps for recipe in recipes.values()} == {100}
+
+
 def test_recipes_of_studies_are_found_by_name(write):
     write(HEAD + ARMS)
     names = recipe_names()

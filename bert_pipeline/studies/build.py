@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from bert_pipeline.evaluation.scoring.multibootstrap import Difference, Standing
-from bert_pipeline.experiments import Recipes, expand, find_study
+from bert_pipeline.experiments import expand, find_study
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.stages import kinds_of, make_stage, resolve_recipe, stage_origin
 from bert_pipeline.store import artifact, remote
 from bert_pipeline.store.artifact import Artifact, Facts
-from bert_pipeline.studies.evidence import Evidence, StudyIncomplete, collect
+from bert_pipeline.studies.evidence import Evidence, collect, missing_recipes
 from bert_pipeline.studies.page import write_page
 from bert_pipeline.studies.results import Results, measure
 from bert_pipeline.studies.words import answer, limits
@@ -41,7 +41,7 @@ def make_study(name: str, store: Path) -> Artifact:
         for (arm, seed), trained in evidence.items()
         for made in (trained.checkpoint, *trained.evaluations.values())
     }
-    origin = artifact.origin(KIND, study.model_dump(mode="json"), inputs, CODE_VERSION)
+    origin = artifact.origin(KIND, study.for_origin(), inputs, CODE_VERSION)
     destination = store / KIND / artifact.fingerprint(origin)
     return artifact.make(
         destination, origin, lambda out: build_study(study, evidence, out), tier=remote.from_environment()
@@ -94,16 +94,10 @@ def run_missing(name: str, store: Path) -> None:
     """
     study = find_study(name)
     recipes = expand(study)
-    try:
-        collect(study, recipes, store)
-    except StudyIncomplete as incomplete:
-        for number, missing in enumerate(incomplete.missing, 1):
-            log.info("study %s: %s, %d of %d that are missing", name, missing, number, len(incomplete.missing))
-            _run(_named(recipes, missing), store)
-
-
-def _named(recipes: Recipes, name: str) -> Recipe:
-    return next(recipe for recipe in recipes.values() if recipe.name == name)
+    missing = missing_recipes(study, recipes, store)
+    for number, recipe in enumerate(missing, 1):
+        log.info("study %s: %s, %d of %d that are missing", name, recipe.name, number, len(missing))
+        _run(recipe, store)
 
 
 def _run(recipe: Recipe, store: Path) -> None:

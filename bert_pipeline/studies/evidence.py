@@ -46,10 +46,19 @@ Evidence = dict[tuple[str, int], Trained]
 
 def collect(study: Study, recipes: Recipes, store: Path) -> Evidence:
     """Find the artifacts of every recipe. Raises StudyIncomplete that names the recipes without them."""
-    found = {key: _find(recipe, study.arm(key[0]).compared, store) for key, recipe in recipes.items()}
+    found = _find_all(study, recipes, store)
     if missing := [recipes[key].name for key, trained in found.items() if trained is None]:
         raise StudyIncomplete(study, missing)
     return {key: trained for key, trained in found.items() if trained}
+
+
+def missing_recipes(study: Study, recipes: Recipes, store: Path) -> list[Recipe]:
+    """The recipes without artifacts, in the order of training."""
+    return [recipes[key] for key, trained in _find_all(study, recipes, store).items() if trained is None]
+
+
+def _find_all(study: Study, recipes: Recipes, store: Path) -> dict[tuple[str, int], Trained | None]:
+    return {key: _find(recipe, study.arm(key[0]).compared, store) for key, recipe in recipes.items()}
 
 
 def _find(recipe: Recipe, compared: bool, store: Path) -> Trained | None:

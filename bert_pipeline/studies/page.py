@@ -89,9 +89,9 @@ def _done(study: Study, results: Results) -> PageSection:
     total = ", counting the first model of an arm that continues one" if study.with_first_model else ""
     first_models = [arm for arm in study.arms if not arm.compared]
     text = (
-        f"Every arm changes recipe {study.base} (or the recipe that it names). It was pretrained with the seeds "
-        f"{seeds} and fine-tuned on {tuned}. The rule: {RULES[study.equal]} for every arm{total}. The columns show "
-        "what was measured, as means over the seeds."
+        f"Every arm changes recipe {study.base} (or the recipe that it names){_changed(study)}. It was pretrained with "
+        f"the seeds {seeds} and fine-tuned on {tuned}. The rule: {RULES[study.equal]} for every arm{total}. The "
+        "columns show what was measured, as means over the seeds."
     )
     rows = []
     for arm in study.arms:
@@ -101,6 +101,11 @@ def _done(study: Study, results: Results) -> PageSection:
     text += "".join(f" {arm.name} is not compared: it is the first model of other arms." for arm in first_models)
     head = ("arm", "description", "what differs", "steps", "tokens", "minutes")
     return PageSection("What was done", text, head=head, rows=rows)
+
+
+def _changed(study: Study) -> str:
+    listed = "; ".join(f"{key} = {value}" for key, value in _flat(study.changes))
+    return f", all of them with {listed}" if listed else ""
 
 
 def changes_text(study: Study, name: str) -> str:
