@@ -97,6 +97,8 @@ def expand(study: Study) -> Recipes:
             f"study {study.name}: no recipe is named {', '.join(unknown)}; remedy: name recipe files as base and "
             f"recipe ({', '.join(files)})"
         )
+    for name in named:
+        load_recipe(files[name])  # an invalid recipe is reported before the study changes it
     tables = {name: read_table(files[name], "recipe", RecipeError) for name in named}
     recipes = {}
     for seed in study.pretraining_seeds:

@@ -47,7 +47,7 @@ class Arm(Section):
     """Start from the model of this arm with the same seed (`pretrain.init_from`). The arm must be listed before.
     Sizes and vocabulary then come from that model: of [model] and [tokenizer] in the recipe, only the dropout rates
     remain."""
-    changes: dict[str, Any] = Field(default_factory=dict)
+    changes: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Keys of the recipe with other values, as in `pretrain.optimizer = "muon"`; they come after the `changes` of the
     study. A number selects a table of an array: `pretrain.phases.0.learning_rate = 1e-3`."""
     compared: bool = True
@@ -74,7 +74,7 @@ class Study(Section):
     """Seeds of the fine-tuning runs of each model. Left out: those of the tasks."""
     reference: str
     """Arm that all others are compared with."""
-    changes: dict[str, Any] = Field(default_factory=dict)
+    changes: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Keys of the recipes with other values, for all arms, as in the `changes` of an arm."""
     tasks: tuple[TaskRecipe, ...] = ()
     """Tasks of all arms, as in [[evaluation.tasks]] of a recipe. Empty: the tasks of `base`."""

@@ -1,12 +1,17 @@
 """Study files: their recipes, their rule of fairness, and every fault by name."""
 
+import re
+import tomllib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bert_pipeline.experiments import expand, find_recipe, find_study, recipe_names, study_files
 from bert_pipeline.recipe import RecipeError
-from bert_pipeline.recipe_files import load_recipe, recipe_files
+from bert_pipeline.recipe_files import load_recipe, recipe_files, validated
 from bert_pipeline.stages import initial_directory
-from bert_pipeline.study import StudyError
+from bert_pipeline.study import Study, StudyError
 
 HEAD = """
 question = "Which?"
@@ -129,6 +134,31 @@ def test_equal_tokens_allow_other_steps(write):
     assert find_study("mine").equal == "tokens"
 
 
+VALUES = st.recursive(
+    st.one_of(st.integers(-2, 5), st.floats(0, 1), st.booleans(), st.text(max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2),
+        st.dictionaries(st.sampled_from(["0", "1", "x", "num_steps", "learning_rate"]), inner, max_size=2),
+    ),
+    max_leaves=4,
+)
+SECTIONS = st.sampled_from(["pretrain", "model", "corpus", "tokenizer", "evaluation", "sections"])
+KEYS = st.sampled_from(["phases", "seed", "init_from", "optimizer", "hidden_size", "extend", "tasks"])
+CHANGES = st.dictionaries(SECTIONS, st.one_of(st.dictionaries(KEYS, VALUES, max_size=2), VALUES), max_size=2)
+
+
+@given(CHANGES, CHANGES, st.booleans())
+def test_any_change_is_valid_or_a_fault(of_study, of_arm, continues):
+    arms = [{"name": "a"}, {"name": "b", "changes": of_arm} | ({"continues": "a"} if continues else {})]
+    table = tomllib.loads(HEAD) | {"name": "mine", "changes": of_study, "arms": arms}
+    try:
+        recipes = expand(validated(table, Study, "mine", StudyError))
+    except RecipeError as error:
+        assert re.search(r"changes|mine, arm|study mine", str(error))
+    else:
+        assert {recipe.pretrain.seed for recipe in recipes.values()} == {1, 2}
+
+
 FAULTS = [
     ('reference = "a"', 'reference = "z"', "reference is 'z'; remedy: name a compared arm (a, b)"),
     ('name = "b"', 'name = "a"', "two arms are named a; remedy: rename one"),
@@ -137,6 +167,11 @@ FAULTS = [
     ('name = "b"', 'name = "b"\ncompared = false', "arm b: compared is false, but no arm continues its model"),
     ("[1, 2]", "[1, 1]", "pretraining_seeds is [1, 1]; remedy: name each seed once"),
     ("pretrain.adam_beta2 = 0.999", "pretrain.seed = 3", "changes.pretrain.seed: no arm may change it; remedy"),
+    (
+        "pretrain.adam_beta2 = 0.999\npretrain.phases",
+        "pretrain = 5\nmodel",
+        "arms.1.changes.pretrain: Input should be a",
+    ),
     ("pretrain.adam_beta2 = 0.999", "evaluation.tasks = []", "changes.evaluation: no arm may change it; remedy"),
     (
         "pretrain.adam_beta2 = 0.999",
