@@ -4,7 +4,7 @@ import re
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_pipeline.experiments import expand, find_recipe, find_study, recipe_names, study_files
@@ -147,6 +147,7 @@ KEYS = st.sampled_from(["phases", "seed", "init_from", "optimizer", "hidden_size
 CHANGES = st.dictionaries(SECTIONS, st.one_of(st.dictionaries(KEYS, VALUES, max_size=2), VALUES), max_size=2)
 
 
+@settings(max_examples=50)
 @given(CHANGES, CHANGES, st.booleans())
 def test_any_change_is_valid_or_a_fault(of_study, of_arm, continues):
     arms = [{"name": "a"}, {"name": "b", "changes": of_arm} | ({"continues": "a"} if continues else {})]
