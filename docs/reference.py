@@ -147,9 +147,8 @@ def study() -> str:
     """Every key of a study file."""
     about = (
         "A study is a TOML file in `bert_pipeline/studies/` or in a folder listed in `BERT_PIPELINE_STUDIES`. Its file "
-        "name, without `.toml`, is the name of the study. [Studies](../studies.md) explains the use. `[[tasks]]` has "
-        "the keys of [[evaluation.tasks]] in a [recipe](recipe.md#evaluation.tasks). `bert-pipeline plan STUDY` checks "
-        "a study and estimates its disk and time."
+        "name, without `.toml`, is the name of the study. [Studies](../studies.md) explains the use. `bert-pipeline "
+        "plan STUDY` checks a study and estimates its disk and time."
     )
     return "\n\n".join(["# Studies", about, *_tables(Study)]) + "\n"
 
