@@ -119,7 +119,7 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
 def _build(
     section: CorpusRecipe, files: dict[str, Path], store: ShardStore, rules: dict[str, Any], index: Path | None
 ) -> list[Entry]:
-    """Build the shards; return the entries of the files or groups, in their order. Their facts hold what was set aside."""
+    """Build the shards; return the entries of the files or groups in order. Their facts hold what was set aside."""
     if section.source == "pubmed":
         shards = [
             Shard(

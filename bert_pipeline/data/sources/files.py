@@ -79,7 +79,9 @@ def root_element_of(name: str, path: Path) -> str:
         return ""
 
 
-def _read_zip(name: str, path: Path, wanted: Wanted, progress: Progress | None) -> Iterator[Document | Rejection | PassedOver]:
+def _read_zip(
+    name: str, path: Path, wanted: Wanted, progress: Progress | None
+) -> Iterator[Document | Rejection | PassedOver]:
     """Yield the records of each member like those of a file. Document.number counts the documents of the archive."""
     count, member, shown = itertools.count(1), "", escaped(path)
     try:

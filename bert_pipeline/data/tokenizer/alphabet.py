@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def choose_alphabet(spelling: Spelling, limit: int, tokenizer: Tokenizer) -> tuple[Alphabet, Facts]:
     """Choose the `limit` most frequent characters; ties by code point. The facts tell whether `limit` is too small.
 
-    `tokenizer`: the one that split the text into these words. Of it, only the normalizer and the pre-tokenizer are used.
+    `tokenizer`: its normalizer and its pre-tokenizer gave these words.
     """
     counts = character_counts(spelling)
     ranked = sorted(counts, key=lambda character: (-counts[character], character))

@@ -117,8 +117,9 @@ def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) 
         )
     if len(pieces) > section.vocab_size:
         raise VocabularyError(
-            f"tokenizer.vocab_size = {section.vocab_size}, but the {len(alphabet.initial)} characters of the text and the "
-            f"special tokens alone need {len(pieces)}; remedy: use a larger vocab_size or a smaller tokenizer.limit_alphabet"
+            f"tokenizer.vocab_size = {section.vocab_size}, but the {len(alphabet.initial)} characters of the text and "
+            f"the special tokens alone need {len(pieces)}; remedy: use a larger vocab_size or a smaller "
+            "tokenizer.limit_alphabet"
         )
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     ranked = ((words[n].as_py(), int(counts[n])) for n in np.argsort(-counts, kind="stable"))

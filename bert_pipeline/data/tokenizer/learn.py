@@ -88,7 +88,9 @@ def _symbols(spelling: Spelling, alphabet: Alphabet, first_id: int) -> tuple[np.
     """(symbols, lengths): the words as ids of single-character pieces."""
     inside, initial = np.full((2, 0x110000), -1, np.int32)
     inside[[ord(each) for each in alphabet.inside]] = first_id + np.arange(len(alphabet.inside))
-    initial[[ord(each) for each in alphabet.initial]] = first_id + len(alphabet.inside) + np.arange(len(alphabet.initial))
+    initial[[ord(each) for each in alphabet.initial]] = (
+        first_id + len(alphabet.inside) + np.arange(len(alphabet.initial))
+    )
     num_symbols = _write_symbols(spelling.code_points, spelling.lengths, initial, inside)
     return spelling.code_points[:num_symbols], spelling.lengths
 

@@ -38,7 +38,7 @@ class FinetuningJob(Section):
     def finished(self, run: Run) -> Artifact | None:
         """Return the artifact of a finished run, or None.
 
-        Raises ArtifactError if the directory holds another run: of another model, other data, another protocol or another
+        Raises ArtifactError if the directory holds a run of another model, other data, another protocol or another
         version of this code.
         """
         path = self.runs / run.name
