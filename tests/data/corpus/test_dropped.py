@@ -195,7 +195,8 @@ def test_members_of_an_archive_that_were_not_read_are_listed(tmp_path, caplog):
     """Also where a later build takes the shards of the archive from an earlier one."""
     texts = tmp_path / "texts"
     texts.mkdir()
-    article = "<article><body><p>Text {}. It has two sentences.</p></body></article>"
+    meta = "<front><article-meta><article-id pub-id-type='pmc'>{0}</article-id></article-meta></front>"
+    article = f"<article>{meta}<body><p>Text {{0}}. It has two sentences.</p></body></article>"
     files = {f"{number}.nxml": article.format(number).encode() for number in range(20)}
     files |= {"a.jpg": b"x" * 7, "b.JPG": b"x" * 5, "LICENCE": b"x"}
     with tarfile.open(texts / "articles.tar.gz", "w:gz") as archive:

@@ -99,13 +99,13 @@ def test_a_chinese_character_takes_one_piece():
 
 def test_places_of_impossible_pieces_go_to_learnt_ones():
     text = (
-        "(50 %) of the patients [with asthma], and 25 % of the others: better! why? it is; or \u201cit\u201d seems / is "
-        "several clinical measurements improved"
+        "(50 %) of the patients [with asthma], and 25 % of the others: better! why? it is; or \u201cit\u201d seems / is"
+        " several clinical measurements improved"
     )
     pieces = list(train_wordpiece(TokenizerRecipe(vocab_size=100), [text] * 2).get_vocab())
     characters = set(text) - {" "}
     marks = set(filter(is_a_word, characters))
-    assert len(marks) == 14 and marks <= set(pieces) and not {f"##{mark}" for mark in marks} & set(pieces)
+    assert len(marks) == 13 and marks <= set(pieces) and not {f"##{mark}" for mark in marks} & set(pieces)
     learnt = [piece for piece in pieces if len(piece.removeprefix("##")) > 1 and piece not in SPECIAL_TOKENS]
     assert len(learnt) == 100 - len(SPECIAL_TOKENS) - 2 * len(characters) + len(marks)
 
