@@ -23,7 +23,8 @@ def answer(study: Study, results: Results) -> Iterator[str]:
     yield f"{reference}, the reference, scores {_percent(of_reference.mean)} % ({what})."
     for arm, standing in standings.items():
         if standing.to_reference:
-            yield f"{arm} scores {_percent(standing.mean)} %: {_compared(standing.to_reference)}"
+            rule = f" It does not follow the rule of equal {study.equal}." if study.arm(arm).exempt else ""
+            yield f"{arm} scores {_percent(standing.mean)} %: {_compared(standing.to_reference)}{rule}"
 
 
 def _compared(found: Difference) -> str:

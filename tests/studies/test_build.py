@@ -96,7 +96,7 @@ def test_the_page_answers_and_says_what_does_not_follow(made):
     assert re.fullmatch(
         r"better scores \d\d\.\d\d %: \+\d+\.\d\d points from the reference .* better than the reference\.", answer[1]
     )
-    assert answer[2].endswith("No difference is shown.")
+    assert answer[2].endswith("No difference is shown. It does not follow the rule of equal steps.")
     for said in (
         "Each arm was pretrained with 3 seeds. The intervals are too narrow for so few",
         "the arms are not shown to be equal",
