@@ -13,6 +13,8 @@ from pydantic import Field, field_validator, model_validator
 
 from bert_pipeline.recipe import PretrainRecipe, Recipe, RecipeError, Section, Seed, TaskRecipe
 
+KIND = "study"
+"""Kind of the artifact of a study."""
 SEPARATOR = "--"
 """Between study, arm and seed in the name of a recipe."""
 DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")

@@ -20,9 +20,8 @@ from bert_pipeline.studies.evidence import Evidence, collect, missing_recipes
 from bert_pipeline.studies.page import write_page
 from bert_pipeline.studies.results import Results, measure
 from bert_pipeline.studies.words import answer, limits
-from bert_pipeline.study import Study
+from bert_pipeline.study import KIND, Study
 
-KIND = "study"
 CODE_VERSION = "1"
 """Raise it with every change to the code that changes the numbers or the page."""
 

@@ -144,6 +144,16 @@ def test_the_command_prints_the_table(made, capsys):
     assert json.loads(capsys.readouterr().out)["shown"] == {"drugs": ["better"]}
 
 
+def test_a_study_can_be_inspected_and_sent_to_another_machine(made, tmp_path, monkeypatch, capsys):
+    assert main(["inspect", str(made.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["facts"]["reference"] == "plain"
+    (tmp_path / "remote").mkdir()
+    monkeypatch.setenv("BERT_PIPELINE_REMOTE", f"file://{tmp_path}/remote")
+    assert main(["push", str(made.path)]) == 0
+    assert main(["pull", "study", made.fingerprint, "--out", str(tmp_path / "here")]) == 0
+    assert (tmp_path / "here" / "study.html").read_bytes() == (made.path / "study.html").read_bytes()
+
+
 def test_missing_recipes_are_named(home, tmp_path, monkeypatch, capsys):
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(tmp_path))
