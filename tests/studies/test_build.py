@@ -61,7 +61,8 @@ def home(tmp_path_factory):
     (root / "mine.toml").write_text(STUDY)
     for folder in ("recipes", "tasks", "drugs"):
         (root / folder).mkdir()
-    (root / "tasks" / "drugs.toml").write_text(TASK)
+    for task in ("drugs", "genes"):
+        (root / "tasks" / f"{task}.toml").write_text(TASK)
     for split in ("train", "dev", "test"):
         (root / "drugs" / f"{split}.tsv").write_text("aspirin\tB\nhelped\tO\n\n")
     (root / "recipes" / "tiny.toml").write_text(TINY)
@@ -152,6 +153,22 @@ def test_a_study_can_be_inspected_and_sent_to_another_machine(made, tmp_path, mo
     assert main(["push", str(made.path)]) == 0
     assert main(["pull", "study", made.fingerprint, "--out", str(tmp_path / "here")]) == 0
     assert (tmp_path / "here" / "study.html").read_bytes() == (made.path / "study.html").read_bytes()
+
+
+def test_several_tasks_are_answered_by_their_mean(home, tmp_path, monkeypatch):
+    tasks = '[[tasks]]\nname = "drugs"\n[[tasks]]\nname = "genes"\n'
+    (tmp_path / "two.toml").write_text(STUDY.replace("[[arms]]", f"{tasks}[[arms]]", 1))
+    monkeypatch.setenv("BERT_PIPELINE_STUDIES", str(tmp_path))
+    build_all("two", home / "artifacts", {"plain": 0.85, "better": 0.93, "same": 0.855})
+    facts = make_study("two", home / "artifacts").facts
+    standings = standings_of(facts)
+    assert list(standings) == ["mean over tasks", "drugs", "genes"]
+    for arm, mean in standings["mean over tasks"].items():
+        each = [standings[task][arm] for task in ("drugs", "genes")]
+        assert mean.mean == pytest.approx((each[0].mean + each[1].mean) / 2)
+        assert mean.high - mean.low < max(one.high - one.low for one in each)
+    assert facts["answer"][0].endswith("% (the mean over tasks).")
+    assert "not for the number of tasks" in " ".join(facts["limits"])
 
 
 def test_missing_recipes_are_named(home, tmp_path, monkeypatch, capsys):
