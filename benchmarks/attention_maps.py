@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from transformers import BertForPreTraining
 
+from bert_pipeline.experiments import find_recipe
 from bert_pipeline.formats.tokenizer import read_tokenizer
-from bert_pipeline.recipe_files import find_recipe
 from bert_pipeline.training.model.model import build_model
 
 TEXT = "The patients received 5 mg of the drug daily for two weeks, and most of them tolerated the treatment well."

@@ -147,7 +147,9 @@ class CorpusRecipe(Section):
 
 
 class TokenizerRecipe(Section):
-    ADDED_LATER = frozenset({"strip_accents"})
+    ADDED_LATER = frozenset({"strip_accents", "extend"})
+    WITH_INIT_FROM: ClassVar[frozenset[str]] = frozenset({"extend", "min_frequency", "max_documents", "seed"})
+    """The keys that have an effect on a vocabulary that pretrain.init_from brings: how it is extended."""
 
     vocab_size: int = Field(30_522, ge=100, le=2**31)
     """Number of pieces, including the five special tokens. The stage fails if the text yields fewer."""
@@ -168,6 +170,10 @@ class TokenizerRecipe(Section):
     0: use all of them."""
     seed: Seed = 12345
     """Seed for the selection of documents when max_documents is set."""
+    extend: int = Field(0, ge=0)
+    """With pretrain.init_from: add this many pieces to its vocabulary, those that save the most tokens on the text. The
+    ids of its pieces do not change. The row of a new piece in the embedding and in the MLM head begins as the mean of
+    the rows of the pieces that it replaces."""
 
 
 class NspRecipe(Section):
@@ -480,10 +486,18 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         faults = self.length_faults()
-        if self.pretrain.init_from and "tokenizer" in self.model_fields_set:
-            faults.append(
-                "tokenizer has no effect with pretrain.init_from, which brings its vocabulary; remedy: remove it"
-            )
+        faults += self._vocabulary_faults()
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _vocabulary_faults(self) -> list[str]:
+        section = self.tokenizer
+        brought = "with pretrain.init_from, which brings its vocabulary"
+        if not self.pretrain.init_from:
+            fault = "tokenizer.extend has no effect without pretrain.init_from; remedy: set tokenizer.vocab_size"
+            return [fault] if section.extend else []
+        if "tokenizer" in self.model_fields_set and not section.extend:
+            return [f"tokenizer has no effect {brought}; remedy: remove it, or add pieces by tokenizer.extend"]
+        without_effect = sorted(section.model_fields_set - section.WITH_INIT_FROM)
+        return [f"tokenizer.{key} has no effect {brought}; remedy: remove it" for key in without_effect]

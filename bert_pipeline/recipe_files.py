@@ -6,7 +6,7 @@ A recipe is a TOML file; its stem is the recipe's name and its Dagster partition
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,11 @@ def read_named(path: Path, section: type[Named], what: str, error: type[ValueErr
     """Read a TOML file as a `section`, named by the file's stem. Raises `error` with all faults; `what` names the kind
     of file in its message.
     """
+    return validated({"name": path.stem} | read_table(path, what, error), section, str(path), error)
+
+
+def read_table(path: Path, what: str, error: type[ValueError]) -> dict[str, Any]:
+    """Read a TOML file whose stem is the name of what it describes."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors may write a byte order mark
         table = tomllib.loads(text)
@@ -50,12 +55,17 @@ def read_named(path: Path, section: type[Named], what: str, error: type[ValueErr
         raise error(f"{path}: not a TOML file: {broken}") from None
     if "name" in table:
         raise error(f"{path}: name: the file's stem ({path.stem}) is the name; remedy: remove the key")
+    return table
+
+
+def validated(table: Mapping[str, Any], section: type[Named], where: str, error: type[ValueError]) -> Named:
+    """Return the table as a `section`. Raises `error` with all faults; `where` begins its message."""
     try:
         # Through JSON, because TOML's arrays are Python lists, which strict validation refuses for tuples.
-        return section.model_validate_json(json.dumps({"name": path.stem} | table, default=str))
+        return section.model_validate_json(json.dumps(table, default=str))
     except ValidationError as invalid:
         faults = "\n".join(f"  {explain(fault, section)}" for fault in invalid.errors())
-        raise error(f"{path}: {invalid.error_count()} fault(s)\n{faults}") from None
+        raise error(f"{where}: {invalid.error_count()} fault(s)\n{faults}") from None
 
 
 def toml_files(folder: Path) -> list[Path]:
@@ -69,29 +79,20 @@ def recipe_files() -> dict[str, Path]:
     Raises RecipeError if a folder does not exist, or if two files have the same name.
     """
     folders = [Path(__file__).parent / "recipes", *settings.recipe_folders()]
+    return files_by_name(folders, "recipes", "BERT_PIPELINE_RECIPES", RecipeError)
+
+
+def files_by_name(folders: Sequence[Path], what: str, variable: str, error: type[ValueError]) -> dict[str, Path]:
+    """The TOML files of the folders by their stems. Raises `error` if a folder is missing or two stems are the same."""
     found: dict[str, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise RecipeError(f"BERT_PIPELINE_RECIPES: {folder} is not a folder; remedy: name your folder of recipes")
+            raise error(f"{variable}: {folder} is not a folder; remedy: name your folder of {what}")
         for path in toml_files(folder):
             if path.stem in found:
-                raise RecipeError(
-                    f"two recipes are named {path.stem}: {found[path.stem]} and {path}; remedy: rename one"
-                )
+                raise error(f"two {what} are named {path.stem}: {found[path.stem]} and {path}; remedy: rename one")
             found[path.stem] = path
     return found
-
-
-def find_recipe(name: str) -> Recipe:
-    """Load the recipe of this name. Raises RecipeError if its file is missing or invalid."""
-    files = recipe_files()
-    if name not in files:
-        raise RecipeError(
-            f"no recipe is named {name}: its file was removed or renamed; remedy: put {name}.toml back into a folder "
-            "of BERT_PIPELINE_RECIPES, or do nothing: its artifacts, runs and models are not affected "
-            f"(known: {', '.join(files)})"
-        )
-    return load_recipe(files[name])
 
 
 def explain(fault: ErrorDetails, root: type[BaseModel]) -> str:

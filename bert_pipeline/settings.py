@@ -28,6 +28,10 @@ VARIABLES = {
     "BERT_PIPELINE_RECIPES": Variable(
         "Folders with your own recipes, separated by `:`. The packaged recipes are always available.", "none"
     ),
+    "BERT_PIPELINE_STUDIES": Variable(
+        "Folders with your own [studies](../studies.md), separated by `:`. The packaged studies are always available.",
+        "none",
+    ),
     "BERT_PIPELINE_TASKS": Variable(
         "Folders with your own evaluation tasks, separated by `:`. The BLURB tasks are always available.", "none"
     ),
@@ -189,6 +193,10 @@ def in_data_folder(path: str) -> Path:
 
 def recipe_folders() -> list[Path]:
     return _folders("BERT_PIPELINE_RECIPES")
+
+
+def study_folders() -> list[Path]:
+    return _folders("BERT_PIPELINE_STUDIES")
 
 
 def task_folders() -> list[Path]:

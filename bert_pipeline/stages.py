@@ -7,7 +7,7 @@ The command line (explicit directories) and Dagster (the store) both build throu
 Builders are imported when they are called, so that importing this module stays cheap.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from bert_pipeline import settings
+from bert_pipeline.experiments import find_recipe, recipe_names
 from bert_pipeline.formats import initial_model
 from bert_pipeline.recipe import Recipe, RecipeError, TaskRecipe
-from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, Facts
+
+
+class NotBuilt(RecipeError):
+    """A recipe starts from a model that is not built yet."""
+
 
 OnRow = Callable[[dict[str, Any]], None]
 """Called with each row of metrics as soon as it is measured."""
@@ -132,7 +137,7 @@ def _tokenizer(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: On
     from bert_pipeline.data.tokenizer.build import build_tokenizer, take_tokenizer_over
 
     if init_from := initial_directory(recipe):
-        return take_tokenizer_over(init_from, inputs["raw_corpus"], out)
+        return take_tokenizer_over(recipe.tokenizer, init_from, inputs["raw_corpus"], out)
     return build_tokenizer(recipe.tokenizer, inputs["raw_corpus"], out)
 
 
@@ -290,17 +295,17 @@ def initial_directory(recipe: Recipe) -> Path | None:
     """Return the directory of the model that training starts from, or None for a model from scratch.
 
     If pretrain.init_from names a recipe, that is its checkpoint in the store, otherwise a path in the data folder.
-    Raises RecipeError if that recipe has no checkpoint yet.
+    Raises NotBuilt if that recipe has no checkpoint yet.
     """
     name = recipe.pretrain.init_from
     if not name:
         return None
-    if name not in recipe_files():
+    if name not in recipe_names():
         return settings.in_data_folder(name)
     fingerprint = _fingerprint("pretrained_checkpoint", _initial_recipe(recipe))
     checkpoint = settings.store() / "pretrained_checkpoint" / fingerprint
     if not checkpoint.exists():
-        raise RecipeError(
+        raise NotBuilt(
             f"recipe {recipe.name} starts from the model of recipe {name}, which is not built yet ({checkpoint} is "
             f"missing); remedy: dg launch --assets '+key:pretrained_checkpoint' --partition {name}; if its text grows, "
             f"pin it (corpus.sources_file or corpus.cutoff in {name}), because each new file makes it another model"
@@ -311,12 +316,12 @@ def initial_directory(recipe: Recipe) -> Path | None:
 def _initial_recipe(recipe: Recipe) -> Recipe:
     """The recipe whose model this one starts from. Raises RecipeError if pretrain.init_from forms a cycle."""
     seen = [recipe.name]
-    while (name := recipe.pretrain.init_from) in recipe_files():
-        recipe = load_recipe(recipe_files()[name])
+    while (name := recipe.pretrain.init_from) in recipe_names():
+        recipe = find_recipe(name)
         if name in seen:
             raise RecipeError(f"pretrain.init_from forms a cycle: {' -> '.join([*seen, name])}; remedy: break it")
         seen.append(name)
-    return resolve_recipe(load_recipe(recipe_files()[seen[1]]))
+    return resolve_recipe(find_recipe(seen[1]))
 
 
 def resolve_recipe(recipe: Recipe) -> Recipe:
@@ -326,10 +331,42 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
 
 
 def _fingerprint(kind: str, recipe: Recipe) -> str:
-    """The fingerprint of the recipe's artifact, built or not."""
-    stage = find_stage(kind)
-    inputs = {name: _fingerprint(name, recipe) for name in inputs_of(kind, recipe)} | stage.outside(recipe)
-    return artifact.fingerprint(artifact.origin(kind, stage.section(recipe), inputs, stage.code_version))
+    return _fingerprints((kind,), recipe)[kind]
+
+
+def _fingerprints(kinds: Iterable[str], recipe: Recipe) -> dict[str, str]:
+    """The fingerprints of the recipe's artifacts of these kinds and of their inputs, built or not."""
+    found: dict[str, str] = {}
+
+    def add(kind: str) -> str:
+        if kind not in found:
+            stage = find_stage(kind)
+            inputs = {name: add(name) for name in inputs_of(kind, recipe)} | stage.outside(recipe)
+            found[kind] = artifact.fingerprint(artifact.origin(kind, stage.section(recipe), inputs, stage.code_version))
+        return found[kind]
+
+    for kind in kinds:
+        add(kind)
+    return found
+
+
+def find_artifacts(kinds: Sequence[str], recipe: Recipe, store: Path) -> dict[str, Artifact] | None:
+    """The recipe's artifacts of these kinds in the store or the remote, for today's text; None if one is missing."""
+    from bert_pipeline.store import remote
+
+    try:
+        fingerprints = _fingerprints(kinds, resolve_recipe(recipe))
+    except NotBuilt:
+        return None
+    found = {}
+    for kind in kinds:
+        try:
+            found[kind] = remote.load(store, kind, fingerprints[kind])
+        except artifact.ArtifactError:
+            if (store / kind / fingerprints[kind]).exists():
+                raise
+            return None
+    return found
 
 
 def stage_origin(kind: str, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:

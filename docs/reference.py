@@ -17,6 +17,7 @@ from bert_pipeline.cli.commands import help_of
 from bert_pipeline.evaluation.tasks.task import Task
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.settings import INTERNAL_VARIABLES, VARIABLES
+from bert_pipeline.study import Study
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {
@@ -42,6 +43,7 @@ ROOMS = {
     "finetuning": ("bert_pipeline/evaluation/finetuning", "Fine-tuning"),
     "scoring": ("bert_pipeline/evaluation/scoring", "Scores"),
     "planning": ("bert_pipeline/planning", "Plans"),
+    "studies": ("bert_pipeline/studies", "Studies"),
     "cli": ("bert_pipeline/cli", "Command line"),
 }
 """A page for each package: its folder and its title."""
@@ -76,6 +78,7 @@ def pages() -> dict[str, str]:
         "reference/environment.md": environment(),
         "reference/recipe.md": recipe(),
         "reference/task.md": task(),
+        "reference/study.md": study(),
     }
 
 
@@ -138,6 +141,16 @@ def task() -> str:
         "[readers](api/tasks.md#bert_pipeline.evaluation.tasks.readers) document the data formats."
     )
     return "\n\n".join(["# Tasks", about, *_tables(Task)]) + "\n"
+
+
+def study() -> str:
+    """Every key of a study file."""
+    about = (
+        "A study is a TOML file in `bert_pipeline/studies/` or in a folder listed in `BERT_PIPELINE_STUDIES`. Its file "
+        "name, without `.toml`, is the name of the study. [Studies](../studies.md) explains the use. `bert-pipeline "
+        "plan STUDY` checks a study and estimates its disk and time."
+    )
+    return "\n\n".join(["# Studies", about, *_tables(Study)]) + "\n"
 
 
 def _tables(model: type[BaseModel], path: str = "") -> Iterator[str]:

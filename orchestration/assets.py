@@ -10,7 +10,7 @@ from collections.abc import Callable
 import dagster as dg
 
 from bert_pipeline.evaluation.tasks.task import find_task, task_files
-from bert_pipeline.recipe_files import recipe_files
+from bert_pipeline.experiments import recipe_names
 from bert_pipeline.stages import EVALUATION, STAGES, find_stage
 from bert_pipeline.store.artifact import Artifact
 from orchestration.checks import asset_key, check_specs
@@ -19,7 +19,7 @@ from orchestration.registry import versions
 from orchestration.registry.champion import CODE_VERSION as CHAMPION_VERSION
 from orchestration.workshop import Workshop
 
-recipes = dg.StaticPartitionsDefinition(sorted(recipe_files()))
+recipes = dg.StaticPartitionsDefinition(sorted(recipe_names()))
 OWNERS = ["team:nlp"]
 
 Context = dg.AssetExecutionContext

@@ -8,6 +8,7 @@ from orchestration.automation.pubmed_updates import pubmed_updates
 from orchestration.automation.retraining import new_text, whole_graph
 from orchestration.automation.schedules import SCHEDULES, SENSORS
 from orchestration.automation.watchers import failure_webhook, mlflow_is_told
+from orchestration.studies.asset import study
 from orchestration.tracking.logs import console
 from orchestration.workshop import resources
 
@@ -15,7 +16,7 @@ from orchestration.workshop import resources
 @dg.definitions
 def defs() -> dg.Definitions:
     return dg.Definitions(
-        assets=ASSETS,
+        assets=[*ASSETS, study],
         jobs=[whole_graph, new_text, pubmed_updates],
         schedules=SCHEDULES,
         sensors=[*SENSORS, mlflow_is_told, failure_webhook],

@@ -32,7 +32,7 @@ class ArtifactIOManager(dg.ConfigurableIOManager):
         except FileNotFoundError:
             raise ArtifactError(
                 f"recipe {partition} has no {kind} yet ({pointer} is missing); "
-                f"remedy: dg launch --assets '*' --partition {partition}"
+                f"remedy: dg launch --job whole_graph --partition {partition}"
             ) from None
         return remote.load(Path(self.store), kind, fingerprint)
 

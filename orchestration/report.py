@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from bert_pipeline.core.tables import Table
-from bert_pipeline.recipe_files import load_recipe, recipe_files
+from bert_pipeline.experiments import find_recipe
 from bert_pipeline.report.score_table import mean_and_sd
 from bert_pipeline.settings import home
 from bert_pipeline.stages import kinds_of
@@ -20,7 +20,7 @@ from orchestration.workshop import resources
 def report(recipe: str, home: Path) -> str:
     """The tables as text. Raises ArtifactError if the recipe's graph has not run to its end."""
     used = resources(home)
-    kinds = kinds_of(load_recipe(recipe_files()[recipe]))
+    kinds = kinds_of(find_recipe(recipe))
     made = {kind: used["artifacts"].artifact(kind, recipe) for kind in kinds}
     parts = [_artifacts(made), _pretraining(made["pretrained_checkpoint"])]
     parts += [_tasks(made["evaluations"])] if made["evaluations"].facts["tasks"] else []

@@ -11,8 +11,8 @@ import dagster as dg
 from bert_pipeline import settings
 from bert_pipeline.core.printable import plain
 from bert_pipeline.data.corpus import card
+from bert_pipeline.experiments import find_recipe
 from bert_pipeline.recipe import Recipe, RecipeError
-from bert_pipeline.recipe_files import find_recipe
 from bert_pipeline.stages import (
     EVALUATION,
     Tracker,

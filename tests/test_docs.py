@@ -16,6 +16,7 @@ from reference import commands, pages, sections
 
 from bert_pipeline.evaluation.tasks.task import Task
 from bert_pipeline.recipe import Recipe
+from bert_pipeline.study import Study
 
 DOCS = ROOT / "docs"
 WRITTEN = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
@@ -146,7 +147,7 @@ def test_commands_options_and_paths_of_a_page_exist(name):
 def test_options_in_blocks_that_are_not_run_exist():
     """For Python programs. tests/infra/test_infra.py checks the Docker and Kubernetes files of infra/."""
     for page in WRITTEN.values():
-        for line in "\n".join(
+        for line in "".join(
             re.findall(rf'^```bash title="{NOT_RUN}.*?\n(.*?)^```', page, re.DOTALL | re.M)
         ).splitlines():
             program, *words = shlex.split(line)
@@ -157,15 +158,16 @@ def test_options_in_blocks_that_are_not_run_exist():
                 assert all(re.search(rf"{option}\b", known) for option in options), line
 
 
-def test_every_recipe_in_the_pages_is_valid():
-    recipes = re.findall(r"^```toml\n(.*?)^```", "\n".join(WRITTEN.values()), re.DOTALL | re.MULTILINE)
-    assert recipes
-    for recipe in recipes:
-        Recipe.model_validate_json(json.dumps({"name": "page"} | tomllib.loads(recipe)))
+def test_every_recipe_and_study_in_the_pages_is_valid():
+    tables = re.findall(r"^```toml\n(.*?)^```", "\n".join(WRITTEN.values()), re.DOTALL | re.MULTILINE)
+    assert tables
+    for table in map(tomllib.loads, tables):
+        section = Study if "question" in table else Recipe
+        section.model_validate_json(json.dumps({"name": "page"} | table))
 
 
 def test_every_key_has_a_meaning_in_the_reference(generated):
-    for page, model in (("reference/recipe.md", Recipe), ("reference/task.md", Task)):
+    for page, model in (("reference/recipe.md", Recipe), ("reference/task.md", Task), ("reference/study.md", Study)):
         rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", generated[page], re.MULTILINE)
         assert {name for name, meaning in rows if not meaning} == set()
         keys = {name for section in sections(model) for name in section.model_fields}

@@ -7,6 +7,7 @@ import pytest
 
 from bert_pipeline.data.corpus.sources import describe_sources, source_files, write_sources
 from bert_pipeline.evaluation.tasks.task import TaskError
+from bert_pipeline.experiments import find_recipe
 from bert_pipeline.formats.corpus import iterate_documents
 from bert_pipeline.recipe import (
     CorpusRecipe,
@@ -16,7 +17,6 @@ from bert_pipeline.recipe import (
     RetrainingRecipe,
     TaskRecipe,
 )
-from bert_pipeline.recipe_files import find_recipe
 from bert_pipeline.stages import Tracker, initial_directory, kinds_of, make_stage, stage_origin
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError

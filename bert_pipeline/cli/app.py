@@ -12,7 +12,7 @@ from typing import Annotated
 import click
 import typer
 
-from bert_pipeline.cli import artifacts, data, evaluation, inspection, stages
+from bert_pipeline.cli import artifacts, data, evaluation, inspection, stages, studies
 from bert_pipeline.cli.commands import App, Group
 from bert_pipeline.core.printable import one_record
 
@@ -24,7 +24,7 @@ Add = Callable[[typer.Typer], None]
 
 def command_line() -> click.Group:
     """The group of all commands. A plug-in that fails is reported on standard error and left out."""
-    group = _group(_global_options, stages.add, inspection.add, evaluation.add, data.add, artifacts.add)
+    group = _group(_global_options, stages.add, inspection.add, evaluation.add, studies.add, data.add, artifacts.add)
     for plugin in entry_points(group=PLUGINS):
         try:
             commands = _group(plugin.load()).commands

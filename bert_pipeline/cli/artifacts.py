@@ -119,8 +119,9 @@ def _local_artifacts(store: Path) -> list[Path]:
 
 def _is_artifact(kind: str, fingerprint: str) -> bool:
     from bert_pipeline.stages import EVALUATION, STAGES
+    from bert_pipeline.study import KIND
 
-    is_kind = kind in STAGES or re.fullmatch(re.escape(EVALUATION) + r"\w[\w.-]*", kind)
+    is_kind = kind in (*STAGES, KIND) or re.fullmatch(re.escape(EVALUATION) + r"\w[\w.-]*", kind)
     return bool(is_kind and re.fullmatch("[0-9a-f]{16}", fingerprint))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bert_pipeline.cli.options import INSPECT, RECIPE_HELP, Json, recipe_named
+from bert_pipeline.cli.options import INSPECT, Json, recipe_named
 from bert_pipeline.cli.output import facts_table, show, show_json
 
 
@@ -16,7 +16,9 @@ def add(app: typer.Typer) -> None:
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help=RECIPE_HELP)],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name of a recipe or of a study, or path of a recipe file.")
+    ],
     hardware: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Estimate training time on this GPU only.", show_default="all known"),
@@ -27,17 +29,27 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Estimate text, disk, memory and time of a recipe before a run.
+    """Estimate text, disk, memory and time of a recipe or a study before a run.
 
     Exit with code 1 if the artifacts do not fit on the disk.
     """
+    from bert_pipeline.experiments import find_study, study_files
     from bert_pipeline.planning.hardware import HARDWARE, find_hardware
     from bert_pipeline.planning.plan import assert_fits, make_plan
+    from bert_pipeline.planning.studies import assert_study_fits, plan_study, show_study
     from bert_pipeline.planning.table import show as plan_for_people
     from bert_pipeline.settings import home
 
-    loaded = recipe_named(recipe)
-    estimate = make_plan(loaded, home(), {hardware: find_hardware(hardware)} if hardware else HARDWARE, workers)
+    devices = {hardware: find_hardware(hardware)} if hardware else HARDWARE
+    if recipe in study_files():
+        of_study = plan_study(find_study(recipe), home(), devices, workers)
+        if as_json:
+            show_json(of_study)
+        else:
+            show(*show_study(of_study))
+        assert_study_fits(of_study)
+        return
+    estimate = make_plan(recipe_named(recipe), home(), devices, workers)
     if as_json:
         show_json(estimate)
     else:

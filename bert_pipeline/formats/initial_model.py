@@ -5,6 +5,7 @@ BERT has 0 and 100 to 103. The rows of the embedding move with their pieces, so 
 """
 
 import json
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,7 @@ TOKENIZER_FILES = (
 )
 BERT_ROWS = 30_522
 """vocab_size of transformers.BertConfig where config.json does not state it."""
+PREFIX = "##"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -101,7 +103,7 @@ def adopt_initial_model(recipe: Recipe, folder: Path) -> Recipe:
         )
     model = found.model_copy(update={name: getattr(stated, name) for name in NO_WEIGHTS & stated.model_fields_set})
     sizes = {
-        "vocab_size": len(vocabulary.pieces),
+        "vocab_size": len(vocabulary.pieces) + recipe.tokenizer.extend,
         "lowercase": vocabulary.lowercase,
         "strip_accents": vocabulary.strip_accents,
     }
@@ -265,20 +267,45 @@ def _differing_settings(stated: dict[str, Any], loaded: dict[str, Any]) -> str:
     return ", ".join(f"{name} is {one} and {other}" for name, (one, other) in pairs.items() if one != other)
 
 
-def ids_in_initial_model(folder: Path, tokenizer: Path) -> list[int]:
-    """For each id of the tokenizer artifact, the id of the same piece in the initial model."""
+def pieces_in_initial_model(folder: Path, tokenizer: Path) -> list[list[int]]:
+    """For each id of the tokenizer artifact, the id of the same piece in the initial model. For a piece that was added
+    (tokenizer.extend): the ids of the pieces that it replaces.
+    """
     there = {piece: number for number, piece in enumerate(read_vocabulary(folder).pieces)}
     here = read_tokenizer(tokenizer).get_vocab()
-    return [there[piece] for piece in sorted(here, key=lambda piece: here[piece])]
+    pieces = sorted(here, key=lambda piece: here[piece])
+    return [[there[part] for part in ([piece] if piece in there else split_piece(piece, there))] for piece in pieces]
+
+
+def split_piece(piece: str, vocabulary: Container[str]) -> list[str]:
+    """Split a piece into pieces of the vocabulary as WordPiece does, longest first; an empty list if that fails."""
+    prefix = PREFIX if piece.startswith(PREFIX) and len(piece) > len(PREFIX) else ""
+    rest, parts = piece.removeprefix(prefix), []
+    while rest:
+        size = next((size for size in range(len(rest), 0, -1) if prefix + rest[:size] in vocabulary), 0)
+        if not size:
+            return []
+        parts.append(prefix + rest[:size])
+        prefix, rest = PREFIX, rest[size:]
+    return parts
 
 
 def assert_same_vocabulary(folder: Path, tokenizer: Path) -> None:
-    """Raise InitialModelError if the tokenizer artifact does not hold the vocabulary of the initial model."""
+    """Raise InitialModelError if the tokenizer artifact does not hold the vocabulary of the initial model.
+
+    It may hold more pieces of words (tokenizer.extend), which come before the added tokens.
+    """
     there, here = read_vocabulary(folder), read_tokenizer(tokenizer)
     pieces = here.get_vocab()
-    differing = [piece for number, piece in enumerate(there.in_our_order) if pieces.get(piece) != number]
+    more = len(here.get_vocab(with_added_tokens=False)) - there.num_in_model
+    expected = {
+        piece: number if number < there.num_in_model else number + more
+        for number, piece in enumerate(there.in_our_order)
+    }
+    differing = [piece for piece, number in expected.items() if pieces.get(piece) != number]
+    differing += [piece for piece in pieces.keys() - expected.keys() if not split_piece(piece, expected)]
     settings = _settings(here)
-    if differing or len(pieces) != len(there.pieces) or settings != there.settings():
+    if differing or more < 0 or settings != there.settings():
         example = f", such as {differing[0]!r}" if differing else ""
         raise InitialModelError(
             f"the datasets were built with {tokenizer} ({len(pieces):,} pieces, {_listed(settings)}), but {folder} has "

@@ -31,7 +31,7 @@ from bert_pipeline.formats.tables import SPLITS, shard_name
 from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.planning.measured import measured
 from bert_pipeline.planning.survey import Survey, num_characters
-from bert_pipeline.recipe import Recipe, TokenizerRecipe
+from bert_pipeline.recipe import Recipe
 from bert_pipeline.stages import initial_directory
 from bert_pipeline.store.artifact import Facts
 from bert_pipeline.store.executors import end_idle_workers
@@ -111,11 +111,7 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
 
     log.info("plan: tokenizer")
     clock = time.monotonic()
-    if init_from := initial_directory(recipe):
-        out["tokenizer"].mkdir()
-        about_tokenizer = take_tokenizer_over(init_from, out["raw_corpus"], out["tokenizer"])
-    else:
-        about_tokenizer = _build_tokenizer(recipe.tokenizer, out["raw_corpus"], out["tokenizer"])
+    about_tokenizer = _build_tokenizer(recipe, out["raw_corpus"], out["tokenizer"])
     tokenizer_seconds = time.monotonic() - clock
     tokenizer = out["tokenizer"], cached_digest(out["tokenizer"] / "tokenizer.json")
 
@@ -173,18 +169,23 @@ def _sample_shards(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
     return {f"{split}/{shard_name(documents[0].document_id)}": documents for split, documents in parts}
 
 
-def _build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Facts:
-    """Build the tokenizer; halve the vocabulary until the sample is large enough for it."""
+def _build_tokenizer(recipe: Recipe, raw_corpus: Path, out: Path) -> Facts:
+    """Build the tokenizer; halve the number of pieces to learn until the sample is large enough for it."""
+    section, init_from = recipe.tokenizer, initial_directory(recipe)
+    size, fewest = ("extend", 1) if init_from else ("vocab_size", 200)
     while True:
         out.mkdir()
         try:
+            if init_from:
+                return take_tokenizer_over(section, init_from, raw_corpus, out)
             return build_tokenizer(section, raw_corpus, out)
         except VocabularyError as error:
-            if section.vocab_size < 200:
+            number = getattr(section, size)
+            if number < fewest:
                 raise
-            log.warning("plan: on the sample: %s; trying half the vocabulary", error)
+            log.warning("plan: on the sample: %s; trying half the number", error)
             shutil.rmtree(out)
-            section = section.model_copy(update={"vocab_size": section.vocab_size // 2})
+            section = section.model_copy(update={size: number // 2})
 
 
 def _without_drops(path: Path) -> CorpusShard:

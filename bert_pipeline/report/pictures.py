@@ -5,7 +5,7 @@ They use matplotlib's Figure, not pyplot: no global state, no display, usable fr
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axis import Axis
@@ -114,6 +114,54 @@ def task_scores(tasks: Mapping[str, Mapping[str, Any]]) -> bytes:
     axes.set(yticks=range(len(tasks)), yticklabels=list(tasks), xlabel="test score (%)")
     axes.invert_yaxis()
     axes.grid(axis="x", color="0.9")
+    return _png(figure)
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def arm_scores(
+    scores: Mapping[str, Mapping[str, Interval]], differences: Mapping[str, Mapping[str, Interval]]
+) -> bytes:
+    """A row of panels for each task: the score of each arm as a bar, and its difference to the reference. All with
+    their intervals, by task and arm, as fractions.
+    """
+    arms = list(next(iter(scores.values())))
+    height = 0.3 * len(arms) + 0.8
+    figure = Figure(figsize=(WIDTH * 1.5, height * len(scores) + 0.2), layout="constrained")
+    grid = figure.subplots(len(scores), 2, squeeze=False, sharex="col")
+    for (left, right), task in zip(grid, scores, strict=True):
+        for row, arm in enumerate(arms):
+            score, difference = scores[task][arm], differences[task].get(arm)
+            left.barh(row, 100 * score.value, color="tab:blue" if difference else "0.6", height=0.6)
+            left.plot([100 * score.low, 100 * score.high], [row, row], color="black", linewidth=1.5)
+            if difference:
+                right.plot([100 * difference.low, 100 * difference.high], [row, row], color="tab:blue", linewidth=2)
+                right.plot(100 * difference.value, row, marker="o", markersize=5, color="tab:blue")
+        right.axvline(0, color="0.6", linewidth=1)
+        left.set(yticks=range(len(arms)), yticklabels=arms, title=task)
+        right.set(yticks=range(len(arms)), yticklabels=[""] * len(arms), ylim=left.get_ylim())
+        left.invert_yaxis()
+        right.invert_yaxis()
+    grid[-1, 0].set(xlabel="test score (%), 95 % interval")
+    grid[-1, 1].set(xlabel="difference to the reference, 95 % interval")
+    return _png(figure)
+
+
+def losses_by_arm(curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]]) -> bytes:
+    """The held-out loss per word over steps: a colour for each arm, a line for each of its seeds."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    for number, (arm, of_seeds) in enumerate(curves.items()):
+        for seed, (steps, losses) in enumerate(of_seeds):
+            axes.plot(steps, losses, color=f"C{number}", linewidth=1, label=arm if seed == 0 else None)
+    axes.set(xlabel="step", ylabel="held-out loss (nats per word)")
+    axes.legend(fontsize="small")
     return _png(figure)
 
 

@@ -9,8 +9,8 @@ import dagster as dg
 
 from bert_pipeline import settings
 from bert_pipeline.data.sources.pubmed.mirror import RECORD, update_pubmed
+from bert_pipeline.experiments import find_recipe, recipe_names
 from bert_pipeline.recipe import RecipeError
-from bert_pipeline.recipe_files import find_recipe, recipe_files
 from orchestration.tracking.logs import library_log_in
 
 
@@ -18,7 +18,7 @@ from orchestration.tracking.logs import library_log_in
 def update_mirrors(context: dg.OpExecutionContext) -> None:
     """Update each mirror once, however many recipes name it."""
     folders = set()
-    for name in recipe_files():
+    for name in recipe_names():
         try:
             corpus = find_recipe(name).corpus
         except RecipeError as error:

@@ -30,8 +30,8 @@ import dagster as dg
 
 from bert_pipeline.data.corpus.sources import source_files
 from bert_pipeline.data.sources.records import SourceError
+from bert_pipeline.experiments import find_recipe
 from bert_pipeline.recipe import Recipe, RecipeError
-from bert_pipeline.recipe_files import find_recipe
 from bert_pipeline.store import artifact
 from orchestration.assets import ASSETS, recipes
 
@@ -44,7 +44,7 @@ UNFINISHED = [status for status in dg.DagsterRunStatus if status not in ENDED]
 
 whole_graph = dg.define_asset_job(
     "whole_graph",
-    selection=dg.AssetSelection.all(),
+    selection=dg.AssetSelection.assets(*ASSETS),
     description="Build everything for one recipe, from text to registered model. Existing artifacts are kept, and a "
     "training that was stopped resumes from its last checkpoint.",
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_pipeline.evaluation.scoring.compare import compare_evaluations
-from bert_pipeline.evaluation.scoring.significance import Comparison
+from bert_pipeline.evaluation.scoring.significance import SIGNIFICANCE, Comparison, holm
 from bert_pipeline.evaluation.tasks.task import TaskError
 from bert_pipeline.stages import EVALUATION
 from bert_pipeline.store import artifact
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CODE_VERSION = "1"
-SIGNIFICANCE = 0.05
 
 log = logging.getLogger("bert_pipeline.registry")  # under the library's name, so that Dagster shows it
 
@@ -180,10 +179,7 @@ def _require_same_conditions(task: str, ours: Artifact, theirs: Artifact) -> Non
 
 def _better(compared: Mapping[str, Comparison]) -> list[str]:
     """Return the tasks on which the challenger is significantly better after Holm's correction."""
-    corrected, at_least = {}, 0.0
-    for rank, task in enumerate(sorted(compared, key=lambda task: compared[task].p_value)):
-        at_least = max(at_least, (len(compared) - rank) * compared[task].p_value)
-        corrected[task] = at_least
+    corrected = holm({task: one.p_value for task, one in compared.items()})
     return [task for task, one in compared.items() if one.low > 0 and corrected[task] < SIGNIFICANCE]
 
 

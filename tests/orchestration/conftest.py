@@ -1,4 +1,4 @@
-"""Set the partitions, recipes/*.toml beside this file, before orchestration is imported; fixtures for registries."""
+"""Set the partitions (recipes/ and studies/ beside this file) before orchestration is imported; registries."""
 
 import itertools
 import json
@@ -11,6 +11,7 @@ import pytest
 from bert_pipeline.store import artifact
 
 os.environ["BERT_PIPELINE_RECIPES"] = str(Path(__file__).parent / "recipes")
+os.environ["BERT_PIPELINE_STUDIES"] = str(Path(__file__).parent / "studies")
 os.environ["MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"] = "1"
 
 

@@ -86,3 +86,23 @@ def test_scores_are_drawn_with_published_scores(tmp_path):
         return int((image[..., 1] - np.maximum(image[..., 0], image[..., 2]) > 0.1).sum())
 
     assert green(many) > green(few) > green(bare) > 0, "PubMedBERT's mark: in the legend, and where it is published"
+
+
+def test_arms_have_bars_and_all_but_the_reference_a_difference(tmp_path):
+    score = {arm: pictures.Interval(0.8, 0.75, 0.85) for arm in ("plain", "muon", "both")}
+    difference = {arm: pictures.Interval(0.02, -0.01, 0.05) for arm in ("muon", "both")}
+    one = pixels(pictures.arm_scores({"GAD": score}, {"GAD": difference}), tmp_path)
+    two = pixels(pictures.arm_scores({"GAD": score, "DDI": score}, {"GAD": difference, "DDI": difference}), tmp_path)
+    assert two.shape[1] == one.shape[1] and two.shape[0] > 1.7 * one.shape[0]
+    grey = abs(one[..., :3] - 0.6).max(-1) < 0.02
+    blue = one[..., 2] > one[..., 0] + 0.2
+    assert 1.7 * grey.sum() < blue.sum(), "the bar of the reference is grey, the two others are blue"
+
+
+def test_each_seed_has_a_line_in_the_colour_of_its_arm():
+    curve = ([0, 50, 100], [9.0, 7.0, 6.0])
+    one, two = (
+        pictures.losses_by_arm({"plain": [curve]}),
+        pictures.losses_by_arm({"plain": [curve], "muon": [curve] * 2}),
+    )
+    assert one != two and len(two) < 40_000

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 
 from bert_pipeline.data.tokenizer.build import take_tokenizer_over
-from bert_pipeline.formats.initial_model import InitialModelError
+from bert_pipeline.formats.initial_model import InitialModelError, assert_same_vocabulary, split_piece
 from bert_pipeline.formats.tokenizer import read_tokenizer
-from bert_pipeline.recipe import ModelRecipe
+from bert_pipeline.recipe import ModelRecipe, TokenizerRecipe
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import make_stage, stage_origin
 from bert_pipeline.store import artifact
@@ -51,7 +51,7 @@ def foreign(request, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def taken_over(foreign, tiny, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("tokenizer")
-    facts = take_tokenizer_over(foreign, tiny["raw_corpus"].path, out)
+    facts = take_tokenizer_over(TokenizerRecipe(), foreign, tiny["raw_corpus"].path, out)
     assert facts["vocab_size"] == len(PIECES) + len(ADDED) and facts["heldout_unk_fraction"] < 0.01
     return out
 
@@ -95,6 +95,49 @@ def test_what_the_model_lacks_is_a_function_of_the_seed(foreign, taken_over):
     assert one.cls.predictions.decoder.weight is weights, "tied"
 
 
+@pytest.fixture(scope="module")
+def extended(foreign, tiny, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("extended")
+    facts = take_tokenizer_over(TokenizerRecipe(extend=40), foreign, tiny["raw_corpus"].path, out)
+    assert facts["vocab_size"] == len(PIECES) + len(ADDED) + 40 and facts["added_pieces"] == 40
+    assert facts["heldout_pieces_per_word"] < 0.8 * facts["initial_heldout_pieces_per_word"]
+    return out
+
+
+def test_added_pieces_shorten_the_text_and_leave_the_other_ids_alone(extended, taken_over):
+    before, after = (read_tokenizer(folder).get_vocab(with_added_tokens=False) for folder in (taken_over, extended))
+    assert {piece: after[piece] for piece in before} == before
+    assert sorted(after[piece] for piece in after.keys() - before.keys()) == [*range(len(before), len(before) + 40)]
+    text = "atenolol was given daily"
+    one, other = (AutoTokenizer.from_pretrained(folder) for folder in (taken_over, extended))
+    assert len(other.tokenize(text)) < len(one.tokenize(text))
+    assert other.decode(other(text)["input_ids"]) == one.decode(one(text)["input_ids"])
+
+
+def test_the_row_of_an_added_piece_is_the_mean_of_those_it_replaces(foreign, taken_over, extended):
+    plain, longer = (initial_model(ModelRecipe(**SIZES), folder, 1, foreign) for folder in (taken_over, extended))
+    known, pieces = read_tokenizer(taken_over).get_vocab(), read_tokenizer(extended).get_vocab()
+    assert longer.cls.predictions.decoder.weight is longer.get_input_embeddings().weight, "tied"
+    for parameter in ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias"):
+        old, new = plain.get_parameter(parameter), longer.get_parameter(parameter)
+        for piece, number in pieces.items():
+            parts = [piece] if piece in known else split_piece(piece, known)
+            expected = old[[known[part] for part in parts]].mean(0)
+            assert torch.equal(new[number], expected) if len(parts) == 1 else torch.allclose(new[number], expected)
+    encoder = dict(longer.bert.encoder.named_parameters())
+    assert all(torch.equal(encoder[name], each) for name, each in plain.bert.encoder.named_parameters())
+
+
+def test_datasets_of_an_extended_vocabulary_are_accepted_and_of_a_foreign_piece_not(foreign, extended, tmp_path):
+    assert_same_vocabulary(foreign, extended)
+    table = json.loads((extended / "tokenizer.json").read_text())
+    numbers = table["model"]["vocab"]
+    table["model"]["vocab"] = {"é" if number == len(PIECES) + 3 else piece: number for piece, number in numbers.items()}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(InitialModelError, match="1 pieces differ in their ids, such as 'é'"):
+        assert_same_vocabulary(foreign, tmp_path)
+
+
 BASE = """
 [corpus]
 source = "sample"
@@ -132,11 +175,12 @@ def two_recipes(tmp_path_factory, training_in_a_fork):
     """`base` learns from nothing; `further` begins with what base has learnt."""
     root = tmp_path_factory.mktemp("continual")
     (root / "base.toml").write_text(BASE.format(tokenizer="[tokenizer]\nvocab_size = 800", model=MODEL, init_from=""))
-    (root / "further.toml").write_text(BASE.format(tokenizer="", model="", init_from='init_from = "base"'))
+    for name, tokenizer in (("further", ""), ("extended", "[tokenizer]\nextend = 60")):
+        (root / f"{name}.toml").write_text(BASE.format(tokenizer=tokenizer, model="", init_from='init_from = "base"'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BERT_PIPELINE_RECIPES", str(root))
         patch.setenv("BERT_PIPELINE_HOME", str(root / "home"))
-        yield {name: load_recipe(root / f"{name}.toml") for name in ("base", "further")}
+        yield {name: load_recipe(root / f"{name}.toml") for name in ("base", "further", "extended")}
 
 
 KINDS = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset", "pretrained_checkpoint")
@@ -171,6 +215,23 @@ def test_a_run_begins_where_the_other_ended(two_recipes, base, tmp_path):
     assert further.record["origin"]["section"]["model"]["hidden_size"] == SIZES["hidden_size"]
     card = (further.path / "MODEL_CARD.md").read_text()
     assert "begun with the weights and the vocabulary of base and trained" in card and "from scratch" not in card
+
+
+def test_an_extended_vocabulary_is_trained_and_exported(two_recipes, base, tmp_path):
+    recipe = two_recipes["extended"]
+    made = build(recipe, tmp_path)
+    checkpoint = made["pretrained_checkpoint"]
+    assert made["tokenizer"].facts["vocab_size"] == 860
+    assert checkpoint.facts["heldout_after"]["mlm_loss"] < checkpoint.facts["heldout_before"]["mlm_loss"]
+    assert checkpoint.facts["max_logit_difference"] < 1e-4
+    model, tokenizer = (
+        BertForPreTraining.from_pretrained(checkpoint.path),
+        AutoTokenizer.from_pretrained(checkpoint.path),
+    )
+    assert model.config.vocab_size == 896 and len(tokenizer) == 860
+    again = initial_model(ModelRecipe(**SIZES), made["tokenizer"].path, 12345, base["pretrained_checkpoint"].path)
+    other = initial_model(ModelRecipe(**SIZES), made["tokenizer"].path, 1, base["pretrained_checkpoint"].path)
+    assert torch.equal(again.get_input_embeddings().weight[:860], other.get_input_embeddings().weight[:860])
 
 
 def test_datasets_of_another_vocabulary_are_refused(two_recipes, base, tmp_path):

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from bert_pipeline.core.tables import byte_size
-from bert_pipeline.data.corpus import card_pages
-from bert_pipeline.data.corpus.card_pages import CardSection, Samples
-from bert_pipeline.report import pictures
+from bert_pipeline.report import pages, pictures
+from bert_pipeline.report.pages import PageSection, Samples
 from bert_pipeline.store.artifact import Facts
 
 FILES = PAGE, TEXT = "data_card.html", "DATA_CARD.md"
@@ -27,15 +26,15 @@ SAMPLE_CHARACTERS = 1_500
 def write_data_card(out: Path, facts: Facts, samples: Samples) -> None:
     """Write `data_card.html` and `DATA_CARD.md` into the directory `out` of a raw_corpus with these facts."""
     shown, documents = list(sections(facts)), [(name, _cut(sentences)) for name, sentences in samples]
-    page = card_pages.html(_title(facts), _glance(facts), shown, documents)
+    page = pages.html(_title(facts), _glance(facts), shown, documents)
     (out / PAGE).write_text(page, encoding="utf-8")
-    text = card_pages.markdown(_title(facts), shown, documents)
+    text = pages.markdown(_title(facts), shown, documents)
     (out / TEXT).write_text(_hub_head(facts) + text, encoding="utf-8")
 
 
 def card_in_markdown(facts: Facts) -> str:
     """The card as Markdown with embedded pictures, without samples."""
-    return card_pages.markdown(_title(facts), list(sections(facts)), embed=True)
+    return pages.markdown(_title(facts), list(sections(facts)), embed=True)
 
 
 def heaps_exponent(growth: Mapping[str, list[int]]) -> float | None:
@@ -48,16 +47,16 @@ def heaps_exponent(growth: Mapping[str, list[int]]) -> float | None:
     return float(np.polyfit(np.log(growth["words"]), np.log(growth["distinct"]), 1)[0])
 
 
-def sections(facts: Facts) -> Iterator[CardSection]:
+def sections(facts: Facts) -> Iterator[PageSection]:
     """Yield the sections of the card in order, without the samples."""
     yield _size(facts)
     yield _records(facts)
     if others := facts.get("passed_over"):
         kinds = [(reason, each["files"], byte_size(each["bytes"])) for reason, each in others.items()]
         text = "These files of the folder and members of archives were not read; passed_over.jsonl names each."
-        yield CardSection("Other files", text, ("reason", "files", "size"), kinds)
+        yield PageSection("Other files", text, ("reason", "files", "size"), kinds)
     if rules := facts["cleaned_by_rule"]:
-        yield CardSection(
+        yield PageSection(
             "Cleaning", "How many documents each rule changed.", ("rule", "documents"), _descending(rules)
         )
     yield _length(facts)
@@ -68,12 +67,12 @@ def sections(facts: Facts) -> Iterator[CardSection]:
         others = documents - sum(journals.values())
         rows = [(name, count, count / documents) for name, count in _descending(journals)]
         text = f"The {len(journals)} largest. {others:,} documents are of other journals, or name none."
-        yield CardSection("Journals", text, ("journal", "documents", "share"), rows)
+        yield PageSection("Journals", text, ("journal", "documents", "share"), rows)
     if facts["vocabulary_growth"]["words"]:
         yield _vocabulary(facts["vocabulary_growth"])
 
 
-def _size(facts: Facts) -> CardSection:
+def _size(facts: Facts) -> PageSection:
     rows: list[tuple[str | int, ...]] = []
     for unit in ("documents", "sentences", "words"):
         train, heldout = facts[f"train_{unit}"], facts[f"heldout_{unit}"]
@@ -85,10 +84,10 @@ def _size(facts: Facts) -> CardSection:
     )
     text += f"; the newest was released on {facts['cut_off']}" if facts["cut_off"] else ""
     fingerprint = f" (fingerprint {facts['sources_fingerprint']})" if facts["sources_fingerprint"] else ""
-    return CardSection("Size", f"{text}{fingerprint}.", ("", "to train on", "held out", "together"), rows)
+    return PageSection("Size", f"{text}{fingerprint}.", ("", "to train on", "held out", "together"), rows)
 
 
-def _records(facts: Facts) -> CardSection:
+def _records(facts: Facts) -> PageSection:
     """What became of each record. The rows sum up to the last one; if they do not, the card says so."""
     kept, dropped, rejected = _documents(facts), facts["dropped_documents"], facts["rejected_documents"]
     records = facts["records"]
@@ -106,10 +105,10 @@ def _records(facts: Facts) -> CardSection:
             " them."
         )
     rows = [(where, count, count / max(records, 1)) for where, count in counts]
-    return CardSection("Records", text, ("", "records", "share"), rows)
+    return PageSection("Records", text, ("", "records", "share"), rows)
 
 
-def _length(facts: Facts) -> CardSection:
+def _length(facts: Facts) -> PageSection:
     documents, sentences, words = (
         facts[f"train_{unit}"] + facts[f"heldout_{unit}"] for unit in ("documents", "sentences", "words")
     )
@@ -122,10 +121,10 @@ def _length(facts: Facts) -> CardSection:
         for unit in ("words", "sentences")
         if (found := facts[f"{unit}_per_document_histogram"])
     }
-    return CardSection("Length", text, pictures=drawn)
+    return PageSection("Length", text, pictures=drawn)
 
 
-def _years(facts: Facts) -> CardSection:
+def _years(facts: Facts) -> PageSection:
     counts = {int(year): count for year, count in facts["documents_by_year"].items()}
     first, last = min(counts), max(counts)
     years = range(first, last + 1)
@@ -137,10 +136,10 @@ def _years(facts: Facts) -> CardSection:
     )
     undated = _documents(facts) - sum(counts.values())
     text = f"From {first} to {last}; {undated:,} documents bear no date."
-    return CardSection("Dates", text, pictures={"documents by year of publication": picture})
+    return PageSection("Dates", text, pictures={"documents by year of publication": picture})
 
 
-def _vocabulary(growth: Mapping[str, list[int]]) -> CardSection:
+def _vocabulary(growth: Mapping[str, list[int]]) -> PageSection:
     words, distinct = growth["words"], growth["distinct"]
     exponent = heaps_exponent(growth)
     text = f"{distinct[-1]:,} distinct words among the first {words[-1]:,}, lower-cased."
@@ -150,7 +149,7 @@ def _vocabulary(growth: Mapping[str, list[int]]) -> CardSection:
             "Manning et al. 2008, section 5.1.1)."
         )
     picture = pictures.growth(words, distinct, exponent)
-    return CardSection("Vocabulary growth", text, pictures={"distinct words against words": picture})
+    return PageSection("Vocabulary growth", text, pictures={"distinct words against words": picture})
 
 
 def _title(facts: Facts) -> str:

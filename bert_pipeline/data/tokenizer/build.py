@@ -7,7 +7,7 @@ The vocabulary depends on the text alone: not on shards, workers, or the seed of
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tokenizers.normalizers import BertNormalizer
 from bert_pipeline.data.tokenizer.accents import MAX_STRIPPED_FRACTION, REMEDY, describe_stripped, stripped_letters
 from bert_pipeline.data.tokenizer.alphabet import choose_alphabet
 from bert_pipeline.data.tokenizer.counts import Sample, as_table, count_corpus, count_words
+from bert_pipeline.data.tokenizer.extend import useful_pieces
 from bert_pipeline.data.tokenizer.learn import learn_pieces, spell
 from bert_pipeline.formats.corpus import CorpusShard, corpus_shards
 from bert_pipeline.formats.initial_model import Vocabulary, read_vocabulary
@@ -30,6 +31,7 @@ from bert_pipeline.store.artifact import Facts
 HELDOUT_DOCUMENTS = 20_000
 """Maximum number of held-out documents on which the facts are measured."""
 CHECKED_WORDS = 100
+SHOWN_PIECES = 20
 
 log = logging.getLogger(__name__)
 
@@ -61,20 +63,45 @@ def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Fa
     }
 
 
-def take_tokenizer_over(init_from: Path, raw_corpus: Path, out: Path) -> Facts:
-    """Save the vocabulary of the initial model with the special tokens first."""
-    tokenizer = copy_tokenizer(read_vocabulary(init_from))
-    save_tokenizer(tokenizer, out)
-    return {**_about(tokenizer), **_measure(tokenizer, raw_corpus)}
+def take_tokenizer_over(section: TokenizerRecipe, init_from: Path, raw_corpus: Path, out: Path) -> Facts:
+    """Save the vocabulary of the initial model with the special tokens first, and `section.extend` new pieces last.
+
+    Raises VocabularyError if the text yields fewer useful pieces.
+    """
+    vocabulary = read_vocabulary(init_from)
+    tokenizer = copy_tokenizer(vocabulary)
+    if not section.extend:
+        save_tokenizer(tokenizer, out)
+        return {**_about(tokenizer), **_measure(tokenizer, raw_corpus)}
+    shards = corpus_shards(raw_corpus, "train")
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        sample = Sample(section.seed, _share(section.max_documents, shards))
+        counted = count_corpus(_bert_tokenizer(vocabulary.normalizer), shards, sample, Path(scratch))
+    useful = useful_pieces(tokenizer, counted.words, counted.counts, section.extend, section.min_frequency)
+    if len(useful) < section.extend:
+        raise VocabularyError(
+            f"tokenizer.extend = {section.extend}, but only {len(useful)} new pieces save tokens on this text; remedy: "
+            f"set tokenizer.extend to {len(useful)} or less, or add text"
+        )
+    extended = copy_tokenizer(vocabulary, [each.piece for each in useful])
+    save_tokenizer(extended, out)
+    return {
+        **_about(extended),
+        "added_pieces": len(useful),
+        "most_useful_pieces": [list(each) for each in useful[:SHOWN_PIECES]],
+        "training_documents": counted.num_documents,
+        "initial_heldout_pieces_per_word": _measure(tokenizer, raw_corpus)["heldout_pieces_per_word"],
+        **_measure(extended, raw_corpus),
+    }
 
 
-def copy_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    """Return a tokenizer that gives the same pieces for any text, with our ids.
+def copy_tokenizer(vocabulary: Vocabulary, new_pieces: Sequence[str] = ()) -> Tokenizer:
+    """Return a tokenizer with our ids that gives the same pieces for any text, or `new_pieces` in place of some.
 
     One difference is intended: `read_tokenizer` encodes a special token that occurs in text, such as "[SEP]", as its
     characters.
     """
-    in_model = vocabulary.in_our_order[: vocabulary.num_in_model]
+    in_model = (*vocabulary.in_our_order[: vocabulary.num_in_model], *new_pieces)
     numbered = {piece: number for number, piece in enumerate(in_model)}
     tokenizer = _bert_tokenizer(vocabulary.normalizer, numbered)
     tokenizer.add_tokens(list(vocabulary.added))

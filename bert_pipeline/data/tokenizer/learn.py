@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numba import njit
 
 from bert_pipeline.core.progress import Progress
-from bert_pipeline.data.tokenizer.merges import count_pairs, merge, most_frequent, with_room
+from bert_pipeline.data.tokenizer.merges import Pairs, count_pairs, merge, most_frequent, with_room
 
 PREFIX = "##"
 
@@ -65,10 +65,18 @@ def learn_pieces(
     `alphabet` are removed from the words. The function overwrites `spelling`.
     """
     pieces = [*special_tokens, *(PREFIX + character for character in alphabet.inside), *alphabet.initial]
-    ids = {piece: number for number, piece in enumerate(pieces)}
     pairs = count_pairs(*_symbols(spelling, alphabet, len(special_tokens)), spelling.counts)
+    return Learnt(pieces, merge_frequent_pairs(pieces, pairs, vocab_size, min_frequency))
+
+
+def merge_frequent_pairs(pieces: list[str], pairs: Pairs, vocab_size: int, min_frequency: int) -> int:
+    """Append the merged pairs to `pieces`, most frequent first; return the count of the last one.
+
+    The ids in `pairs` are places in `pieces`.
+    """
+    ids = {piece: number for number, piece in enumerate(pieces)}
     progress = Progress("tokenizer: merging pairs", max(vocab_size - len(pieces), 0), "pieces")
-    last_count = np.iinfo(np.int64).max  # before any merge, no word is more frequent
+    last_count = int(np.iinfo(np.int64).max)  # before any merge, no word is more frequent
     while len(pieces) < vocab_size:
         key, count, words = most_frequent(pairs)
         if count < max(min_frequency, 1):
@@ -81,7 +89,7 @@ def learn_pieces(
             progress.advance()
         pairs = with_room(pairs, 2 * len(pieces))  # every new pair contains the new piece
         merge(pairs, key, words, number)
-    return Learnt(pieces, last_count)
+    return last_count
 
 
 def _symbols(spelling: Spelling, alphabet: Alphabet, first_id: int) -> tuple[np.ndarray, np.ndarray]:

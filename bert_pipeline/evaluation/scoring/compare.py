@@ -26,11 +26,12 @@ def compare_evaluations(ours: Path, theirs: Path) -> Comparison:
         )
     task = find_task(our_table["task"])
     shared = [seed for seed in our_table["seeds"] if seed in their_table["seeds"]]
-    our_runs = _runs(ours, task, shared or our_table["seeds"])
-    their_runs = _runs(theirs, task, shared or their_table["seeds"])
+    our_runs = read_runs(ours, task, shared or our_table["seeds"])
+    their_runs = read_runs(theirs, task, shared or their_table["seeds"])
     return compare(task, our_runs, their_runs, RESAMPLING_SEED)
 
 
-def _runs(folder: Path, task: Task, seeds: list[int]) -> list[np.ndarray]:
+def read_runs(folder: Path, task: Task, seeds: list[int]) -> list[np.ndarray]:
+    """The `statistics` of the run of each seed, from the output directory of an evaluation."""
     files = (folder / "predictions" / f"pretrained-seed{seed}-test.tsv" for seed in seeds)
     return [statistics(task, *read_predictions(file, task)) for file in files]

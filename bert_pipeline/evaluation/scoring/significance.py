@@ -17,8 +17,9 @@ interval also excludes 0.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from bert_pipeline.evaluation.scoring.scores import (
 )
 from bert_pipeline.evaluation.tasks.task import Task
 
+Name = TypeVar("Name", bound=Hashable)
+
+SIGNIFICANCE = 0.05
 TOLERANCE = 1e-12
 """Score differences that differ by less than this (rounding errors) count as equal."""
 
@@ -51,7 +55,7 @@ class Comparison:
     @property
     def significant(self) -> bool:
         """At the 5 % level, over examples (p-value) and seeds (interval)."""
-        return self.p_value < 0.05 and not self.low <= 0 <= self.high
+        return self.p_value < SIGNIFICANCE and not self.low <= 0 <= self.high
 
 
 def compare(task: Task, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], seed: int) -> Comparison:
@@ -66,6 +70,15 @@ def compare(task: Task, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
     low, high = _interval(task, our_values, their_values, np.random.default_rng([seed, 0]))
     p_value = _p_value(task, our_values, their_values, np.random.default_rng([seed, 1]))
     return Comparison(difference, low, high, p_value)
+
+
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
+    """The p-values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6, 65-70)."""
+    corrected, at_least = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        at_least = min(1.0, max(at_least, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = at_least
+    return corrected
 
 
 def _mean_score(task: Task, sums: np.ndarray) -> np.ndarray:

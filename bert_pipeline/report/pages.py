@@ -1,4 +1,4 @@
-"""A data card as an HTML page and as Markdown.
+"""A page of sections, such as a data card, as HTML and as Markdown.
 
 All content may be untrusted text, so all of it is escaped: HTML in a document is displayed, never executed.
 """
@@ -7,6 +7,7 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from types import MappingProxyType
 
 from bert_pipeline.core.printable import fenced, plain
 from bert_pipeline.core.tables import markdown_table
@@ -36,8 +37,8 @@ summary, li { overflow-wrap: anywhere }
 
 
 @dataclass(frozen=True)
-class CardSection:
-    """One section of the card. A float in a table is a share; the page also draws it as a bar."""
+class PageSection:
+    """A float in a table is a share; the HTML page also draws it as a bar."""
 
     title: str
     text: str = ""
@@ -45,9 +46,11 @@ class CardSection:
     rows: Sequence[tuple[str | int | float, ...]] = ()
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     """Caption -> PNG."""
+    points: Sequence[str] = ()
+    """Items of a list below the text."""
 
 
-def html(title: str, glance: Mapping[str, str], sections: Sequence[CardSection], samples: Samples) -> str:
+def html(title: str, glance: Mapping[str, str], sections: Sequence[PageSection], samples: Samples = ()) -> str:
     """A self-contained page without scripts or external resources."""
     figures = "".join(f"<div><b>{escape(figure)}</b>{escape(what)}</div>" for what, figure in glance.items())
     return f"""\
@@ -69,15 +72,18 @@ def html(title: str, glance: Mapping[str, str], sections: Sequence[CardSection],
 """
 
 
-def _html_section(section: CardSection) -> str:
+def _html_section(section: PageSection) -> str:
     drawn = "".join(
         f'<figure><img src="{_embedded(png)}" alt="{escape(what)}"><figcaption>{escape(what)}</figcaption></figure>\n'
         for what, png in section.pictures.items()
     )
-    return f"<h2>{escape(section.title)}</h2>\n<p>{escape(section.text)}</p>\n{_html_table(section)}{drawn}"
+    text = f"<p>{escape(section.text)}</p>\n" if section.text or not section.points else ""
+    points = "".join(f"<li>{escape(point)}</li>\n" for point in section.points)
+    listed = f"<ul>\n{points}</ul>\n" if points else ""
+    return f"<h2>{escape(section.title)}</h2>\n{text}{listed}{_html_table(section)}{drawn}"
 
 
-def _html_table(section: CardSection) -> str:
+def _html_table(section: PageSection) -> str:
     if not section.rows:
         return ""
     kinds = ["" if isinstance(cell, str) else ' class="number"' for cell in section.rows[0]]
@@ -106,20 +112,33 @@ def _html_samples(samples: Samples) -> str:
     return "".join(lines)
 
 
-def markdown(title: str, sections: Sequence[CardSection], samples: Samples = (), embed: bool = False) -> str:
-    """The card as Markdown; `embed` includes the pictures as data URIs."""
-    return "\n".join(_markdown_lines(title, sections, samples, embed))
+def markdown(
+    title: str,
+    sections: Sequence[PageSection],
+    samples: Samples = (),
+    embed: bool = False,
+    files: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """The page as Markdown. `embed` includes the pictures as data URIs; `files` names the file of a picture by its
+    caption. Other pictures are left out.
+    """
+    return "\n".join(_markdown_lines(title, sections, samples, embed, files))
 
 
-def _markdown_lines(title: str, sections: Sequence[CardSection], samples: Samples, embed: bool) -> Iterator[str]:
+def _markdown_lines(
+    title: str, sections: Sequence[PageSection], samples: Samples, embed: bool, files: Mapping[str, str]
+) -> Iterator[str]:
     yield f"# {title}\n"
     for section in sections:
         yield f"## {section.title}\n\n{plain(section.text)}\n"
+        if section.points:
+            yield "".join(f"- {plain(point)}\n" for point in section.points)
         if section.rows:
             rows = ([plain(_shown(cell)) for cell in row] for row in section.rows)
             yield markdown_table([*map(plain, section.head)], rows)
-        for what, png in section.pictures.items() if embed else ():
-            yield f"![{what}]({_embedded(png)})\n"
+        for what, png in section.pictures.items():
+            if embed or what in files:
+                yield f"![{what}]({_embedded(png) if embed else files[what]})\n"
     if samples:
         yield "## Samples\n\nDocuments as they stand in the corpus, a line for each sentence.\n"
     for name, sentences in samples:
