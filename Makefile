@@ -55,6 +55,7 @@ docs: $(INSTALLED)
 # receives. A shell runs a trap only between commands or while it waits, hence `wait`. It starts background programs with
 # SIGINT ignored, and Dagster handles SIGTERM like SIGINT, hence `env`.
 ui: $(READY)
+	@python -m orchestration.tracking.database "sqlite:///$$BERT_PIPELINE_HOME/mlflow.db"
 	@trap 'kill -- $$groups 2>/dev/null; wait' EXIT; trap exit HUP INT TERM; \
 	setsid env --default-signal=INT mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
 	  --backend-store-uri "sqlite:///$$BERT_PIPELINE_HOME/mlflow.db" & groups=-$$!; \

@@ -228,13 +228,13 @@ EXCLUDED_SPLITS = ("dev", "test")
 
 STAGES = {
     "raw_corpus": Stage(
-        (), "3", lambda r: r.corpus.for_origin(), _raw_corpus, outside=_corpus_sources, resumable=True, in_shards=True
+        (), "4", lambda r: r.corpus.for_origin(), _raw_corpus, outside=_corpus_sources, resumable=True, in_shards=True
     ),
     "contamination": Stage(
         ("raw_corpus",), "1", lambda r: {"tasks": _searched_tasks(r)}, _contamination, outside=_searched_texts
     ),
     "tokenizer": Stage(
-        ("raw_corpus",), "1", lambda r: r.tokenizer.for_origin(), _tokenizer, outside=_initial_vocabulary
+        ("raw_corpus",), "2", lambda r: r.tokenizer.for_origin(), _tokenizer, outside=_initial_vocabulary
     ),
     "nsp_dataset": Stage(
         ("raw_corpus", "tokenizer"),

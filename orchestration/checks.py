@@ -105,7 +105,7 @@ def few_unknown_pieces(facts: Facts, recipe: Recipe) -> Iterator[str]:
             cause = (
                 f"; {facts['cut_words_fraction']:.2%} of the training words contain a character beyond "
                 f"tokenizer.limit_alphabet = {recipe.tokenizer.limit_alphabet}; remedy: set it to {needed} or more, "
-                f"and tokenizer.vocab_size to more than {2 * needed + len(SPECIAL_TOKENS)}"
+                f"and tokenizer.vocab_size to more than {facts['needed_alphabet_pieces']}"
             )
         yield f"{share:.2%} of the held-out tokens are [UNK], the limit is {MAX_UNK_FRACTION:.0%}{cause}"
 

@@ -16,7 +16,7 @@ from bert_pipeline.core.progress import Progress
 from bert_pipeline.data.corpus.build import MIN_DOCUMENTS
 from bert_pipeline.data.corpus.shard import CHARACTERS_PER_SHARD, split_of
 from bert_pipeline.data.corpus.sources import read_source_files, source_files
-from bert_pipeline.data.sources.records import Document, Rejection, SourceError
+from bert_pipeline.data.sources.records import Document, PassedOver, Rejection, SourceError
 from bert_pipeline.formats.tables import SPLITS, id_hash
 from bert_pipeline.recipe import CorpusRecipe
 
@@ -64,7 +64,7 @@ def read_source(section: CorpusRecipe) -> Survey:
     for number, (share, record) in enumerate(_records(section)):
         if isinstance(record, Rejection):
             found.rejected += 1
-        elif not record.deleted:
+        elif isinstance(record, Document) and not record.deleted:
             split = split_of(record.document_id, section.heldout_fraction)
             found.documents[split] += 1
             found.characters[split] += num_characters(record)
@@ -88,7 +88,7 @@ def read_source(section: CorpusRecipe) -> Survey:
     return found
 
 
-def _records(section: CorpusRecipe) -> Iterator[tuple[float, Document | Rejection]]:
+def _records(section: CorpusRecipe) -> Iterator[tuple[float, Document | Rejection | PassedOver]]:
     """Yield each record with the share of the source that has been read so far."""
     if section.source == "sample":
         from bert_pipeline.data.sources.sample.documents import sample_documents

@@ -14,22 +14,21 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
-from filelock import FileLock
 
 from bert_pipeline.store.artifact import Artifact, Facts
+from orchestration.tracking.database import open_client
 from orchestration.tracking.metadata import flatten, measured, numbers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
 
-SQLITE = "sqlite:///"
 EXPERIMENT = "bert-pipeline"
 DESCRIPTION = "mlflow.note.content"
 SHOWN_AS = {
@@ -94,12 +93,7 @@ class Mlflow(dg.ConfigurableResource):
     """URL of MLflow's UI, for links."""
 
     def client(self) -> "MlflowClient":
-        from mlflow import MlflowClient
-
-        # The first client creates the tables of a new database; two processes that do so at once fail.
-        file = self.tracking_uri.removeprefix(SQLITE)
-        with FileLock(f"{file}.lock") if file != self.tracking_uri else nullcontext():
-            return MlflowClient(self.tracking_uri)
+        return open_client(self.tracking_uri)
 
     def experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException

@@ -13,15 +13,26 @@ from typing import Any
 
 import pytest
 
+from bert_pipeline.data.corpus.build import build_raw_corpus
 from bert_pipeline.formats.corpus import iterate_documents
 from bert_pipeline.formats.pairs import MaskShard, PairShard, pass_directory
-from bert_pipeline.formats.tables import shard_paths
+from bert_pipeline.formats.tables import SPLITS, shard_paths
+from bert_pipeline.recipe import CorpusRecipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.stages import STAGES, make_stage
 
 FILE = Path(__file__).with_name("golden.json")
 KINDS = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")
 LENGTH, ROWS = 64, 3
+TEXTS = {
+    "chinese.txt": "患者头痛三天。血压正常！他问：「好吗？」没有回答。\n\n\ufeff\n\n頭痛が続く。熱はない。\n",
+    "korean.md": "환자는 두통을 호소하였다. 혈압은 정상이었다.\n",
+    "english.txt": "Dr. Smith gave 5 mg. of it (i.v.) twice. \u201cDid it help?\u201d Yes.\n\u200b\nNo side effects.\n",
+    "quotes.tsv": 'text\n"Aspirin" in dose 1. It helped.\n"never closed. The next row is its own.\nlast "\n',
+    "semicolons.csv": 'id;text\n1;One is short. Here.\n2;"Two; in quotes. Here."\n',
+    "lines.ndjson": '{"text": "A line. With \\u00e9."}\n',
+}
+"""Files of a corpus: what the readers and the splitter make of them belongs to the golden output, too."""
 
 
 def sha256(content: bytes) -> str:
@@ -36,6 +47,17 @@ def corpus_facts(directory: Path) -> dict[str, Any]:
         "first_sentences": {split: texts[0][:2] for split, texts in documents.items()},
         "sha256_of_sentences": {split: sha256(json.dumps(texts).encode()) for split, texts in documents.items()},
     }
+
+
+def documents_of_texts(folder: Path) -> list[list[str]]:
+    """The sentences of each document of TEXTS."""
+    texts, corpus = folder / "texts", folder / "corpus_of_texts"
+    for each in (texts, corpus):
+        each.mkdir()
+    for name, text in TEXTS.items():
+        (texts / name).write_bytes(text.encode())
+    build_raw_corpus(CorpusRecipe(path=str(texts), heldout_fraction=0.4), corpus)
+    return sorted(document for split in SPLITS for document in iterate_documents(corpus, split))
 
 
 def tokenizer_facts(directory: Path) -> dict[str, Any]:
@@ -92,7 +114,9 @@ def found(tmp_path_factory) -> dict[str, Any]:
     root, made = tmp_path_factory.mktemp("demo"), {}
     for kind in KINDS:
         made[kind] = make_stage(kind, fewer, made, root / kind)
-    return {kind: {"code_version": STAGES[kind].code_version} | FACTS[kind](one.path) for kind, one in made.items()}
+    facts = {kind: {"code_version": STAGES[kind].code_version} | FACTS[kind](one.path) for kind, one in made.items()}
+    facts["raw_corpus"]["documents_of_texts"] = documents_of_texts(root)
+    return facts
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

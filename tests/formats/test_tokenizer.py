@@ -18,7 +18,7 @@ TEXT = [
 
 @pytest.fixture(scope="module")
 def trained():
-    return train_wordpiece(TokenizerRecipe(vocab_size=140), TEXT)
+    return train_wordpiece(TokenizerRecipe(vocab_size=130), TEXT)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,19 @@ Its alphabet is counted and numbered beforehand, because it numbers continuation
 randomly seeded hash map.
 """
 
+import string
+import unicodedata
 from collections import Counter
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS
+
+
+def is_a_word(character):
+    """Whether BERT makes a word of the character wherever it stands: punctuation or Chinese (Devlin et al. 2019)."""
+    chinese = unicodedata.name(character, "").startswith(("CJK UNIFIED IDEOGRAPH", "CJK COMPATIBILITY IDEOGRAPH"))
+    return character in string.punctuation or unicodedata.category(character)[0] == "P" or chinese
 
 
 def learn_vocabulary(sentences, *, vocab_size, lowercase=True, min_frequency=2, limit_alphabet=1000):
@@ -24,7 +32,7 @@ def learn_vocabulary(sentences, *, vocab_size, lowercase=True, min_frequency=2, 
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in alphabet)],
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in alphabet if not is_a_word(character))],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,

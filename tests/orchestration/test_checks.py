@@ -136,10 +136,11 @@ def test_a_bad_fact_fails_its_gate_and_shows_its_value(kind, path, value, check,
 
 
 def test_the_gate_on_unknown_pieces_names_the_alphabet_that_the_text_needs():
-    facts = GOOD["tokenizer"] | {"heldout_unk_fraction": 0.189, "cut_words_fraction": 0.19, "needed_alphabet": 2990}
+    facts = GOOD["tokenizer"] | {"heldout_unk_fraction": 0.189, "cut_words_fraction": 0.19}
+    facts |= {"needed_alphabet": 2990, "needed_alphabet_pieces": 3100}
     [fault] = checks.few_unknown_pieces(facts, RECIPE)
     assert "18.90% of the held-out tokens are [UNK]" in fault and "19.00% of the training words" in fault
-    assert "limit_alphabet = 1000; remedy: set it to 2990 or more, and tokenizer.vocab_size to more than 5985" in fault
+    assert "limit_alphabet = 1000; remedy: set it to 2990 or more, and tokenizer.vocab_size to more than 3100" in fault
 
 
 def test_registration_is_refused_with_every_fault(tmp_path):

@@ -1,8 +1,10 @@
 """A new home that several processes open at the same moment, and a home that was moved."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,15 @@ def test_dagsters_tables_are_created_once(tmp_path):
 
 def test_mlflows_tables_and_experiment_are_created_once(tmp_path):
     assert in_each(EXPERIMENT, new_folders(tmp_path, 1)) == [["1"] * 3]
+
+
+def test_make_ui_and_a_run_create_mlflows_tables_once(tmp_path):
+    """`make ui` calls this program before `mlflow server`, which has no lock."""
+    command = [sys.executable, "-m", "orchestration.tracking.database", f"sqlite:///{tmp_path}/mlflow.db"]
+    started = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+    assert [process.wait() for process in started] == [0, 0]
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT name FROM experiments").fetchall() == [("Default",)]
 
 
 @pytest.fixture(scope="module")

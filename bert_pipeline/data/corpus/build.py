@@ -23,7 +23,7 @@ from bert_pipeline.data.contamination.overlap import EvaluationIndex, Evaluation
 from bert_pipeline.data.corpus.facts import about_documents, samples
 from bert_pipeline.data.corpus.ledger import Ledger
 from bert_pipeline.data.corpus.resolution import resolve, write_outcome
-from bert_pipeline.data.corpus.shard import deal, write_file, write_shard
+from bert_pipeline.data.corpus.shard import Aside, deal, write_file, write_shard
 from bert_pipeline.data.corpus.sources import (
     PASSED_OVER,
     SOURCES,
@@ -33,9 +33,9 @@ from bert_pipeline.data.corpus.sources import (
     source_files,
     write_sources,
 )
-from bert_pipeline.data.sources.folders import by_reason
+from bert_pipeline.data.sources.folders import by_reason, report_members
 from bert_pipeline.data.sources.pubmed.reader import read_pubmed
-from bert_pipeline.data.sources.records import Document, Rejection, SourceError
+from bert_pipeline.data.sources.records import Document, PassedOver, Rejection, SourceError
 from bert_pipeline.formats.tables import SPLITS, id_hash
 from bert_pipeline.recipe import CorpusRecipe
 from bert_pipeline.store import artifact
@@ -107,7 +107,9 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
         "sources_fingerprint": artifact.fingerprint({each.name: each.sha256 for each in sources}),
         "cut_off": max((each.released for each in sources), default=""),
     } | (_about_excluded(facts["held"]) if excluded else {})
-    if others := passed_over(section, files):
+    members = [PassedOver(**each) for group in groups for each in group.facts["passed_over"]]
+    report_members(members)
+    if others := passed_over(section, files) + members:
         _write_lines(out / PASSED_OVER, map(asdict, others))
         facts["passed_over"] = by_reason(others)
     card.write_data_card(out, facts, samples(out))
@@ -117,7 +119,7 @@ def build_raw_corpus(section: CorpusRecipe, out: Path, excluded: Sequence[Evalua
 def _build(
     section: CorpusRecipe, files: dict[str, Path], store: ShardStore, rules: dict[str, Any], index: Path | None
 ) -> list[Entry]:
-    """Build the shards; return the entries of the files or groups, in their order. Their facts hold the rejections."""
+    """Build the shards; return the entries of the files or groups in order. Their facts hold what was set aside."""
     if section.source == "pubmed":
         shards = [
             Shard(
@@ -181,18 +183,16 @@ class Dealer:
         self.groups.append(group)
         return True
 
-    def _deal(self, made_from: dict[str, Any], records: Iterable[Document | Rejection]) -> Iterator[Shard]:
+    def _deal(self, made_from: dict[str, Any], records: Iterable[Document | Rejection | PassedOver]) -> Iterator[Shard]:
         """Yield the shards of a group while reading it."""
         group = self.store.fingerprint(made_from)
-        rejections: list[Rejection] = []
+        aside = Aside()
         shards = []
-        for name, documents in deal(self.section, records, rejections.append):
+        for name, documents in deal(self.section, aside.documents(records)):
             ids = [document.document_id for document in documents]
             shards.append({"group": group, "ids": artifact.fingerprint({"ids": ids})})
             yield Shard(name, shards[-1], (self.section, name, documents, self.index))
-        self.groups.append(
-            self.store.note(made_from, {"rejections": [asdict(each) for each in rejections], "shards": shards})
-        )
+        self.groups.append(self.store.note(made_from, {"shards": shards, **asdict(aside)}))
 
 
 def group_files(files: dict[str, Path]) -> Iterator[dict[str, Path]]:

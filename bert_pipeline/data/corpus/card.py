@@ -54,7 +54,7 @@ def sections(facts: Facts) -> Iterator[CardSection]:
     yield _records(facts)
     if others := facts.get("passed_over"):
         kinds = [(reason, each["files"], byte_size(each["bytes"])) for reason, each in others.items()]
-        text = "These files of the folder were not read; passed_over.jsonl names each."
+        text = "These files of the folder and members of archives were not read; passed_over.jsonl names each."
         yield CardSection("Other files", text, ("reason", "files", "size"), kinds)
     if rules := facts["cleaned_by_rule"]:
         yield CardSection(

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -24,7 +24,7 @@ from bert_pipeline.data.corpus.cleaning import RULES, apply_rules
 from bert_pipeline.data.corpus.ledger import FOLDER, write_ledger
 from bert_pipeline.data.corpus.near_duplicates import packed, signatures
 from bert_pipeline.data.corpus.sentences import split_lines, split_sentences
-from bert_pipeline.data.sources.records import Document, Rejection
+from bert_pipeline.data.sources.records import Document, PassedOver, Rejection
 from bert_pipeline.formats.corpus import CORPUS_SCHEMA
 from bert_pipeline.formats.tables import SPLITS, id_hash, shard_name, write_table
 from bert_pipeline.recipe import CorpusRecipe
@@ -71,18 +71,31 @@ class Pile:
         return full
 
 
-def deal(
-    section: CorpusRecipe, records: Iterable[Document | Rejection], on_rejection: Callable[[Rejection], None]
-) -> Iterator[tuple[str, list[Document]]]:
-    """Yield the name and the records of each shard; pass rejections to `on_rejection`."""
+@dataclass
+class Aside:
+    """What a source yields beside documents."""
+
+    rejections: list[Rejection] = field(default_factory=list)
+    passed_over: list[PassedOver] = field(default_factory=list)
+
+    def documents(self, records: Iterable[Document | Rejection | PassedOver]) -> Iterator[Document]:
+        """Yield the documents and keep the others."""
+        for record in records:
+            if isinstance(record, Document):
+                yield record
+            elif isinstance(record, Rejection):
+                self.rejections.append(record)
+            else:
+                self.passed_over.append(record)
+
+
+def deal(section: CorpusRecipe, documents: Iterable[Document]) -> Iterator[tuple[str, list[Document]]]:
+    """Yield the name and the documents of each shard."""
     piles = {split: Pile(section.documents_per_shard) for split in SPLITS}
-    for record in records:
-        if isinstance(record, Rejection):
-            on_rejection(record)
-        else:
-            split = split_of(record.document_id, section.heldout_fraction)
-            if full := piles[split].add(record):
-                yield _shard_name(split, full), full
+    for document in documents:
+        split = split_of(document.document_id, section.heldout_fraction)
+        if full := piles[split].add(document):
+            yield _shard_name(split, full), full
     for split, pile in piles.items():
         if pile.documents:
             yield _shard_name(split, pile.documents), pile.documents
@@ -96,13 +109,13 @@ def _shard_name(split: str, records: list[Document]) -> str:
 def write_file(
     folder: Path, section: CorpusRecipe, read: Callable[[], Iterator[Document | Rejection]], index: Path | None
 ) -> Facts:
-    """Read a source file and write the shards of its records; return the shards' facts and the rejections."""
-    rejections: list[Rejection] = []
+    """Read a source file and write the shards of its records; return the shards' facts and what was set aside."""
+    aside = Aside()
     shards = {
         name: write_shard(folder, section, name, records, index)
-        for name, records in deal(section, read(), rejections.append)
+        for name, records in deal(section, aside.documents(read()))
     }
-    return {"shards": shards, "rejections": [asdict(each) for each in rejections]}
+    return {"shards": shards, **asdict(aside)}
 
 
 def write_shard(

@@ -10,11 +10,11 @@ from bert_pipeline.core.files import cached_digest
 from bert_pipeline.core.progress import Progress
 from bert_pipeline.data.sources.article_sets import CITATIONS
 from bert_pipeline.data.sources.files import read_documents, root_element_of
-from bert_pipeline.data.sources.folders import PassedOver, find_files, list_files
+from bert_pipeline.data.sources.folders import find_files, list_files
 from bert_pipeline.data.sources.jats import ARTICLE_FIELDS
 from bert_pipeline.data.sources.pubmed.mirror import RECORD, MirroredFile, read_record
 from bert_pipeline.data.sources.pubmed.reader import pubmed_files, read_pubmed
-from bert_pipeline.data.sources.records import Document, Rejection, SourceError, escaped, excerpt
+from bert_pipeline.data.sources.records import Document, PassedOver, Rejection, SourceError, escaped, excerpt
 from bert_pipeline.data.sources.wanted import require
 from bert_pipeline.recipe import CorpusRecipe
 
@@ -92,8 +92,8 @@ def _fetched(section: CorpusRecipe) -> dict[str, MirroredFile]:
 
 def read_source_files(
     section: CorpusRecipe, files: Mapping[str, Path], progress: Progress
-) -> Iterator[Document | Rejection]:
-    """Yield every record of the files, in order."""
+) -> Iterator[Document | Rejection | PassedOver]:
+    """Yield every record of the files, in order, and the members of archives that are not read."""
     for name, path in files.items():
         if section.source == "pubmed":
             yield from read_pubmed(name, path, progress.advance)

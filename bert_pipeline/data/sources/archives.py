@@ -11,7 +11,7 @@ from stat import S_ISLNK, S_ISREG
 from typing import Any, Self
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-from bert_pipeline.data.sources.records import Fault, SourceError, excerpt
+from bert_pipeline.data.sources.records import Fault, PassedOver, SourceError, escaped, excerpt
 
 DESCRIPTIONS = frozenset(b"x g X L K".split())
 """Header types for data about the next member (extended attributes, long names), which `tarfile` loads into memory."""
@@ -42,12 +42,14 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def members(stream: Any, suffixes: tuple[str, ...], max_bytes: int) -> Iterator[tuple[int, str, bytes | Fault]]:
-    """Yield number (from 1, counting all members), name and content of each plain file with one of the suffixes.
+def members(
+    stream: Any, suffixes: tuple[str, ...], max_bytes: int
+) -> Iterator[tuple[int, str, bytes | Fault | PassedOver]]:
+    """Yield number (from 1, counting all members), name and content of each member that is no folder.
 
-    Folders and other suffixes are skipped. The content is a Fault for links, devices and other non-files, for names
-    that lead out of the archive and for files larger than `max_bytes`. Raises SourceError or tarfile.TarError if the
-    archive is damaged or cut short.
+    The content is PassedOver for plain files with other suffixes. It is a Fault for links, devices and other non-files,
+    for names that lead out of the archive and for files larger than `max_bytes`. Raises SourceError or tarfile.TarError
+    if the archive is damaged or cut short.
     """
     number = 0
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive:
@@ -56,7 +58,11 @@ def members(stream: Any, suffixes: tuple[str, ...], max_bytes: int) -> Iterator[
             number += 1
             if fault := _fault(member, suffixes, max_bytes):
                 yield number, member.name, fault
-            elif member.isreg() and member.name.lower().endswith(suffixes):
+            elif member.isdir():
+                continue
+            elif not member.name.lower().endswith(suffixes):
+                yield number, member.name, _passed_over(member, suffixes)
+            else:
                 file = archive.extractfile(member)
                 assert file is not None, "a plain file"
                 yield number, member.name, file.read()
@@ -66,6 +72,12 @@ def members(stream: Any, suffixes: tuple[str, ...], max_bytes: int) -> Iterator[
                 raise SourceError(
                     "data after the end of the archive; remedy: unpack it and pack the files into one archive"
                 )
+
+
+def _passed_over(member: tarfile.TarInfo, suffixes: tuple[str, ...]) -> PassedOver:
+    suffix = PurePosixPath(member.name.lower()).suffix or "(none)"
+    reason = f"suffix {suffix} in a .tar, where only {', '.join(suffixes)} are read"
+    return PassedOver(escaped(member.name), member.size, reason)
 
 
 def _fault(member: tarfile.TarInfo, suffixes: tuple[str, ...], max_bytes: int) -> Fault | None:

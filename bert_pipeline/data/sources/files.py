@@ -35,7 +35,7 @@ from bert_pipeline.data.sources.folders import reason_to_pass_over_member
 from bert_pipeline.data.sources.formats import DECOMPRESSORS, SIGNATURE_BYTES, ZIP, check_content, suffixes
 from bert_pipeline.data.sources.jats import Article
 from bert_pipeline.data.sources.readers import JATS_SUFFIXES, PLAIN_TEXT_SUFFIXES, READERS, UNIT
-from bert_pipeline.data.sources.records import Document, Fault, Rejection, SourceError, escaped, excerpt
+from bert_pipeline.data.sources.records import Document, Fault, PassedOver, Rejection, SourceError, escaped, excerpt
 from bert_pipeline.data.sources.wanted import Records, Stream, Wanted
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -50,8 +50,9 @@ def read_documents(
     progress: Progress | None = None,
     section_titles: bool = False,
     csv_delimiter: str = "",
-) -> Iterator[Document | Rejection]:
-    """Yield every record of every file in order; `progress` counts the bytes read.
+) -> Iterator[Document | Rejection | PassedOver]:
+    """Yield every record of every file in order, and the members of .tar archives that are not read; `progress` counts
+    the bytes read.
 
     Each of `text_fields` must be a string, and together they must contain a letter or a digit. A file of plain text has
     neither fields nor ids. An article has the fields title, abstract and body, with one text per paragraph and, with
@@ -78,7 +79,9 @@ def root_element_of(name: str, path: Path) -> str:
         return ""
 
 
-def _read_zip(name: str, path: Path, wanted: Wanted, progress: Progress | None) -> Iterator[Document | Rejection]:
+def _read_zip(
+    name: str, path: Path, wanted: Wanted, progress: Progress | None
+) -> Iterator[Document | Rejection | PassedOver]:
     """Yield the records of each member like those of a file. Document.number counts the documents of the archive."""
     count, member, shown = itertools.count(1), "", escaped(path)
     try:
@@ -113,8 +116,10 @@ def _read_zip(name: str, path: Path, wanted: Wanted, progress: Progress | None) 
 
 
 def _to_document(
-    record: Mapping[str, Any] | Article | Fault, source: str, number: int, wanted: Wanted
-) -> Document | Rejection:
+    record: Mapping[str, Any] | Article | Fault | PassedOver, source: str, number: int, wanted: Wanted
+) -> Document | Rejection | PassedOver:
+    if isinstance(record, PassedOver):
+        return record
     suffix = suffixes(source)[0]
     if isinstance(record, Article):
         found = _from_article(record, source, number, wanted.text_fields)
@@ -187,10 +192,11 @@ def _read_stream(raw: Stream, name: str, shown: str, wanted: Wanted) -> Records:
     `shown` names it in errors.
     """
     suffix, compression = suffixes(name)
-    number = 0
+    number, is_empty = 0, True
     check_content(name, raw.peek(SIGNATURE_BYTES)[:SIGNATURE_BYTES], shown)
     try:
         for number, record in READERS[suffix](DECOMPRESSORS[compression](raw), replace(wanted, file=name)):
+            is_empty = is_empty and isinstance(record, PassedOver)
             yield number, record
     except SourceError as error:
         raise SourceError(f"{shown}: {error}") from None
@@ -203,5 +209,5 @@ def _read_stream(raw: Stream, name: str, shown: str, wanted: Wanted) -> Records:
             f"{shown}: cut short or corrupt after {UNIT[suffix]} {number}: {error}; "
             "remedy: copy or download the file again"
         ) from error
-    if not number:
+    if is_empty:
         raise SourceError(f"{shown}: empty, it holds no record; remedy: add records or remove the file")

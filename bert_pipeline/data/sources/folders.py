@@ -15,22 +15,13 @@ from zipfile import BadZipFile, ZipFile
 from bert_pipeline import settings
 from bert_pipeline.core.tables import byte_size
 from bert_pipeline.data.sources.formats import ZIP, is_readable, known_suffixes, suffixes
-from bert_pipeline.data.sources.records import SourceError, escaped
+from bert_pipeline.data.sources.records import PassedOver, SourceError, escaped
 
 log = logging.getLogger(__name__)
 
 NOTES_OF_DATASETS = re.compile(r"(state|dataset_info|dataset_infos|dataset_dict)\.json|cache-[0-9a-f]+\S*\.arrow")
 """Metadata and caches that `datasets` writes beside its data."""
 HIDDEN_IN_ZIP = "__MACOSX"
-
-
-@dataclass(frozen=True)
-class PassedOver:
-    """A file that lies in the folder and is not read."""
-
-    file: str
-    bytes: int
-    reason: str
 
 
 @dataclass
@@ -204,6 +195,12 @@ def _kinds(passed_over: list[PassedOver]) -> str:
     return ", ".join(
         f"{each['files']:,} {reason} ({byte_size(each['bytes'])})" for reason, each in by_reason(passed_over).items()
     )
+
+
+def report_members(passed_over: list[PassedOver]) -> None:
+    """Log what was found to be unreadable while archives were read."""
+    if passed_over:
+        log.info("passing over %s members of archives: %s", f"{len(passed_over):,}", _kinds(passed_over))
 
 
 def _report(root: str, listing: Listing) -> None:

@@ -7,7 +7,7 @@ from bert_pipeline.data.sources.archives import members
 from bert_pipeline.data.sources.article_sets import read_articles
 from bert_pipeline.data.sources.delimited_readers import read_csv, read_tsv
 from bert_pipeline.data.sources.jats import ARTICLE_FIELDS, MAX_BYTES, read_article
-from bert_pipeline.data.sources.records import Fault, excerpt
+from bert_pipeline.data.sources.records import Fault, PassedOver, excerpt
 from bert_pipeline.data.sources.table_readers import read_arrow, read_parquet
 from bert_pipeline.data.sources.text_readers import read_json, read_jsonl, read_txt
 from bert_pipeline.data.sources.wanted import Records, Stream, Wanted, require
@@ -23,9 +23,12 @@ def _read_xml(stream: Stream, wanted: Wanted) -> Records:
 
 
 def _read_archive(stream: Stream, wanted: Wanted) -> Records:
-    """Each member is one article."""
+    """Each .nxml or .xml member is one article."""
     require(wanted.text_fields, ARTICLE_FIELDS, "field")
     for number, name, data in members(stream, JATS_SUFFIXES, MAX_BYTES):
+        if isinstance(data, PassedOver):
+            yield number, replace(data, file=f"{wanted.file}/{data.file}")
+            continue
         article = data if isinstance(data, Fault) else read_article(data, wanted.section_titles)
         if isinstance(article, Fault):
             article = replace(article, excerpt=excerpt(f"{name}: {article.excerpt}"))

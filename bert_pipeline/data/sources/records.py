@@ -1,4 +1,4 @@
-"""The output of every source: documents, deleted documents, and rejected records."""
+"""The output of every source: documents, deleted documents, rejected records, and what is passed over."""
 
 import os
 import re
@@ -47,6 +47,15 @@ class Rejection:
 
     def __str__(self) -> str:
         return f"{self.file}, {self.record}: {self.reason}: {self.excerpt!r}"
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A file in the folder of the corpus, or a member of an archive, that is not read."""
+
+    file: str
+    bytes: int
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bert_pipeline.data.sources.jats import Article
-from bert_pipeline.data.sources.records import Fault, SourceError, excerpt
+from bert_pipeline.data.sources.records import Fault, PassedOver, SourceError, excerpt
 
 Stream = Any  # a binary file; those of io, gzip, lzma and pyarrow have no common type
-Records = Iterator[tuple[int, Mapping[str, Any] | Article | Fault]]
+Records = Iterator[tuple[int, Mapping[str, Any] | Article | Fault | PassedOver]]
 """Number of the line, row, record or member, and its fields."""
 
 
@@ -23,7 +23,7 @@ class Wanted:
     csv_delimiter: str = ""
     """Delimiter of .csv files; empty: recognize it from the header."""
     file: str = ""
-    """Name of the file, for log lines."""
+    """Name of the file, for log lines and members of archives."""
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """The tokenizer stage: learn a WordPiece vocabulary from the corpus and save it for `AutoTokenizer`.
 
-    shards -> word counts (counts.py) -> pieces (learn.py) -> tokenizer.json
+    shards -> word counts (counts.py) -> characters (alphabet.py) -> pieces (learn.py) -> tokenizer.json
 
 The vocabulary depends on the text alone: not on shards, workers, or the seed of a hash map.
 """
@@ -18,8 +18,9 @@ from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.normalizers import BertNormalizer
 
 from bert_pipeline.data.tokenizer.accents import MAX_STRIPPED_FRACTION, REMEDY, describe_stripped, stripped_letters
+from bert_pipeline.data.tokenizer.alphabet import choose_alphabet
 from bert_pipeline.data.tokenizer.counts import Sample, as_table, count_corpus, count_words
-from bert_pipeline.data.tokenizer.learn import Spelling, character_counts, learn_pieces, spell
+from bert_pipeline.data.tokenizer.learn import learn_pieces, spell
 from bert_pipeline.formats.corpus import CorpusShard, corpus_shards
 from bert_pipeline.formats.initial_model import Vocabulary, read_vocabulary
 from bert_pipeline.formats.tokenizer import CLS_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID, padded_vocab_size
@@ -29,8 +30,6 @@ from bert_pipeline.store.artifact import Facts
 HELDOUT_DOCUMENTS = 20_000
 """Maximum number of held-out documents on which the facts are measured."""
 CHECKED_WORDS = 100
-MAX_CUT_WORDS = 0.001
-"""Warn if a larger share of the training words contains a character beyond limit_alphabet: each becomes one [UNK]."""
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +108,7 @@ def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) 
     Raises VocabularyError if the words yield too few pieces or have too many characters.
     """
     spelling = spell(words, counts)
-    ranked_characters = _ranked(character_counts(spelling))
-    facts = _too_small_alphabet(spelling, ranked_characters, section.limit_alphabet)
-    alphabet = sorted(ranked_characters[: section.limit_alphabet])
+    alphabet, facts = choose_alphabet(spelling, section.limit_alphabet, _bert_tokenizer(_normalizer(section)))
     pieces, last_count = learn_pieces(spelling, alphabet, SPECIAL_TOKENS, section.vocab_size, section.min_frequency)
     if len(pieces) < section.vocab_size:
         raise VocabularyError(
@@ -120,12 +117,14 @@ def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) 
         )
     if len(pieces) > section.vocab_size:
         raise VocabularyError(
-            f"tokenizer.vocab_size = {section.vocab_size}, but the {len(alphabet)} characters of the text alone need "
-            f"{len(pieces)}; remedy: use a larger vocab_size or a smaller tokenizer.limit_alphabet"
+            f"tokenizer.vocab_size = {section.vocab_size}, but the {len(alphabet.initial)} characters of the text and "
+            f"the special tokens alone need {len(pieces)}; remedy: use a larger vocab_size or a smaller "
+            "tokenizer.limit_alphabet"
         )
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     ranked = ((words[n].as_py(), int(counts[n])) for n in np.argsort(-counts, kind="stable"))
-    spellable = ((word, count) for word, count in ranked if set(word) <= set(alphabet))
+    characters = set(alphabet.initial)
+    spellable = ((word, count) for word, count in ranked if characters.issuperset(word))
     for word, count in islice(spellable, CHECKED_WORDS):
         if count > last_count and word not in vocabulary:  # tokenizers issue 437: "the" was missing
             raise VocabularyError(
@@ -155,38 +154,6 @@ def _bert_tokenizer(normalizer: BertNormalizer, vocabulary: dict[str, int] | Non
             special_tokens=[("[CLS]", CLS_ID), ("[SEP]", SEP_ID)],
         )
     return tokenizer
-
-
-def _ranked(counts: dict[str, int]) -> list[str]:
-    """The characters, most frequent first; ties by code point."""
-    return sorted(counts, key=lambda character: (-counts[character], character))
-
-
-def _too_small_alphabet(spelling: Spelling, ranked: list[str], limit: int) -> Facts:
-    """Warn and return facts if more than MAX_CUT_WORDS of the words contain a character beyond the first `limit`.
-
-    `cut_words_fraction` is their share; `needed_alphabet` is the smallest limit_alphabet without this warning.
-    """
-    if len(ranked) <= limit or not len(spelling.lengths):
-        return {}
-    ranks = np.zeros(0x110000, np.int32)
-    ranks[[ord(character) for character in ranked]] = np.arange(len(ranked))
-    ends = np.cumsum(spelling.lengths)
-    rarest = np.maximum.reduceat(ranks[spelling.code_points], ends - spelling.lengths)  # no word is empty
-    # beyond[n]: words that become [UNK] if the alphabet has n characters
-    beyond = spelling.counts.sum() - np.cumsum(np.bincount(rarest + 1, spelling.counts, len(ranked) + 1))
-    share = float(beyond[limit] / spelling.counts.sum())
-    if share <= MAX_CUT_WORDS:
-        log.info("tokenizer: %d rare characters beyond limit_alphabet = %d become [UNK]", len(ranked) - limit, limit)
-        return {}
-    needed = int(np.argmax(beyond <= MAX_CUT_WORDS * spelling.counts.sum()))
-    log.warning(
-        "tokenizer: %.2f %% of the words become [UNK], because tokenizer.limit_alphabet = %d is smaller than the %d "
-        "characters of the text; remedy: set tokenizer.limit_alphabet to %d or more, and tokenizer.vocab_size to more "
-        "than %d, because each character takes two pieces",
-        100 * share, limit, len(ranked), needed, 2 * needed + len(SPECIAL_TOKENS),
-    )  # fmt: skip
-    return {"cut_words_fraction": share, "needed_alphabet": needed}
 
 
 def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:

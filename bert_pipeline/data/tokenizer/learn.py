@@ -27,6 +27,17 @@ class Spelling(NamedTuple):
     counts: np.ndarray  # (words,) int64
 
 
+class Alphabet(NamedTuple):
+    """The characters that have pieces of their own."""
+
+    initial: list[str]  # all of them, sorted: each can start a word
+    inside: list[str]  # those that can follow another character in a word, sorted: they have a piece with ##, too
+
+    @property
+    def num_pieces(self) -> int:
+        return len(self.initial) + len(self.inside)
+
+
 class Learnt(NamedTuple):
     pieces: list[str]  # in the order of their ids
     last_count: int  # count of the last merged pair; every more frequent word is a piece
@@ -46,14 +57,14 @@ def character_counts(spelling: Spelling) -> dict[str, int]:
 
 
 def learn_pieces(
-    spelling: Spelling, alphabet: list[str], special_tokens: tuple[str, ...], vocab_size: int, min_frequency: int
+    spelling: Spelling, alphabet: Alphabet, special_tokens: tuple[str, ...], vocab_size: int, min_frequency: int
 ) -> Learnt:
     """Merge pairs that occur at least `min_frequency` times, until there are `vocab_size` pieces or no such pair.
 
-    Ids start with `special_tokens`, then each character of `alphabet` with ##, then each without. Characters outside
+    Ids start with `special_tokens`, then the characters of `alphabet` with ##, then those without. Characters outside
     `alphabet` are removed from the words. The function overwrites `spelling`.
     """
-    pieces = [*special_tokens, *(PREFIX + character for character in alphabet), *alphabet]
+    pieces = [*special_tokens, *(PREFIX + character for character in alphabet.inside), *alphabet.initial]
     ids = {piece: number for number, piece in enumerate(pieces)}
     pairs = count_pairs(*_symbols(spelling, alphabet, len(special_tokens)), spelling.counts)
     progress = Progress("tokenizer: merging pairs", max(vocab_size - len(pieces), 0), "pieces")
@@ -73,24 +84,27 @@ def learn_pieces(
     return Learnt(pieces, last_count)
 
 
-def _symbols(spelling: Spelling, alphabet: list[str], first_id: int) -> tuple[np.ndarray, np.ndarray]:
+def _symbols(spelling: Spelling, alphabet: Alphabet, first_id: int) -> tuple[np.ndarray, np.ndarray]:
     """(symbols, lengths): the words as ids of single-character pieces."""
-    ids = np.full(0x110000, -1, np.int32)
-    ids[[ord(character) for character in alphabet]] = first_id + np.arange(len(alphabet))
-    num_symbols = _write_symbols(spelling.code_points, spelling.lengths, ids, len(alphabet))
+    inside, initial = np.full((2, 0x110000), -1, np.int32)
+    inside[[ord(each) for each in alphabet.inside]] = first_id + np.arange(len(alphabet.inside))
+    initial[[ord(each) for each in alphabet.initial]] = (
+        first_id + len(alphabet.inside) + np.arange(len(alphabet.initial))
+    )
+    num_symbols = _write_symbols(spelling.code_points, spelling.lengths, initial, inside)
     return spelling.code_points[:num_symbols], spelling.lengths
 
 
 @njit(cache=True)
-def _write_symbols(code_points, lengths, ids, size):
+def _write_symbols(code_points, lengths, initial, inside):
     """Overwrite code points and lengths with symbols; skip characters without an id. Returns the number of symbols."""
     at, end = 0, 0
     for word in range(len(lengths)):
         start = end
         for n in range(lengths[word]):
-            symbol = ids[code_points[at]]
+            symbol = initial[code_points[at]] if n == 0 else inside[code_points[at]]
             if symbol >= 0:
-                code_points[end] = symbol + size if n == 0 else symbol
+                code_points[end] = symbol
                 end += 1
             at += 1
         lengths[word] = end - start

@@ -17,7 +17,7 @@ from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError, Facts
 
 KIND = "finetuning_run"
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Raise this when the same settings give another result."""
 
 
@@ -38,7 +38,8 @@ class FinetuningJob(Section):
     def finished(self, run: Run) -> Artifact | None:
         """Return the artifact of a finished run, or None.
 
-        Raises ArtifactError if the directory holds a run of another model, of other data or under another protocol.
+        Raises ArtifactError if the directory holds a run of another model, other data, another protocol or another
+        version of this code.
         """
         path = self.runs / run.name
         if not path.exists():
@@ -46,7 +47,7 @@ class FinetuningJob(Section):
         found = artifact.load(path, KIND)
         if found.fingerprint != artifact.fingerprint(self.origin(run)):
             raise ArtifactError(
-                f"{path} is a run of another model, of other data or under another protocol; "
+                f"{path} is a run of another model, other data, another protocol or another version of bert-pipeline; "
                 "remedy: choose another directory, or remove it"
             )
         return found

@@ -59,7 +59,9 @@ def _serve(job: FinetuningJob, lines: queue.Queue, send: Callable[..., None]) ->
     from bert_pipeline.evaluation.finetuning.inputs import encode_task
     from bert_pipeline.evaluation.finetuning.runs import make_run
 
-    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
+    # A warning on GPUs: there, families other than BERT may need operations without a deterministic implementation.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it finds errors, and costs time
     data = read_task(job.task, job.data, job.other_data)
     inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)
     while True:

@@ -1,6 +1,9 @@
 """Every dropped or rejected record can be looked up."""
 
+import io
 import json
+import logging
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +189,34 @@ def test_files_of_the_folder_that_were_not_read_are_listed(tmp_path, capsys):
     build_raw_corpus(pinned, tmp_path / "pinned")
     lines = (tmp_path / "pinned" / "passed_over.jsonl").read_text().splitlines()
     assert {row["file"]: row["reason"] for row in map(json.loads, lines)}["b.text"] == "not in corpus.sources_file"
+
+
+def test_members_of_an_archive_that_were_not_read_are_listed(tmp_path, caplog):
+    """Also where a later build takes the shards of the archive from an earlier one."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    meta = "<front><article-meta><article-id pub-id-type='pmc'>{0}</article-id></article-meta></front>"
+    article = f"<article>{meta}<body><p>Text {{0}}. It has two sentences.</p></body></article>"
+    files = {f"{number}.nxml": article.format(number).encode() for number in range(20)}
+    files |= {"a.jpg": b"x" * 7, "b.JPG": b"x" * 5, "LICENCE": b"x"}
+    with tarfile.open(texts / "articles.tar.gz", "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    section = CorpusRecipe(path=str(texts), text_fields=("body",), heldout_fraction=0.3)
+    (texts / "d.pdf").write_bytes(b"xx")
+    jpg, none = (f"suffix {each} in a .tar, where only .nxml, .xml are read" for each in (".jpg", "(none)"))
+    for build in ("first", "second"):
+        origin = artifact.origin("raw_corpus", {"build": build}, {}, "1")
+        with caplog.at_level(logging.INFO):
+            made = artifact.make(tmp_path / "store" / build, origin, lambda out: build_raw_corpus(section, out))
+        assert made.facts["passed_over"] == {
+            jpg: {"files": 2, "bytes": 12},
+            "unknown suffix .pdf": {"files": 1, "bytes": 2},
+            none: {"files": 1, "bytes": 1},
+        }
+        assert made.facts["records"] == 20
+        [found] = find_dropped(made.path, Query("articles.tar.gz/a.jpg"), 10)["files"]
+        assert found == {"file": "articles.tar.gz/a.jpg", "bytes": 7, "reason": jpg}
+    assert caplog.text.count("passing over 3 members of archives: 2 suffix .jpg in a .tar") == 2

@@ -16,7 +16,7 @@ from bert_pipeline.data.sources.archives import MAX_DESCRIPTION_BYTES
 from bert_pipeline.data.sources.files import read_documents
 from bert_pipeline.data.sources.folders import find_files
 from bert_pipeline.data.sources.jats import MAX_BYTES
-from bert_pipeline.data.sources.records import Document, Rejection, SourceError
+from bert_pipeline.data.sources.records import Document, PassedOver, Rejection, SourceError
 
 COMPRESSIONS = {
     "": bytes,
@@ -52,7 +52,8 @@ def tar(*parts: tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -
 
 
 def read(path: Path) -> list[Document | Rejection]:
-    return list(read_documents(find_files(str(path)), ("body",)))
+    found = read_documents(find_files(str(path)), ("body",))
+    return [each for each in found if not isinstance(each, PassedOver)]
 
 
 def read_between_good_ones(tmp_path: Path, *parts: tuple[tarfile.TarInfo, bytes]) -> list[Rejection]:
@@ -69,12 +70,15 @@ def read_between_good_ones(tmp_path: Path, *parts: tuple[tarfile.TarInfo, bytes]
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_each_member_is_an_article_and_other_files_are_skipped(tmp_path, compression, form):
+def test_each_member_is_an_article_and_other_files_are_passed_over_by_name(tmp_path, compression, form):
     folder, long_name = plain("PMC000", type=tarfile.DIRTYPE), "d/" * 60 + "PMC2.NXML"
     parts = [folder, GOOD[0], plain("fig.jpg", b"\xff" * 3000), plain(long_name, article(2, "Zwölf."))]
     (tmp_path / f"a.tar{compression}").write_bytes(COMPRESSIONS[compression](tar(*parts, form=form)))
     name = f"a.tar{compression}"
     assert read(tmp_path) == [Document("PMC1", ("Text.",), name, 2), Document("PMC2", ("Zwölf.",), name, 4)]
+    everything = [*read_documents(find_files(str(tmp_path)), ("body",))]
+    reason = "suffix .jpg in a .tar, where only .nxml, .xml are read"
+    assert everything[1:2] == [PassedOver(f"{name}/fig.jpg", 3000, reason)] and len(everything) == 3
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,7 @@ def test_a_compressed_archive_that_was_cut_or_changed_stops_the_reading(tmp_path
         with pytest.raises(SourceError, match="cut short or corrupt"):
             read(path)
     path.write_bytes(whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:])
-    with pytest.raises(SourceError, match="cut short or corrupt after member 2: CRC check failed"):
+    with pytest.raises(SourceError, match="cut short or corrupt after member 3: CRC check failed"):
         read(path)
 
 

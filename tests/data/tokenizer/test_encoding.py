@@ -26,7 +26,7 @@ TEXT = [
 
 @pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
 def tokenizer(request, tmp_path_factory):
-    trained = train_wordpiece(TokenizerRecipe(vocab_size=180, lowercase=request.param), TEXT)
+    trained = train_wordpiece(TokenizerRecipe(vocab_size=170, lowercase=request.param), TEXT)
     folder = tmp_path_factory.mktemp("tokenizer")
     trained.save(str(folder / "tokenizer.json"))
     return read_tokenizer(folder)

@@ -1,14 +1,11 @@
-import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from bert_pipeline.data.tokenizer import build as tokenizer_stage
 from bert_pipeline.data.tokenizer.build import VocabularyError, build_tokenizer, save_tokenizer, train_wordpiece
 from bert_pipeline.data.tokenizer.encoding import Encoder
-from bert_pipeline.data.tokenizer.learn import Learnt, character_counts, spell
+from bert_pipeline.data.tokenizer.learn import Learnt
 from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.recipe import TokenizerRecipe
 
@@ -98,41 +95,6 @@ def test_fewer_pieces_than_the_alphabet_needs_are_refused():
         VocabularyError, match=r"vocab_size = 100, but the \d+ characters .* smaller tokenizer.limit_al"
     ):
         train_wordpiece(TokenizerRecipe(vocab_size=100), [chr(n) * 3 for n in range(97, 600)])
-
-
-def test_a_too_small_alphabet_is_named_with_the_number_that_the_text_needs(caplog):
-    """3,001 Han characters, the n-th occurs 3,001 - n times; without the rarest 94, 0.1 % of the words are [UNK]."""
-    characters = [chr(0x4E00 + n) for n in range(3001)]
-    counts = np.arange(3001, 0, -1)
-    words = pa.array(sorted(characters))
-    section = TokenizerRecipe(vocab_size=2005, min_frequency=1)
-    _, facts = tokenizer_stage._train(section, words, counts)
-    unknown = counts[1000:].sum() / counts.sum()
-    needed = next(n for n in range(3001) if counts[n:].sum() <= 0.001 * counts.sum())
-    assert facts == {"cut_words_fraction": pytest.approx(unknown), "needed_alphabet": needed} and needed == 2907
-    assert "44.47 % of the words become [UNK], because tokenizer.limit_alphabet = 1000 is smaller" in caplog.text
-    assert "set tokenizer.limit_alphabet to 2907 or more, and tokenizer.vocab_size to more than 5819" in caplog.text
-    section = TokenizerRecipe(vocab_size=5819, min_frequency=1, limit_alphabet=needed)
-    assert tokenizer_stage._train(section, words, counts)[1] == {}
-    with pytest.raises(VocabularyError, match="alone need 5819"):
-        tokenizer_stage._train(TokenizerRecipe(vocab_size=5818, limit_alphabet=needed), words, counts)
-    assert len(caplog.records) == 1
-
-
-@given(st.dictionaries(st.text("abcdefgh", min_size=1, max_size=5), st.integers(1, 50), min_size=1), st.integers(1, 8))
-def test_the_alphabet_needed_is_the_smallest_that_cuts_few_words(counts, limit):
-    words = sorted(counts)
-    spelling = spell(pa.array(words), np.array([counts[word] for word in words]))
-    ranked = tokenizer_stage._ranked(character_counts(spelling))
-
-    def cut(size):
-        return sum(counts[word] for word in words if not set(word) <= set(ranked[:size])) / sum(counts.values())
-
-    facts = tokenizer_stage._too_small_alphabet(spelling, ranked, limit)
-    assert bool(facts) == (cut(limit) > 0.001)
-    if facts:
-        assert facts["cut_words_fraction"] == pytest.approx(cut(limit))
-        assert facts["needed_alphabet"] == min(n for n in range(9) if cut(n) <= 0.001)
 
 
 def test_a_common_word_that_is_not_a_piece_is_refused(monkeypatch):

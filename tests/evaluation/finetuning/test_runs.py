@@ -112,6 +112,9 @@ def test_one_worker_and_two_give_the_same_and_finished_runs_are_not_repeated(job
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "2").rglob("*")} == before
     with pytest.raises(ArtifactError, match=r"is a run of another model.*remedy"):
         make(here.model_copy(update={"fingerprints": {"model": "another"}}), *runs)
+    monkeypatch.setattr("bert_pipeline.evaluation.finetuning.job.CODE_VERSION", "another")
+    with pytest.raises(ArtifactError, match=r"or another version of bert-pipeline; remedy"):
+        make(here, *runs)
 
 
 def test_an_interrupted_run_resumes_and_leaves_no_temporary_files(job, small_task, monkeypatch, tmp_path):
