@@ -165,7 +165,13 @@ def table(result: Mapping[str, Any]) -> str:
         for row in result["rows"]
     ]
     ends = [
-        (name, f"{end['seconds'] / 60:.1f}", f"{end['step']:,.0f}", f"{end['mlm_loss']:.3f}", f"{end['mlm_accuracy']:.3f}")
+        (
+            name,
+            f"{end['seconds'] / 60:.1f}",
+            f"{end['step']:,.0f}",
+            f"{end['mlm_loss']:.3f}",
+            f"{end['mlm_accuracy']:.3f}",
+        )
         for name, curves in result["curves"].items()
         for end in (curve[-1] for curve in curves)
     ]

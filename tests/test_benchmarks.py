@@ -348,7 +348,9 @@ def test_a_shortened_recipe_keeps_the_shares_of_its_phases(num_steps):
     shorter = curves.shortened(recipe, num_steps).pretrain
     assert shorter.num_steps == pytest.approx(num_steps, abs=len(shorter.phases))
     for before, after in zip(recipe.pretrain.phases, shorter.phases, strict=True):
-        assert after.num_steps / shorter.num_steps == pytest.approx(before.num_steps / recipe.pretrain.num_steps, abs=0.1)
+        assert after.num_steps / shorter.num_steps == pytest.approx(
+            before.num_steps / recipe.pretrain.num_steps, abs=0.1
+        )
 
 
 @pytest.mark.slow
