@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def seconds_to(loss: float, curves: Sequence[Curve]) -> float | None:
     """When the first of the curves reaches the loss, linear between two points; None if none does."""
     found = []
     for curve in curves:
-        for before, after in zip(curve, curve[1:], strict=False):
+        for before, after in pairwise(curve):
             if before["mlm_loss"] > loss >= after["mlm_loss"]:
                 share = (before["mlm_loss"] - loss) / (before["mlm_loss"] - after["mlm_loss"])
                 found.append(before["seconds"] + share * (after["seconds"] - before["seconds"]))
