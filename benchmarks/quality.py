@@ -8,9 +8,10 @@
     ours, BERT's start      the recipe with AdamW (same rate) and random weights as published
     ours, as shipped        the recipe
 
-Each trains for the given minutes under a schedule that ends there; "ours, as shipped" also for shorter ones. A figure is
-the minutes of training until the held-out MLM loss reaches the loss with which the best Trainer ends. The clock counts
-steps only: no imports, compilation or held-out measurements. The held-out loss is computed by the same code for all.
+Each trains for the given minutes under a schedule that ends there; "ours, as shipped" also for shorter ones. A figure
+is the minutes of training until the held-out MLM loss reaches the loss with which the best Trainer ends. The clock
+counts steps only: no imports, compilation or held-out measurements. The held-out loss is computed by the same code for
+all.
 """
 
 import argparse

@@ -9,16 +9,17 @@ and Kolter 2023, arXiv 2305.09828) and structured initialization of vision trans
 With P positions and width D:
 
 1. The first D/4 dimensions belong to positions: words and segments start with zeros there, positions with zeros
-   everywhere else. Position p is D/8 pairs (sin w p, cos w p), w geometric from pi / 2 to 2 pi / max(P, 256) radians per
-   position, with the variance of the word embeddings.
+   everywhere else. Position p is D/8 pairs (sin w p, cos w p), w geometric from pi / 2 to 2 pi / max(P, 256) radians
+   per position, with the variance of the word embeddings.
 2. In each structured layer, head h of width d gets the offset k: -1, +1, -2, +2, ... and draws d/2 of the frequencies,
    or all if there are fewer. W_K gains s times the selection of these pairs, W_Q s times the same selection rotated by
    w k. The score of a query at t and a key at u then gains s^2 sum cos(w (u - t - k)), which is largest at u = t + k.
 3. In the layers above, the output projections of attention and feed-forward start at zero. Each of these layers starts
    as LayerNorm of its input, so that the signal of the structured layers reaches the MLM head.
 
-`strength` is the gain at u = t + k in units of the attention score, for d/2 frequencies: s = sqrt(2 strength / sqrt(d)).
-Without (1) the words' random embeddings blur the gain (measured in recipes/LOG.md).
+`strength` is the gain at u = t + k in units of the attention score if d/2 frequencies are drawn:
+s = sqrt(2 strength / sqrt(d)). Without (1) the random embeddings of the words blur the gain (measured in
+recipes/LOG.md).
 """
 
 import math
