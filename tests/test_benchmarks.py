@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks import ours, pretraining, rows, text, training
+from benchmarks import curves, ours, pretraining, quality, rows, text, training
 from benchmarks.children import MeasurementError, measure
 from benchmarks.peers import environments, google, tokenizers_batch, transformers_trainer
 from benchmarks.peers.environments import PeerError
@@ -318,3 +318,58 @@ def test_the_whole_benchmark_on_a_small_sample(run_python, tmp_path):
     assert result["memory"].keys() >= {"peak_mib_quarter", "peak_mib_whole", "growth_fraction"}
     assert 2.0 < result["disk"]["128"]["nsp_dataset"] < 2.6 and 0.3 < result["disk"]["128"]["masked_dataset"] < 1.0
     assert not list(tmp_path.glob("benchmark-*")), "nothing is left behind but the peers"
+
+
+def test_the_clock_of_a_curve_leaves_compilation_out():
+    seconds = [9.0] * curves.COMPILING + [0.5] * 20
+    points = [{"step": 10, "mlm_loss": 6.0}, {"step": 40, "mlm_loss": 4.0}]
+    assert [point["seconds"] for point in curves.with_seconds(seconds, points)] == [5.0, 20.0]
+
+
+def test_the_time_to_a_loss_is_that_of_the_first_curve_that_reaches_it():
+    slow = [{"seconds": 0.0, "mlm_loss": 7.0}, {"seconds": 100.0, "mlm_loss": 5.0}]
+    fast = [{"seconds": 10.0, "mlm_loss": 6.5}, {"seconds": 30.0, "mlm_loss": 5.5}]
+    assert curves.seconds_to(6.0, [slow]) == 50.0
+    assert curves.seconds_to(6.0, [slow, fast]) == 20.0
+    assert curves.seconds_to(5.2, [slow, fast]) == 90.0
+    assert curves.seconds_to(4.9, [slow, fast]) is None
+
+
+def test_a_side_that_never_reaches_the_loss_counts_with_all_of_its_minutes():
+    ends_at = [{"seconds": 60.0, "mlm_loss": 7.0}, {"seconds": 600.0, "mlm_loss": 6.5}]
+    row = quality._row("small", "slow", 6.0, 30.0, [ends_at])
+    assert row.keys() >= ROW_KEYS
+    assert (row["ours"], row["peer"], row["ratio"], row["peer_reached"]) == (0.5, 10.0, 20.0, False)
+
+
+@pytest.mark.parametrize("num_steps", [10, 1300])
+def test_a_shortened_recipe_keeps_the_shares_of_its_phases(num_steps):
+    recipe = load_recipe(recipe_files()["small"])
+    shorter = curves.shortened(recipe, num_steps).pretrain
+    assert shorter.num_steps == pytest.approx(num_steps, abs=len(shorter.phases))
+    for before, after in zip(recipe.pretrain.phases, shorter.phases, strict=True):
+        assert after.num_steps / shorter.num_steps == pytest.approx(
+            before.num_steps / recipe.pretrain.num_steps, abs=0.1
+        )
+
+
+@pytest.mark.slow
+def test_quality_of_all_sides_on_a_tiny_recipe(run_python, tmp_path):
+    fast = TRAINED.replace("[pretrain]", '[pretrain]\noptimizer = "muon"') + "muon_learning_rate = 1e-2\n"
+    (tmp_path / "tiny.toml").write_text(fast.replace("[model]", "[model]\nstructured_attention_layers = 1"))
+    picture = tmp_path / "curves.png"
+    code = (
+        "import sys; from benchmarks import quality; quality.SHORTER = (1 / 2,); quality.PACE_STEPS = 30; "
+        f"sys.argv = ['quality', '--recipe', 'tiny', '--minutes', '0.1', '--picture', {str(picture)!r}, '--json']; "
+        "quality.main()"
+    )
+    finished = run_python("-c", code, BERT_PIPELINE_HOME=str(tmp_path), BERT_PIPELINE_RECIPES=str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    assert [row["peer_name"] for row in found["rows"]] == [quality.BEST, quality.AS_IT_COMES, quality.PUBLISHED_START]
+    assert {name: len(each) for name, each in found["curves"].items()} == {
+        quality.BEST: 1, quality.AS_IT_COMES: 1, quality.PUBLISHED_START: 1, quality.SHIPPED: 2
+    }  # fmt: skip
+    ends = {name: each[-1][-1]["mlm_loss"] for name, each in found["curves"].items()}
+    assert ends[quality.SHIPPED] < ends[quality.AS_IT_COMES]
+    assert quality.BEST in quality.table(found) and picture.read_bytes().startswith(b"\x89PNG")

@@ -5,6 +5,7 @@ The rows are in memory. Nothing is logged, evaluated or saved except the loss of
 """
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from benchmarks.children import Answer, answer
 from benchmarks.pretraining import read_recipe, train_dataset
 from bert_pipeline.formats.pairs import IGNORE_INDEX, training_row
 from bert_pipeline.formats.tokenizer import PAD_ID, read_tokenizer
+from bert_pipeline.recipe import PretrainRecipe
 from bert_pipeline.training.batches.dataset import Rows
 from bert_pipeline.training.model.model import build_model
 
@@ -69,6 +71,65 @@ class Clock(TrainerCallback):
                 self.seconds = now - self.started
 
 
+def optimizer_arguments(section: PretrainRecipe) -> dict[str, Any]:
+    """The optimizer of a recipe with AdamW, as arguments of the Trainer."""
+    return {
+        "optim": "adamw_torch_fused",
+        "adam_beta1": section.adam_beta1,
+        "adam_beta2": section.adam_beta2,
+        "adam_epsilon": section.adam_epsilon,
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+    }
+
+
+def train(
+    model: torch.nn.Module,
+    rows: Sequence[Row] | torch.utils.data.Dataset,
+    out: Path,
+    *,
+    batch: int,
+    places: int,
+    max_seq_length: int,
+    full_length: bool,
+    callback: TrainerCallback,
+    **arguments: Any,
+) -> Trainer:
+    """Train on the rows in their order; return the finished Trainer.
+
+    `places`: most tokens of a micro-batch, including padding; larger batches are accumulated.
+    """
+    accumulated = 1
+    while batch // accumulated * max_seq_length > places and batch % (2 * accumulated) == 0:
+        accumulated *= 2
+    chosen = TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=batch // accumulated,
+        gradient_accumulation_steps=accumulated,
+        lr_scheduler_type="linear",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        logging_first_step=True,
+        logging_steps=arguments["max_steps"],
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **arguments,
+    )
+    training = Trainer(
+        model,
+        chosen,
+        data_collator=partial(collate, width=max_seq_length if full_length else None),
+        train_dataset=rows,
+        callbacks=[callback],
+    )
+    # BertForPreTraining accepts a count to divide its loss by but ignores it: accumulated losses would be summed.
+    training.model_accepts_loss_kwargs = False
+    training.train()
+    return training
+
+
 def trainer(
     folder: str,
     max_seq_length: int,
@@ -81,7 +142,7 @@ def trainer(
     device: str,
     precision: str,
 ) -> Answer:
-    """`places`: most tokens of a micro-batch, including padding; larger batches are accumulated."""
+    """The speed after `warm_up` steps; see `train` for `places`."""
     here = Path(folder)
     recipe = read_recipe(here, max_seq_length, num_steps)
     [phase], section = recipe.pretrain.phases, recipe.pretrain
@@ -90,48 +151,26 @@ def trainer(
     rows = in_standard_view(train_dataset(here, recipe, max_seq_length).samples(0, num_steps * batch, section.seed))
     model = build_model(recipe.model, read_tokenizer(here / "tokenizer").get_vocab_size(), section.seed)
     model.set_attn_implementation("sdpa")
-    accumulated = 1
-    while batch // accumulated * max_seq_length > places and batch % (2 * accumulated) == 0:
-        accumulated *= 2
-    arguments = TrainingArguments(
-        output_dir=str(here / "trainer"),
+    clock = Clock(warm_up, num_steps, device)
+    training = train(
+        model,
+        rows,
+        here / "trainer",
+        batch=batch,
+        places=places,
+        max_seq_length=max_seq_length,
+        full_length=full_length,
+        callback=clock,
         max_steps=num_steps,
-        per_device_train_batch_size=batch // accumulated,
-        gradient_accumulation_steps=accumulated,
         learning_rate=phase.learning_rate,
-        lr_scheduler_type="linear",
         warmup_steps=phase.warmup_steps,
-        optim="adamw_torch_fused",
-        adam_beta1=section.adam_beta1,
-        adam_beta2=section.adam_beta2,
-        adam_epsilon=section.adam_epsilon,
-        weight_decay=section.weight_decay,
-        max_grad_norm=section.max_grad_norm,
+        **optimizer_arguments(section),
         seed=section.seed,
         use_cpu=device == "cpu",
         bf16=precision == "bf16",
         torch_compile=compiled,
         dataloader_num_workers=workers,
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        logging_first_step=True,
-        logging_steps=num_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
     )
-    clock = Clock(warm_up, num_steps, device)
-    training = Trainer(
-        model,
-        arguments,
-        data_collator=partial(collate, width=max_seq_length if full_length else None),
-        train_dataset=rows,
-        callbacks=[clock],
-    )
-    # BertForPreTraining accepts a count to divide its loss by but ignores it: accumulated losses would be summed.
-    training.model_accepts_loss_kwargs = False
-    training.train()
     return {
         "tokens": sum(int(row["attention_mask"].sum()) for row in rows[warm_up * batch :]),
         "seconds": clock.seconds,

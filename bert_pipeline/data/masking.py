@@ -30,6 +30,8 @@ from bert_pipeline.store.artifact import Facts
 from bert_pipeline.store.shards import Shard, build_shards, read_index, total
 
 NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)  # ids below this are special
+HELDOUT_MASKED_LM_PROB = 0.15
+"""Of held-out rows always the published share is masked, so that recipes with different shares can be compared."""
 
 
 class Masker:
@@ -38,9 +40,6 @@ class Masker:
     def __init__(self, section: MaskingRecipe, is_continuation: np.ndarray) -> None:
         self.section = section
         self.is_continuation = is_continuation  # (vocabulary,) bool: the `##` pieces
-
-    def max_predictions(self, max_seq_length: int) -> int:
-        return self.section.max_predictions_per_seq or math.ceil(self.section.masked_lm_prob * max_seq_length)
 
     def mask(
         self,
@@ -57,6 +56,7 @@ class Masker:
 
         `shards` and `rows`, both (rows,) int64, give the shard key and the row number of each row; they seed its masks.
         """
+        masked_lm_prob = self.section.masked_lm_prob if split == "train" else HELDOUT_MASKED_LM_PROB
         capacity = int(offsets[-1] - offsets[0])
         positions, replacements = np.empty(capacity, np.uint16), np.empty(capacity, input_ids.dtype)
         mask_offsets = np.empty(len(rows) + 1, np.int32)
@@ -66,12 +66,12 @@ class Masker:
             shards,
             rows,
             self.is_continuation,
-            self.section.masked_lm_prob,
-            self.max_predictions(max_seq_length),
+            masked_lm_prob,
+            self.section.max_predictions_per_seq or math.ceil(masked_lm_prob * max_seq_length),
             self.section.do_whole_word_mask,
             self.section.replacement == "word",
             self.section.seed,
-            MASKS + (HELDOUT if split == "heldout" else 0),
+            MASKS + (0 if split == "train" else HELDOUT),
             pass_number,
             positions,
             replacements,

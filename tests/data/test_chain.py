@@ -126,7 +126,8 @@ def check_shard(pair_path, mask_path, documents, nsp, masking, max_seq_length) -
         length_a, label = int(pairs.segment_a_length[n]), int(pairs.next_sentence_label[n])
         check_pair(row, length_a, label, documents, nsp, max_seq_length)
         positions, replacements = masks.positions[span], masks.input_ids[span]
-        check_masks(row, positions.tolist(), replacements.tolist(), masking, max_seq_length)
+        masked_lm_prob = 0.15 if "heldout" in mask_path.parts else masking.masked_lm_prob
+        check_masks(row, positions.tolist(), replacements.tolist(), masking, masked_lm_prob, max_seq_length)
 
         joined = training_row(np.array(row), length_a, label, positions, replacements)
         masked = joined["labels"] != IGNORE_INDEX
@@ -161,13 +162,13 @@ def check_pair(row, length_a, label, documents, nsp, max_seq_length) -> None:
         assert any(in_a == in_b and at_a + len(a) <= at_b for (in_a, at_a), (in_b, at_b) in both), "B follows A"
 
 
-def check_masks(row, positions, replacements, masking, max_seq_length) -> None:
+def check_masks(row, positions, replacements, masking, masked_lm_prob, max_seq_length) -> None:
     assert positions == sorted(set(positions))
     assert not {row[at] for at in positions} & {CLS_ID, SEP_ID}
     assert all(now == MASK_ID or len(SPECIAL_TOKENS) <= now < len(VOCABULARY) or now == row[at]
                for at, now in zip(positions, replacements, strict=True))  # fmt: skip
-    most = masking.max_predictions_per_seq or int(np.ceil(masking.masked_lm_prob * max_seq_length))
-    budget = min(most, max(1, round(masking.masked_lm_prob * len(row))))
+    most = masking.max_predictions_per_seq or int(np.ceil(masked_lm_prob * max_seq_length))
+    budget = min(most, max(1, round(masked_lm_prob * len(row))))
     words: list[list[int]] = []
     for at, number in enumerate(row):
         if number in (CLS_ID, SEP_ID):

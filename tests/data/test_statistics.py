@@ -124,6 +124,12 @@ def test_every_row_has_exactly_its_budget(share):
         assert set(hidden.sum(1)) == {min(77, max(1, round(share * length)))}
 
 
+@pytest.mark.parametrize("share", [0.05, 0.15, 0.3])
+def test_held_out_rows_have_fifteen_percent_whatever_the_training_rows_have(share):
+    hidden, _ = draw_masks(equal_rows(40, 100), MaskingRecipe(masked_lm_prob=share), split="heldout")
+    assert set(hidden.sum(1)) == {15}
+
+
 def assert_uniform_choice(chosen: np.ndarray) -> None:
     """(rows, candidates) bool, k of m chosen in each row: every candidate equally often.
 

@@ -8,7 +8,14 @@ from torch import nn
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from bert_pipeline.training.model.model import build_model
-from bert_pipeline.training.model.muon import COEFFICIENTS, EPSILON, ITERATIONS, MuonWithAdamW, orthogonal_updates
+from bert_pipeline.training.model.muon import (
+    COEFFICIENTS,
+    EPSILON,
+    ITERATIONS,
+    MuonWithAdamW,
+    orthogonal_updates,
+    orthogonalised,
+)
 from bert_pipeline.training.model.optim import build_optimizer, muon_matrices, schedule_learning_rate
 
 SHAPES = [(32, 32), (32, 128), (128, 32), (32, 32), (128, 32)]
@@ -25,7 +32,12 @@ def test_updates_are_those_of_torch_matrix_by_matrix():
         theirs = _zeropower_via_newtonschulz(matrix, COEFFICIENTS, ITERATIONS, EPSILON).float()
         assert update.shape == matrix.shape
         assert (update.float() - theirs).norm() / theirs.norm() < 0.02  # bfloat16 has 8 bits
-        assert torch.linalg.svdvals(update.float()).min() > 0.6 and torch.linalg.svdvals(update.float()).max() < 1.3
+
+
+def test_five_iterations_bring_singular_values_near_one():
+    [found] = orthogonalised(matrices(1)[1][None].bfloat16(), iterations=5)
+    values = torch.linalg.svdvals(found.float())
+    assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_steps_are_those_of_torch_optim_muon():

@@ -56,13 +56,20 @@ def test_all_else_is_what_it_was_and_a_function_of_the_seed():
     start = "bert.encoder.layer"
     zeroed = {f"{start}.{n}.{each}.dense.weight" for n in (1, 2) for each in ("attention.output", "output")}
     first = {f"{start}.0.attention.self.{each}.weight" for each in ("query", "key")}
-    assert changed == {"bert.embeddings.position_embeddings.weight"} | zeroed | first
+    embeddings = {f"bert.embeddings.{each}_embeddings.weight" for each in ("word", "position", "token_type")}
+    tied = {"cls.predictions.decoder.weight"} & changed
+    assert changed - tied == embeddings | zeroed | first
 
 
-def test_positions_have_the_variance_of_words():
+def test_positions_and_words_have_dimensions_of_their_own():
     embeddings = structured().bert.embeddings
-    words, positions = embeddings.word_embeddings.weight, embeddings.position_embeddings.weight
-    assert float(positions.std()) == pytest.approx(float(words.std()), rel=0.05)
+    words, positions, segments = (
+        each.weight.detach()
+        for each in (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings)
+    )
+    own = 128 // 4
+    assert not words[:, :own].any() and not segments[:, :own].any() and not positions[:, own:].any()
+    assert float(positions[:, :own].std()) == pytest.approx(float(words[:, own:].std()), rel=0.05)
 
 
 def test_the_checkpoint_is_a_stock_bert(tmp_path):
