@@ -1,4 +1,4 @@
-"""`evaluate`: fine-tune and score any Hugging Face BERT on tasks."""
+"""`evaluate`: fine-tune and score any Hugging Face BERTs on tasks."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from bert_pipeline.cli.models import model_directory, short_names
 from bert_pipeline.cli.options import EVALUATE
 from bert_pipeline.cli.output import show, show_json
 
@@ -21,7 +22,14 @@ def _tuning(*names: str, **settings: Any) -> Any:
     return typer.Option(*names, rich_help_panel="Fine-tuning", **settings)
 
 
-Model = Annotated[Path | None, _inputs(metavar="DIR", help="Hugging Face model directory.")]
+Models = Annotated[
+    list[str] | None,
+    _inputs(
+        "--model",
+        metavar="MODEL...",
+        help="Hugging Face model directory, or models:/NAME@ALIAS or models:/NAME/VERSION. Several are compared.",
+    ),
+]
 Tasks = Annotated[list[str] | None, _inputs("--task", metavar="NAME...", help="Tasks to run, see --list.")]
 Out = Annotated[
     Path | None, _inputs(metavar="DIR", help="Directory for scores and predictions; finished runs in it are kept.")
@@ -58,7 +66,7 @@ def add(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Model = None,
+    models: Models = None,
     tasks: Tasks = None,
     out: Out = None,
     data: Data = None,
@@ -73,12 +81,12 @@ def evaluate(
     list_tasks: ListTasks = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a Hugging Face BERT on tasks and score it on their test sets."""
+    """Fine-tune Hugging Face BERTs on tasks and score them on the test sets; compare several models."""
     if list_tasks:
         _list_tasks(as_json)
         return
-    if model is None or not tasks or out is None:
-        missing = [name for name, value in (("--model", model), ("--task", tasks), ("--out", out)) if not value]
+    if not models or not tasks or out is None:
+        missing = [name for name, value in (("--model", models), ("--task", tasks), ("--out", out)) if not value]
         raise ValueError(f"{', '.join(missing)} missing; remedy: add it; --list shows the tasks")
     settings: dict[str, Any] = {
         "profile": profile,
@@ -89,7 +97,11 @@ def evaluate(
         "other_data": other_data,
         "seeds": None if seeds is None else [*range(1, seeds + 1)],
     }
-    facts = _evaluate(model, tasks, data, out, settings, baseline)
+    evaluated = _evaluate(models, tasks, data, out, settings, baseline)
+    if len(evaluated) > 1:
+        _compare(evaluated, out, as_json)
+        return
+    [facts] = evaluated.values()
     if as_json:
         show_json(facts)
         return
@@ -98,6 +110,17 @@ def evaluate(
 
     known = {name: load_task(path) for name, path in task_files().items()}
     show(show_scores(facts, known), f"scores of every run: {out}/*/scores.json")
+
+
+def _compare(evaluated: dict[str, dict[str, dict[str, Any]]], out: Path, as_json: bool) -> None:
+    from bert_pipeline.evaluation.comparison import CAPTION, as_json as in_json, compare_models, comparison_table, score_table
+
+    compared = compare_models(evaluated, out)
+    if as_json:
+        show_json({"models": evaluated, "comparisons": in_json(compared)})
+    else:
+        where = f"tables and picture: {out}/comparison.md, {out}/comparison.png"
+        show(score_table(evaluated), comparison_table(compared), CAPTION, where)
 
 
 def _list_tasks(as_json: bool) -> None:
@@ -112,12 +135,13 @@ def _list_tasks(as_json: bool) -> None:
 
 
 def _evaluate(
-    model: Path, tasks: list[str], data: Path | None, out: Path, settings: dict[str, Any], baseline: bool
-) -> dict[str, dict[str, Any]]:
-    """The facts of each task by name. `settings`: fields of TaskRecipe, the same for all tasks."""
+    models: list[str], tasks: list[str], data: Path | None, out: Path, settings: dict[str, Any], baseline: bool
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The facts by model and task. `settings`: fields of TaskRecipe, the same for all tasks."""
     if data and len(tasks) > 1:
         raise ValueError("--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all")
     from bert_pipeline.evaluation.evaluate import evaluate_task
+    from bert_pipeline.evaluation.finetuning.protocol import max_positions
     from bert_pipeline.evaluation.tasks.readers import read_task
     from bert_pipeline.evaluation.tasks.task import find_task, task_folder
     from bert_pipeline.recipe import EvaluationRecipe
@@ -127,7 +151,16 @@ def _evaluate(
         if not task.generated:
             read_task(task, task_folder(task, data, out), settings["other_data"])
     recipe = {"tasks": [{"name": name} | settings for name in tasks]}
+    chosen = EvaluationRecipe.model_validate_json(json.dumps(recipe)).tasks
+    folders = {name: model_directory(model) for name, model in zip(short_names(models), models, strict=True)}
+    for folder in folders.values():  # before the first model trains for hours
+        max_positions(folder)
     return {
-        each.name: evaluate_task(each, model, data, out / each.name, lambda row: None, baseline)
-        for each in EvaluationRecipe.model_validate_json(json.dumps(recipe)).tasks
+        name: {
+            each.name: evaluate_task(
+                each, folder, data, (out / name if len(folders) > 1 else out) / each.name, lambda row: None, baseline
+            )
+            for each in chosen
+        }
+        for name, folder in folders.items()
     }

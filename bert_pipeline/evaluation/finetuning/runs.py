@@ -36,6 +36,7 @@ def make_run(
             "fresh_pooler": outcome.fresh_pooler,
             "out_of_input": inputs.out_of_input,
             **circumstances(),
+            **outcome.how._asdict(),
             "versions": {name: version(name) for name in ("torch", "transformers")},
         }
 
