@@ -1,14 +1,20 @@
 """`evaluate`: fine-tune and score any Hugging Face BERTs on tasks."""
 
 import json
+import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from bert_pipeline.cli.models import model_directory, short_names
 from bert_pipeline.cli.options import EVALUATE
 from bert_pipeline.cli.output import show, show_json
+
+if TYPE_CHECKING:
+    from bert_pipeline.recipe import TaskRecipe
+
+log = logging.getLogger(__name__)
 
 GRID = "Of several values, the best on dev is used."
 OF_PROFILE = "the profile's"
@@ -55,6 +61,9 @@ NumEpochs = Annotated[list[int] | None, _tuning(metavar="N...", help=f"Epochs. {
 MaxSeqLength = Annotated[
     int | None, _tuning(metavar="N", help="Maximum input length in tokens.", show_default="the task's")
 ]
+Plan = Annotated[
+    bool, typer.Option("--plan", help="Time a few steps, print how long the evaluation will take, and run nothing.")
+]
 ListTasks = Annotated[
     bool, typer.Option("--list", help="List all tasks, their published scores and whether their data is found.")
 ]
@@ -78,6 +87,7 @@ def evaluate(
     batch_size: BatchSize = None,
     num_epochs: NumEpochs = None,
     max_seq_length: MaxSeqLength = None,
+    plan: Plan = False,
     list_tasks: ListTasks = False,
     as_json: Json = False,
 ) -> None:
@@ -97,7 +107,11 @@ def evaluate(
         "other_data": other_data,
         "seeds": None if seeds is None else [*range(1, seeds + 1)],
     }
-    evaluated = _evaluate(models, tasks, data, out, settings, baseline)
+    jobs = _jobs(models, tasks, data, out, settings)
+    if plan:
+        _plan(jobs, data, baseline, as_json)
+        return
+    evaluated = _evaluate(jobs, data, baseline)
     if len(evaluated) > 1:
         _compare(evaluated, out, as_json)
         return
@@ -134,33 +148,58 @@ def _list_tasks(as_json: bool) -> None:
         show(tasks_for_people(rows))
 
 
-def _evaluate(
-    models: list[str], tasks: list[str], data: Path | None, out: Path, settings: dict[str, Any], baseline: bool
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """The facts by model and task. `settings`: fields of TaskRecipe, the same for all tasks."""
+class Job(NamedTuple):
+    """One model on one task."""
+
+    model: str
+    directory: Path
+    settings: "TaskRecipe"
+    out: Path
+
+
+def _jobs(models: list[str], tasks: list[str], data: Path | None, out: Path, settings: dict[str, Any]) -> list[Job]:
+    """Find faults in every model and task before the first one trains for hours. `settings`: fields of TaskRecipe."""
     if data and len(tasks) > 1:
         raise ValueError("--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all")
-    from bert_pipeline.evaluation.evaluate import evaluate_task
     from bert_pipeline.evaluation.finetuning.protocol import max_positions
     from bert_pipeline.evaluation.tasks.readers import read_task
     from bert_pipeline.evaluation.tasks.task import find_task, task_folder
     from bert_pipeline.recipe import EvaluationRecipe
 
-    for name in tasks:  # find faults in the data of every task before the first task trains for hours
+    for name in tasks:
         task = find_task(name)
         if not task.generated:
             read_task(task, task_folder(task, data, out), settings["other_data"])
     recipe = {"tasks": [{"name": name} | settings for name in tasks]}
     chosen = EvaluationRecipe.model_validate_json(json.dumps(recipe)).tasks
-    folders = {name: model_directory(model) for name, model in zip(short_names(models), models, strict=True)}
-    for folder in folders.values():  # before the first model trains for hours
-        max_positions(folder)
-    return {
-        name: {
-            each.name: evaluate_task(
-                each, folder, data, (out / name if len(folders) > 1 else out) / each.name, lambda row: None, baseline
-            )
-            for each in chosen
-        }
-        for name, folder in folders.items()
-    }
+    directories = {name: model_directory(model) for name, model in zip(short_names(models), models, strict=True)}
+    for directory in directories.values():
+        max_positions(directory)
+    return [
+        Job(name, directory, each, (out / name if len(models) > 1 else out) / each.name)
+        for name, directory in directories.items()
+        for each in chosen
+    ]
+
+
+def _evaluate(jobs: list[Job], data: Path | None, baseline: bool) -> dict[str, dict[str, dict[str, Any]]]:
+    """The facts by model and task."""
+    from bert_pipeline.evaluation.evaluate import evaluate_task
+
+    evaluated: dict[str, dict[str, dict[str, Any]]] = {}
+    for number, job in enumerate(jobs, start=1):
+        if len(jobs) > 1:
+            log.info("%d of %d: %s on %s", number, len(jobs), job.model, job.settings.name)
+        facts = evaluate_task(job.settings, job.directory, data, job.out, lambda row: None, baseline)
+        evaluated.setdefault(job.model, {})[job.settings.name] = facts
+    return evaluated
+
+
+def _plan(jobs: list[Job], data: Path | None, baseline: bool, as_json: bool) -> None:
+    from bert_pipeline.evaluation.plan import plan_table, plan_task
+
+    plans = [(job.model, plan_task(job.settings, job.directory, data, job.out, baseline)) for job in jobs]
+    if as_json:
+        show_json([{"model": model, **each._asdict()} for model, each in plans])
+    else:
+        show(plan_table(plans))

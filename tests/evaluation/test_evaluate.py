@@ -110,7 +110,7 @@ def test_facts_and_files_describe_what_was_scored(evaluated, small_tasks):
 
 def test_a_second_start_runs_nothing_and_reports_the_same(evaluated, model_dir, monkeypatch):
     facts, rows, out = evaluated
-    monkeypatch.setattr(evaluate, "make_runs", workers.make_runs)
+    monkeypatch.setattr(evaluate, "Workers", workers.Workers)
     monkeypatch.setattr(workers.subprocess, "Popen", None)  # no process is started
     again: list[dict] = []
     assert evaluate_task(SETTINGS, model_dir, None, out, again.append, baseline=True) == facts

@@ -64,13 +64,7 @@ def finetune(
     `on_step(steps done, steps in all)` is called before the first step and after each. `how`: the fastest of this
     machine if None. Raises FloatingPointError if a loss or a gradient norm is not finite.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(run.seed)  # initialises the head, and the encoder of random_init
-    pretrained, fresh_pooler = build_task_model(model_dir, run.encoder, inputs.task)
-    pretrained.to(device).train()  # type: ignore[arg-type]  # transformers hides the signature of torch's method
-    how = how or fastest_computation(pretrained.config, device)
-    model = TaskModel(pretrained, inputs.task, inputs.pad_id, how)
-    optimizer = torch.optim.AdamW(decay_groups(pretrained.parameters(), protocol.weight_decay), fused=True)
+    model, optimizer, fresh_pooler = begin(model_dir, inputs, run, protocol, how)
     rate, batch_size, num_epochs = run.setting
     learnable = inputs.learnable
     lengths = [len(each.input_ids) for each in learnable]
@@ -84,8 +78,8 @@ def finetune(
     )
 
     # A checkpoint of another computation is left alone: a run is of one precision.
-    checkpoints = Checkpoints(work / "-".join(("checkpoints", *how)), run.name, kept=1)
-    first, state = checkpoints.load_newest(pretrained, optimizer) or (0, {"losses": []})
+    checkpoints = Checkpoints(work / "-".join(("checkpoints", *model.how)), run.name, kept=1)
+    first, state = checkpoints.load_newest(model.model, optimizer) or (0, {"losses": []})
     losses: list[float] = state["losses"]
     on_device: list[torch.Tensor] = []  # (loss, gradient norm) of recent steps, kept there to avoid a sync per step
     saved = time.monotonic()
@@ -93,27 +87,46 @@ def finetune(
     if first:
         log.info("%s: resuming after step %d of %d", run.name, first, len(batches))
     for number, batch in enumerate(batches[first:], start=first):
-        dropout = new_stream(run.seed, DROPOUT, row=number)
-        torch.manual_seed(int(draw(dropout)) << 32 | int(draw(dropout)))
-        loss = model.loss([learnable[n] for n in batch])
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(pretrained.parameters(), MAX_GRAD_NORM)
         set_learning_rate(optimizer, learning_rate((schedule,), number))
-        optimizer.step()
-        optimizer.zero_grad()
-        on_device.append(torch.stack((loss.detach(), norm)))
+        on_device.append(training_step(model, optimizer, [learnable[n] for n in batch], run.seed, number))
         done = number + 1
         save = done < len(batches) and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
         if save or done % len(epochs[0]) == 0:
             losses += _finite_losses(on_device, run)
             on_device = []
         if save:
-            checkpoints.save(done, pretrained, optimizer, {"losses": losses})
+            checkpoints.save(done, model.model, optimizer, {"losses": losses})
             saved = time.monotonic()
         on_step(done, len(batches))
 
     predicted = {split: predict(model, inputs.splits[split]) for split in SCORED}
-    return Outcome(predicted, np.array(losses).reshape(num_epochs, -1).mean(1).tolist(), fresh_pooler, how)
+    return Outcome(predicted, np.array(losses).reshape(num_epochs, -1).mean(1).tolist(), fresh_pooler, model.how)
+
+
+def begin(
+    model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, how: Computation | None
+) -> tuple[TaskModel, torch.optim.Optimizer, bool]:
+    """Return the model on its device, its optimizer, and whether the pooler is fresh."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(run.seed)  # initialises the head, and the encoder of random_init
+    built, fresh_pooler = build_task_model(model_dir, run.encoder, inputs.task)
+    built.to(device).train()  # type: ignore[arg-type]  # transformers hides the signature of torch's method
+    model = TaskModel(built, inputs.task, inputs.pad_id, how or fastest_computation(built.config, device))
+    return model, torch.optim.AdamW(decay_groups(built.parameters(), protocol.weight_decay), fused=True), fresh_pooler
+
+
+def training_step(
+    model: TaskModel, optimizer: torch.optim.Optimizer, examples: Sequence[Input], seed: int, number: int
+) -> torch.Tensor:
+    """Update the weights once; return the loss and the gradient norm. The dropout is a function of (seed, number)."""
+    dropout = new_stream(seed, DROPOUT, row=number)
+    torch.manual_seed(int(draw(dropout)) << 32 | int(draw(dropout)))
+    loss = model.loss(examples)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.model.parameters(), MAX_GRAD_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
+    return torch.stack((loss.detach(), norm))
 
 
 def predict(model: TaskModel, examples: Sequence[Input], tokens: int = PREDICTION_TOKENS) -> list[Label]:
