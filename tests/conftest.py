@@ -178,6 +178,16 @@ def evaluation_in_this_process():
             for run in runs:
                 on_run(run, job.finished(run) or make_run(job, run, data, inputs, lambda step, of: None))
 
+        def make_halves(self, runs: Sequence[Run], expected: Sequence[Run] = ()) -> None:
+            from bert_pipeline.evaluation.finetuning.inputs import encode_task
+            from bert_pipeline.evaluation.finetuning.runs import make_half
+
+            job = self.job
+            data = read_task(job.task, job.data, job.other_data)
+            inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)
+            for run in runs:
+                make_half(job, run, data, inputs, lambda step, of: None)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bert_pipeline.evaluation.evaluate.Workers", InThisProcess)
         yield

@@ -31,7 +31,8 @@ from bert_pipeline.evaluation.finetuning.protocol import (
 )
 from bert_pipeline.evaluation.finetuning.workers import Workers
 from bert_pipeline.evaluation.scoring.predictions import read_predictions
-from bert_pipeline.evaluation.scoring.scores import interval, statistics
+from bert_pipeline.evaluation.scoring.scores import interval, score_of, statistics
+from bert_pipeline.evaluation.scoring.significance import compare
 from bert_pipeline.evaluation.tasks.readers import TaskData, read_task
 from bert_pipeline.evaluation.tasks.task import UNITS, find_task, task_folder
 from bert_pipeline.formats.weights import weight_files
@@ -73,8 +74,10 @@ def evaluate_task(
     job, examples, grid = experiment.job, experiment.examples, experiment.grid
     with Workers(job, experiment.most_at_once, experiment.num_examples) as workers:
         runs = _Runs(workers, on_row)
-        runs.make(grid, expected=experiment.longest)
-        best = best_on_dev([(run.setting, runs.finished[run]) for run in grid]) if grid else job.protocol.settings[0]
+        losing = find_losing(workers, experiment) if settings.stop_losing_settings else set()
+        tried = [run for run in grid if run not in losing]
+        runs.make(tried, expected=experiment.longest)
+        best = best_on_dev([(run.setting, runs.finished[run]) for run in tried]) if grid else job.protocol.settings[0]
         reported = experiment.with_every_seed(best)
         runs.make(reported)
     facts = _facts(job, examples, {run: runs.finished[run] for run in reported})
@@ -86,6 +89,29 @@ def evaluate_task(
 def best_on_dev(tried: Sequence[tuple[Setting, Artifact]]) -> Setting:
     """Return the setting with the highest score on dev; the first of several equal ones."""
     return max(tried, key=lambda each: each[1].facts["dev"]["score"])[0]
+
+
+def find_losing(workers: Workers, experiment: "Experiment") -> set[Run]:
+    """Run half of the epochs of the grid, and return the runs whose dev score is then significantly below the best one.
+
+    Runs of a single epoch have no half. The checkpoints of the losing runs are removed.
+    """
+    job = experiment.job
+    runs = [run for run in experiment.grid if run.setting.num_epochs > 1]
+    workers.make_halves(runs, expected=experiment.longest)
+    files = {run: path for run in runs if (path := job.half_predictions(run))}
+    dev = {run: statistics(job.task, *read_predictions(path, job.task)) for run, path in files.items()}
+    if not dev:
+        return set()
+    best = max(dev, key=lambda run: float(score_of(job.task, dev[run].sum(0))))
+    losing = set()
+    for run in dev:
+        found = compare(job.task, [dev[run]], [dev[best]], BOOTSTRAP_SEED)
+        if found.significant and found.difference < 0:
+            log.info("%s: %s: stopped, dev %.4f below %s", job.task.name, run.name, -found.difference, best.name)
+            shutil.rmtree(files[run].parent / "work", ignore_errors=True)
+            losing.add(run)
+    return losing
 
 
 @dataclass(frozen=True)
@@ -161,6 +187,10 @@ class _Runs:
         if runs:
             self._workers.make(runs, self._add, expected)
 
+    def dev_score(self, run: Run) -> float | None:
+        """None for a setting that was stopped."""
+        return self.finished[run].facts["dev"]["score"] if run in self.finished else None
+
     def _add(self, run: Run, artifact: Artifact) -> None:
         if run in self.finished:  # the best run of the grid is also a reported run
             return
@@ -234,7 +264,7 @@ def _write_scores(
         "version": job.task.version,
         "settings": settings.model_dump(mode="json"),
         "protocol": job.protocol.model_dump(mode="json"),
-        "grid": [run.setting._asdict() | {"dev": runs.finished[run].facts["dev"]["score"]} for run in grid],
+        "grid": [run.setting._asdict() | {"dev": runs.dev_score(run)} for run in grid],
         "runs": [_settings_of(run) | runs.finished[run].facts for run in reported],
         "files": examples.files,
         "reference": job.task.splits.model_dump(mode="json"),

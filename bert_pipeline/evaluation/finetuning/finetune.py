@@ -34,6 +34,8 @@ MAX_GRAD_NORM = 1.0
 PREDICTION_TOKENS = 8_192
 """Tokens per prediction batch, with padding. Prediction keeps no activations, so batches may be larger than in
 training."""
+STEPS_BETWEEN_CHECKS = 100
+"""Losses stay on the device for so many steps before they are checked."""
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 """A kill loses at most this much work; a checkpoint of a BERT-base is 1.3 GB."""
 
@@ -64,43 +66,76 @@ def finetune(
     `on_step(steps done, steps in all)` is called before the first step and after each. `how`: the fastest of this
     machine if None. Raises FloatingPointError if a loss or a gradient norm is not finite.
     """
-    model, optimizer, fresh_pooler = begin(model_dir, inputs, run, protocol, how)
-    rate, batch_size, num_epochs = run.setting
-    learnable = inputs.learnable
-    lengths = [len(each.input_ids) for each in learnable]
-    epochs = [epoch_batches(lengths, batch_size, run.seed, epoch) for epoch in range(num_epochs)]
-    batches = [batch for epoch in epochs for batch in epoch]
-    schedule = PhaseRecipe(
-        max_seq_length=protocol.max_seq_length,
-        num_steps=len(batches),
-        learning_rate=rate,
-        warmup_steps=round(protocol.warmup_fraction * len(batches)),
-    )
+    training = Training(model_dir, inputs, run, protocol, work, how)
+    training.train(len(training.batches), on_step)
+    predicted = {split: predict(training.model, inputs.splits[split]) for split in SCORED}
+    by_epoch = np.array(training.losses).reshape(run.setting.num_epochs, -1)
+    return Outcome(predicted, by_epoch.mean(1).tolist(), training.fresh_pooler, training.model.how)
 
-    # A checkpoint of another computation is left alone: a run is of one precision.
-    checkpoints = Checkpoints(work / "-".join(("checkpoints", *model.how)), run.name, kept=1)
-    first, state = checkpoints.load_newest(model.model, optimizer) or (0, {"losses": []})
-    losses: list[float] = state["losses"]
-    on_device: list[torch.Tensor] = []  # (loss, gradient norm) of recent steps, kept there to avoid a sync per step
-    saved = time.monotonic()
-    on_step(first, len(batches))
-    if first:
-        log.info("%s: resuming after step %d of %d", run.name, first, len(batches))
-    for number, batch in enumerate(batches[first:], start=first):
-        set_learning_rate(optimizer, learning_rate((schedule,), number))
-        on_device.append(training_step(model, optimizer, [learnable[n] for n in batch], run.seed, number))
-        done = number + 1
-        save = done < len(batches) and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
-        if save or done % len(epochs[0]) == 0:
-            losses += _finite_losses(on_device, run)
-            on_device = []
-        if save:
-            checkpoints.save(done, model.model, optimizer, {"losses": losses})
-            saved = time.monotonic()
-        on_step(done, len(batches))
 
-    predicted = {split: predict(model, inputs.splits[split]) for split in SCORED}
-    return Outcome(predicted, np.array(losses).reshape(num_epochs, -1).mean(1).tolist(), fresh_pooler, model.how)
+def finetune_half(
+    model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, work: Path, on_step: Callable[[int, int], None]
+) -> list[Label] | None:
+    """Fine-tune for half of the epochs, rounded down, save a checkpoint, and predict dev; None if the newest checkpoint
+    in `work` is later. `finetune` resumes the run.
+    """
+    training = Training(model_dir, inputs, run, protocol, work, None)
+    half = len(training.batches) // run.setting.num_epochs * (run.setting.num_epochs // 2)
+    if training.done > half:
+        return None
+    training.train(half, on_step)
+    training.save()
+    return predict(training.model, inputs.splits["dev"])
+
+
+class Training:
+    """A run between its checkpoints."""
+
+    def __init__(
+        self, model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, work: Path, how: Computation | None
+    ) -> None:
+        """Build the model and restore the newest checkpoint in `work`, if there is one."""
+        self.run, self.learnable = run, inputs.learnable
+        self.model, self.optimizer, self.fresh_pooler = begin(model_dir, inputs, run, protocol, how)
+        rate, batch_size, num_epochs = run.setting
+        lengths = [len(each.input_ids) for each in self.learnable]
+        epochs = [epoch_batches(lengths, batch_size, run.seed, epoch) for epoch in range(num_epochs)]
+        self.batches = [batch for epoch in epochs for batch in epoch]
+        self.schedule = PhaseRecipe(
+            max_seq_length=protocol.max_seq_length,
+            num_steps=len(self.batches),
+            learning_rate=rate,
+            warmup_steps=round(protocol.warmup_fraction * len(self.batches)),
+        )
+        # A checkpoint of another computation is left alone: a run is of one precision.
+        self.checkpoints = Checkpoints(work / "-".join(("checkpoints", *self.model.how)), run.name, kept=1)
+        found = self.checkpoints.load_newest(self.model.model, self.optimizer)
+        self.done, state = found or (0, {"losses": []})
+        self.losses: list[float] = state["losses"]
+        if found:
+            log.info("%s: resuming after step %d of %d", run.name, self.done, len(self.batches))
+
+    def train(self, until: int, on_step: Callable[[int, int], None]) -> None:
+        """Train up to step `until`, with checkpoints in between."""
+        recent: list[torch.Tensor] = []  # (loss, gradient norm) of steps, on the device to avoid a sync per step
+        saved = time.monotonic()
+        on_step(self.done, len(self.batches))
+        for number in range(self.done, until):
+            set_learning_rate(self.optimizer, learning_rate((self.schedule,), number))
+            batch = [self.learnable[n] for n in self.batches[number]]
+            recent.append(training_step(self.model, self.optimizer, batch, self.run.seed, number))
+            self.done = number + 1
+            save = self.done < until and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
+            if save or self.done == until or len(recent) == STEPS_BETWEEN_CHECKS:
+                self.losses += _finite_losses(recent, self.run)
+                recent = []
+            if save:
+                self.save()
+                saved = time.monotonic()
+            on_step(self.done, len(self.batches))
+
+    def save(self) -> None:
+        self.checkpoints.save(self.done, self.model.model, self.optimizer, {"losses": self.losses})
 
 
 def begin(

@@ -59,10 +59,18 @@ class Workers:
                 on_run(run, artifact)
             else:
                 missing.append(run)
-        if missing:
-            for environment in _environments(self._num_runs)[len(self._workers) : len(missing)]:
-                self._workers.append(_Worker(self.job, environment, self._messages))
-            self._follow(missing, expected, on_run)
+
+        def on_done(run: Run) -> None:
+            artifact = self.job.finished(run)
+            assert artifact, "the worker has just finished it"
+            on_run(run, artifact)
+
+        self._follow(missing, on_done, expected)
+
+    def make_halves(self, runs: Sequence[Run], expected: Sequence[Run] = ()) -> None:
+        """Fine-tune each run for half of its epochs and predict dev, unless that exists or the run is finished."""
+        missing = [run for run in runs if not (self.job.finished(run) or self.job.half_predictions(run))]
+        self._follow(missing, lambda run: None, expected, half=True)
 
     def measure_pace(self, batch_size: int) -> tuple[float, float]:
         """Return the seconds of a step and of a run's predictions, in one worker alone; see pace.py."""
@@ -76,16 +84,18 @@ class Workers:
         return step, prediction
 
     def _follow(
-        self, runs: Sequence[Run], expected: Sequence[Run], on_run: Callable[[Run, Artifact], None]
+        self, runs: Sequence[Run], on_done: Callable[[Run], None], expected: Sequence[Run], half: bool = False
     ) -> None:
-        """Give each worker a run, and the next one when it is done, until all are finished."""
+        """Give each worker a run, or half of it, and the next one when it is done, until all are finished."""
+        for environment in _environments(self._num_runs)[len(self._workers) : len(runs)] if runs else ():
+            self._workers.append(_Worker(self.job, environment, self._messages))
         steps = {run: run.setting.num_steps(self._num_examples) for run in {*runs, *expected}}
         left = sum(steps[run] for run in runs) + sum(steps[run] for run in expected if run not in runs)
         if self._progress:
             self._progress.total = self._progress.done + left
         waiting = iter(runs)
         for worker in self._workers[: len(runs)]:
-            worker.begin(next(waiting))
+            worker.begin(next(waiting), half)
         num_done = 0
         while num_done < len(runs):
             worker, message = self._messages.get()
@@ -99,11 +109,9 @@ class Workers:
                 worker.step = message["step"]
             elif "done" in message:
                 num_done += 1
-                artifact = self.job.finished(run)
-                assert artifact, "the worker has just finished it"
-                on_run(run, artifact)
+                on_done(run)
                 if following := next(waiting, None):
-                    worker.begin(following)
+                    worker.begin(following, half)
             else:
                 raise RunFailed(f"{self.job.task.name}, {run.name}: {message['error'] or worker.exit_reason}")
 
@@ -124,9 +132,9 @@ class _Worker:
         self._send(job.model_dump_json())
         threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: Run, half: bool) -> None:
         self.run, self.step = run, None
-        self._send(json.dumps(run))
+        self._send(json.dumps([run, half]))
 
     def measure_pace(self, batch_size: int) -> None:
         self._send(json.dumps(batch_size))
