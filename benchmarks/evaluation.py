@@ -95,7 +95,9 @@ class Bench:
         tried = {how: rate(answers[how], unit=UNIT) for how in works}
         return [
             row(f"{self.task.name}, {name}", answers["ours"], answers[BEFORE], BEFORE, unit=UNIT, **about),
-            row(f"{self.task.name}, {name}", answers["ours"], answers[fastest], trainer, unit=UNIT, **about, tried=tried),
+            row(
+                f"{self.task.name}, {name}", answers["ours"], answers[fastest], trainer, unit=UNIT, **about, tried=tried
+            ),
         ]
 
 

@@ -54,9 +54,7 @@ def lengths(model: str, task: str, max_seq_length: int) -> Answer:
     return {"examples": len(found), "mean_length": sum(found) / len(found), "test_examples": len(inputs.splits["test"])}
 
 
-def train(
-    model: str, task: str, max_seq_length: int, setting: list, warm_up: int, before: bool
-) -> Answer:
+def train(model: str, task: str, max_seq_length: int, setting: list, warm_up: int, before: bool) -> Answer:
     """Examples and seconds of a run after `warm_up` steps. `before`: in float32, on padded rows."""
     from bert_pipeline.evaluation.finetuning.batches import epoch_batches
     from bert_pipeline.evaluation.finetuning.engine import Computation

@@ -127,7 +127,8 @@ def evaluate(
 
 
 def _compare(evaluated: dict[str, dict[str, dict[str, Any]]], out: Path, as_json: bool) -> None:
-    from bert_pipeline.evaluation.comparison import CAPTION, as_json as in_json, compare_models, comparison_table, score_table
+    from bert_pipeline.evaluation.comparison import CAPTION, compare_models, comparison_table, score_table
+    from bert_pipeline.evaluation.comparison import as_json as in_json
 
     compared = compare_models(evaluated, out)
     if as_json:

@@ -1,8 +1,8 @@
 """Several models on the same tasks: one table, paired tests between them, and a picture.
 
-    <out>/<model>/<task>/                  the evaluation of each model (evaluate.py)
-    <out>/comparison.md, comparison.png    the scores as tables and as a picture
-    <out>/comparison.json                  the paired tests
+<out>/<model>/<task>/                  the evaluation of each model (evaluate.py)
+<out>/comparison.md, comparison.png    the scores as tables and as a picture
+<out>/comparison.json                  the paired tests
 """
 
 import json

@@ -63,7 +63,13 @@ def _makespan(seconds: Sequence[float], workers: int) -> float:
 def plan_table(plans: Sequence[tuple[str, TaskPlan]]) -> Table:
     """A row for each (model, plan), and their sum."""
     rows = [
-        (*(model, each.task), str(each.num_runs), f"{each.num_steps:,}", str(each.side_by_side), _duration(each.seconds))
+        (
+            *(model, each.task),
+            str(each.num_runs),
+            f"{each.num_steps:,}",
+            str(each.side_by_side),
+            _duration(each.seconds),
+        )
         for model, each in plans
     ]
     runs, steps, seconds = (sum(getattr(p, name) for _, p in plans) for name in ("num_runs", "num_steps", "seconds"))

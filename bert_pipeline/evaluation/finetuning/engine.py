@@ -61,7 +61,11 @@ class TaskModel:
         logits, wanted = self.logits(examples), targets(examples).to(self.model.device)
         if self.task.kind == "similarity":
             return mse_loss(logits.squeeze(1), wanted)
-        return binary_cross_entropy_with_logits(logits, wanted) if self.task.kind == "documents" else cross_entropy(logits, wanted)
+        return (
+            binary_cross_entropy_with_logits(logits, wanted)
+            if self.task.kind == "documents"
+            else cross_entropy(logits, wanted)
+        )
 
     def logits(self, examples: Sequence[Input]) -> Tensor:
         """(outputs, classes) float32, in the order of the examples. ner, pico: an output for each of `first_pieces`, of
@@ -87,7 +91,9 @@ class TaskModel:
         logits = self.model(**self._on_device(padded(examples, self.pad_id))).logits
         if self.task.kind not in TAGGING:
             return logits
-        rows = torch.arange(len(examples)).repeat_interleave(torch.tensor([len(each.first_pieces) for each in examples]))
+        rows = torch.arange(len(examples)).repeat_interleave(
+            torch.tensor([len(each.first_pieces) for each in examples])
+        )
         places = torch.cat([torch.from_numpy(each.first_pieces) for each in examples])
         return logits[rows.to(logits.device), places.to(logits.device)]
 

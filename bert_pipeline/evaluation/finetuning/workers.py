@@ -45,9 +45,7 @@ class Workers:
         for worker in self._workers:
             worker.end()
 
-    def make(
-        self, runs: Sequence[Run], on_run: Callable[[Run, Artifact], None], expected: Sequence[Run] = ()
-    ) -> None:
+    def make(self, runs: Sequence[Run], on_run: Callable[[Run, Artifact], None], expected: Sequence[Run] = ()) -> None:
         """Make the runs that are not finished. `on_run` is called once per run: finished ones first, others as they end.
 
         `expected`: runs that will follow, which count as steps to do. Raises RunFailed when a run fails; the end of the

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, BertConfig, DistilBertConfig, ElectraConfig, ModernBertConfig, RobertaConfig
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    RobertaConfig,
+)
 
 from bert_pipeline import settings
 from bert_pipeline.evaluation.finetuning.batches import packed, padded
@@ -26,7 +33,9 @@ def family(request, model_dir, tmp_path_factory):
         return model_dir
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(3)
-    AutoModelForMaskedLM.from_config({"electra": electra, "roberta": roberta}[request.param](folder)).save_pretrained(folder)
+    AutoModelForMaskedLM.from_config({"electra": electra, "roberta": roberta}[request.param](folder)).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -98,7 +107,9 @@ def test_a_packed_row_has_one_of_few_shapes_and_its_padding_changes_nothing(mode
     for count in (1, 3, 20):
         row = packed(inputs.learnable[:count], inputs.pad_id)
         assert row["input_ids"].shape[1] % 64 == 0 and len(row["output_positions"]) % 32 == 0
-        assert row["offsets"][-1] == row["input_ids"].shape[1] and row["output_offsets"][-1] == len(row["output_positions"])
+        assert row["offsets"][-1] == row["input_ids"].shape[1] and row["output_offsets"][-1] == len(
+            row["output_positions"]
+        )
         alone = torch.cat([wrapped.logits([each]) for each in inputs.learnable[:count]])
         torch.testing.assert_close(wrapped.logits(inputs.learnable[:count]), alone)
         assert packed_outputs(model.base_model, **row).shape == (len(row["output_positions"]), 32)
@@ -162,4 +173,4 @@ def test_dropout_is_a_function_of_the_seed_and_drops_its_share():
     assert found.mean().item() == pytest.approx(1.0, abs=0.01)
     assert found.std().item() == pytest.approx((p / (1 - p) / keys) ** 0.5, rel=0.1)
     exact = attention_on_cpu(ones, ones, ones, offsets, offsets, 1.0)
-    assert torch.equal(exact, torch.ones_like(exact))
+    torch.testing.assert_close(exact, ones)
