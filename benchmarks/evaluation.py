@@ -5,8 +5,8 @@
 A figure is examples per second, in the best round, with all cores in one process. All sides take turns and use the same
 examples, weights, optimizer and learning rates: after a warm-up of 10 steps, 2 epochs of the task's training set (more
 if it is small); prediction of its test set, the second time. BC5CDR-chem has the settings of `small`, other tasks those
-of their quick profile. Without --model, the model has the size of `small`, random weights, and a tokenizer learnt from the
-training set: speed does not depend on the weights.
+of their quick profile. Without --model, the model has the size of `small`, random weights, and a tokenizer learnt from
+the training set: speed does not depend on the weights.
 
 The Trainer pads each batch to its longest row. It runs with the settings that were the fastest in the first round.
 """

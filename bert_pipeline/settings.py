@@ -51,8 +51,8 @@ VARIABLES = {
         "4096 on CPUs, `auto` on GPUs",
     ),
     "BERT_PIPELINE_FINETUNING_PRECISION": Variable(
-        "Precision of fine-tuning and prediction: `bf16` or `float32`. Weights and optimizer stay float32; the record of "
-        "each run names the precision.",
+        "Precision of fine-tuning and prediction: `bf16` or `float32`. Weights and optimizer stay float32; the record "
+        "of each run names the precision.",
         "`bf16` where the processor has units for it (AMX, AVX512-BF16, GPUs since Ampere), else `float32`",
     ),
     "BERT_PIPELINE_TIMEOUT_SECONDS": Variable(

@@ -44,4 +44,4 @@ def short_names(models: Sequence[str]) -> list[str]:
 def _parts(model: str) -> list[str]:
     if model.startswith(REGISTRY):
         return [model.removeprefix(REGISTRY)]
-    return os.path.abspath(model).split(os.sep)
+    return list(Path(os.path.abspath(model)).parts[1:])  # noqa: PTH100 - resolve() would follow links, whose names differ

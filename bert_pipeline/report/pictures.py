@@ -128,7 +128,8 @@ def model_scores(evaluated: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> by
         scores = [measured[task]["pretrained"] for task in tasks]
         colour, label = f"C{number % 10}", model.replace("$", r"\$")
         axes.plot([100 * each["score_mean"] for each in scores], rows, "o", color=colour, label=label)
-        axes.hlines(rows, *([100 * each[end] for each in scores] for end in ("low", "high")), color=colour, linewidth=2)
+        low, high = ([100 * each[end] for each in scores] for end in ("low", "high"))
+        axes.hlines(rows, low, high, color=colour, linewidth=2)
     figure.legend(ncols=2, loc="outside upper center", fontsize="x-small")
     axes.set(yticks=range(len(tasks)), yticklabels=tasks, xlabel="test score (%), mean and 95 % interval")
     axes.invert_yaxis()

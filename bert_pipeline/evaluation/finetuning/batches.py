@@ -5,6 +5,7 @@ positions, and the last layer is computed only where the head reads.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,8 +13,11 @@ import torch
 from bert_pipeline.evaluation.finetuning.inputs import Input
 from bert_pipeline.training.batches.packing import OUTPUT_STEP, TOKEN_STEP
 
+Rows = Literal["packed", "padded"]
+
 BATCHES_SORTED_TOGETHER = 50
-"""Examples are sorted by length within this many batches: little padding, but still random batches."""
+"""Examples are sorted by length within this many batches: little padding and few shapes for attention, but still
+random batches. Packed and padded rows have the same batches."""
 
 
 def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

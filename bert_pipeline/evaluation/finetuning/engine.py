@@ -7,19 +7,20 @@ Packed rows need an encoder with the modules of BertModel. Other families (Disti
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bert_pipeline import settings
-from bert_pipeline.evaluation.finetuning.batches import packed, padded, targets
+from bert_pipeline.evaluation.finetuning.batches import Rows, packed, padded, targets
 from bert_pipeline.evaluation.finetuning.inputs import Input
 from bert_pipeline.evaluation.finetuning.protocol import FIRST_POSITION_AFTER_PAD
 from bert_pipeline.evaluation.tasks.task import TAGGING, Task
 from bert_pipeline.training.model.attention import FLASH_CAPABILITY
+from bert_pipeline.training.model.dropout import Dropout
 from bert_pipeline.training.model.packed import compute_packed, packed_outputs
 
 PACKABLE = {"bert", "camembert", "electra", "roberta", "xlm-roberta"}
@@ -29,7 +30,7 @@ PACKABLE = {"bert", "camembert", "electra", "roberta", "xlm-roberta"}
 class Computation(NamedTuple):
     precision: settings.Precision
     """Of matrix products; weights, losses and the optimizer stay float32."""
-    rows: Literal["packed", "padded"]
+    rows: Rows
 
 
 def fastest_computation(config: PretrainedConfig, device: torch.device) -> Computation:
@@ -55,6 +56,9 @@ class TaskModel:
         self.first_position = pad_id + 1 if config.model_type in FIRST_POSITION_AFTER_PAD else 0
         if how.rows == "packed":
             compute_packed(model)
+            for each in model.modules():
+                if type(each) is nn.Dropout:
+                    each.__class__ = Dropout
 
     def loss(self, examples: Sequence[Input]) -> Tensor:
         """The mean over words (ner, pico), examples, or examples and classes (documents)."""

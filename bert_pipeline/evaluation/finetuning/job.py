@@ -3,7 +3,7 @@
     <out>/runs/<encoder>-lr5e-05-bs32-ep10-seed1/record.json    settings of the run, scores on dev and test, losses,
                                                                 threads, device, versions of torch and transformers
     <out>/runs/.../dev.tsv, test.tsv                            every prediction
-    <out>/runs/.../half-dev.tsv                                that of dev after half of the epochs (stop_losing_settings)
+    <out>/runs/.../half-dev.tsv                                that of dev after half of the epochs, if it is needed
     <out>/runs/....partial/                                    an unfinished run, or the half of a stopped one
 
 Each run is an artifact (store/artifact.py): its directory appears by one rename when the run is finished. A finished

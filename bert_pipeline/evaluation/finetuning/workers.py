@@ -46,7 +46,7 @@ class Workers:
             worker.end()
 
     def make(self, runs: Sequence[Run], on_run: Callable[[Run, Artifact], None], expected: Sequence[Run] = ()) -> None:
-        """Make the runs that are not finished. `on_run` is called once per run: finished ones first, others as they end.
+        """Make the runs that are not finished. `on_run` is called once per run: first for finished ones.
 
         `expected`: runs that will follow, which count as steps to do. Raises RunFailed when a run fails; the end of the
         `with` block then stops the others.
@@ -98,6 +98,7 @@ class Workers:
         while num_done < len(runs):
             worker, message = self._messages.get()
             run = worker.run
+            assert run, "messages come from workers that were given a run"
             if "step" in message:
                 self._progress = self._progress or Progress(f"{self.job.task.name}: fine-tuning", left, "steps")
                 if worker.step is None:  # only the worker knows the resumed steps and the examples without a label

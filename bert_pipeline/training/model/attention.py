@@ -8,6 +8,7 @@ pairs of any length (FlashAttention-2; Dao 2023, arXiv 2307.08691). The CPU batc
 from collections.abc import Iterator
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
@@ -17,6 +18,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from bert_pipeline.training.batches.packing import TOKEN_STEP
 from bert_pipeline.training.model.buckets import STEP, buckets
+from bert_pipeline.training.model.dropout import kept
 
 PACKED = "packed"
 """Name of this attention for `set_attn_implementation`."""
@@ -174,18 +176,20 @@ def attention_on_cpu_backward(
 
 
 class _Kept:
-    """Draws the attention weights that dropout keeps, chunk after chunk; a function of the seed."""
+    """The attention weights that dropout keeps, chunk after chunk: a function of the seed."""
 
     def __init__(self, dropout: float, seed: Tensor | None) -> None:
-        self.share = 1 - dropout
-        self.generator = None if seed is None else torch.Generator().manual_seed(int(seed))
+        self.dropout = dropout
+        self.seeds = None if seed is None else np.random.SeedSequence(int(seed))
 
     def of(self, weights: Tensor) -> Tensor:
-        return weights if self.generator is None else weights.mul_(self.factor(weights))
+        return weights if self.seeds is None else weights.mul_(self.factor(weights))
 
     def factor(self, weights: Tensor) -> Tensor:
         """0 for a dropped weight, 1 / (1 - dropout) for a kept one."""
-        return torch.empty_like(weights).bernoulli_(self.share, generator=self.generator).div_(self.share)
+        assert self.seeds is not None, "without a seed nothing is dropped"
+        [chunk] = self.seeds.spawn(1)
+        return kept(weights, self.dropout, int(chunk.generate_state(1, np.uint64)[0]))
 
 
 def _centred(states: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ def packed_outputs(
     return found.squeeze(0)
 
 
-def _last_layer(layer: Any, hidden: Tensor, positions: Tensor, **packing: Tensor | None) -> Tensor:
-    """(1, tokens, hidden) to (1, positions, hidden): outputs at `positions` only, from keys and values of all tokens."""
+def _last_layer(layer: Any, hidden: Tensor, positions: Tensor, **packing: Any) -> Tensor:
+    """(1, tokens, hidden) to (1, positions, hidden): outputs at `positions`, from keys and values of all tokens."""
     attention, queries = layer.attention.self, hidden.index_select(1, positions)
     query, key, value = (
         project(states).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)

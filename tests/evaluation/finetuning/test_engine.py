@@ -18,6 +18,7 @@ from bert_pipeline.evaluation.finetuning.engine import Computation, TaskModel, f
 from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
 from bert_pipeline.training.model.attention import attention_on_cpu, attention_on_cpu_backward
+from bert_pipeline.training.model.dropout import Dropout, dropped, kept
 from bert_pipeline.training.model.packed import packed_outputs
 
 from .test_families import electra, roberta
@@ -154,6 +155,30 @@ def test_gradients_of_attention_with_dropout_are_those_of_its_output():
         return attention_on_cpu(query, key, value, OFFSETS, OFFSETS, 0.5, 0.25, SEED)
 
     assert torch.autograd.gradcheck(attend, states(), fast_mode=True)
+
+
+def test_gradients_of_dropout_are_those_of_its_output():
+    assert torch.autograd.gradcheck(lambda x: dropped(x, 0.25, SEED), states()[:1])
+    torch.library.opcheck(dropped, (states(torch.float32)[0], 0.25, SEED))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout_keeps_its_share_and_leaves_the_mean(dtype):
+    ones = torch.ones(1000, 333, dtype=dtype)
+    found = kept(ones, 0.1, 7)
+    assert found.dtype == dtype and found.shape == ones.shape
+    assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / 0.9, dtype=dtype).item()}
+    assert (found == 0).double().mean().item() == pytest.approx(0.1, abs=0.003)
+    rows = (found == 0).double().mean(1)
+    assert rows.std().item() == pytest.approx((0.1 * 0.9 / 333) ** 0.5, rel=0.1), "units are dropped independently"
+    assert torch.equal(found, kept(ones, 0.1, 7)) and not torch.equal(found, kept(ones, 0.1, 8))
+
+
+def test_a_module_drops_in_training_only_and_follows_the_seed_of_torch():
+    module, ones = Dropout(0.5), torch.ones(100)
+    first, again = (torch.manual_seed(1) and module(ones) for _ in range(2))
+    assert torch.equal(first, again) and set(first.tolist()) == {0.0, 2.0}
+    assert torch.equal(module.eval()(ones), ones)
 
 
 def test_attention_with_dropout_is_a_sound_operation_of_torch():

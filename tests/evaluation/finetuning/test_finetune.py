@@ -231,7 +231,8 @@ from bert_pipeline.evaluation.tasks.readers import read_task
 from bert_pipeline.evaluation.tasks.task import find_task
 from bert_pipeline.recipe import TaskRecipe
 
-model_dir, data, out = map(pathlib.Path, sys.argv[1:])
+model_dir, data, out = map(pathlib.Path, sys.argv[1:4])
+os.environ["BERT_PIPELINE_FINETUNING_PRECISION"] = sys.argv[4]
 torch.set_num_threads(1)
 
 def start(name, seconds_between_checkpoints):
@@ -260,14 +261,16 @@ for name, seconds in (("killed", 0), ("undisturbed", 1e9)):
 """
 
 
-def test_a_killed_run_resumes_bit_for_bit(model_dir, small_tasks, tmp_path):
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_a_killed_run_resumes_bit_for_bit(model_dir, small_tasks, tmp_path, precision):
     (tmp_path / "killed.py").write_text(KILLED)
-    [process] = fork_ranks(tmp_path / "killed.py", [model_dir, small_tasks, tmp_path], 1, tmp_path / "said")
+    [process] = fork_ranks(tmp_path / "killed.py", [model_dir, small_tasks, tmp_path, precision], 1, tmp_path / "said")
     assert exit_code(process) == 0, (tmp_path / "said").read_text()
     numbers = [int(line) for line in (tmp_path / "killed.steps").read_text().split()]
     begins = [now for before, now in zip([99, *numbers], numbers, strict=False) if now <= before]
     assert len(begins) == 4 and begins[0] == 0 and all(begins[1:]), "every restart resumed"
     assert (tmp_path / "killed.txt").read_text() == (tmp_path / "undisturbed.txt").read_text()
+    assert f"precision='{precision}', rows='packed'" in (tmp_path / "killed.txt").read_text()
 
 
 def test_a_run_that_diverges_is_an_error_and_no_score(model_dir, small_task, tmp_path):
