@@ -268,8 +268,8 @@ def test_snapshots_are_scored_too(model_dir, small_tasks, tmp_path):
 
 
 def test_losing_settings_are_stopped_only_if_the_recipe_says_so(model_dir, small_tasks, tmp_path):
-    """A rate of 1e-7 learns nothing. The settings that go on give what they give without the rule."""
-    rates = (1e-7, 3e-3, 4e-3)
+    """A rate of 1e-7 learns nothing. The other setting gives what it gives without the rule."""
+    rates = (1e-7, 3e-3)
     settings = TaskRecipe(name="small-qa", learning_rate=rates, num_epochs=10, batch_size=16, max_seq_length=32)
     found = {}
     for stops in (False, True):
@@ -282,7 +282,7 @@ def test_losing_settings_are_stopped_only_if_the_recipe_says_so(model_dir, small
     runs = {path.name: path for path in (tmp_path / "True" / "runs").iterdir() if path.is_dir()}
     stopped = runs.pop("pretrained-lr1e-07-bs16-ep10-seed1.partial")
     assert (stopped / "half-dev.tsv").exists() and not (stopped / "work").exists()
-    assert all((path / "half-dev.tsv").exists() for path in runs.values()) and len(runs) == 2
+    assert all((path / "half-dev.tsv").exists() for path in runs.values()) and len(runs) == 1
     assert not list((tmp_path / "False" / "runs").rglob("half-dev.tsv"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "True" / "runs").rglob("*.tsv")}
     asked = settings.model_copy(update={"stop_losing_settings": True})

@@ -27,6 +27,8 @@ def make_half(
     """Fine-tune for half of the epochs and write the predictions of dev to HALF; `make_run` resumes the run."""
 
     def build(out: Path) -> Facts:
+        if (out / HALF).exists():
+            raise _Paused
         predicted = finetune_half(job.model_dir, inputs, run, job.protocol, out / "work", on_step)
         if predicted is not None:
             write_predictions(out / "work" / HALF, data.splits["dev"], predicted)
