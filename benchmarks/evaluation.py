@@ -60,7 +60,7 @@ class Bench:
         how = protocol(task, settings, max_positions(model))
         self.setting = how.settings[0]
         self.task, self.cores, self.rounds = task, cores, rounds
-        self.inputs = {"model": str(model), "task": task.name, "max_seq_length": how.max_seq_length}
+        self.inputs = {"model": str(model), "task_name": task.name, "max_seq_length": how.max_seq_length}
         self.described = self.run("finetuning", "lengths")
         steps = self.setting.num_steps(self.described["examples"]) // self.setting.num_epochs
         self.timed = self.setting._replace(num_epochs=max(MIN_EPOCHS, -(-MIN_STEPS // steps)))
@@ -144,7 +144,7 @@ def main() -> None:
             model = arguments.model
             if model is None:
                 model = Path(folder)
-                _in_a_process("finetuning", "build", cores, folder=folder, task=name)
+                _in_a_process("finetuning", "build", cores, folder=folder, task_name=name)
             rows += Bench(task, model.absolute(), cores, arguments.rounds).rows()
     result = {
         "machine": machine(cores, "torch", "transformers") | {"bf16_units": bf16_units()},

@@ -26,7 +26,7 @@ WARMUP_FRACTION, WEIGHT_DECAY, MAX_GRAD_NORM = 0.1, 0.01, 1.0
 
 def train(
     model: str,
-    task: str,
+    task_name: str,
     max_seq_length: int,
     setting: list,
     warm_up: int,
@@ -35,7 +35,7 @@ def train(
     compiled: bool,
 ) -> Answer:
     """`grouped`: batches of similar length."""
-    inputs, (rate, batch, epochs) = inputs_of(model, task, max_seq_length), setting
+    inputs, (rate, batch, epochs) = inputs_of(model, task_name, max_seq_length), setting
     rows = _rows(inputs, inputs.learnable)
     a_epoch = -(-len(rows) // batch)
     clock = Clock(warm_up, a_epoch * epochs, "cpu")
@@ -66,8 +66,8 @@ def train(
     return {"tokens": epochs * len(rows) - seen, "seconds": clock.seconds}
 
 
-def predict(model: str, task: str, max_seq_length: int, precision: str, batch: int) -> Answer:
-    inputs = inputs_of(model, task, max_seq_length)
+def predict(model: str, task_name: str, max_seq_length: int, precision: str, batch: int) -> Answer:
+    inputs = inputs_of(model, task_name, max_seq_length)
     rows = _rows(inputs, inputs.splits["test"])
     with tempfile.TemporaryDirectory() as out:
         arguments = TrainingArguments(
