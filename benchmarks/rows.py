@@ -8,7 +8,7 @@ from benchmarks.children import Answer, MeasurementError
 from benchmarks.peers.environments import PeerError
 from bert_pipeline.core.tables import Table
 
-UNITS = {"M tokens/s": 1e6, "tokens/s": 1.0, "documents/s": 1.0}
+UNITS = {"M tokens/s": 1e6, "tokens/s": 1.0, "documents/s": 1.0, "examples/s": 1.0}
 UNIT = "M tokens/s"
 
 HEAD = ("M tokens/s", "length", "ours", "peer", "ratio", "peer (seconds of the best rounds)")

@@ -393,6 +393,8 @@ class PretrainRecipe(Section):
 class TaskRecipe(Section):
     """One fine-tuning evaluation. Keys left out take the values of the task's file (evaluation/tasks/NAME.toml)."""
 
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"stop_losing_settings"})
+
     name: str
     """Name of the task; `bert-pipeline evaluate --list` shows all of them."""
     profile: Literal["quick", "published"] = "quick"
@@ -415,6 +417,9 @@ class TaskRecipe(Section):
     """Seeds of the fine-tuning runs, one run per seed."""
     other_data: bool = False
     """Accept data files whose SHA-256 or size differs from the task's."""
+    stop_losing_settings: bool = False
+    """Stop a setting of a grid after half of its epochs if its dev score is then significantly below the best one's
+    (paired tests, 5 % level). It saves time, but a setting that would have caught up is lost."""
 
 
 class EvaluationRecipe(Section):

@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+Precision = Literal["bf16", "float32"]
 
 
 class Variable(NamedTuple):
@@ -51,6 +53,11 @@ VARIABLES = {
         "A batch of any size is split into micro-batches of at most this many tokens. Without dropout the size changes "
         "no result beyond rounding; with dropout, other units are dropped.",
         "4096 on CPUs, `auto` on GPUs",
+    ),
+    "BERT_PIPELINE_FINETUNING_PRECISION": Variable(
+        "Precision of fine-tuning and prediction: `bf16` or `float32`. Weights and optimizer stay float32; the record "
+        "of each run names the precision.",
+        "`bf16` where the processor has units for it (AMX, AVX512-BF16, GPUs since Ampere), else `float32`",
     ),
     "BERT_PIPELINE_TIMEOUT_SECONDS": Variable(
         "Seconds that a training process waits for another one before it reports that one as lost.", "25"
@@ -280,6 +287,16 @@ def mlflow_url(home: Path) -> str:
 
 def mlflow_user() -> str | None:
     return os.environ.get("MLFLOW_TRACKING_USERNAME") or None
+
+
+def finetuning_precision() -> Precision | None:
+    """None if unset: the fastest of this machine. Raises SettingError unless bf16 or float32."""
+    value = os.environ.get("BERT_PIPELINE_FINETUNING_PRECISION")
+    if not value:
+        return None
+    if value not in get_args(Precision):
+        raise SettingError(f"BERT_PIPELINE_FINETUNING_PRECISION is {value!r}; remedy: set bf16 or float32")
+    return cast(Precision, value)
 
 
 def num_threads(default: int) -> int:

@@ -203,7 +203,8 @@ def _task_stage(name: str) -> Stage:
         from bert_pipeline.evaluation.tasks.task import find_task
 
         chosen, limit = task_settings(recipe), recipe.model.max_position_embeddings
-        return protocol(find_task(name), chosen, limit).model_dump() | {"other_data": chosen.other_data}
+        stops = {"stop_losing_settings": True} if chosen.stop_losing_settings else {}
+        return protocol(find_task(name), chosen, limit).model_dump() | {"other_data": chosen.other_data} | stops
 
     def outside(recipe: Recipe) -> dict[str, str]:
         from bert_pipeline.evaluation.tasks.task import task_fingerprint

@@ -18,8 +18,8 @@ from hypothesis import settings
 from processes import eventually
 from servers import Database, Servers, make_secrets
 
-from bert_pipeline.evaluation.finetuning.job import FinetuningJob
 from bert_pipeline.evaluation.finetuning.protocol import Run
+from bert_pipeline.evaluation.finetuning.workers import Workers
 from bert_pipeline.evaluation.tasks.readers import read_task
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe
@@ -165,19 +165,31 @@ def evaluation_in_this_process():
     results. tests/evaluation/finetuning/test_runs.py tests the workers.
     """
 
-    def make_runs(
-        job: FinetuningJob, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]
-    ) -> None:
-        from bert_pipeline.evaluation.finetuning.inputs import encode_task
-        from bert_pipeline.evaluation.finetuning.runs import make_run
+    class InThisProcess(Workers):
+        def make(
+            self, runs: Sequence[Run], on_run: Callable[[Run, Artifact], None], expected: Sequence[Run] = ()
+        ) -> None:
+            from bert_pipeline.evaluation.finetuning.inputs import encode_task
+            from bert_pipeline.evaluation.finetuning.runs import make_run
 
-        data = read_task(job.task, job.data, job.other_data)
-        inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)
-        for run in runs:
-            on_run(run, job.finished(run) or make_run(job, run, data, inputs, lambda step, of: None))
+            job = self.job
+            data = read_task(job.task, job.data, job.other_data)
+            inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)
+            for run in runs:
+                on_run(run, job.finished(run) or make_run(job, run, data, inputs, lambda step, of: None))
+
+        def make_halves(self, runs: Sequence[Run], expected: Sequence[Run] = ()) -> None:
+            from bert_pipeline.evaluation.finetuning.inputs import encode_task
+            from bert_pipeline.evaluation.finetuning.runs import make_half
+
+            job = self.job
+            data = read_task(job.task, job.data, job.other_data)
+            inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)
+            for run in runs:
+                make_half(job, run, data, inputs, lambda step, of: None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bert_pipeline.evaluation.evaluate.make_runs", make_runs)
+        patch.setattr("bert_pipeline.evaluation.evaluate.Workers", InThisProcess)
         yield
 
 

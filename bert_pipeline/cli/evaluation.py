@@ -1,13 +1,20 @@
-"""`evaluate`: fine-tune and score any Hugging Face BERT on tasks."""
+"""`evaluate`: fine-tune and score any Hugging Face BERTs on tasks."""
 
 import json
+import logging
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from bert_pipeline.cli.models import model_directory, short_names
 from bert_pipeline.cli.options import EVALUATE
 from bert_pipeline.cli.output import show, show_json
+
+if TYPE_CHECKING:
+    from bert_pipeline.recipe import TaskRecipe
+
+log = logging.getLogger(__name__)
 
 GRID = "Of several values, the best on dev is used."
 OF_PROFILE = "the profile's"
@@ -21,7 +28,14 @@ def _tuning(*names: str, **settings: Any) -> Any:
     return typer.Option(*names, rich_help_panel="Fine-tuning", **settings)
 
 
-Model = Annotated[Path | None, _inputs(metavar="DIR", help="Hugging Face model directory.")]
+Models = Annotated[
+    list[str] | None,
+    _inputs(
+        "--model",
+        metavar="MODEL...",
+        help="Hugging Face model directory, or models:/NAME@ALIAS or models:/NAME/VERSION. Several are compared.",
+    ),
+]
 Tasks = Annotated[list[str] | None, _inputs("--task", metavar="NAME...", help="Tasks to run, see --list.")]
 Out = Annotated[
     Path | None, _inputs(metavar="DIR", help="Directory for scores and predictions; finished runs in it are kept.")
@@ -47,6 +61,9 @@ NumEpochs = Annotated[list[int] | None, _tuning(metavar="N...", help=f"Epochs. {
 MaxSeqLength = Annotated[
     int | None, _tuning(metavar="N", help="Maximum input length in tokens.", show_default="the task's")
 ]
+Plan = Annotated[
+    bool, typer.Option("--plan", help="Time a few steps, print how long the evaluation will take, and run nothing.")
+]
 ListTasks = Annotated[
     bool, typer.Option("--list", help="List all tasks, their published scores and whether their data is found.")
 ]
@@ -58,7 +75,7 @@ def add(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Model = None,
+    models: Models = None,
     tasks: Tasks = None,
     out: Out = None,
     data: Data = None,
@@ -70,15 +87,16 @@ def evaluate(
     batch_size: BatchSize = None,
     num_epochs: NumEpochs = None,
     max_seq_length: MaxSeqLength = None,
+    plan: Plan = False,
     list_tasks: ListTasks = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a Hugging Face BERT on tasks and score it on their test sets."""
+    """Fine-tune Hugging Face BERTs on tasks and score them on the test sets; compare several models."""
     if list_tasks:
         _list_tasks(as_json)
         return
-    if model is None or not tasks or out is None:
-        missing = [name for name, value in (("--model", model), ("--task", tasks), ("--out", out)) if not value]
+    if not models or not tasks or out is None:
+        missing = [name for name, value in (("--model", models), ("--task", tasks), ("--out", out)) if not value]
         raise ValueError(f"{', '.join(missing)} missing; remedy: add it; --list shows the tasks")
     settings: dict[str, Any] = {
         "profile": profile,
@@ -89,7 +107,15 @@ def evaluate(
         "other_data": other_data,
         "seeds": None if seeds is None else [*range(1, seeds + 1)],
     }
-    facts = _evaluate(model, tasks, data, out, settings, baseline)
+    jobs = _jobs(models, tasks, data, out, settings)
+    if plan:
+        _plan(jobs, data, baseline, as_json)
+        return
+    evaluated = _evaluate(jobs, data, baseline)
+    if len(evaluated) > 1:
+        _compare(evaluated, out, as_json)
+        return
+    [facts] = evaluated.values()
     if as_json:
         show_json(facts)
         return
@@ -98,6 +124,18 @@ def evaluate(
 
     known = {name: load_task(path) for name, path in task_files().items()}
     show(show_scores(facts, known), f"scores of every run: {out}/*/scores.json")
+
+
+def _compare(evaluated: dict[str, dict[str, dict[str, Any]]], out: Path, as_json: bool) -> None:
+    from bert_pipeline.evaluation.comparison import CAPTION, compare_models, comparison_table, score_table
+    from bert_pipeline.evaluation.comparison import as_json as in_json
+
+    compared = compare_models(evaluated, out)
+    if as_json:
+        show_json({"models": evaluated, "comparisons": in_json(compared)})
+    else:
+        where = f"tables and picture: {out}/comparison.md, {out}/comparison.png"
+        show(score_table(evaluated), comparison_table(compared), CAPTION, where)
 
 
 def _list_tasks(as_json: bool) -> None:
@@ -111,23 +149,58 @@ def _list_tasks(as_json: bool) -> None:
         show(tasks_for_people(rows))
 
 
-def _evaluate(
-    model: Path, tasks: list[str], data: Path | None, out: Path, settings: dict[str, Any], baseline: bool
-) -> dict[str, dict[str, Any]]:
-    """The facts of each task by name. `settings`: fields of TaskRecipe, the same for all tasks."""
+class Job(NamedTuple):
+    """One model on one task."""
+
+    model: str
+    directory: Path
+    settings: "TaskRecipe"
+    out: Path
+
+
+def _jobs(models: list[str], tasks: list[str], data: Path | None, out: Path, settings: dict[str, Any]) -> list[Job]:
+    """Find faults in every model and task before the first one trains for hours. `settings`: fields of TaskRecipe."""
     if data and len(tasks) > 1:
         raise ValueError("--data names the files of one task; remedy: one --task, or BERT_PIPELINE_DATA for all")
-    from bert_pipeline.evaluation.evaluate import evaluate_task
+    from bert_pipeline.evaluation.finetuning.protocol import max_positions
     from bert_pipeline.evaluation.tasks.readers import read_task
     from bert_pipeline.evaluation.tasks.task import find_task, task_folder
     from bert_pipeline.recipe import EvaluationRecipe
 
-    for name in tasks:  # find faults in the data of every task before the first task trains for hours
+    for name in tasks:
         task = find_task(name)
         if not task.generated:
             read_task(task, task_folder(task, data, out), settings["other_data"])
     recipe = {"tasks": [{"name": name} | settings for name in tasks]}
-    return {
-        each.name: evaluate_task(each, model, data, out / each.name, lambda row: None, baseline)
-        for each in EvaluationRecipe.model_validate_json(json.dumps(recipe)).tasks
-    }
+    chosen = EvaluationRecipe.model_validate_json(json.dumps(recipe)).tasks
+    directories = {name: model_directory(model) for name, model in zip(short_names(models), models, strict=True)}
+    for directory in directories.values():
+        max_positions(directory)
+    return [
+        Job(name, directory, each, (out / name if len(models) > 1 else out) / each.name)
+        for name, directory in directories.items()
+        for each in chosen
+    ]
+
+
+def _evaluate(jobs: list[Job], data: Path | None, baseline: bool) -> dict[str, dict[str, dict[str, Any]]]:
+    """The facts by model and task."""
+    from bert_pipeline.evaluation.evaluate import evaluate_task
+
+    evaluated: dict[str, dict[str, dict[str, Any]]] = {}
+    for number, job in enumerate(jobs, start=1):
+        if len(jobs) > 1:
+            log.info("%d of %d: %s on %s", number, len(jobs), job.model, job.settings.name)
+        facts = evaluate_task(job.settings, job.directory, data, job.out, lambda row: None, baseline)
+        evaluated.setdefault(job.model, {})[job.settings.name] = facts
+    return evaluated
+
+
+def _plan(jobs: list[Job], data: Path | None, baseline: bool, as_json: bool) -> None:
+    from bert_pipeline.evaluation.plan import plan_table, plan_task
+
+    plans = [(job.model, plan_task(job.settings, job.directory, data, job.out, baseline)) for job in jobs]
+    if as_json:
+        show_json([{"model": model, **each._asdict()} for model, each in plans])
+    else:
+        show(plan_table(plans))

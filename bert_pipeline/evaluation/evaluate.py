@@ -14,6 +14,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -28,9 +29,10 @@ from bert_pipeline.evaluation.finetuning.protocol import (
     max_positions,
     protocol,
 )
-from bert_pipeline.evaluation.finetuning.workers import make_runs
+from bert_pipeline.evaluation.finetuning.workers import Workers
 from bert_pipeline.evaluation.scoring.predictions import read_predictions
-from bert_pipeline.evaluation.scoring.scores import interval, statistics
+from bert_pipeline.evaluation.scoring.scores import interval, score_of, statistics
+from bert_pipeline.evaluation.scoring.significance import compare
 from bert_pipeline.evaluation.tasks.readers import TaskData, read_task
 from bert_pipeline.evaluation.tasks.task import UNITS, find_task, task_folder
 from bert_pipeline.formats.weights import weight_files
@@ -68,15 +70,16 @@ def evaluate_task(
     `data` replaces the task's own data folder. `on_row` receives each run when it is finished. Runs that exist in `out`
     are not repeated. Raises TaskError, ArtifactError or RunFailed.
     """
-    job, examples = _prepare(settings, model_dir, data, out)
-    runs = _Runs(job, len(examples.splits["train"]), on_row)
-    candidates = job.protocol.settings
-    grid = [Run("pretrained", setting, job.protocol.seeds[0]) for setting in candidates] if len(candidates) > 1 else []
-    runs.make(grid)
-    setting = best_on_dev([(run.setting, runs.finished[run]) for run in grid]) if grid else candidates[0]
-    encoders: tuple[EncoderWeights, ...] = ("pretrained", "random_init") if baseline else ("pretrained",)
-    reported = [Run(encoder, setting, seed) for encoder in encoders for seed in job.protocol.seeds]
-    runs.make(reported)
+    experiment = prepare(settings, model_dir, data, out, baseline)
+    job, examples, grid = experiment.job, experiment.examples, experiment.grid
+    with Workers(job, experiment.most_at_once, experiment.num_examples) as workers:
+        runs = _Runs(workers, on_row)
+        losing = find_losing(workers, experiment) if settings.stop_losing_settings else set()
+        tried = [run for run in grid if run not in losing]
+        runs.make(tried, expected=experiment.longest)
+        best = best_on_dev([(run.setting, runs.finished[run]) for run in tried]) if grid else job.protocol.settings[0]
+        reported = experiment.with_every_seed(best)
+        runs.make(reported)
     facts = _facts(job, examples, {run: runs.finished[run] for run in reported})
     _copy_predictions(job, reported, out / "predictions")
     _write_scores(out / "scores.json", settings, runs, facts, examples, grid, reported)
@@ -88,7 +91,63 @@ def best_on_dev(tried: Sequence[tuple[Setting, Artifact]]) -> Setting:
     return max(tried, key=lambda each: each[1].facts["dev"]["score"])[0]
 
 
-def _prepare(settings: TaskRecipe, model_dir: Path, data: Path | None, out: Path) -> tuple[FinetuningJob, TaskData]:
+def find_losing(workers: Workers, experiment: "Experiment") -> set[Run]:
+    """Run half of the epochs of the grid, and return the runs whose dev score is then significantly below the best one.
+
+    Runs of a single epoch have no half. The checkpoints of the losing runs are removed.
+    """
+    job = experiment.job
+    runs = [run for run in experiment.grid if run.setting.num_epochs > 1]
+    workers.make_halves(runs, expected=experiment.longest)
+    files = {run: path for run in runs if (path := job.half_predictions(run))}
+    dev = {run: statistics(job.task, *read_predictions(path, job.task)) for run, path in files.items()}
+    if not dev:
+        return set()
+    best = max(dev, key=lambda run: float(score_of(job.task, dev[run].sum(0))))
+    losing = set()
+    for run in dev:
+        found = compare(job.task, [dev[run]], [dev[best]], BOOTSTRAP_SEED)
+        if found.significant and found.difference < 0:
+            log.info("%s: %s: stopped, dev %.4f below %s", job.task.name, run.name, -found.difference, best.name)
+            shutil.rmtree(files[run].parent / "work", ignore_errors=True)
+            losing.add(run)
+    return losing
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The runs of one task: those of the grid, then those of the best setting with every seed."""
+
+    job: FinetuningJob
+    examples: TaskData
+    baseline: bool
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.examples.splits["train"])
+
+    @property
+    def grid(self) -> list[Run]:
+        """None for a single setting: there is nothing to choose."""
+        settings = self.job.protocol.settings
+        return [Run("pretrained", each, self.job.protocol.seeds[0]) for each in settings] if len(settings) > 1 else []
+
+    def with_every_seed(self, setting: Setting) -> list[Run]:
+        encoders: tuple[EncoderWeights, ...] = ("pretrained", "random_init") if self.baseline else ("pretrained",)
+        return [Run(encoder, setting, seed) for encoder in encoders for seed in self.job.protocol.seeds]
+
+    @property
+    def longest(self) -> list[Run]:
+        """The runs after the grid, if the setting with the most steps wins."""
+        return self.with_every_seed(max(self.job.protocol.settings, key=lambda each: each.num_steps(self.num_examples)))
+
+    @property
+    def most_at_once(self) -> int:
+        return max(len(self.grid), len(self.longest))
+
+
+def prepare(settings: TaskRecipe, model_dir: Path, data: Path | None, out: Path, baseline: bool) -> Experiment:
+    """Read the task and its data. Raises TaskError or ArtifactError."""
     task = find_task(settings.name)
     chosen = protocol(task, settings, max_positions(model_dir))
     weight_files(model_dir)
@@ -109,24 +168,28 @@ def _prepare(settings: TaskRecipe, model_dir: Path, data: Path | None, out: Path
             **{split: str(facts["sha256"]) for split, facts in examples.files.items()},
         },
     )
-    return job, examples
+    return Experiment(job, examples, baseline)
 
 
 class _Runs:
     """The finished runs of a job. Each is passed to `on_row` once, numbered by the order of the plan."""
 
-    def __init__(self, job: FinetuningJob, num_examples: int, on_row: OnRow) -> None:
-        self.job = job
+    def __init__(self, workers: Workers, on_row: OnRow) -> None:
+        self.job = workers.job
         self.finished: dict[Run, Artifact] = {}
-        self._num_examples = num_examples
-        self._on_row = on_row
+        self._workers, self._on_row = workers, on_row
         self._numbers: dict[Run, int] = {}  # independent of the order in which runs end and of interruptions
 
-    def make(self, runs: Sequence[Run]) -> None:
+    def make(self, runs: Sequence[Run], expected: Sequence[Run] = ()) -> None:
+        """`expected`: runs that will follow."""
         for run in runs:
             self._numbers.setdefault(run, len(self._numbers) + 1)
         if runs:
-            make_runs(self.job, runs, self._num_examples, self._add)
+            self._workers.make(runs, self._add, expected)
+
+    def dev_score(self, run: Run) -> float | None:
+        """None for a setting that was stopped."""
+        return self.finished[run].facts["dev"]["score"] if run in self.finished else None
 
     def _add(self, run: Run, artifact: Artifact) -> None:
         if run in self.finished:  # the best run of the grid is also a reported run
@@ -201,7 +264,7 @@ def _write_scores(
         "version": job.task.version,
         "settings": settings.model_dump(mode="json"),
         "protocol": job.protocol.model_dump(mode="json"),
-        "grid": [run.setting._asdict() | {"dev": runs.finished[run].facts["dev"]["score"]} for run in grid],
+        "grid": [run.setting._asdict() | {"dev": runs.dev_score(run)} for run in grid],
         "runs": [_settings_of(run) | runs.finished[run].facts for run in reported],
         "files": examples.files,
         "reference": job.task.splits.model_dump(mode="json"),

@@ -165,6 +165,26 @@ def losses_by_arm(curves: Mapping[str, Sequence[tuple[Sequence[int], Sequence[fl
     return _png(figure)
 
 
+def model_scores(evaluated: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> bytes:
+    """A row for each task, and in it a mark for each model: its mean score and its interval."""
+    tasks = list(next(iter(evaluated.values())))
+    height = max(1.8, 0.2 * len(tasks) * (len(evaluated) + 1) + 1.2)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    for number, (model, measured) in enumerate(evaluated.items()):
+        rows = np.arange(len(tasks)) + 0.8 * ((number + 0.5) / len(evaluated) - 0.5)
+        scores = [measured[task]["pretrained"] for task in tasks]
+        colour, label = f"C{number % 10}", model.replace("$", r"\$")
+        axes.plot([100 * each["score_mean"] for each in scores], rows, "o", color=colour, label=label)
+        low, high = ([100 * each[end] for each in scores] for end in ("low", "high"))
+        axes.hlines(rows, low, high, color=colour, linewidth=2)
+    figure.legend(ncols=2, loc="outside upper center", fontsize="x-small")
+    axes.set(yticks=range(len(tasks)), yticklabels=tasks, xlabel="test score (%), mean and 95 % interval")
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="0.9")
+    return _png(figure)
+
+
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
     points = [(row["step"], row[name]) for row in rows if name in row]
     return [step for step, _ in points], [value for _, value in points]

@@ -72,11 +72,7 @@ def trace(uri: str, workshop: Workshop) -> Chain:
         _find_runs(chain, mlflow)
         chain.faults += [*faults_of_run(client, chain.version), *faults_of_files(client, chain.version)]
     except MlflowException as error:
-        reason = str(error).partition("\n")[0]
-        raise LineageError(
-            f"{uri}: MLflow at {mlflow.tracking_uri} answers: {reason}; remedy: use a model, version or alias that its "
-            "UI shows, or set BERT_PIPELINE_HOME or MLFLOW_TRACKING_URI to the registry that has it"
-        ) from error
+        raise _not_found(uri, mlflow, error) from error
     return chain
 
 
@@ -87,6 +83,34 @@ def find_version(client: "MlflowClient", uri: str) -> "ModelVersion":
     if parts["alias"]:
         return client.get_model_version_by_alias(parts["name"], parts["alias"])
     return client.get_model_version(parts["name"], parts["version"])
+
+
+def checkpoint_of(uri: str, workshop: Workshop) -> Path:
+    """Return the directory of the pretrained_checkpoint that a version was registered from.
+
+    Raises LineageError if the registry has no such version, ArtifactError if the checkpoint is not in the store.
+    """
+    from mlflow.exceptions import MlflowException
+
+    kind = "pretrained_checkpoint"
+    try:
+        chain = Chain(find_version(workshop.mlflow.client(), uri))
+    except MlflowException as error:
+        raise _not_found(uri, workshop.mlflow, error) from error
+    if kind not in chain.version.tags:
+        raise LineageError(f"{uri}: the version's tags name no {kind}; remedy: {_register_again(chain)}")
+    path = Path(workshop.store, kind, chain.version.tags[kind])
+    if not path.exists():
+        raise ArtifactError(_missing(chain, kind, path))
+    return _open(path, kind).path
+
+
+def _not_found(uri: str, mlflow: Mlflow, error: Exception) -> LineageError:
+    reason = str(error).partition("\n")[0]
+    return LineageError(
+        f"{uri}: MLflow at {mlflow.tracking_uri} answers: {reason}; remedy: use a model, version or alias that its "
+        "UI shows, or set BERT_PIPELINE_HOME or MLFLOW_TRACKING_URI to the registry that has it"
+    )
 
 
 def _follow(chain: Chain, store: Path) -> None:

@@ -110,7 +110,7 @@ def test_facts_and_files_describe_what_was_scored(evaluated, small_tasks):
 
 def test_a_second_start_runs_nothing_and_reports_the_same(evaluated, model_dir, monkeypatch):
     facts, rows, out = evaluated
-    monkeypatch.setattr(evaluate, "make_runs", workers.make_runs)
+    monkeypatch.setattr(evaluate, "Workers", workers.Workers)
     monkeypatch.setattr(workers.subprocess, "Popen", None)  # no process is started
     again: list[dict] = []
     assert evaluate_task(SETTINGS, model_dir, None, out, again.append, baseline=True) == facts
@@ -265,3 +265,26 @@ def test_snapshots_are_scored_too(model_dir, small_tasks, tmp_path):
     [first] = [run for run in table["runs"] if run["encoder"] == "pretrained" and run["seed"] == 3]
     assert facts["snapshots"] == {"40": first["test"]["score"]}
     assert rows[-1] == {"step": 40, "task": "small-relation", "snapshot_score": first["test"]["score"]}
+
+
+def test_losing_settings_are_stopped_only_if_the_recipe_says_so(model_dir, small_tasks, tmp_path):
+    """A rate of 1e-7 learns nothing. The other setting gives what it gives without the rule."""
+    rates = (1e-7, 3e-3)
+    settings = TaskRecipe(name="small-qa", learning_rate=rates, num_epochs=10, batch_size=16, max_seq_length=32)
+    found = {}
+    for stops in (False, True):
+        out = tmp_path / str(stops)
+        asked = settings.model_copy(update={"stop_losing_settings": stops})
+        found[stops] = evaluate_task(asked, model_dir, None, out, lambda row: None, baseline=False)
+    assert found[True] == found[False]
+    grids = {stops: json.loads((tmp_path / str(stops) / "scores.json").read_text())["grid"] for stops in (False, True)}
+    assert [each["dev"] for each in grids[True]] == [None, *(each["dev"] for each in grids[False][1:])]
+    runs = {path.name: path for path in (tmp_path / "True" / "runs").iterdir() if path.is_dir()}
+    stopped = runs.pop("pretrained-lr1e-07-bs16-ep10-seed1.partial")
+    assert (stopped / "half-dev.tsv").exists() and not (stopped / "work").exists()
+    assert all((path / "half-dev.tsv").exists() for path in runs.values()) and len(runs) == 1
+    assert not list((tmp_path / "False" / "runs").rglob("half-dev.tsv"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "True" / "runs").rglob("*.tsv")}
+    asked = settings.model_copy(update={"stop_losing_settings": True})
+    assert evaluate_task(asked, model_dir, None, tmp_path / "True", lambda row: None, baseline=False) == found[True]
+    assert {path: path.stat().st_mtime_ns for path in before} == before

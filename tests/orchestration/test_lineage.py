@@ -22,7 +22,7 @@ from bert_pipeline.store import artifact
 from bert_pipeline.store.shards import Entry, ShardStore
 from orchestration.assets import ASSETS
 from orchestration.commands import lineage as lineage_commands
-from orchestration.lineage.chain import describe, reproduce
+from orchestration.lineage.chain import checkpoint_of, describe, reproduce
 from orchestration.registry.logged_models import SEAL
 from orchestration.registry.versions import RECIPE_DESCRIPTION
 from orchestration.workshop import resources
@@ -339,3 +339,16 @@ def test_the_champion_is_rebuilt_bit_for_bit(real_home, tmp_path):
     assert fingerprints[real_home] == fingerprints[tmp_path]
     weights = [artifact_path(root, "pretrained_checkpoint") / "model.safetensors" for root in (real_home, tmp_path)]
     assert cached_digest(weights[0]) == cached_digest(weights[1])
+
+
+def test_evaluate_finds_the_checkpoint_of_a_registered_model(home, capsys, monkeypatch, tmp_path):
+    """By version and by alias; what is missing is named with a remedy."""
+    workshop = resources(home)["workshop"]
+    expected = artifact_path(home, "pretrained_checkpoint")
+    assert checkpoint_of("models:/bert-tiny/1", workshop) == checkpoint_of("models:/bert-tiny@candidate", workshop)
+    assert checkpoint_of("models:/bert-tiny/1", workshop) == expected
+    asked = ("evaluate", "--task", "sample-chem", "--out", tmp_path / "out", "--model")
+    code, _, err = run(capsys, monkeypatch, home, *asked, "models:/bert-tiny/1")
+    assert code == 1 and f"{expected} has no config.json" in err, "these artifacts are nearly empty"
+    code, _, err = run(capsys, monkeypatch, home, *asked, "models:/bert-tiny/7")
+    assert code == 1 and "models:/bert-tiny/7: MLflow at " in err and "remedy" in err

@@ -3,9 +3,10 @@
 All weights are trained, with dropout, by AdamW with linear warm-up and linear decay. The model after the last epoch is
 scored; no epoch is selected on dev.
 
-For a given thread count and device type, a run is a function of (model, data, settings, seed): its batches depend on
-(seed, epoch) and its dropout on (seed, step). On CPUs a killed run therefore resumes from its checkpoint bit for bit.
-On GPUs torch is set to deterministic algorithms, but the backward pass of its FlashAttention has none here.
+For a given thread count, device type and computation (engine.py), a run is a function of (model, data, settings, seed):
+its batches depend on (seed, epoch) and its dropout on (seed, step). On CPUs a killed run therefore resumes from its
+checkpoint bit for bit, in both precisions. On GPUs torch is set to deterministic algorithms, but the backward pass of
+its FlashAttention has none here.
 """
 
 import logging
@@ -17,22 +18,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from bert_pipeline.core.randomness import DROPOUT, draw, new_stream
-from bert_pipeline.evaluation.finetuning.batches import batches_by_length, epoch_batches, padded
+from bert_pipeline.evaluation.finetuning.batches import batches_by_length, epoch_batches
+from bert_pipeline.evaluation.finetuning.engine import Computation, TaskModel, fastest_computation
 from bert_pipeline.evaluation.finetuning.heads import build_task_model, read_logits
 from bert_pipeline.evaluation.finetuning.inputs import Input, TaskInputs
 from bert_pipeline.evaluation.finetuning.protocol import SCORED, Protocol, Run
 from bert_pipeline.evaluation.scoring.scores import Label
-from bert_pipeline.evaluation.tasks.task import Task
 from bert_pipeline.recipe import PhaseRecipe
 from bert_pipeline.training.checkpoint import Checkpoints
 from bert_pipeline.training.model.optim import decay_groups, learning_rate, set_learning_rate
 
 MAX_GRAD_NORM = 1.0
 PREDICTION_TOKENS = 8_192
-"""Padded tokens per prediction batch. Prediction keeps no activations, so batches may be larger than in training."""
+"""Tokens per prediction batch, with padding. Prediction keeps no activations, so batches may be larger than in
+training."""
+STEPS_BETWEEN_CHECKS = 100
+"""Losses stay on the device for so many steps before they are checked."""
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 """A kill loses at most this much work; a checkpoint of a BERT-base is 1.3 GB."""
 
@@ -46,79 +49,134 @@ class Outcome(NamedTuple):
     """Mean training loss of each epoch."""
     fresh_pooler: bool
     """The checkpoint has no pooler, so a randomly initialised one was trained as part of the head."""
+    how: Computation
 
 
 def finetune(
-    model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, work: Path, on_step: Callable[[int, int], None]
+    model_dir: Path,
+    inputs: TaskInputs,
+    run: Run,
+    protocol: Protocol,
+    work: Path,
+    on_step: Callable[[int, int], None],
+    how: Computation | None = None,
 ) -> Outcome:
     """Fine-tune once and predict dev and test. Resumes from the newest checkpoint in `work`, if there is one.
 
-    `on_step(steps done, steps in all)` is called before the first step and after each. Raises FloatingPointError if a
-    loss or a gradient norm is not finite.
+    `on_step(steps done, steps in all)` is called before the first step and after each. `how`: the fastest of this
+    machine if None. Raises FloatingPointError if a loss or a gradient norm is not finite.
     """
+    training = Training(model_dir, inputs, run, protocol, work, how)
+    training.train(len(training.batches), on_step)
+    predicted = {split: predict(training.model, inputs.splits[split]) for split in SCORED}
+    by_epoch = np.array(training.losses).reshape(run.setting.num_epochs, -1)
+    return Outcome(predicted, by_epoch.mean(1).tolist(), training.fresh_pooler, training.model.how)
+
+
+def finetune_half(
+    model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, work: Path, on_step: Callable[[int, int], None]
+) -> list[Label] | None:
+    """Fine-tune for half of the epochs, rounded down, save a checkpoint, and predict dev; None if the newest checkpoint
+    in `work` is later. `finetune` resumes the run.
+    """
+    training = Training(model_dir, inputs, run, protocol, work, None)
+    half = len(training.batches) // run.setting.num_epochs * (run.setting.num_epochs // 2)
+    if training.done > half:
+        return None
+    training.train(half, on_step)
+    training.save()
+    return predict(training.model, inputs.splits["dev"])
+
+
+class Training:
+    """A run between its checkpoints."""
+
+    def __init__(
+        self, model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, work: Path, how: Computation | None
+    ) -> None:
+        """Build the model and restore the newest checkpoint in `work`, if there is one."""
+        self.run, self.learnable = run, inputs.learnable
+        self.model, self.optimizer, self.fresh_pooler = begin(model_dir, inputs, run, protocol, how)
+        rate, batch_size, num_epochs = run.setting
+        lengths = [len(each.input_ids) for each in self.learnable]
+        epochs = [epoch_batches(lengths, batch_size, run.seed, epoch) for epoch in range(num_epochs)]
+        self.batches = [batch for epoch in epochs for batch in epoch]
+        self.schedule = PhaseRecipe(
+            max_seq_length=protocol.max_seq_length,
+            num_steps=len(self.batches),
+            learning_rate=rate,
+            warmup_steps=round(protocol.warmup_fraction * len(self.batches)),
+        )
+        # A checkpoint of another computation is left alone: a run is of one precision.
+        self.checkpoints = Checkpoints(work / "-".join(("checkpoints", *self.model.how)), run.name, kept=1)
+        found = self.checkpoints.load_newest(self.model.model, self.optimizer)
+        self.done, state = found or (0, {"losses": []})
+        self.losses: list[float] = state["losses"]
+        if found:
+            log.info("%s: resuming after step %d of %d", run.name, self.done, len(self.batches))
+
+    def train(self, until: int, on_step: Callable[[int, int], None]) -> None:
+        """Train up to step `until`, with checkpoints in between."""
+        recent: list[torch.Tensor] = []  # (loss, gradient norm) of steps, on the device to avoid a sync per step
+        saved = time.monotonic()
+        on_step(self.done, len(self.batches))
+        for number in range(self.done, until):
+            set_learning_rate(self.optimizer, learning_rate((self.schedule,), number))
+            batch = [self.learnable[n] for n in self.batches[number]]
+            recent.append(training_step(self.model, self.optimizer, batch, self.run.seed, number))
+            self.done = number + 1
+            save = self.done < until and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
+            if save or self.done == until or len(recent) == STEPS_BETWEEN_CHECKS:
+                self.losses += _finite_losses(recent, self.run)
+                recent = []
+            if save:
+                self.save()
+                saved = time.monotonic()
+            on_step(self.done, len(self.batches))
+
+    def save(self) -> None:
+        self.checkpoints.save(self.done, self.model.model, self.optimizer, {"losses": self.losses})
+
+
+def begin(
+    model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, how: Computation | None
+) -> tuple[TaskModel, torch.optim.Optimizer, bool]:
+    """Return the model on its device, its optimizer, and whether the pooler is fresh."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(run.seed)  # initialises the head, and the encoder of random_init
-    model, fresh_pooler = build_task_model(model_dir, run.encoder, inputs.task)
-    model.to(device).train()  # type: ignore[arg-type]  # transformers hides the signature of torch's method
-    optimizer = torch.optim.AdamW(decay_groups(model.parameters(), protocol.weight_decay), fused=True)
-    rate, batch_size, num_epochs = run.setting
-    learnable = inputs.learnable
-    lengths = [len(each.input_ids) for each in learnable]
-    epochs = [epoch_batches(lengths, batch_size, run.seed, epoch) for epoch in range(num_epochs)]
-    batches = [batch for epoch in epochs for batch in epoch]
-    schedule = PhaseRecipe(
-        max_seq_length=protocol.max_seq_length,
-        num_steps=len(batches),
-        learning_rate=rate,
-        warmup_steps=round(protocol.warmup_fraction * len(batches)),
-    )
-
-    checkpoints = Checkpoints(work / "checkpoints", run.name, kept=1)
-    first, state = checkpoints.load_newest(model, optimizer) or (0, {"losses": []})
-    losses: list[float] = state["losses"]
-    on_device: list[torch.Tensor] = []  # (loss, gradient norm) of recent steps, kept there to avoid a sync per step
-    saved = time.monotonic()
-    on_step(first, len(batches))
-    if first:
-        log.info("%s: resuming after step %d of %d", run.name, first, len(batches))
-    for number, batch in enumerate(batches[first:], start=first):
-        dropout = new_stream(run.seed, DROPOUT, row=number)
-        torch.manual_seed(int(draw(dropout)) << 32 | int(draw(dropout)))
-        tensors, labels = padded([learnable[n] for n in batch], inputs.pad_id)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            output = model(**{name: tensor.to(device) for name, tensor in tensors.items()}, labels=labels.to(device))
-        output.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        set_learning_rate(optimizer, learning_rate((schedule,), number))
-        optimizer.step()
-        optimizer.zero_grad()
-        on_device.append(torch.stack((output.loss.detach(), norm)))
-        done = number + 1
-        save = done < len(batches) and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
-        if save or done % len(epochs[0]) == 0:
-            losses += _finite_losses(on_device, run)
-            on_device = []
-        if save:
-            checkpoints.save(done, model, optimizer, {"losses": losses})
-            saved = time.monotonic()
-        on_step(done, len(batches))
-
-    predicted = {split: predict(model, inputs.task, inputs.splits[split], inputs.pad_id) for split in SCORED}
-    return Outcome(predicted, np.array(losses).reshape(num_epochs, -1).mean(1).tolist(), fresh_pooler)
+    built, fresh_pooler = build_task_model(model_dir, run.encoder, inputs.task)
+    built.to(device).train()  # type: ignore[arg-type]  # transformers hides the signature of torch's method
+    model = TaskModel(built, inputs.task, inputs.pad_id, how or fastest_computation(built.config, device))
+    return model, torch.optim.AdamW(decay_groups(built.parameters(), protocol.weight_decay), fused=True), fresh_pooler
 
 
-def predict(
-    model: PreTrainedModel, task: Task, examples: Sequence[Input], pad_id: int, tokens: int = PREDICTION_TOKENS
-) -> list[Label]:
-    """Predict a label for every example, in batches of at most `tokens` padded tokens."""
-    model.eval()
+def training_step(
+    model: TaskModel, optimizer: torch.optim.Optimizer, examples: Sequence[Input], seed: int, number: int
+) -> torch.Tensor:
+    """Update the weights once; return the loss and the gradient norm. The dropout is a function of (seed, number)."""
+    dropout = new_stream(seed, DROPOUT, row=number)
+    torch.manual_seed(int(draw(dropout)) << 32 | int(draw(dropout)))
+    loss = model.loss(examples)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.model.parameters(), MAX_GRAD_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
+    return torch.stack((loss.detach(), norm))
+
+
+def predict(model: TaskModel, examples: Sequence[Input], tokens: int = PREDICTION_TOKENS) -> list[Label]:
+    """Predict a label for every example, in batches of at most `tokens` tokens with padding."""
+    model.model.eval()
     predicted: dict[int, Label] = {}
-    for batch in batches_by_length([len(each.input_ids) for each in examples], tokens):
-        chosen = [examples[n] for n in batch]
-        tensors, _ = padded(chosen, pad_id)
+    # Without a piece of any word there is nothing to compute: all tags are O.
+    wordless = [n for n, each in enumerate(examples) if each.num_words and not len(each.words)]
+    predicted |= {n: ("O",) * examples[n].num_words for n in wordless}
+    rest = [n for n in range(len(examples)) if n not in predicted]
+    for batch in batches_by_length([len(examples[n].input_ids) for n in rest], tokens):
+        chosen = [examples[rest[n]] for n in batch]
         with torch.inference_mode():
-            logits = model(**{name: tensor.to(model.device) for name, tensor in tensors.items()}).logits
-        predicted |= zip(batch, read_logits(task, chosen, logits), strict=True)
+            logits = model.logits(chosen)
+        predicted |= zip((rest[n] for n in batch), read_logits(model.task, chosen, logits), strict=True)
     return [predicted[n] for n in range(len(examples))]
 
 

@@ -96,7 +96,7 @@ def _silent_transformers() -> Iterator[None]:
 
 
 def read_logits(task: Task, examples: Sequence[Input], logits: torch.Tensor) -> list[Label]:
-    """Return the predicted labels. Shape of the logits: (examples, classes); ner, pico: (examples, length, classes)."""
+    """Return the predicted labels. Shape of the logits: (examples, classes); ner, pico: (first pieces, classes)."""
     if task.kind in TAGGING:
         return _tags(task, examples, logits.argmax(-1).cpu().numpy())
     if task.kind == "similarity":
@@ -111,8 +111,9 @@ def read_logits(task: Task, examples: Sequence[Input], logits: torch.Tensor) -> 
 def _tags(task: Task, examples: Sequence[Input], classes: np.ndarray) -> list[Label]:
     names = np.array(task.tags, dtype=object)
     found: list[Label] = []
-    for each, row in zip(examples, classes, strict=True):
+    ends = np.cumsum([len(each.words) for each in examples])
+    for each, row in zip(examples, np.split(classes, ends[:-1]), strict=True):
         tags = np.full(each.num_words, "O", dtype=object)
-        tags[each.words] = names[row[each.first_pieces]]
+        tags[each.words] = names[row]
         found.append(tuple(tags.tolist()))
     return found

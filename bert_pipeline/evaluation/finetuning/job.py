@@ -3,6 +3,8 @@
     <out>/runs/<encoder>-lr5e-05-bs32-ep10-seed1/record.json    settings of the run, scores on dev and test, losses,
                                                                 threads, device, versions of torch and transformers
     <out>/runs/.../dev.tsv, test.tsv                            every prediction
+    <out>/runs/.../half-dev.tsv                                that of dev after half of the epochs, if it is needed
+    <out>/runs/....partial/                                    an unfinished run, or the half of a stopped one
 
 Each run is an artifact (store/artifact.py): its directory appears by one rename when the run is finished. A finished
 run is not repeated, and an interrupted one resumes from its last checkpoint.
@@ -17,6 +19,7 @@ from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError, Facts
 
 KIND = "finetuning_run"
+HALF = "half-dev.tsv"
 CODE_VERSION = "2"
 """Raise this when the same settings give another result."""
 
@@ -51,6 +54,17 @@ class FinetuningJob(Section):
                 "remedy: choose another directory, or remove it"
             )
         return found
+
+    def half_predictions(self, run: Run) -> Path | None:
+        """Return the predictions of dev after half of the epochs; None if there are none."""
+        path = self.runs / run.name
+        if self.finished(run):
+            return path / HALF if (path / HALF).exists() else None
+        unfinished = artifact.partial(path)
+        if not (unfinished / HALF).exists():
+            return None
+        ours = artifact.fingerprint(artifact.read_origin(unfinished) or {}) == artifact.fingerprint(self.origin(run))
+        return unfinished / HALF if ours else None
 
     def origin(self, run: Run) -> Facts:
         task, protocol = self.task, self.protocol

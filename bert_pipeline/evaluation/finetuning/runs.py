@@ -2,18 +2,41 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from bert_pipeline.evaluation.finetuning.finetune import circumstances, finetune
+from bert_pipeline.evaluation.finetuning.finetune import circumstances, finetune, finetune_half
 from bert_pipeline.evaluation.finetuning.inputs import TaskInputs
-from bert_pipeline.evaluation.finetuning.job import FinetuningJob
+from bert_pipeline.evaluation.finetuning.job import HALF, FinetuningJob
 from bert_pipeline.evaluation.finetuning.protocol import SCORED, Run
 from bert_pipeline.evaluation.scoring.predictions import write_predictions
 from bert_pipeline.evaluation.scoring.scores import gold_labels, scores
 from bert_pipeline.evaluation.tasks.readers import TaskData
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, Facts
+
+
+class _Paused(Exception):
+    """The run is not finished, but resumable."""
+
+
+def make_half(
+    job: FinetuningJob, run: Run, data: TaskData, inputs: TaskInputs, on_step: Callable[[int, int], None]
+) -> None:
+    """Fine-tune for half of the epochs and write the predictions of dev to HALF; `make_run` resumes the run."""
+
+    def build(out: Path) -> Facts:
+        if (out / HALF).exists():
+            raise _Paused
+        predicted = finetune_half(job.model_dir, inputs, run, job.protocol, out / "work", on_step)
+        if predicted is not None:
+            write_predictions(out / "work" / HALF, data.splits["dev"], predicted)
+            (out / "work" / HALF).rename(out / HALF)
+        raise _Paused
+
+    with suppress(_Paused):
+        artifact.make(job.runs / run.name, job.origin(run), build, resumable=True)
 
 
 def make_run(
@@ -36,6 +59,7 @@ def make_run(
             "fresh_pooler": outcome.fresh_pooler,
             "out_of_input": inputs.out_of_input,
             **circumstances(),
+            **outcome.how._asdict(),
             "versions": {name: version(name) for name in ("torch", "transformers")},
         }
 

@@ -1,8 +1,9 @@
 """One worker process: makes one run after another.
 
 `python -m bert_pipeline.evaluation.finetuning.worker` reads from its standard input, one JSON document per line: the
-FinetuningJob, then runs. It writes a `Message` per line to its standard output. It exits when its input is closed, so
-it never outlives the process that started it; an unfinished run resumes from its checkpoint at the next start.
+FinetuningJob, then runs, halves of runs, or batch sizes whose pace to measure. It writes a `Message` per line to its
+standard output. It exits when its input is closed, so it never outlives the process that started it; an unfinished run
+resumes from its checkpoint at the next start.
 """
 
 import json
@@ -23,7 +24,8 @@ EXPLAINED = (ValueError, OSError, RuntimeError, ArithmeticError)
 """Errors that are reported by their message; any other error is reported with its traceback."""
 
 Message = Mapping[str, Any]
-"""One of {"step", "of"}: steps done and steps in all; {"done"}: the run is finished; {"error"}: why the worker ends."""
+"""One of {"step", "of"}: steps done and steps in all; {"done"}: the run, or half of it, is finished; {"pace"}: a Pace;
+{"error"}: why the worker ends."""
 
 
 def main() -> None:
@@ -57,7 +59,8 @@ def _serve(job: FinetuningJob, lines: queue.Queue, send: Callable[..., None]) ->
     import torch
 
     from bert_pipeline.evaluation.finetuning.inputs import encode_task
-    from bert_pipeline.evaluation.finetuning.runs import make_run
+    from bert_pipeline.evaluation.finetuning.pace import measure_pace
+    from bert_pipeline.evaluation.finetuning.runs import make_half, make_run
 
     # A warning on GPUs: there, families other than BERT may need operations without a deterministic implementation.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
@@ -65,9 +68,13 @@ def _serve(job: FinetuningJob, lines: queue.Queue, send: Callable[..., None]) ->
     data = read_task(job.task, job.data, job.other_data)
     inputs = encode_task(job.model_dir, job.task, data, job.protocol.max_seq_length)
     while True:
-        encoder, setting, seed = json.loads(lines.get())
-        run = Run(encoder, Setting(*setting), seed)
-        make_run(job, run, data, inputs, lambda step, of: send(step=step, of=of))
+        wanted = json.loads(lines.get())
+        if isinstance(wanted, int):
+            send(pace=measure_pace(job.model_dir, inputs, wanted, job.protocol))
+            continue
+        (encoder, setting, seed), half = wanted
+        run, make = Run(encoder, Setting(*setting), seed), make_half if half else make_run
+        make(job, run, data, inputs, lambda step, of: send(step=step, of=of))
         send(done=run.name)
 
 

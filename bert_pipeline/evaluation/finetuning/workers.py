@@ -6,8 +6,9 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Self
 
 from bert_pipeline import settings
 from bert_pipeline.core.progress import Progress
@@ -25,23 +26,93 @@ class RunFailed(RuntimeError):
     """A run failed; the message names the run and the reason."""
 
 
-def make_runs(
-    job: FinetuningJob, runs: Sequence[Run], num_examples: int, on_run: Callable[[Run, Artifact], None]
-) -> None:
-    """Make the runs that are not finished. `on_run` is called once per run: finished ones first, others as they end.
-
-    `num_examples`: training examples, from which the progress display computes the steps. Raises RunFailed when a run
-    fails, and stops the other workers.
+class Workers:
+    """The worker processes of a job. They start with the first run that is missing and stay until the end of the `with`
+    block, so that all runs of a task share its encoding.
     """
-    missing = []
-    for run in runs:
-        if artifact := job.finished(run):
+
+    def __init__(self, job: FinetuningJob, num_runs: int, num_examples: int) -> None:
+        """`num_runs`: most runs of one call of `make`. `num_examples`: training examples, for the progress display."""
+        self.job, self._num_runs, self._num_examples = job, num_runs, num_examples
+        self._messages: queue.Queue[tuple[_Worker, Message]] = queue.Queue()
+        self._workers: list[_Worker] = []
+        self._progress: Progress | None = None  # created at the first step: workers take seconds to start
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def make(self, runs: Sequence[Run], on_run: Callable[[Run, Artifact], None], expected: Sequence[Run] = ()) -> None:
+        """Make the runs that are not finished. `on_run` is called once per run: first for finished ones.
+
+        `expected`: runs that will follow, which count as steps to do. Raises RunFailed when a run fails; the end of the
+        `with` block then stops the others.
+        """
+        missing = []
+        for run in runs:
+            if artifact := self.job.finished(run):
+                on_run(run, artifact)
+            else:
+                missing.append(run)
+
+        def on_done(run: Run) -> None:
+            artifact = self.job.finished(run)
+            assert artifact, "the worker has just finished it"
             on_run(run, artifact)
-        else:
-            missing.append(run)
-    if missing:
-        with _workers(job, _environments(len(runs))[: len(missing)]) as (workers, messages):
-            _follow(job, missing, num_examples, workers, messages, on_run)
+
+        self._follow(missing, on_done, expected)
+
+    def make_halves(self, runs: Sequence[Run], expected: Sequence[Run] = ()) -> None:
+        """Fine-tune each run for half of its epochs and predict dev, unless that exists or the run is finished."""
+        missing = [run for run in runs if not (self.job.finished(run) or self.job.half_predictions(run))]
+        self._follow(missing, lambda run: None, expected, half=True)
+
+    def measure_pace(self, batch_size: int) -> tuple[float, float]:
+        """Return the seconds of a step and of a run's predictions, in one worker alone; see pace.py."""
+        if not self._workers:
+            self._workers.append(_Worker(self.job, _environments(self._num_runs)[0], self._messages))
+        self._workers[0].measure_pace(batch_size)
+        worker, message = self._messages.get()
+        if "pace" not in message:
+            raise RunFailed(f"{self.job.task.name}: {message['error'] or worker.exit_reason}")
+        step, prediction = message["pace"]
+        return step, prediction
+
+    def _follow(
+        self, runs: Sequence[Run], on_done: Callable[[Run], None], expected: Sequence[Run], half: bool = False
+    ) -> None:
+        """Give each worker a run, or half of it, and the next one when it is done, until all are finished."""
+        for environment in _environments(self._num_runs)[len(self._workers) : len(runs)] if runs else ():
+            self._workers.append(_Worker(self.job, environment, self._messages))
+        steps = {run: run.setting.num_steps(self._num_examples) for run in {*runs, *expected}}
+        left = sum(steps[run] for run in runs) + sum(steps[run] for run in expected if run not in runs)
+        if self._progress:
+            self._progress.total = self._progress.done + left
+        waiting = iter(runs)
+        for worker in self._workers[: len(runs)]:
+            worker.begin(next(waiting), half)
+        num_done = 0
+        while num_done < len(runs):
+            worker, message = self._messages.get()
+            run = worker.run
+            assert run, "messages come from workers that were given a run"
+            if "step" in message:
+                self._progress = self._progress or Progress(f"{self.job.task.name}: fine-tuning", left, "steps")
+                if worker.step is None:  # only the worker knows the resumed steps and the examples without a label
+                    self._progress.total = (self._progress.total or 0) + message["of"] - message["step"] - steps[run]
+                else:
+                    self._progress.advance(message["step"] - worker.step, note=f"{num_done} of {len(runs)} runs done")
+                worker.step = message["step"]
+            elif "done" in message:
+                num_done += 1
+                on_done(run)
+                if following := next(waiting, None):
+                    worker.begin(following, half)
+            else:
+                raise RunFailed(f"{self.job.task.name}, {run.name}: {message['error'] or worker.exit_reason}")
 
 
 class _Worker:
@@ -60,9 +131,12 @@ class _Worker:
         self._send(job.model_dump_json())
         threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: Run, half: bool) -> None:
         self.run, self.step = run, None
-        self._send(json.dumps(run))
+        self._send(json.dumps([run, half]))
+
+    def measure_pace(self, batch_size: int) -> None:
+        self._send(json.dumps(batch_size))
 
     def end(self) -> None:
         """Close the worker's input, which makes it exit in the middle of a run; kill it if it does not."""
@@ -95,55 +169,11 @@ class _Worker:
         messages.put((self, {"error": None}))
 
 
-@contextmanager
-def _workers(
-    job: FinetuningJob, environments: Sequence[Mapping[str, str]]
-) -> Iterator[tuple[list[_Worker], queue.Queue]]:
-    messages: queue.Queue[tuple[_Worker, Message]] = queue.Queue()
-    workers: list[_Worker] = []
-    try:
-        for environment in environments:
-            workers.append(_Worker(job, environment, messages))
-        yield workers, messages
-    finally:
-        for worker in workers:
-            worker.end()
+def width(num_runs: int) -> int:
+    """Number of workers for this many runs."""
+    import torch
 
-
-def _follow(
-    job: FinetuningJob,
-    runs: Sequence[Run],
-    num_examples: int,
-    workers: Sequence[_Worker],
-    messages: queue.Queue,
-    on_run: Callable[[Run, Artifact], None],
-) -> None:
-    """Give each worker a run, and the next one when it is done, until all are finished."""
-    steps = {run: run.setting.num_steps(num_examples) for run in runs}
-    progress: Progress | None = None  # created at the first step: workers take seconds to start
-    waiting = iter(runs)
-    for worker in workers:
-        worker.begin(next(waiting))
-    num_done = 0
-    while num_done < len(runs):
-        worker, message = messages.get()
-        run = worker.run
-        if "step" in message:
-            progress = progress or Progress(f"{job.task.name}: fine-tuning", sum(steps.values()), "steps")
-            if worker.step is None:  # only the worker knows the resumed steps and the examples without a label
-                progress.total = (progress.total or 0) + message["of"] - message["step"] - steps[run]
-            else:
-                progress.advance(message["step"] - worker.step, note=f"{num_done} of {len(runs)} runs done")
-            worker.step = message["step"]
-        elif "done" in message:
-            num_done += 1
-            artifact = job.finished(run)
-            assert artifact, "the worker has just finished it"
-            on_run(run, artifact)
-            if following := next(waiting, None):
-                worker.begin(following)
-        else:
-            raise RunFailed(f"{job.task.name}, {run.name}: {message['error'] or worker.exit_reason}")
+    return min(num_runs, torch.cuda.device_count() or settings.num_workers())
 
 
 def _environments(num_runs: int) -> list[dict[str, str]]:
@@ -154,11 +184,11 @@ def _environments(num_runs: int) -> list[dict[str, str]]:
     import torch
 
     cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    width = min(num_runs, gpus or settings.num_workers())
-    threads = str(settings.num_threads(default=max(1, cores // width)))
+    count = width(num_runs)
+    threads = str(settings.num_threads(default=max(1, cores // count)))
     limits = {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
     shared = settings.child_environment(settings.CPU_ENVIRONMENT, limits)
     if not gpus:
-        return [shared] * width
+        return [shared] * count
     shared["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # makes cuBLAS deterministic
-    return [shared | {"CUDA_VISIBLE_DEVICES": name} for name in settings.visible_gpus(gpus)[:width]]
+    return [shared | {"CUDA_VISIBLE_DEVICES": name} for name in settings.visible_gpus(gpus)[:count]]

@@ -1,23 +1,24 @@
 """Attention within each pair of a packed row: a token attends only to tokens of its own pair.
 
-Registered with transformers' AttentionInterface, so the model stays a stock BertForPreTraining. CUDA has a kernel for
+Registered with transformers' AttentionInterface, so the model stays a stock BERT. CUDA has a kernel for
 pairs of any length (FlashAttention-2; Dao 2023, arXiv 2307.08691). The CPU batches pairs of similar length
 (buckets.py), other devices batch adjacent pairs of equal length. Batches are largest if a row is sorted by length.
 """
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from bert_pipeline.training.batches.packing import TOKEN_STEP
 from bert_pipeline.training.model.buckets import STEP, buckets
+from bert_pipeline.training.model.dropout import kept
 
 PACKED = "packed"
 """Name of this attention for `set_attn_implementation`."""
@@ -42,6 +43,7 @@ def packed_attention(
     query_offsets: Tensor | None = None,  # the same for the queries, if not every token is a query
     scaling: float,
     dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,  # () int64, the same for all layers: lets the CPU batch pairs with dropout, too
     **_: object,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls; returns (1, queries, heads, width)."""
@@ -51,10 +53,11 @@ def packed_attention(
         # Too large a maximum costs nothing. The padding of a row may be longer than any pair.
         longest = max(module.config.max_position_embeddings, TOKEN_STEP)
         found = _flash_attention(query, key, value, query_offsets, offsets, longest, dropout, scaling)
-    elif not query.is_cpu or dropout:
+    elif not query.is_cpu or (dropout and dropout_seed is None):
         found = _any_device(query, key, value, query_offsets, offsets, dropout, scaling)
     else:
-        found = attention_on_cpu(query, key, value, query_offsets, offsets, scaling)
+        seed = dropout_seed + module.layer_idx if dropout_seed is not None and dropout else None
+        found = attention_on_cpu(query, key, value, query_offsets, offsets, scaling, dropout, seed)
     return found.unsqueeze(0), None
 
 
@@ -123,14 +126,16 @@ def attention_on_cpu(
     query_offsets: Tensor,
     offsets: Tensor,
     scale: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,  # () int64, of the attention weights to drop; None: drop none
 ) -> Tensor:
     """A single operation for torch.compile, for pairs of any length; see buckets.py."""
     layout = buckets(query_offsets, offsets, query.shape[1])
     q, k, v = layout.queries.gather(query), layout.keys.gather(key), layout.keys.gather(value)
-    out = torch.empty_like(q)
+    out, kept = torch.empty_like(q), _Kept(dropout, seed)
     for chunk in layout.chunks:
         weights = _weights(chunk.queries(q), _centred(chunk.keys(k)), chunk.padding, scale)
-        torch.bmm(weights, chunk.keys(v), out=chunk.queries(out))
+        torch.bmm(kept.of(weights), chunk.keys(v), out=chunk.queries(out))
     return layout.queries.scatter(out)
 
 
@@ -143,23 +148,48 @@ def attention_on_cpu_backward(
     query_offsets: Tensor,
     offsets: Tensor,
     scale: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value. The attention weights are recomputed: storing them would take memory
-    quadratic in the length.
+    """The gradients of query, key and value. The attention weights are recomputed, and those to drop are drawn again:
+    storing them would take memory quadratic in the length.
     """
     layout = buckets(query_offsets, offsets, query.shape[1])
     q, k, v = layout.queries.gather(query), layout.keys.gather(key), layout.keys.gather(value)
     grad = layout.queries.gather(gradient, padding=0.0)
     of_q, of_k, of_v = (torch.empty_like(each) for each in (q, k, v))
+    kept = _Kept(dropout, seed)
     for chunk in layout.chunks:
         key = _centred(chunk.keys(k))
         weights = _weights(chunk.queries(q), key, chunk.padding, scale)
-        of_weights = torch.bmm(chunk.queries(grad), _centred(chunk.keys(v)).transpose(1, 2))
+        if seed is None:
+            mixed, of_weights = weights, torch.bmm(chunk.queries(grad), _centred(chunk.keys(v)).transpose(1, 2))
+        else:
+            factor = kept.factor(weights)
+            mixed = weights * factor
+            of_weights = torch.bmm(chunk.queries(grad), chunk.keys(v).transpose(1, 2)).mul_(factor)
         of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         _scaled_product(of_scores, key, scale, out=chunk.queries(of_q))
         _scaled_product(of_scores.transpose(1, 2), chunk.queries(q), scale, out=chunk.keys(of_k))
-        torch.bmm(weights.transpose(1, 2), chunk.queries(grad), out=chunk.keys(of_v))
+        torch.bmm(mixed.transpose(1, 2), chunk.queries(grad), out=chunk.keys(of_v))
     return layout.queries.scatter(of_q), layout.keys.scatter(of_k), layout.keys.scatter(of_v)
+
+
+class _Kept:
+    """The attention weights that dropout keeps, chunk after chunk: a function of the seed."""
+
+    def __init__(self, dropout: float, seed: Tensor | None) -> None:
+        self.dropout = dropout
+        self.seeds = None if seed is None else np.random.SeedSequence(int(seed))
+
+    def of(self, weights: Tensor) -> Tensor:
+        return weights if self.seeds is None else weights.mul_(self.factor(weights))
+
+    def factor(self, weights: Tensor) -> Tensor:
+        """0 for a dropped weight, 1 / (1 - dropout) for a kept one."""
+        assert self.seeds is not None, "without a seed nothing is dropped"
+        [chunk] = self.seeds.spawn(1)
+        return kept(weights, self.dropout, int(chunk.generate_state(1, np.uint64)[0]))
 
 
 def _centred(states: Tensor) -> Tensor:
@@ -182,52 +212,24 @@ def _scaled_product(left: Tensor, right: Tensor, scale: float, out: Tensor | Non
 
 
 @attention_on_cpu.register_fake
-def _(query, key, value, query_offsets, offsets, scale):
+def _(query, key, value, query_offsets, offsets, scale, dropout=0.0, seed=None):
     return query.new_empty(query.shape)
 
 
 @attention_on_cpu_backward.register_fake
-def _(gradient, query, key, value, query_offsets, offsets, scale):
+def _(gradient, query, key, value, query_offsets, offsets, scale, dropout=0.0, seed=None):
     return tuple(each.new_empty(each.shape) for each in (query, key, value))
 
 
 def _keep_for_backward(ctx, inputs, output):
-    *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.scale, ctx.dropout, seed = inputs
+    ctx.save_for_backward(*tensors, seed)
 
 
 def _backward(ctx, gradient):
-    gradients = attention_on_cpu_backward(gradient, *ctx.saved_tensors, ctx.scale)
-    return *gradients, None, None, None
+    *tensors, seed = ctx.saved_tensors
+    gradients = attention_on_cpu_backward(gradient, *tensors, ctx.scale, ctx.dropout, seed)
+    return *gradients, None, None, None, None, None
 
 
 attention_on_cpu.register_autograd(_backward, setup_context=_keep_for_backward)
-
-
-class LastLayer(BertLayer):
-    """A last layer that computes outputs only at the positions that the heads read, from keys and values of all tokens.
-
-    Without `positions` it is a stock layer.
-    """
-
-    def forward(self, hidden_states: Tensor, *args: Any, positions: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """(1, tokens, hidden) to (1, positions, hidden). `positions` (int64) are ordered by pair; `query_offsets` gives
-        the range of each pair.
-        """
-        if positions is None:
-            return super().forward(hidden_states, *args, **kwargs)
-        attention, queries = self.attention.self, hidden_states.index_select(1, positions)
-        assert isinstance(attention, BertSelfAttention)
-        query, key, value = (
-            project(states).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
-            for project, states in (
-                (attention.query, queries),
-                (attention.key, hidden_states),
-                (attention.value, hidden_states),
-            )
-        )
-        dropout = attention.dropout.p if self.training else 0.0
-        found, _ = packed_attention(
-            attention, query, key, value, None, scaling=attention.scaling, dropout=dropout, **kwargs
-        )
-        return self.feed_forward_chunk(self.attention.output(found.flatten(-2), queries))

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import BertForPreTraining
 
 from bert_pipeline.formats.pairs import IGNORE_INDEX
-from bert_pipeline.training.model.attention import PACKED, LastLayer
+from bert_pipeline.training.model.packed import compute_packed, packed_outputs
 
 
 class LossSums(NamedTuple):
@@ -34,11 +34,7 @@ class PretrainingLoss(nn.Module):
 
     def __init__(self, model: BertForPreTraining) -> None:
         super().__init__()
-        model.set_attn_implementation(PACKED)
-        model.bert.encoder.layer[-1].__class__ = LastLayer
-        embeddings = model.bert.embeddings
-        for each in (embeddings.word_embeddings, embeddings.token_type_embeddings, embeddings.position_embeddings):
-            each.__class__ = Embedding
+        compute_packed(model)
         self.model = model
 
     def forward(
@@ -55,11 +51,9 @@ class PretrainingLoss(nn.Module):
     ) -> LossSums:
         bert, heads = self.model.bert, self.model.cls
         assert bert.pooler is not None  # for mypy: BertForPreTraining has one
-        *layers, last = bert.encoder.layer
-        hidden = bert.embeddings(input_ids, token_type_ids, position_ids)
-        for layer in layers:
-            hidden = layer(hidden, offsets=offsets)
-        [hidden] = last(hidden, offsets=offsets, positions=output_positions, query_offsets=output_offsets)
+        hidden = packed_outputs(
+            bert, input_ids, token_type_ids, position_ids, offsets, output_positions, output_offsets
+        )
         mlm_logits = heads.predictions(hidden.index_select(0, masked))
         first = hidden.index_select(0, output_offsets[:-1])  # [CLS] of each pair
         nsp_logits = heads.seq_relationship(bert.pooler(first[:, None])).float()
@@ -67,40 +61,6 @@ class PretrainingLoss(nn.Module):
         nsp_loss = cross_entropy(nsp_logits, next_sentence_label, ignore_index=IGNORE_INDEX, reduction="sum")
         nsp_correct = (nsp_logits.argmax(-1) == next_sentence_label).sum()
         return LossSums(mlm_loss, nsp_loss, mlm_correct, nsp_correct)
-
-
-class Embedding(nn.Embedding):
-    """A stock embedding whose gradient is summed in the order of the tokens on CPUs.
-
-    torch.compile would generate atomic additions from several threads, which are slow and not deterministic.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _Lookup.apply(self.weight, input) if self.weight.is_cpu else super().forward(input)
-
-
-class _Lookup(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.num_rows = len(weight)
-        return weight[ids]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        [ids] = ctx.saved_tensors
-        return sum_by_row(gradient.flatten(0, -2), ids.flatten(), ctx.num_rows), None
-
-
-@torch.library.custom_op("bert_pipeline::sum_by_row", mutates_args=())
-def sum_by_row(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """(n, width) values and (n,) row numbers to (num_rows, width): the sum of the values of each row."""
-    return values.new_zeros(num_rows, values.shape[-1]).index_add_(0, rows, values)
-
-
-@sum_by_row.register_fake
-def _(values, rows, num_rows):
-    return values.new_empty(num_rows, values.shape[-1])
 
 
 class _SumOfCrossEntropy(torch.autograd.Function):

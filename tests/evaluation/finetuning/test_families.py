@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from bert_pipeline.evaluation.evaluate import evaluate_task
-from bert_pipeline.evaluation.finetuning.batches import padded
-from bert_pipeline.evaluation.finetuning.heads import build_task_model, read_logits
+from bert_pipeline.evaluation.finetuning.engine import TaskModel, fastest_computation
+from bert_pipeline.evaluation.finetuning.finetune import predict
+from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
 from bert_pipeline.evaluation.finetuning.protocol import max_positions
 from bert_pipeline.evaluation.tasks.readers import Sentence, TaskData
@@ -138,14 +139,14 @@ def test_every_kind_of_task_learns_and_predicts(family, small_task, kind):
     task, data = small_task(f"small-{kind}")
     inputs = encode_task(family, task, data, 64)
     batch = inputs.learnable[:4]
-    tensors, labels = padded(batch, inputs.pad_id)
     torch.manual_seed(1)
     model, _ = build_task_model(family, "pretrained", task)
-    output = model(**tensors, labels=labels)
-    output.loss.backward()
-    assert np.isfinite(output.loss.item())
+    wrapped = TaskModel(model, task, inputs.pad_id, fastest_computation(model.config, torch.device("cpu")))
+    loss = wrapped.loss(batch)
+    loss.backward()
+    assert np.isfinite(loss.item())
     assert model.get_input_embeddings().weight.grad.abs().sum() > 0
-    assert len(read_logits(task, batch, output.logits.detach())) == 4
+    assert len(predict(wrapped, batch)) == 4
     base = AutoModel.from_pretrained(family)
     for name, weight in base.named_parameters():
         if "pooler" not in name:

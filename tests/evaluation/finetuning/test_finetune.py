@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from training.runs import exit_code, fork_ranks
 from transformers import AutoTokenizer, BertConfig
 
-from bert_pipeline.evaluation.finetuning.batches import batches_by_length, epoch_batches, padded
+from bert_pipeline.evaluation.finetuning.batches import batches_by_length, epoch_batches, packed, padded, targets
+from bert_pipeline.evaluation.finetuning.engine import TaskModel, fastest_computation
 from bert_pipeline.evaluation.finetuning.finetune import finetune, predict
 from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
@@ -28,6 +29,10 @@ def run_task(model_dir, task, data, work, encoder="pretrained", seed=1, setting=
     how = protocol(task, TaskRecipe(name=task.name), max_seq_length)
     inputs = encode_task(model_dir, task, data, max_seq_length)
     return finetune(model_dir, inputs, Run(encoder, setting, seed), how, work, lambda step, of: None)
+
+
+def on_this_machine(model, task, inputs):
+    return TaskModel(model, task, inputs.pad_id, fastest_computation(model.config, torch.device("cpu")))
 
 
 def encode(model_dir, task, *examples, max_seq_length=64):
@@ -69,8 +74,9 @@ def test_two_texts_are_two_segments_and_only_the_context_is_truncated(model_dir,
     [whole] = encode(model_dir, task, Text("1", (question, context), "yes")).splits["train"]
     expected = ["[CLS]", *question.split(), "[SEP]", *context.split(), "[SEP]"]
     assert pieces_of(model_dir, whole.input_ids) == expected
-    tensors, labels = padded([whole], 0)
-    assert tensors["token_type_ids"].tolist() == [[0] * 5 + [1] * 8] and labels.tolist() == [0]
+    assert padded([whole], 0)["token_type_ids"].tolist() == [[0] * 5 + [1] * 8]
+    assert packed([whole], 0)["token_type_ids"][0, :13].tolist() == [0] * 5 + [1] * 8
+    assert targets([whole]).tolist() == [0]
     cut = encode(model_dir, task, Text("1", (question, context), "no"), max_seq_length=10)
     assert pieces_of(model_dir, cut.splits["train"][0].input_ids) == [*expected[:9], "[SEP]"]
     assert cut.out_of_input["train"] == {"words": 3, "gold": 1}
@@ -106,7 +112,7 @@ def test_entities_beyond_the_models_input_count_as_missed(model_dir, small_task)
     model, _ = build_task_model(model_dir, "pretrained", task)
     says_b = {"classifier.weight": torch.zeros(3, 32), "classifier.bias": torch.tensor([0.0, 1.0, 0.0])}
     model.load_state_dict(says_b, strict=False)
-    predicted = predict(model, task, cut, inputs.pad_id)
+    predicted = predict(on_this_machine(model, task, inputs), cut)
     visible = [set(each.words.tolist()) for each in cut]
     for tags, seen, truth in zip(predicted, visible, gold, strict=True):
         assert tags == tuple("B" if n in seen else "O" for n in range(len(truth)))
@@ -174,12 +180,13 @@ def test_a_prediction_does_not_depend_on_the_batch_it_is_in(model_dir, small_tas
     inputs = encode_task(model_dir, task, data, 64)
     torch.manual_seed(3)
     model, _ = build_task_model(model_dir, "pretrained", task)
-    tensors, _ = padded(inputs.splits["test"], inputs.pad_id)
+    wrapped = on_this_machine(model, task, inputs)
+    model.eval()
     with torch.no_grad():  # so that no class wins everywhere or by a narrow margin
-        logits = model.eval()(**tensors).logits.flatten(0, -2).sort(0).values
+        logits = wrapped.logits(inputs.splits["test"]).sort(0).values
         model.classifier.bias -= (logits[len(logits) // 2 - 1] + logits[len(logits) // 2]) / 2
-    together = predict(model, task, inputs.splits["test"], inputs.pad_id)
-    one_by_one = predict(model, task, inputs.splits["test"], inputs.pad_id, tokens=1)
+    together = predict(wrapped, inputs.splits["test"])
+    one_by_one = predict(wrapped, inputs.splits["test"], tokens=1)
     if kind == "similarity":
         assert together == pytest.approx(one_by_one, abs=1e-5)
         assert np.std(together) > 1e-3, "a model that says one thing would show nothing"
@@ -224,7 +231,8 @@ from bert_pipeline.evaluation.tasks.readers import read_task
 from bert_pipeline.evaluation.tasks.task import find_task
 from bert_pipeline.recipe import TaskRecipe
 
-model_dir, data, out = map(pathlib.Path, sys.argv[1:])
+model_dir, data, out = map(pathlib.Path, sys.argv[1:4])
+os.environ["BERT_PIPELINE_FINETUNING_PRECISION"] = sys.argv[4]
 torch.set_num_threads(1)
 
 def start(name, seconds_between_checkpoints):
@@ -253,14 +261,16 @@ for name, seconds in (("killed", 0), ("undisturbed", 1e9)):
 """
 
 
-def test_a_killed_run_resumes_bit_for_bit(model_dir, small_tasks, tmp_path):
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_a_killed_run_resumes_bit_for_bit(model_dir, small_tasks, tmp_path, precision):
     (tmp_path / "killed.py").write_text(KILLED)
-    [process] = fork_ranks(tmp_path / "killed.py", [model_dir, small_tasks, tmp_path], 1, tmp_path / "said")
+    [process] = fork_ranks(tmp_path / "killed.py", [model_dir, small_tasks, tmp_path, precision], 1, tmp_path / "said")
     assert exit_code(process) == 0, (tmp_path / "said").read_text()
     numbers = [int(line) for line in (tmp_path / "killed.steps").read_text().split()]
     begins = [now for before, now in zip([99, *numbers], numbers, strict=False) if now <= before]
     assert len(begins) == 4 and begins[0] == 0 and all(begins[1:]), "every restart resumed"
     assert (tmp_path / "killed.txt").read_text() == (tmp_path / "undisturbed.txt").read_text()
+    assert f"precision='{precision}', rows='packed'" in (tmp_path / "killed.txt").read_text()
 
 
 def test_a_run_that_diverges_is_an_error_and_no_score(model_dir, small_task, tmp_path):

@@ -17,7 +17,7 @@ from bert_pipeline.evaluation.finetuning.inputs import encode_task
 from bert_pipeline.evaluation.finetuning.job import FinetuningJob, model_fingerprint
 from bert_pipeline.evaluation.finetuning.protocol import Run, Setting, protocol
 from bert_pipeline.evaluation.finetuning.runs import make_run
-from bert_pipeline.evaluation.finetuning.workers import RunFailed, make_runs
+from bert_pipeline.evaluation.finetuning.workers import RunFailed, Workers
 from bert_pipeline.evaluation.scoring.predictions import read_predictions, write_predictions
 from bert_pipeline.evaluation.scoring.scores import gold_labels, scores
 from bert_pipeline.evaluation.tasks.readers import Sentence, Text
@@ -47,7 +47,8 @@ def job(model_dir, small_tasks, small_task, tmp_path):
 
 def make(job, *runs) -> dict[Run, Artifact]:
     made = {}
-    make_runs(job, runs, 160, made.__setitem__)
+    with Workers(job, len(runs), 160) as pool:
+        pool.make(runs, made.__setitem__)
     return made
 
 
@@ -195,7 +196,8 @@ def advance(self, *args, **more):
     print("a step", flush=True)
 workers.Progress.advance = advance
 job = FinetuningJob.model_validate_json(sys.argv[1])
-workers.make_runs(job, [Run("pretrained", Setting(1e-3, 1, 100), 1)], 160, print)
+with workers.Workers(job, 1, 160) as pool:
+    pool.make([Run("pretrained", Setting(1e-3, 1, 100), 1)], print)
 """
 
 

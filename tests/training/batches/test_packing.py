@@ -15,8 +15,9 @@ from bert_pipeline.training.batches.dataset import Rows
 from bert_pipeline.training.batches.packing import OUTPUT_STEP, TOKEN_STEP, fill_up, micro_batches, pack, pad
 from bert_pipeline.training.model import attention
 from bert_pipeline.training.model.attention import packed_attention
-from bert_pipeline.training.model.loss import Embedding, PretrainingLoss, sum_by_row, sum_of_cross_entropy
+from bert_pipeline.training.model.loss import PretrainingLoss, sum_of_cross_entropy
 from bert_pipeline.training.model.model import build_model
+from bert_pipeline.training.model.packed import Embedding, sum_by_row
 
 
 @pytest.fixture(scope="module")

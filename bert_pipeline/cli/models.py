@@ -1,0 +1,47 @@
+"""Which directory `--model` names: a path, or a name that a plug-in resolves, such as `models:/NAME@champion`."""
+
+import os.path
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+REGISTRY = "models:/"
+
+_resolvers: dict[str, Callable[[str], Path]] = {}
+
+
+def resolve_models(prefix: str, resolve: Callable[[str], Path]) -> None:
+    """Let `resolve` find the directory of every model whose name begins with `prefix`. For plug-ins; see app.py."""
+    _resolvers[prefix] = resolve
+
+
+def model_directory(name: str) -> Path:
+    """Return the Hugging Face directory of a model. Raises ValueError if no installed plug-in knows the registry."""
+    for prefix, resolve in _resolvers.items():
+        if name.startswith(prefix):
+            return resolve(name)
+    if name.startswith(REGISTRY):
+        raise ValueError(f"{name}: no model registry is installed; remedy: install 'bert-pipeline[orchestration]'")
+    return Path(name)
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """Return a name of each model for tables and folders: the last parts of its path, as many as tell it from others.
+
+    Raises ValueError if a model is named twice.
+    """
+    parts = [_parts(model) for model in models]
+    if twice := [model for model, each in zip(models, parts, strict=True) if parts.count(each) > 1]:
+        raise ValueError(f"--model names one model twice: {', '.join(twice)}; remedy: remove one of them")
+    short = []
+    for mine in parts:
+        others = [theirs for theirs in parts if theirs != mine]
+        count = next((n for n in range(1, len(mine)) if all(theirs[-n:] != mine[-n:] for theirs in others)), len(mine))
+        short.append("-".join(re.sub(r"[^\w.@-]", "-", part) for part in mine[-count:]))
+    return short
+
+
+def _parts(model: str) -> list[str]:
+    if model.startswith(REGISTRY):
+        return [model.removeprefix(REGISTRY)]
+    return list(Path(os.path.abspath(model)).parts[1:])  # noqa: PTH100 - resolve() would follow links, whose names differ

@@ -1,0 +1,105 @@
+"""How this machine computes a task model: on packed or padded rows, in bfloat16 or float32.
+
+Neither is part of the recipe: packed and padded rows give the same loss and gradients, and bfloat16 rounds. The record
+of each run names both.
+
+Packed rows need an encoder with the modules of BertModel. Other families (DistilBERT, ModernBERT) run on padded rows.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from transformers import PretrainedConfig, PreTrainedModel
+
+from bert_pipeline import settings
+from bert_pipeline.evaluation.finetuning.batches import Rows, packed, padded, targets
+from bert_pipeline.evaluation.finetuning.inputs import Input
+from bert_pipeline.evaluation.finetuning.protocol import FIRST_POSITION_AFTER_PAD
+from bert_pipeline.evaluation.tasks.task import TAGGING, Task
+from bert_pipeline.training.model.attention import FLASH_CAPABILITY
+from bert_pipeline.training.model.dropout import Dropout
+from bert_pipeline.training.model.packed import compute_packed, packed_outputs
+
+PACKABLE = {"bert", "camembert", "electra", "roberta", "xlm-roberta"}
+"""Model types of transformers whose encoder has the modules of BertModel."""
+
+
+class Computation(NamedTuple):
+    precision: settings.Precision
+    """Of matrix products; weights, losses and the optimizer stay float32."""
+    rows: Rows
+
+
+def fastest_computation(config: PretrainedConfig, device: torch.device) -> Computation:
+    """The computation of this machine for a model: bfloat16 where the device has units for it, unless
+    BERT_PIPELINE_FINETUNING_PRECISION sets the precision.
+    """
+    if device.type == "cuda":
+        has_units = torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
+    else:
+        has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    precision = settings.finetuning_precision() or ("bf16" if has_units else "float32")
+    # A GPU packs with FlashAttention, which float32 does not have.
+    packs = config.model_type in PACKABLE and (device.type == "cpu" or (precision == "bf16" and has_units))
+    return Computation(precision, "packed" if packs else "padded")
+
+
+class TaskModel:
+    """A model with the head of a task (heads.py). Examples are fastest if sorted by length."""
+
+    def __init__(self, model: PreTrainedModel, task: Task, pad_id: int, how: Computation) -> None:
+        self.model, self.task, self.pad_id, self.how = model, task, pad_id, how
+        config = model.config
+        self.first_position = pad_id + 1 if config.model_type in FIRST_POSITION_AFTER_PAD else 0
+        if how.rows == "packed":
+            compute_packed(model)
+            for each in model.modules():
+                if type(each) is nn.Dropout:
+                    each.__class__ = Dropout
+
+    def loss(self, examples: Sequence[Input]) -> Tensor:
+        """The mean over words (ner, pico), examples, or examples and classes (documents)."""
+        logits, wanted = self.logits(examples), targets(examples).to(self.model.device)
+        if self.task.kind == "similarity":
+            return mse_loss(logits.squeeze(1), wanted)
+        return (
+            binary_cross_entropy_with_logits(logits, wanted)
+            if self.task.kind == "documents"
+            else cross_entropy(logits, wanted)
+        )
+
+    def logits(self, examples: Sequence[Input]) -> Tensor:
+        """(outputs, classes) float32, in the order of the examples. ner, pico: an output for each of `first_pieces`, of
+        which every example has one; otherwise an output for each example.
+        """
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.how.precision == "bf16"):
+            found = self._on_packed_rows(examples) if self.how.rows == "packed" else self._on_padded_rows(examples)
+        return found.float()
+
+    def _on_packed_rows(self, examples: Sequence[Input]) -> Tensor:
+        model: Any = self.model
+        row = self._on_device(packed(examples, self.pad_id, self.first_position))
+        seed = torch.randint(2**62, ()) if model.training else None
+        hidden = packed_outputs(model.base_model, **row, dropout_seed=seed)
+        if self.task.kind in TAGGING:
+            num_outputs = sum(len(each.first_pieces) for each in examples)
+            return model.classifier(model.dropout(hidden[:num_outputs]))
+        first = hidden[: len(examples), None]
+        pooler = getattr(model.base_model, "pooler", None)
+        return model.classifier(first) if pooler is None else model.classifier(model.dropout(pooler(first)))
+
+    def _on_padded_rows(self, examples: Sequence[Input]) -> Tensor:
+        logits = self.model(**self._on_device(padded(examples, self.pad_id))).logits
+        if self.task.kind not in TAGGING:
+            return logits
+        rows = torch.arange(len(examples)).repeat_interleave(
+            torch.tensor([len(each.first_pieces) for each in examples])
+        )
+        places = torch.cat([torch.from_numpy(each.first_pieces) for each in examples])
+        return logits[rows.to(logits.device), places.to(logits.device)]
+
+    def _on_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
