@@ -203,8 +203,8 @@ class NspRecipe(Section):
 
 class MaskingRecipe(Section):
     masked_lm_prob: float = Field(0.15, gt=0, le=1)
-    """Share of the tokens that the model must predict in training. Not 0: there would be no loss to learn from. Held-out
-    rows always have 15 %, so that the held-out scores of recipes with different shares can be compared."""
+    """Share of the tokens that the model must predict in training. Not 0: there would be no loss to learn from. In
+    held-out rows it is always 15 %, so that the held-out scores of recipes with different shares can be compared."""
     max_predictions_per_seq: int = Field(0, ge=0)
     """Maximum number of predicted tokens in a row. 0: ceil(masked_lm_prob * max_seq_length), which is 20 at length 128
     and 77 at 512."""
