@@ -3,11 +3,15 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from bert_pipeline.data.tokenizer.characters import BLANK, LETTER, NUM_CODE_POINTS
+from bert_pipeline.data.tokenizer.items import itemize
 from bert_pipeline.formats.corpus import CorpusShard, corpus_shards, iterate_documents
 from bert_pipeline.formats.tables import SPLITS
 from bert_pipeline.store.artifact import Facts
@@ -19,6 +23,7 @@ SHOWN_JOURNALS = 20
 SHOWN_SHARDS = 64
 SHOWN_DOCUMENTS = 5
 EXAMPLE_LENGTH = 5_000  # characters
+PART_CHARACTERS = 2**20
 
 FIRST_COUNT = 100
 """Words before the first count of the vocabulary; a count follows at each half octave, 29 times up to 2,000,000."""
@@ -66,30 +71,49 @@ def vocabulary_growth(texts: Iterable[list[str]], max_words: int = 2_000_000) ->
     """How the number of distinct lower-cased words grows with the words read; `texts`: the sentences of each document.
 
     {"words": [100, 141, ...], "distinct": [...]}: exact counts; the last is at the end of the texts or at `max_words`.
-    Memory holds the distinct words.
+    Memory holds the distinct words, and the number of each word read.
     """
-    growth: dict[str, list[int]] = {"words": [], "distinct": []}
-    distinct: set[str] = set()
-    seen, count_at = 0, min(FIRST_COUNT, max_words)
+    numbers_of: dict[str, int] = {}
+    read: list[np.ndarray] = []
+    for sentences in _parts(texts):
+        items = itemize(pa.array(sentences, pa.string()), _split_at_blanks())
+        words = (WORD.search(item) for item in items.strings())
+        numbers = np.array([numbers_of.setdefault(word[0], len(numbers_of)) if word else -1 for word in words], np.int64)
+        found = numbers[items.numbers]
+        read.append(found[found >= 0])
+        if sum(map(len, read)) >= max_words:
+            break
+    numbers = np.concatenate([np.empty(0, np.int64), *read])[:max_words]
+    distinct = np.cumsum(_is_new(numbers))
+    octaves = (min(round(FIRST_COUNT * 2 ** (half / 2)), max_words) for half in range(2 * max_words.bit_length()))
+    counts = sorted({count for count in octaves if count <= len(numbers)} | {len(numbers)} - {0})
+    return {"words": counts, "distinct": [int(distinct[count - 1]) for count in counts]}
 
-    def count() -> None:
-        growth["words"].append(seen)
-        growth["distinct"].append(len(distinct))
 
-    for words in (WORD.findall(sentence.lower()) for sentences in texts for sentence in sentences):
-        while seen + len(words) >= count_at:
-            taken, words = words[: count_at - seen], words[count_at - seen :]
-            distinct.update(taken)
-            seen = count_at
-            count()
-            if seen == max_words:
-                return growth
-            count_at = min(round(FIRST_COUNT * 2 ** (len(growth["words"]) / 2)), max_words)
-        distinct.update(words)
-        seen += len(words)
-    if seen and seen not in growth["words"]:
-        count()
-    return growth
+def _parts(texts: Iterable[list[str]]) -> Iterator[list[str]]:
+    """The lower-cased sentences, in parts of a million characters and more."""
+    part: list[str] = []
+    size = 0
+    for sentences in texts:
+        part += map(str.lower, sentences)
+        size += sum(map(len, sentences))
+        if size >= PART_CHARACTERS:
+            yield part
+            part, size = [], 0
+    yield part
+
+
+
+def _split_at_blanks() -> np.ndarray:
+    kinds = np.full(NUM_CODE_POINTS, LETTER, np.uint8)
+    kinds[[code for code in range(0x3001) if chr(code).isspace()]] = BLANK  # U+3000 is the last one
+    return kinds
+
+
+def _is_new(numbers: np.ndarray) -> np.ndarray:
+    """Whether a number occurs for the first time. Numbers are consecutive, in order of first occurrence."""
+    before = np.maximum.accumulate(np.concatenate([[-1], numbers]))[:-1]
+    return numbers > before
 
 
 def _shards(corpus: Path, split: str) -> list[CorpusShard]:

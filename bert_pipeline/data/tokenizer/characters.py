@@ -62,9 +62,9 @@ class Characters:
         )
         self._learn(range(128))
 
-    def table(self, text: np.ndarray) -> Table:
-        """The table with all characters of a text, given as valid UTF-8 bytes."""
-        if _ask(text, self._table.kinds):
+    def table(self, texts: pa.StringArray) -> Table:
+        """The table with all characters of these texts."""
+        if _ask(utf8(texts)[0], self._table.kinds):
             self._learn(np.flatnonzero(self._table.kinds == ASKED).tolist())
         return self._table
 
@@ -74,8 +74,8 @@ class Characters:
 
     def words(self, texts: pa.StringArray) -> list[list[str]]:
         """The normalized words of each text."""
+        table = self.table(texts)
         text, ends = utf8(texts)
-        table = self.table(text)
         codes = np.empty(2 * len(text) + len(texts), np.int32)  # no character becomes more symbols than it has bytes
         unsorted = np.zeros(len(texts), np.bool_)
         used = _write_words(text, ends, table, codes, unsorted)

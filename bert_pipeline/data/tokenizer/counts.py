@@ -69,7 +69,7 @@ def count_words(tokenizer: Any, batches: Iterable[pa.StringArray]) -> Counter[st
     characters = Characters(tokenizer)
     seen: Counter[str] = Counter()
     for sentences in batches:
-        items = itemize(sentences, characters)
+        items = itemize(sentences, characters.table(sentences).kinds)
         counted = np.bincount(items.numbers, minlength=len(items.starts)).tolist()
         seen.update(dict(zip(items.strings(), counted, strict=True)))
     counts: Counter[str] = Counter()

@@ -69,12 +69,12 @@ class Encoder:
         """Added tokens stand in the text as it is or, if they are `normalized`, in the normalized text."""
         chosen = np.array(pc.match_substring_regex(texts, self._added))
         text, ends = utf8(texts)
-        may_hold(text, ends, self._characters.table(text), self._added_pieces, chosen)
+        may_hold(text, ends, self._characters.table(texts), self._added_pieces, chosen)
         return pa.array(chosen)
 
     def _encode_items(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-        items = itemize(texts, self._characters)
-        table = self._characters.table(items.text)
+        table = self._characters.table(texts)
+        items = itemize(texts, table.kinds)
         ids, spans = cut(items, table, self._pieces, self._max_length, self._dtype)
         others = np.flatnonzero(spans[:, 1] < 0)
         if len(others):

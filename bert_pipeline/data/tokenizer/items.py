@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from bert_pipeline.data.tokenizer.characters import BLANK, LETTER, Characters, decode, utf8
+from bert_pipeline.data.tokenizer.characters import BLANK, LETTER, decode, utf8
 
 FIRST_CAPACITY = 2**16
 """For distinct items; doubled until they fit."""
@@ -41,9 +41,9 @@ class Items(NamedTuple):
         return [str(raw[start : start + n], "utf-8") for start, n in zip(starts, lengths, strict=True)]
 
 
-def itemize(texts: pa.StringArray, characters: Characters) -> Items:
+def itemize(texts: pa.StringArray, kinds: np.ndarray) -> Items:
+    """`kinds`: (code points,) uint8, the kind of each character of the texts (characters.py)."""
     text, text_ends = utf8(texts)
-    kinds = characters.table(text).kinds
     numbers, ends = np.empty(len(text), np.int32), np.zeros(len(text_ends), np.int64)
     starts, lengths = np.empty((2, FIRST_CAPACITY), np.int64)
     keys, slots = _empty_table(FIRST_CAPACITY)
