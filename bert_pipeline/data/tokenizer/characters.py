@@ -63,7 +63,8 @@ class Characters:
         self._learn(range(128))
 
     def table(self, texts: pa.StringArray) -> Table:
-        """The table with all characters of these texts."""
+        """The table with all characters of these texts. Raises pa.ArrowInvalid if one is not valid UTF-8."""
+        texts.validate(full=True)
         if _ask(utf8(texts)[0], self._table.kinds):
             self._learn(np.flatnonzero(self._table.kinds == ASKED).tolist())
         return self._table
@@ -115,8 +116,7 @@ def _kind(symbols: list[int]) -> int:
 
 
 def utf8(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """(text, ends): text n is text[ends[n]:ends[n + 1]]. Raises pa.ArrowInvalid if a text is not valid UTF-8."""
-    texts.validate(full=True)
+    """(text, ends): text n is text[ends[n]:ends[n + 1]]."""
     _, offsets, data = texts.buffers()
     ends = np.zeros(1, np.int32)
     if len(texts):
@@ -143,19 +143,20 @@ def decode(text, at):
 def _ask(text, kinds):
     """Change the kind of every unseen character of a text to ASKED; return whether there is any."""
     found = False
-    for start in range(0, len(text), _BLOCK):
-        block = text[start : start + _BLOCK]
+    at = 0
+    while at < len(text):
+        block = text[at : at + _BLOCK]
+        end = at + len(block)
         bits = np.uint8(0)
         for byte in block:
             bits |= byte
         if bits < 0x80:
-            continue
-        for n in range(start, start + len(block)):
-            if text[n] >= 0xC0:
-                code, _ = decode(text, n)
-                if kinds[code] == UNSEEN:
-                    kinds[code] = ASKED
-                    found = True
+            at = end
+        while at < end:
+            code, at = decode(text, at)
+            if kinds[code] == UNSEEN:
+                kinds[code] = ASKED
+                found = True
     return found
 
 

@@ -41,14 +41,15 @@ class Encoder:
         self._dtype = np.dtype(token_id_type(tokenizer.get_vocab_size()).to_pandas_dtype())
         self._max_length = tokenizer.model.max_input_chars_per_word
         self._characters = Characters(tokenizer)
-        pieces, prefix = tokenizer.get_vocab(with_added_tokens=False).items(), tokenizer.model.continuing_subword_prefix
-        self._pieces = build_trie(
-            pieces, [(piece.removeprefix(prefix), number) for piece, number in pieces if piece.startswith(prefix)]
-        )
+        pieces, prefix = tokenizer.get_vocab(with_added_tokens=False), tokenizer.model.continuing_subword_prefix
+        # No word starts with ##, because punctuation is a word by itself.
+        first = {piece: number for piece, number in pieces.items() if not piece.startswith(prefix)}
+        following = {piece.removeprefix(prefix): number for piece, number in pieces.items() if piece not in first}
+        self._pieces = build_trie(first, following)
         added = tokenizer.get_added_tokens_decoder().items()
         self._added = "|".join(re.escape(token.content) for _, token in added)
-        normalized = [(tokenizer.normalizer.normalize_str(token.content), number) for number, token in added]
-        self._added_pieces = build_trie(normalized)
+        normalized = {tokenizer.normalizer.normalize_str(token.content): number for number, token in added}
+        self._added_pieces = build_trie(normalized, {})
 
     def encode(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
         """(ids, offsets): text n has the ids ids[offsets[n]:offsets[n + 1]], equal to the result of
@@ -69,7 +70,7 @@ class Encoder:
         """Added tokens stand in the text as it is or, if they are `normalized`, in the normalized text."""
         chosen = np.array(pc.match_substring_regex(texts, self._added))
         text, ends = utf8(texts)
-        may_hold(text, ends, self._characters.table(texts), self._added_pieces, chosen)
+        may_hold(text, ends, self._characters.table(texts), self._added_pieces.edges, chosen)
         return pa.array(chosen)
 
     def _encode_items(self, texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:

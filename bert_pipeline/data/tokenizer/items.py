@@ -42,7 +42,7 @@ class Items(NamedTuple):
 
 
 def itemize(texts: pa.StringArray, kinds: np.ndarray) -> Items:
-    """`kinds`: (code points,) uint8, the kind of each character of the texts (characters.py)."""
+    """Cut texts, which must be valid UTF-8; `kinds`: (code points,) uint8, the kind of each character (characters.py)."""
     text, text_ends = utf8(texts)
     numbers, ends = np.empty(len(text), np.int32), np.zeros(len(text_ends), np.int64)
     starts, lengths = np.empty((2, FIRST_CAPACITY), np.int64)
