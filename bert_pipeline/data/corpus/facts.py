@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numba import njit
 
 from bert_pipeline.data.tokenizer.characters import BLANK, LETTER, NUM_CODE_POINTS
 from bert_pipeline.data.tokenizer.items import itemize
@@ -23,7 +24,7 @@ SHOWN_JOURNALS = 20
 SHOWN_SHARDS = 64
 SHOWN_DOCUMENTS = 5
 EXAMPLE_LENGTH = 5_000  # characters
-PART_CHARACTERS = 2**20
+PART_BYTES = 2**22
 
 FIRST_COUNT = 100
 """Words before the first count of the vocabulary; a count follows at each half octave, 29 times up to 2,000,000."""
@@ -67,53 +68,65 @@ def samples(corpus: Path) -> list[tuple[str, list[str]]]:
     return shown
 
 
-def vocabulary_growth(texts: Iterable[list[str]], max_words: int = 2_000_000) -> dict[str, list[int]]:
-    """How the number of distinct lower-cased words grows with the words read; `texts`: the sentences of each document.
+def vocabulary_growth(batches: Iterable[pa.StringArray], max_words: int = 2_000_000) -> dict[str, list[int]]:
+    """How the number of distinct lower-cased words grows with the words read; `batches`: the sentences.
 
     {"words": [100, 141, ...], "distinct": [...]}: exact counts; the last is at the end of the texts or at `max_words`.
-    Memory holds the distinct words, and the number of each word read.
+    Memory holds the distinct words. A word between blanks is lower-cased, and its surroundings removed, once in a part.
     """
     numbers_of: dict[str, int] = {}
-    read: list[np.ndarray] = []
-    for sentences in _parts(texts):
-        items = itemize(pa.array(sentences, pa.string()), _split_at_blanks())
-        words = (WORD.search(item) for item in items.strings())
-        numbers = np.array([numbers_of.setdefault(word[0], len(numbers_of)) if word else -1 for word in words], np.int64)
-        found = numbers[items.numbers]
-        read.append(found[found >= 0])
-        if sum(map(len, read)) >= max_words:
+    firsts: list[np.ndarray] = []  # the places of the first occurrences
+    seen = 0
+    for sentences in _parts(batches):
+        items = itemize(sentences, _split_at_blanks())
+        known = len(numbers_of)
+        lower = map(str.lower, items.strings())
+        found = (item if item.isalnum() else "".join(WORD.findall(item)) for item in lower)
+        numbers = np.array([numbers_of.setdefault(word, len(numbers_of)) if word else -1 for word in found], np.int64)
+        places = np.empty(len(numbers_of) - known, np.int64)
+        seen = _find_firsts(numbers, items.numbers, known, places, seen)
+        firsts.append(places)
+        if seen >= max_words:
             break
-    numbers = np.concatenate([np.empty(0, np.int64), *read])[:max_words]
-    distinct = np.cumsum(_is_new(numbers))
+    seen = min(seen, max_words)
     octaves = (min(round(FIRST_COUNT * 2 ** (half / 2)), max_words) for half in range(2 * max_words.bit_length()))
-    counts = sorted({count for count in octaves if count <= len(numbers)} | {len(numbers)} - {0})
-    return {"words": counts, "distinct": [int(distinct[count - 1]) for count in counts]}
+    counts = sorted({count for count in octaves if count <= seen} | {seen} - {0})
+    return {"words": counts, "distinct": np.searchsorted(np.concatenate([[], *firsts]), counts).tolist()}
 
 
-def _parts(texts: Iterable[list[str]]) -> Iterator[list[str]]:
-    """The lower-cased sentences, in parts of a million characters and more."""
-    part: list[str] = []
+@njit(cache=True)
+def _find_firsts(words, items, known, places, seen):
+    """Write the place of the first occurrence of word known + n to places[n]; return the number of words seen.
+
+    Words are numbered in the order of their first occurrences; item i is the word words[i], or none (-1).
+    """
+    found = 0
+    for item in items:
+        if words[item] == known + found:
+            places[found] = seen
+            found += 1
+        seen += words[item] >= 0
+    return seen
+
+
+def _parts(batches: Iterable[pa.StringArray]) -> Iterator[pa.StringArray]:
+    """The sentences, in parts of PART_BYTES and more."""
+    part: list[pa.StringArray] = []
     size = 0
-    for sentences in texts:
-        part += map(str.lower, sentences)
-        size += sum(map(len, sentences))
-        if size >= PART_CHARACTERS:
-            yield part
+    for sentences in batches:
+        part.append(sentences)
+        size += sentences.nbytes
+        if size >= PART_BYTES:
+            yield pa.concat_arrays(part)
             part, size = [], 0
-    yield part
+    yield pa.concat_arrays([pa.array([], pa.string()), *part])
 
 
-
+@cache
 def _split_at_blanks() -> np.ndarray:
     kinds = np.full(NUM_CODE_POINTS, LETTER, np.uint8)
     kinds[[code for code in range(0x3001) if chr(code).isspace()]] = BLANK  # U+3000 is the last one
     return kinds
-
-
-def _is_new(numbers: np.ndarray) -> np.ndarray:
-    """Whether a number occurs for the first time. Numbers are consecutive, in order of first occurrence."""
-    before = np.maximum.accumulate(np.concatenate([[-1], numbers]))[:-1]
-    return numbers > before
 
 
 def _shards(corpus: Path, split: str) -> list[CorpusShard]:
@@ -123,12 +136,12 @@ def _shards(corpus: Path, split: str) -> list[CorpusShard]:
         return []
 
 
-def _spread(corpus: Path) -> Iterator[list[str]]:
-    """Training documents of up to SHOWN_SHARDS shards, spread evenly over the corpus."""
+def _spread(corpus: Path) -> Iterator[pa.StringArray]:
+    """Sentences of the training documents of up to SHOWN_SHARDS shards, spread evenly over the corpus."""
     shards = _shards(corpus, "train")
     for shard in shards[:: -(-len(shards) // SHOWN_SHARDS) or 1]:
         for batch in shard.batches("sentences"):
-            yield from batch["sentences"].to_pylist()
+            yield batch["sentences"].flatten()
 
 
 def _train(corpus: Path) -> Iterator[list[str]]:
