@@ -23,6 +23,7 @@ from bert_pipeline.data.contamination.overlap import EvaluationIndex
 from bert_pipeline.data.corpus.cleaning import RULES, apply_rules
 from bert_pipeline.data.corpus.ledger import FOLDER, write_ledger
 from bert_pipeline.data.corpus.near_duplicates import packed, signatures
+from bert_pipeline.data.corpus.plain import UNUSUAL, kind_of_text
 from bert_pipeline.data.corpus.sentences import split_lines, split_sentences
 from bert_pipeline.data.sources.records import Document, Rejection
 from bert_pipeline.formats.corpus import CORPUS_SCHEMA
@@ -229,6 +230,4 @@ def clean(text: str, unicode_normalization: Normalization) -> str:
     """Normalize a text and remove control characters; see the head of this file."""
     if unicode_normalization != "none":
         text = unicodedata.normalize(unicode_normalization, text)
-    if text.replace("\n", " ").isprintable():  # and therefore without control characters; ten times as fast
-        return text
-    return _CONTROL.sub("", text)
+    return _CONTROL.sub("", text) if kind_of_text(text) == UNUSUAL else text
