@@ -235,9 +235,7 @@ def measure_text(bench: Bench, source: str | None, text_fields: Fields | None, m
     }
 
 
-def run(
-    work: Path, sources: list[str] | list[None], text_fields: Fields | None, megabytes: float
-) -> dict[str, Any]:
+def run(work: Path, sources: list[str] | list[None], text_fields: Fields | None, megabytes: float) -> dict[str, Any]:
     cores, compiled = sorted(os.sched_getaffinity(0)), work / "numba"
     compiling = first_compilation(Bench(work, cores, compiled))
     texts = []

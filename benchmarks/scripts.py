@@ -74,7 +74,25 @@ SCRIPTS = {
         _syllables(_letters(0xAC00, 0xD7A3, 7)),
         (2, 4),
         60_000,
-        "은 는 이 가 을 를 에 에서 으로 과 의 도 하고 하였다 입니다 들은 까지".split(),
+        [
+            "은",
+            "는",
+            "이",
+            "가",
+            "을",
+            "를",
+            "에",
+            "에서",
+            "으로",
+            "과",
+            "의",
+            "도",
+            "하고",
+            "하였다",
+            "입니다",
+            "들은",
+            "까지",
+        ],
     ),
     "chinese": Script(
         _syllables(_HANZI),
@@ -134,7 +152,9 @@ SCRIPTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("script", choices=SCRIPTS)
-    parser.add_argument("--megabytes", type=float, default=5.0, help="megabytes of UTF-8 to write (default: %(default)g)")
+    parser.add_argument(
+        "--megabytes", type=float, default=5.0, help="megabytes of UTF-8 to write (default: %(default)g)"
+    )
     arguments = parser.parse_args()
     sys.stdout.reconfigure(encoding="utf-8")
     left = arguments.megabytes * 1e6

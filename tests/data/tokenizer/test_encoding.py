@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from benchmarks.scripts import SCRIPTS
 from bert_pipeline.data.tokenizer.build import train_wordpiece
-from bert_pipeline.data.tokenizer.characters import CODE_POINT, LETTER, MARK, MOVES, NUM_CODE_POINTS, Characters
+from bert_pipeline.data.tokenizer.characters import MARK, MOVES, Characters
 from bert_pipeline.data.tokenizer.encoding import Encoder
 from bert_pipeline.data.tokenizer.items import itemize
 from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS, read_tokenizer
@@ -33,7 +33,9 @@ SETTINGS = [
     for values in product((True, False), (None, True, False), (True, False), (True, False))
 ]
 UNCASED, CASED = SETTINGS[0], SETTINGS[12]
-LETTERS = "abcdefzAÉéïİıßſ0129.,$[]#-“αςΣ가두통각한ㄱ中痛カガがบกาक़्ाشّ😀ꦱ\u1100\u1161\u11a8\u0301\u0308\u1b44\u302e\u200b"
+LETTERS = (
+    "abcdefzAÉéïİıßſ0129.,$[]#-“αςΣ가두통각한ㄱ中痛カガがบกาक़्ाشّ😀ꦱ\u1100\u1161\u11a8\u0301\u0308\u1b44\u302e\u200b"
+)
 
 
 def a_tokenizer(options, added=()):
@@ -117,7 +119,12 @@ def code_points(planes):
     return [code for plane in planes for code in range(plane << 16, (plane + 1) << 16) if not 0xD800 <= code < 0xE000]
 
 
-SAMPLE = [*code_points([0])[:0x3400], *code_points([0])[0xA000::7], *code_points([1])[:0x2000], *code_points([1])[0x6000::3]]
+SAMPLE = [
+    *code_points([0])[:0x3400],
+    *code_points([0])[0xA000::7],
+    *code_points([1])[:0x2000],
+    *code_points([1])[0x6000::3],
+]
 SAMPLE += [*code_points([2])[::101], *range(0x2F800, 0x2FA20), *range(0xE0000, 0xE01F0), *code_points([15])[::997]]
 
 
@@ -145,7 +152,15 @@ def test_ids_equal_tokenizers_in_every_script(name, options, tmp_path):
     assert len(np.unique(ids)) > 140
 
 
-MOVING = ["a\u302e\u1b44b", "\u302e\u0334\u1b44", "\u302ea\u1b44", "ꦱꦏ꧀ꦠ꧀ꦪ", "ꦱ꧀\u0301꧀", "\U0001d160\U0001d15e\u1b44", "\u1b44\u200b\u302e x"]
+MOVING = [
+    "a\u302e\u1b44b",
+    "\u302e\u0334\u1b44",
+    "\u302ea\u1b44",
+    "ꦱꦏ꧀ꦠ꧀ꦪ",
+    "ꦱ꧀\u0301꧀",
+    "\U0001d160\U0001d15e\u1b44",
+    "\u1b44\u200b\u302e x",
+]
 
 
 @pytest.mark.parametrize("options", [UNCASED, CASED], ids=["uncased", "cased"])
@@ -168,7 +183,8 @@ WITH_ADDED = ["[DRÜG] [drug]x", "Naïve X", "na\u0301i\u0308ve\u3000x", "두통
 @settings(max_examples=20, deadline=None)
 @given(
     texts=st.lists(
-        st.lists(st.sampled_from([*WITH_ADDED, *"aé중 두통[]"]) | st.text(max_size=2), max_size=6).map("".join), max_size=5
+        st.lists(st.sampled_from([*WITH_ADDED, *"aé중 두통[]"]) | st.text(max_size=2), max_size=6).map("".join),
+        max_size=5,
     )
 )
 def test_ids_equal_tokenizers_with_added_tokens(texts):
@@ -187,7 +203,9 @@ def test_texts_without_an_added_token_are_not_left_to_the_library(monkeypatch):
     encoder = Encoder(a_tokenizer(UNCASED, ADDED))
     left = []
     by_library = Encoder._encode_by_library
-    monkeypatch.setattr(Encoder, "_encode_by_library", lambda self, texts: left.extend(texts) or by_library(self, texts))
+    monkeypatch.setattr(
+        Encoder, "_encode_by_library", lambda self, texts: left.extend(texts) or by_library(self, texts)
+    )
     others = ["a “naïve” 두 통 patient", "drug", "中文", "μg/ml"]
     encoder.encode(pa.array([*others, "a [Drüg]", "Éa"]))
     assert left == ["a [Drüg]", "Éa"]
