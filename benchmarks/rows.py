@@ -93,12 +93,12 @@ def extremes(texts: list[dict[str, Any]]) -> list[Row]:
             if row["ratio"] is not None:
                 comparison = row["name"], row.get("max_seq_length"), row["peer_name"]
                 ratios.setdefault(comparison, []).append((row["ratio"], text["name"]))
-    found = []
+    found: list[Row] = []
     for (name, max_seq_length, peer_name), measured in ratios.items():
-        row: Row = {"name": name, "max_seq_length": max_seq_length, "peer_name": peer_name}
-        for extreme, (ratio, text_name) in (("worst", min(measured)), ("best", max(measured))):
-            row[extreme] = {"ratio": ratio, "text": text_name}
-        found.append(row)
+        worst, best = ({"ratio": ratio, "text": text} for ratio, text in (min(measured), max(measured)))
+        found.append(
+            {"name": name, "max_seq_length": max_seq_length, "peer_name": peer_name, "worst": worst, "best": best}
+        )
     return sorted(found, key=lambda row: row["worst"]["ratio"])
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.scripts korean --megabytes 5 > korean.txt
 
 A language has units (syllables or letters), stems of a few units, and endings. Units and stems are drawn by Zipf's law,
-so their frequencies and lengths are like those of real text; the text has no meaning. Documents of 3 to 20 sentences are
-separated by a blank line. The same name gives the same text.
+so their frequencies and lengths resemble real text, which has a meaning. Documents of 3 to 20 sentences are separated
+by a blank line. The same name gives the same text.
 """
 
 import argparse
@@ -156,11 +156,9 @@ def main() -> None:
         "--megabytes", type=float, default=5.0, help="megabytes of UTF-8 to write (default: %(default)g)"
     )
     arguments = parser.parse_args()
-    sys.stdout.reconfigure(encoding="utf-8")
     left = arguments.megabytes * 1e6
     for document in SCRIPTS[arguments.script].documents():
-        print(document, end="\n\n")
-        left -= len(document.encode())
+        left -= sys.stdout.buffer.write(f"{document}\n\n".encode())
         if left <= 0:
             break
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numba import njit
 
-from bert_pipeline.data.tokenizer.characters import BLANK, LETTER, NUM_CODE_POINTS
+from bert_pipeline.core.text import NUM_CODE_POINTS
+from bert_pipeline.data.tokenizer.characters import BLANK, LETTER
 from bert_pipeline.data.tokenizer.items import itemize
 from bert_pipeline.formats.corpus import CorpusShard, corpus_shards, iterate_documents
 from bert_pipeline.formats.tables import SPLITS

@@ -23,7 +23,7 @@ from functools import lru_cache
 import regex
 from segtok import segmenter
 
-from bert_pipeline.data.corpus.plain import PLAIN, kind_of_text
+from bert_pipeline.core.text import PLAIN, kind_of_text
 
 PARAGRAPH_END = re.compile(r"\n\s*\n|\r\s*\r|\u2029")
 
@@ -169,8 +169,8 @@ def _is_within_sentence(before: str, marker: str, after: str) -> bool:
 
 
 def _ends_in_abbreviation(before: str) -> object:
-    """A fast equivalent of ends_in_abbreviation: it depends on the last word alone if this is a word of letters that ends
-    in a lower-case one, and texts repeat their words.
+    """A fast equivalent of ends_in_abbreviation. If the last word has letters only, the last one in lower case, the
+    result depends on this word alone, and texts repeat their words.
     """
     word = before[before.rfind(" ") + 1 :]
     if word.isalpha() and "a" <= word[-1] <= "z" and len(before) > 1:

@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from bert_pipeline.core.text import UNUSUAL, kind_of_text
 from bert_pipeline.data.contamination.overlap import EvaluationIndex
 from bert_pipeline.data.corpus.cleaning import RULES, apply_rules
 from bert_pipeline.data.corpus.ledger import FOLDER, write_ledger
 from bert_pipeline.data.corpus.near_duplicates import packed, signatures
-from bert_pipeline.data.corpus.plain import UNUSUAL, kind_of_text
 from bert_pipeline.data.corpus.sentences import split_lines, split_sentences
 from bert_pipeline.data.sources.records import Document, Rejection
 from bert_pipeline.formats.corpus import CORPUS_SCHEMA

@@ -5,7 +5,7 @@ accents; it writes lower case, and blanks around Chinese characters), and the pr
 punctuation. So two tables replace them:
 
     kind      how a character of a text delimits *items* (items.py)
-    symbols   what the character becomes: normalized characters, each marked as a gap, as a word by itself or as a letter
+    symbols   what the character becomes: normalized characters, each marked as a gap, as a word by itself, or neither
 
 The entries are answers of the `tokenizers` library itself, which has its own version of Unicode and its own definitions
 of white space, punctuation and control characters. Each character is asked for when a text first holds it: a text uses
@@ -22,7 +22,7 @@ import pyarrow as pa
 from numba import njit
 from tokenizers.normalizers import NFD
 
-NUM_CODE_POINTS = 0x110000
+from bert_pipeline.core.text import NUM_CODE_POINTS, decode, utf8
 
 UNSEEN, BLANK, MARK, LETTER, ASKED = range(5)
 """Kinds. BLANK: becomes white space. MARK: separated from its neighbours, as punctuation and Chinese characters are.
@@ -30,8 +30,8 @@ LETTER: everything else, also what is removed. ASKED: UNSEEN, and found in a tex
 
 CODE_POINT = 0x1FFFFF
 GAP, ALONE, MOVES = 1 << 21, 1 << 22, 1 << 23
-"""A symbol is a code point with at most one of these marks. GAP: white space. ALONE: a word by itself. MOVES: a mark that
-changes places with other marks."""
+"""A symbol is a code point with at most one of these bits. GAP: white space. ALONE: a word by itself. MOVES: an accent
+or the like that changes places with others."""
 
 _BLOCK = 64
 _SPACE, _LINE_END = 0x20, 0x0A
@@ -113,30 +113,6 @@ def _kind(symbols: list[int]) -> int:
         return BLANK
     separate = GAP | ALONE
     return MARK if symbols and symbols[0] & separate and symbols[-1] & separate else LETTER
-
-
-def utf8(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """(text, ends): text n is text[ends[n]:ends[n + 1]]."""
-    _, offsets, data = texts.buffers()
-    ends = np.zeros(1, np.int32)
-    if len(texts):
-        ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    return np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]], ends - ends[0]
-
-
-@njit(cache=True)
-def decode(text, at):
-    """(code point, end) of the character at text[at:]."""
-    first = np.int64(text[at])
-    if first < 0x80:
-        return first, at + 1
-    second = np.int64(text[at + 1]) & 0x3F
-    if first < 0xE0:
-        return (first & 0x1F) << 6 | second, at + 2
-    third = np.int64(text[at + 2]) & 0x3F
-    if first < 0xF0:
-        return (first & 0x0F) << 12 | second << 6 | third, at + 3
-    return (first & 0x07) << 18 | second << 12 | third << 6 | np.int64(text[at + 3]) & 0x3F, at + 4
 
 
 @njit(cache=True)

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numba import njit
 
-from bert_pipeline.data.tokenizer.characters import Characters, utf8
+from bert_pipeline.core.text import utf8
+from bert_pipeline.data.tokenizer.characters import Characters
 from bert_pipeline.data.tokenizer.items import itemize
 from bert_pipeline.data.tokenizer.wordpiece import build_trie, cut, may_hold
 from bert_pipeline.formats.tokenizer import token_id_type

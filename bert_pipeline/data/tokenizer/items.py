@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from bert_pipeline.data.tokenizer.characters import BLANK, LETTER, decode, utf8
+from bert_pipeline.core.text import decode, utf8
+from bert_pipeline.data.tokenizer.characters import BLANK, LETTER
 
 FIRST_CAPACITY = 2**16
 """For distinct items; doubled until they fit."""
@@ -42,7 +43,7 @@ class Items(NamedTuple):
 
 
 def itemize(texts: pa.StringArray, kinds: np.ndarray) -> Items:
-    """Cut texts, which must be valid UTF-8; `kinds`: (code points,) uint8, the kind of each character (characters.py)."""
+    """Cut texts, which must be valid UTF-8. `kinds`: (code points,) uint8, the kind of each character."""
     text, text_ends = utf8(texts)
     numbers, ends = np.empty(len(text), np.int32), np.zeros(len(text_ends), np.int64)
     starts, lengths = np.empty((2, FIRST_CAPACITY), np.int64)

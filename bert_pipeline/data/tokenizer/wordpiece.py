@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from bert_pipeline.data.tokenizer.characters import ALONE, CODE_POINT, GAP, MOVES, Table, decode
+from bert_pipeline.core.text import decode
+from bert_pipeline.data.tokenizer.characters import ALONE, CODE_POINT, GAP, MOVES, Table
 from bert_pipeline.data.tokenizer.items import Items
 from bert_pipeline.formats.tokenizer import UNK_ID
 

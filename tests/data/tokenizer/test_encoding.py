@@ -176,27 +176,28 @@ def test_marks_that_change_places(options):
 
 ADDED = [AddedToken("[DRUG]"), AddedToken("naïve x", normalized=True), AddedToken("두통", normalized=True),
          AddedToken("Éa", normalized=False), AddedToken("#b", normalized=False, special=True)]  # fmt: skip
-WITH_ADDED = ["[DRÜG] [drug]x", "Naïve X", "na\u0301i\u0308ve\u3000x", "두통 두\u200b통", "\u1103\u116e\u1110\u1169\u11bc",
-              "éa Éa É\u0301a", "a#b", "\u302e\u1b44 [dr\u1b44\u302eug]"]  # fmt: skip
+WITH_ADDED = [
+    "[DRÜG] [drug]x",
+    "Naïve X",
+    "na\u0301i\u0308ve\u3000x",
+    "두통 두\u200b통",
+    "\u1103\u116e\u1110\u1169\u11bc",
+]
+WITH_ADDED += ["éa Éa É\u0301a", "a#b", "\u302e\u1b44 [dr\u1b44\u302eug]"]
+parts = st.sampled_from([*WITH_ADDED, *"aé중 두통[]"]) | st.text(max_size=2)
+
+
+@pytest.fixture(scope="module")
+def encoders_with_added_tokens():
+    tokenizers = [a_tokenizer(options, ADDED) for options in SETTINGS]
+    return [(Encoder(tokenizer), tokenizer) for tokenizer in tokenizers]
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    texts=st.lists(
-        st.lists(st.sampled_from([*WITH_ADDED, *"aé중 두통[]"]) | st.text(max_size=2), max_size=6).map("".join),
-        max_size=5,
-    )
-)
-def test_ids_equal_tokenizers_with_added_tokens(texts):
-    for encoder, tokenizer in encoders_with_added_tokens():
+@given(texts=st.lists(st.lists(parts, max_size=6).map("".join), max_size=5))
+def test_ids_equal_tokenizers_with_added_tokens(encoders_with_added_tokens, texts):
+    for encoder, tokenizer in encoders_with_added_tokens:
         assert_same(encoder, tokenizer, [*texts, *WITH_ADDED])
-
-
-def encoders_with_added_tokens(made=[]):  # noqa: B006 (made once)
-    if not made:
-        tokenizers = [a_tokenizer(options, ADDED) for options in SETTINGS]
-        made += [(Encoder(tokenizer), tokenizer) for tokenizer in tokenizers]
-    return made
 
 
 def test_texts_without_an_added_token_are_not_left_to_the_library(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_pipeline.data.corpus.plain import PLAIN, PRINTABLE, UNUSUAL, kind_of_text
+from bert_pipeline.core.text import PLAIN, PRINTABLE, UNUSUAL, kind_of_text
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ from bert_pipeline.data.corpus.plain import PLAIN, PRINTABLE, UNUSUAL, kind_of_t
         ("\x7f", UNUSUAL),
         ("line\u2028separator", UNUSUAL),
         ("\U000e0020 tag", UNUSUAL),
+        ("half \ud83d", UNUSUAL),
     ],
 )
 def test_kinds(text, kind):
