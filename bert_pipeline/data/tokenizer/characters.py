@@ -7,9 +7,9 @@ punctuation. So two tables replace them:
     kind      how a character of a text delimits *items* (items.py)
     symbols   what the character becomes: normalized characters, each marked as a gap, as a word by itself, or neither
 
-The entries are answers of the `tokenizers` library itself, which has its own version of Unicode and its own definitions
-of white space, punctuation and control characters. Each character is asked for when a text first holds it: a text uses
-a few thousand of the million code points.
+The entries come from the `tokenizers` library itself, because it has its own version of Unicode and its own definitions
+of white space, punctuation and control characters. An entry is made when a text first holds the character: a text uses a
+few thousand of the million code points.
 
 One thing depends on neighbours: where accents are stripped, Unicode's canonical decomposition sorts adjacent marks. The
 few marks that remain after stripping and that may change places are marked as such.
@@ -24,9 +24,9 @@ from tokenizers.normalizers import NFD
 
 from bert_pipeline.core.text import NUM_CODE_POINTS, decode, utf8
 
-UNSEEN, BLANK, MARK, LETTER, ASKED = range(5)
+UNSEEN, BLANK, MARK, LETTER, FOUND = range(5)
 """Kinds. BLANK: becomes white space. MARK: separated from its neighbours, as punctuation and Chinese characters are.
-LETTER: everything else, also what is removed. ASKED: UNSEEN, and found in a text."""
+LETTER: everything else, also what the normalizer removes. FOUND: unseen until this text."""
 
 CODE_POINT = 0x1FFFFF
 GAP, ALONE, MOVES = 1 << 21, 1 << 22, 1 << 23
@@ -65,8 +65,8 @@ class Characters:
     def table(self, texts: pa.StringArray) -> Table:
         """The table with all characters of these texts. Raises pa.ArrowInvalid if one is not valid UTF-8."""
         texts.validate(full=True)
-        if _ask(utf8(texts)[0], self._table.kinds):
-            self._learn(np.flatnonzero(self._table.kinds == ASKED).tolist())
+        if _find_unseen(utf8(texts)[0], self._table.kinds):
+            self._learn(np.flatnonzero(self._table.kinds == FOUND).tolist())
         return self._table
 
     def symbols(self, text: str) -> list[int]:
@@ -116,8 +116,8 @@ def _kind(symbols: list[int]) -> int:
 
 
 @njit(cache=True)
-def _ask(text, kinds):
-    """Change the kind of every unseen character of a text to ASKED; return whether there is any."""
+def _find_unseen(text, kinds):
+    """Change the kind of every unseen character of a text to FOUND; return whether there is one."""
     found = False
     at = 0
     while at < len(text):
@@ -131,7 +131,7 @@ def _ask(text, kinds):
         while at < end:
             code, at = decode(text, at)
             if kinds[code] == UNSEEN:
-                kinds[code] = ASKED
+                kinds[code] = FOUND
                 found = True
     return found
 
