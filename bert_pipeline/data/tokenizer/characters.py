@@ -8,8 +8,8 @@ punctuation. So two tables replace them:
     symbols   what the character becomes: normalized characters, each marked as a gap, as a word by itself, or neither
 
 The entries come from the `tokenizers` library itself, because it has its own version of Unicode and its own definitions
-of white space, punctuation and control characters. An entry is made when a text first holds the character: a text uses a
-few thousand of the million code points.
+of white space, punctuation and control characters. An entry is made when a text first holds the character: a text uses
+a few thousand of the million code points.
 
 One thing depends on neighbours: where accents are stripped, Unicode's canonical decomposition sorts adjacent marks. The
 few marks that remain after stripping and that may change places are marked as such.
