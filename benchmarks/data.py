@@ -1,6 +1,6 @@
 """Speed of the data stages and of their peers: same text, same run, one core each.
 
-    python -m benchmarks.data [--text FILE] [--text-fields title,text] [--megabytes 25] [--json]
+    python -m benchmarks.data [--text FILE]... [--text-fields title,text] [--megabytes 25] [--json]
 
     encode                   text to ids: ours, `tokenizers` on whole sentences; the ids of every line are compared
     pairs-and-masks          ids to masked rows in memory: ours, Google's algorithm, NVIDIA LDDL
@@ -8,6 +8,8 @@
     whole-way-from-raw-text  the same, but ours also reads raw text, cleans it and splits it into sentences
     whole-way-two-workers    ours with two workers on two cores, and with one
     loader                   rows on disk to tensors with fresh masks: ours, transformers' collator
+
+With several texts, the first table shows the worst and the best ratio of each comparison, the lowest ratio first.
 
 Rates are millions of tokens per second in the best round; ours and the peers alternate. `encode` counts the tokens of
 the text; the others count the tokens of the rows, with [CLS] and [SEP], without padding. Compilation, imports and
@@ -20,6 +22,7 @@ own folders below BERT_PIPELINE_HOME/peers; if that fails, the row of the peer s
 import argparse
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,7 +32,7 @@ from typing import Any
 from benchmarks.children import Answer, measure
 from benchmarks.machine import machine
 from benchmarks.peers.environments import PACKAGES, environment
-from benchmarks.rows import Row, Run, row, table, take_turns, tell
+from benchmarks.rows import Row, Run, extremes, row, table, take_turns, tell
 from benchmarks.text import Fields, choose_fields
 from bert_pipeline.recipe import CorpusRecipe
 from bert_pipeline.settings import home
@@ -51,10 +54,12 @@ LDDL = f"NVIDIA {PACKAGES['lddl'][0].replace('==', ' ')}"
 
 @dataclass(frozen=True)
 class Bench:
-    """Folder and cores of the measurements."""
+    """Folder and cores of the measurements of one text."""
 
     work: Path
     cores: list[int]
+    compiled: Path
+    """Folder of the compiled code, shared by all texts."""
 
     def run(
         self, module: str, task: str, *, workers: int = 1, environments: tuple[str, ...] = (), **arguments: Any
@@ -64,7 +69,7 @@ class Bench:
             task,
             cores=set(self.cores[:workers]),
             search_path=[environment(name) for name in environments],
-            environment={"BERT_PIPELINE_WORKERS": str(workers), "NUMBA_CACHE_DIR": str(self.work / "numba")},
+            environment={"BERT_PIPELINE_WORKERS": str(workers), "NUMBA_CACHE_DIR": str(self.compiled)},
             **arguments,
         )
 
@@ -195,11 +200,10 @@ def first_compilation(bench: Bench) -> float:
     return seconds[0] - seconds[1]
 
 
-def run(work: Path, source: str | None, text_fields: Fields | None, megabytes: float) -> dict[str, Any]:
-    bench = Bench(work, sorted(os.sched_getaffinity(0)))
+def measure_text(bench: Bench, source: str | None, text_fields: Fields | None, megabytes: float) -> dict[str, Any]:
+    """All comparisons on one text."""
+    tell(f"text: {source or 'generated sample'}")
     fields = choose_fields(source, text_fields) if source else ("text",)
-    compiling = first_compilation(bench)
-
     whole = Text.take(bench, "whole", source, fields, max(megabytes, SCALE_MEGABYTES))
     quarter = Text.take(bench, "quarter", source, fields, whole.megabytes / 4)
     text = Text.take(bench, "text", source, fields, megabytes)
@@ -219,18 +223,31 @@ def run(work: Path, source: str | None, text_fields: Fields | None, megabytes: f
     two_workers, memory = scale(bench, whole, quarter)
     rows += [two_workers, *loader(bench, text)]
     return {
-        "machine": machine(bench.cores, "numba", "numpy", "pyarrow", "tokenizers", "torch", "transformers"),
-        "text": {
-            "name": Path(source).name if source else "generated sample (few distinct words: give real text by --text)",
-            "text_fields": fields,
-            "documents": text.documents,
-            "megabytes": text.megabytes,
-            "documents_per_shard": documents_per_shard,
-            **{key: prepared[key] for key in ("sentences", "words", "vocab_size", "peer_megabytes")},
-        },
+        "name": Path(source).name if source else "generated sample (few distinct words: give real text by --text)",
+        "text_fields": fields,
+        "documents": text.documents,
+        "megabytes": text.megabytes,
+        "documents_per_shard": documents_per_shard,
+        **{key: prepared[key] for key in ("sentences", "words", "vocab_size", "peer_megabytes")},
         "rows": rows,
         "memory": memory,
         "disk": disk,
+    }
+
+
+def run(work: Path, sources: list[str] | list[None], text_fields: Fields | None, megabytes: float) -> dict[str, Any]:
+    cores, compiled = sorted(os.sched_getaffinity(0)), work / "numba"
+    compiling = first_compilation(Bench(work, cores, compiled))
+    texts = []
+    for number, source in enumerate(sources):
+        bench = Bench(work / f"text-{number}", cores, compiled)
+        bench.work.mkdir()
+        texts.append(measure_text(bench, source, text_fields, megabytes))
+        shutil.rmtree(bench.work)
+    return {
+        "machine": machine(cores, "numba", "numpy", "pyarrow", "tokenizers", "torch", "transformers"),
+        "extremes": extremes(texts),
+        "texts": texts,
         "first_compilation_seconds": compiling,
     }
 
@@ -238,7 +255,10 @@ def run(work: Path, source: str | None, text_fields: Fields | None, megabytes: f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--text", metavar="FILE", help="read this text: .txt, .jsonl, .csv, .parquet, also .gz, .xz, .zst"
+        "--text",
+        metavar="FILE",
+        action="append",
+        help="read this text: .txt, .jsonl, .csv, .parquet, also .gz, .xz, .zst; repeat the option for several texts",
     )
     parser.add_argument(
         "--text-fields", type=lambda names: tuple(names.split(",")), help="default: title and text, or text"
@@ -248,10 +268,10 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
-    source = str(Path(arguments.text).absolute()) if arguments.text else None
+    sources = [str(Path(text).absolute()) for text in arguments.text] if arguments.text else [None]
     home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=home()) as work:
-        result = run(Path(work), source, arguments.text_fields, arguments.megabytes)
+        result = run(Path(work), sources, arguments.text_fields, arguments.megabytes)
     print(json.dumps(result) if arguments.json else table(result))
 
 

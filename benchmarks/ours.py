@@ -3,7 +3,6 @@
 Imports are inside the functions: worker processes import this module, and its imports would count as their memory.
 """
 
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -90,7 +89,7 @@ def whole_way(folder: str, max_seq_length: int, out: str, raw: bool) -> Answer:
     `raw`: read text.jsonl, clean it and split it into sentences; otherwise read one sentence per line, as the peers do.
     Memory is the peak resident size in MiB, as reported by the kernel.
     """
-    from bert_pipeline.store.executors import end_idle_workers
+    from bert_pipeline.store.executors import map_shards
 
     shutil.rmtree(out, ignore_errors=True)
     tokenizer, here = Path(folder, "tokenizer"), Path(folder)
@@ -100,15 +99,14 @@ def whole_way(folder: str, max_seq_length: int, out: str, raw: bool) -> Answer:
     _make(sample, tokenizer, Path(out, "warm-up"))
     corpus = {} if raw else {"path": str(here / "all-sentences.txt"), "sentence_splitter": "lines"}
     made, stage_seconds = _make(recipe(here, max_seq_length, **corpus), tokenizer, Path(out, "timed"))
-    end_idle_workers()  # the kernel reports a child's peak memory when it has ended
     tokens = made["nsp_dataset"].facts[f"len_{max_seq_length}"]["train_tokens"]
     return {
         "tokens": tokens,
         "seconds": sum(stage_seconds.values()),
         "stage_seconds": stage_seconds,
         "bytes_per_token": {kind: train_bytes(made[kind].path) / tokens for kind in ("nsp_dataset", "masked_dataset")},
-        "worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
-        "main_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "worker_mib": max(map_shards("memory", peak_mib, [("worker", ())])),
+        "main_mib": peak_mib(),
     }
 
 
@@ -122,6 +120,14 @@ def _make(chosen: Any, tokenizer: Path, out: Path) -> tuple[dict[str, Any], dict
         made[kind] = make_stage(kind, chosen, made, out / kind)
         seconds[kind] = time.perf_counter() - started
     return made, seconds
+
+
+def peak_mib() -> float:
+    """The peak of this process since it was started. The kernel's figure for ended children would include the memory of
+    this process at the moment when it started one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def train_bytes(dataset: Path) -> int:

@@ -12,6 +12,7 @@ UNITS = {"M tokens/s": 1e6, "tokens/s": 1.0, "documents/s": 1.0, "examples/s": 1
 UNIT = "M tokens/s"
 
 HEAD = ("M tokens/s", "length", "ours", "peer", "ratio", "peer (seconds of the best rounds)")
+EXTREMES_HEAD = ("comparison", "length", "peer", "worst", "text", "best", "text")
 
 Row = dict[str, Any]
 Run = Callable[[int], Answer]
@@ -84,24 +85,54 @@ def _measured(answers: list[Answer], clock: str) -> dict[str, Any]:
     }
 
 
+def extremes(texts: list[dict[str, Any]]) -> list[Row]:
+    """For each comparison the texts with the worst and the best ratio; the lowest ratio first."""
+    ratios: dict[tuple[Any, ...], list[tuple[float, str]]] = {}
+    for text in texts:
+        for row in text["rows"]:
+            if row["ratio"] is not None:
+                comparison = row["name"], row.get("max_seq_length"), row["peer_name"]
+                ratios.setdefault(comparison, []).append((row["ratio"], text["name"]))
+    found: list[Row] = []
+    for (name, max_seq_length, peer_name), measured in ratios.items():
+        worst, best = ({"ratio": ratio, "text": text} for ratio, text in (min(measured), max(measured)))
+        found.append(
+            {"name": name, "max_seq_length": max_seq_length, "peer_name": peer_name, "worst": worst, "best": best}
+        )
+    return sorted(found, key=lambda row: row["worst"]["ratio"])
+
+
 def table(result: Mapping[str, Any]) -> str:
-    machine, text, memory = result["machine"], result["text"], result["memory"]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}",
+    machine = result["machine"]
+    lines = [f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}", ""]
+    if len(result["texts"]) > 1:
+        lines.append(Table(EXTREMES_HEAD, [_extreme_cells(row) for row in result["extremes"]]).text())
+    lines += [line for text in result["texts"] for line in _about(text)]
+    compiling = result["first_compilation_seconds"]
+    return "\n".join([*lines, f"First compilation (once per machine, not included above): {compiling:.0f} s."])
+
+
+def _extreme_cells(row: Row) -> tuple[str, ...]:
+    extreme = (each for key in ("worst", "best") for each in (f"{row[key]['ratio']:5.1f}x", row[key]["text"]))
+    return (row["name"], str(row["max_seq_length"] or ""), row["peer_name"], *extreme)
+
+
+def _about(text: Mapping[str, Any]) -> list[str]:
+    memory = text["memory"]
+    return [
         f"{text['name']}: {text['documents']:,} documents, {text['megabytes']:.1f} MB; "
         f"{text['vocab_size']:,} pieces in the vocabulary",
         "",
-        Table(HEAD, [_cells(row) for row in result["rows"]]).text(),
+        Table(HEAD, [_cells(row) for row in text["rows"]]).text(),
         f"Peak memory of a worker: {memory['peak_mib_whole']:.0f} MiB on {memory['megabytes_whole']:.0f} MB of text, "
         f"{memory['peak_mib_quarter']:.0f} MiB on a quarter of it ({memory['growth_fraction']:+.1%}).",
         *(
             f"Disk at {length} tokens, bytes per token and pass: {each['nsp_dataset']:.2f} for pairs, "
             f"{each['masked_dataset']:.2f} for masks."
-            for length, each in result["disk"].items()
+            for length, each in text["disk"].items()
         ),
-        f"First compilation (once per machine, not included above): {result['first_compilation_seconds']:.0f} s.",
+        "",
     ]
-    return "\n".join(lines)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -101,11 +101,14 @@ def recipe(folder: Path, max_seq_length: int, **corpus: Any) -> Any:
 def corpus_and_tokenizer(chosen: Any, folder: Path) -> dict[str, Any]:
     """Corpus and tokenizer of a recipe, with the largest vocabulary, up to the recipe's, that the text can fill."""
     from bert_pipeline.data.tokenizer.build import VocabularyError
+    from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS
     from bert_pipeline.stages import make_stage
 
     made = {"raw_corpus": make_stage("raw_corpus", chosen, {}, folder / "raw_corpus")}
     wanted = chosen.tokenizer.vocab_size
-    for vocab_size in (wanted, *(size for size in VOCABULARY_SIZES if size < wanted)):
+    alphabet_alone = len(SPECIAL_TOKENS) + 2 * chosen.tokenizer.limit_alphabet  # all that Chinese text fills
+    sizes = sorted({*VOCABULARY_SIZES, alphabet_alone}, reverse=True)
+    for vocab_size in (wanted, *(size for size in sizes if size < wanted)):
         section = chosen.tokenizer.model_copy(update={"vocab_size": vocab_size})
         try:
             smaller = chosen.model_copy(update={"tokenizer": section})

@@ -3,12 +3,13 @@
 import json
 import os
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks import curves, ours, pretraining, quality, rows, text, training
+from benchmarks import curves, ours, pretraining, quality, rows, scripts, text, training
 from benchmarks.children import MeasurementError, measure
 from benchmarks.peers import environments, google, tokenizers_batch, transformers_trainer
 from benchmarks.peers.environments import PeerError
@@ -120,6 +121,46 @@ def test_a_row_has_the_best_rates_and_their_ratio():
     assert row.keys() >= ROW_KEYS
     assert (row["ours"], row["peer"], row["ratio"], row["unit"]) == (3.0, 1.0, 3.0, "M tokens/s")
     assert row["measured"]["peer"]["tokens"] == [6_000_000] * 2 and row["measured"]["ours"]["seconds"] == [3.0, 2.0]
+
+
+def test_the_worst_ratio_of_all_texts_comes_first():
+    def text(name, **ratios):
+        rows_of_text = [{"name": each, "peer_name": "peer", "ratio": ratio} for each, ratio in ratios.items()]
+        memory = {
+            "megabytes_whole": 60.0,
+            "megabytes_quarter": 15.0,
+            "peak_mib_whole": 300.0,
+            "peak_mib_quarter": 290.0,
+        }
+        about = {"name": name, "documents": 7, "megabytes": 1.0, "vocab_size": 8, "disk": {}}
+        for row in rows_of_text:
+            row |= {"ours": row["ratio"], "peer": 1.0 if row["ratio"] else None, "reason": "no peer"}
+            row["measured"] = {"ours": {"seconds": [1.0]}, "peer": {"seconds": [2.0]}}
+        return about | {"rows": rows_of_text, "memory": memory | {"growth_fraction": 0.03}}
+
+    texts = [text("a.txt", encode=50.0, loader=20.0, pairs=None), text("b.txt", encode=30.0, loader=40.0, pairs=10.0)]
+    found = rows.extremes(texts)
+    shown = [(row["name"], row["worst"]["ratio"], row["worst"]["text"], row["best"]["text"]) for row in found]
+    assert shown == [
+        ("pairs", 10.0, "b.txt", "b.txt"),
+        ("loader", 20.0, "a.txt", "b.txt"),
+        ("encode", 30.0, "b.txt", "a.txt"),
+    ]
+    result = {"machine": {"cpu": "CPU", "cores": 1, "python": "3"}, "extremes": found, "first_compilation_seconds": 9.0}
+    table = rows.table(result | {"texts": texts})
+    assert table.index("10.0x") < table.index("a.txt: 7 documents") < table.index("no peer") < table.index("b.txt: 7")
+    assert "worst" not in rows.table(result | {"texts": texts[:1]})
+
+
+def test_generated_text_is_the_same_each_time_and_not_ascii(run_python):
+    for name in scripts.SCRIPTS:
+        documents = list(islice(scripts.SCRIPTS[name].documents(), 3))
+        assert documents == list(islice(scripts.SCRIPTS[name].documents(), 3))
+        assert all(document == document.strip() and "\n\n" not in document for document in documents)
+        assert sum(map(str.isascii, "".join(documents))) < len("".join(documents)) / 2
+    written = run_python("-m", "benchmarks.scripts", "korean", "--megabytes", "0.01", PYTHONIOENCODING="utf-8").stdout
+    first = next(scripts.SCRIPTS["korean"].documents())
+    assert written.startswith(f"{first}\n\n") and 10_000 < len(written.encode()) < 15_000
 
 
 def test_a_failed_peer_has_a_row_with_the_reason_and_a_failure_of_ours_raises():
@@ -302,7 +343,7 @@ def test_the_whole_benchmark_on_a_small_sample(run_python, tmp_path):
     )
     finished = run_python("-c", code, BERT_PIPELINE_HOME=str(tmp_path))
     assert finished.returncode == 0, finished.stderr
-    result = json.loads(finished.stdout)
+    [result] = json.loads(finished.stdout)["texts"]
     assert {row["name"] for row in result["rows"]} == {
         "encode",
         "pairs-and-masks",

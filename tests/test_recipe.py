@@ -188,15 +188,16 @@ def test_bert_base_states_the_defaults():
         assert getattr(stated, section) == getattr(default, section), section
 
 
-def test_continual_differs_from_crammed_only_in_its_initial_weights():
-    """Text, minutes, batch and evaluation are the same, so that the initial weights and vocabulary are compared."""
+def test_continual_differs_from_crammed_only_in_its_initial_weights_and_optimizer():
+    """Text, minutes, batch and evaluation are the same; Muon and structured attention are for random weights."""
     crammed, continual = (load_recipe(recipe_files()[name]) for name in ("crammed", "continual"))
     for section in ("corpus", "nsp", "masking", "evaluation"):
         assert getattr(crammed, section) == getattr(continual, section), section
     tables = [recipe.pretrain.model_dump() for recipe in (crammed, continual)]
-    assert {name for name in tables[0] if tables[0][name] != tables[1][name]} == {"init_from", "phases"}
+    assert {name for name in tables[0] if tables[0][name] != tables[1][name]} == {"init_from", "optimizer", "phases"}
     phases = [table["phases"][0] for table in tables]
-    assert {name for name in phases[0] if phases[0][name] != phases[1][name]} == {"learning_rate", "warmup_fraction"}
+    schedule = {"learning_rate", "muon_learning_rate", "warmup_fraction"}
+    assert {name for name in phases[0] if phases[0][name] != phases[1][name]} == schedule
 
 
 def test_general_differs_from_small_only_in_its_text():

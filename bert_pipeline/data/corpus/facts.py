@@ -3,11 +3,17 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from numba import njit
 
+from bert_pipeline.core.text import NUM_CODE_POINTS
+from bert_pipeline.data.tokenizer.characters import BLANK, LETTER
+from bert_pipeline.data.tokenizer.items import itemize
 from bert_pipeline.formats.corpus import CorpusShard, corpus_shards, iterate_documents
 from bert_pipeline.formats.tables import SPLITS
 from bert_pipeline.store.artifact import Facts
@@ -19,6 +25,7 @@ SHOWN_JOURNALS = 20
 SHOWN_SHARDS = 64
 SHOWN_DOCUMENTS = 5
 EXAMPLE_LENGTH = 5_000  # characters
+PART_BYTES = 2**22
 
 FIRST_COUNT = 100
 """Words before the first count of the vocabulary; a count follows at each half octave, 29 times up to 2,000,000."""
@@ -62,34 +69,65 @@ def samples(corpus: Path) -> list[tuple[str, list[str]]]:
     return shown
 
 
-def vocabulary_growth(texts: Iterable[list[str]], max_words: int = 2_000_000) -> dict[str, list[int]]:
-    """How the number of distinct lower-cased words grows with the words read; `texts`: the sentences of each document.
+def vocabulary_growth(batches: Iterable[pa.StringArray], max_words: int = 2_000_000) -> dict[str, list[int]]:
+    """How the number of distinct lower-cased words grows with the words read; `batches`: the sentences.
 
     {"words": [100, 141, ...], "distinct": [...]}: exact counts; the last is at the end of the texts or at `max_words`.
-    Memory holds the distinct words.
+    Memory holds the distinct words. A word between blanks is lower-cased, and its surroundings removed, once in a part.
     """
-    growth: dict[str, list[int]] = {"words": [], "distinct": []}
-    distinct: set[str] = set()
-    seen, count_at = 0, min(FIRST_COUNT, max_words)
+    numbers_of: dict[str, int] = {}
+    firsts: list[np.ndarray] = []  # the places of the first occurrences
+    seen = 0
+    for sentences in _parts(batches):
+        items = itemize(sentences, _split_at_blanks())
+        known = len(numbers_of)
+        lower = map(str.lower, items.strings())
+        found = (item if item.isalnum() else "".join(WORD.findall(item)) for item in lower)
+        numbers = np.array([numbers_of.setdefault(word, len(numbers_of)) if word else -1 for word in found], np.int64)
+        places = np.empty(len(numbers_of) - known, np.int64)
+        seen = _find_firsts(numbers, items.numbers, known, places, seen)
+        firsts.append(places)
+        if seen >= max_words:
+            break
+    seen = min(seen, max_words)
+    octaves = (min(round(FIRST_COUNT * 2 ** (half / 2)), max_words) for half in range(2 * max_words.bit_length()))
+    counts = sorted({count for count in octaves if count <= seen} | {seen} - {0})
+    return {"words": counts, "distinct": np.searchsorted(np.concatenate([[], *firsts]), counts).tolist()}
 
-    def count() -> None:
-        growth["words"].append(seen)
-        growth["distinct"].append(len(distinct))
 
-    for words in (WORD.findall(sentence.lower()) for sentences in texts for sentence in sentences):
-        while seen + len(words) >= count_at:
-            taken, words = words[: count_at - seen], words[count_at - seen :]
-            distinct.update(taken)
-            seen = count_at
-            count()
-            if seen == max_words:
-                return growth
-            count_at = min(round(FIRST_COUNT * 2 ** (len(growth["words"]) / 2)), max_words)
-        distinct.update(words)
-        seen += len(words)
-    if seen and seen not in growth["words"]:
-        count()
-    return growth
+@njit(cache=True)
+def _find_firsts(words, items, known, places, seen):
+    """Write the place of the first occurrence of word known + n to places[n]; return the number of words seen.
+
+    Words are numbered in the order of their first occurrences; item i is the word words[i], or none (-1).
+    """
+    found = 0
+    for item in items:
+        if words[item] == known + found:
+            places[found] = seen
+            found += 1
+        seen += words[item] >= 0
+    return seen
+
+
+def _parts(batches: Iterable[pa.StringArray]) -> Iterator[pa.StringArray]:
+    """The sentences, in parts of PART_BYTES and more."""
+    part: list[pa.StringArray] = []
+    size = 0
+    for sentences in batches:
+        part.append(sentences)
+        size += sentences.nbytes
+        if size >= PART_BYTES:
+            yield pa.concat_arrays(part)
+            part, size = [], 0
+    yield pa.concat_arrays([pa.array([], pa.string()), *part])
+
+
+@cache
+def _split_at_blanks() -> np.ndarray:
+    kinds = np.full(NUM_CODE_POINTS, LETTER, np.uint8)
+    kinds[[code for code in range(0x3001) if chr(code).isspace()]] = BLANK  # U+3000 is the last one
+    return kinds
 
 
 def _shards(corpus: Path, split: str) -> list[CorpusShard]:
@@ -99,12 +137,12 @@ def _shards(corpus: Path, split: str) -> list[CorpusShard]:
         return []
 
 
-def _spread(corpus: Path) -> Iterator[list[str]]:
-    """Training documents of up to SHOWN_SHARDS shards, spread evenly over the corpus."""
+def _spread(corpus: Path) -> Iterator[pa.StringArray]:
+    """Sentences of the training documents of up to SHOWN_SHARDS shards, spread evenly over the corpus."""
     shards = _shards(corpus, "train")
     for shard in shards[:: -(-len(shards) // SHOWN_SHARDS) or 1]:
         for batch in shard.batches("sentences"):
-            yield from batch["sentences"].to_pylist()
+            yield batch["sentences"].flatten()
 
 
 def _train(corpus: Path) -> Iterator[list[str]]:

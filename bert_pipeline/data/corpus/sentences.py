@@ -18,9 +18,12 @@ these scripts (OTHER_END), then by segtok's rules. Text that contains none of th
 import re
 import string
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import regex
 from segtok import segmenter
+
+from bert_pipeline.core.text import PLAIN, kind_of_text
 
 PARAGRAPH_END = re.compile(r"\n\s*\n|\r\s*\r|\u2029")
 
@@ -83,9 +86,9 @@ def split_sentences(text: str) -> list[str]:
     Japanese, Hindi and other scripts ends a sentence without a blank, also before a closing quote or bracket.
     """
     sentences: list[str] = []
-    # The blank is the only printable white space, so a printable text has one paragraph.
-    for paragraph in [text] if text.isprintable() else PARAGRAPH_END.split(text):
-        for part in _split_at_other_marks(_single_blanks(paragraph)):
+    flat = _flattened(text)
+    for paragraph in [flat] if flat is not None else map(_single_blanks, PARAGRAPH_END.split(text)):
+        for part in _split_at_other_marks(paragraph):
             for piece in _pieces(part):
                 sentences += filter(None, _split(piece))
     return sentences
@@ -93,16 +96,21 @@ def split_sentences(text: str) -> list[str]:
 
 def split_lines(text: str) -> list[str]:
     """The lines of a text with one sentence per line: non-empty, stripped, white space replaced by one space."""
-    lines = text.split("\n")
-    if "  " in text or not "".join(lines).isprintable():
-        lines = list(map(_single_blanks, lines))
-    return [line for each in lines if (line := each.strip())]
+    if kind_of_text(text) == PLAIN:
+        return text.strip().split("\n") if text.strip() else []
+    return list(filter(None, map(_single_blanks, text.split("\n"))))
+
+
+def _flattened(text: str) -> str | None:
+    """A plain text as one stripped line; None if it is not plain."""
+    return text.replace("\n", " ").strip() if kind_of_text(text) == PLAIN else None
 
 
 def _single_blanks(paragraph: str) -> str:
     """Replace every run of white space by one blank; strip both ends."""
-    if paragraph.isprintable() and "  " not in paragraph:
-        return paragraph.strip()
+    flat = _flattened(paragraph)
+    if flat is not None:
+        return flat
     if len(paragraph) < LONG_PARAGRAPH:
         return " ".join(paragraph.split())
     return UNUSUAL_BLANKS.sub(" ", paragraph).strip()
@@ -153,11 +161,26 @@ def _is_within_sentence(before: str, marker: str, after: str) -> bool:
     if last == " ":
         return True
     return marker[0] == "." and bool(
-        ends_in_abbreviation(before)
+        _ends_in_abbreviation(before)
         or (first not in NOT_LOWER and segmenter.LONE_WORD.match(after))
         or (last in DIGITS and ends_in_date_digits(before) and segmenter.MONTH.match(after))
         or (last not in NOT_UPPER and segmenter.UPPER_WORD_START.match(after) and ends_in_middle_initial(before))
     )
+
+
+def _ends_in_abbreviation(before: str) -> object:
+    """A fast equivalent of ends_in_abbreviation. If the last word has letters only, the last one in lower case, the
+    result depends on this word alone, and texts repeat their words.
+    """
+    word = before[before.rfind(" ") + 1 :]
+    if word.isalpha() and "a" <= word[-1] <= "z" and len(before) > 1:
+        return _is_abbreviation(word)
+    return ends_in_abbreviation(before)
+
+
+@lru_cache(maxsize=2**16)
+def _is_abbreviation(word: str) -> bool:
+    return bool(ends_in_abbreviation(f" {word}"))
 
 
 def _continues(sentence: str, part: str) -> bool:
@@ -168,7 +191,7 @@ def _continues(sentence: str, part: str) -> bool:
         and (ends_before_lower(sentence) or segmenter.CONTINUATIONS.match(part))
     ):
         return True  # every match of CONTINUATIONS also matches LOWER_WORD
-    if min(len(sentence), len(part)) >= segmenter.SHORT_SENTENCE_LENGTH:
+    if min(len(sentence), len(part)) >= segmenter.SHORT_SENTENCE_LENGTH or not ("(" in sentence or "[" in sentence):
         return False
     return any(
         _is_open(sentence, *brackets)

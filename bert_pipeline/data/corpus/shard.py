@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from bert_pipeline.core.text import UNUSUAL, kind_of_text
 from bert_pipeline.data.contamination.overlap import EvaluationIndex
 from bert_pipeline.data.corpus.cleaning import RULES, apply_rules
 from bert_pipeline.data.corpus.ledger import FOLDER, write_ledger
@@ -181,8 +182,8 @@ def _process(
 
 def _entry(record: Document, sentences: list[str], reason: str, detail: str, row: int) -> dict[str, Any]:
     """The ledger row of a record."""
-    text = "\n".join(sentences)
-    about = "\0".join([record.document_id, str(record.version), record.date, record.journal])
+    text = "\n".join(sentences).encode()
+    about = "\0".join([record.document_id, str(record.version), record.date, record.journal]).encode()
     return {
         "document_id": record.document_id,
         "id_hash": id_hash(record.document_id),
@@ -192,7 +193,7 @@ def _entry(record: Document, sentences: list[str], reason: str, detail: str, row
         "row": row if sentences else -1,
         "reason": reason,
         "detail": detail,
-        "content": _hash(f"{about}\0{text}"),
+        "content": _hash(about + b"\0" + text),
         "text": _hash(text),
         "deleted": record.deleted,
         "retracted": record.retracted,
@@ -200,8 +201,8 @@ def _entry(record: Document, sentences: list[str], reason: str, detail: str, row
     }
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
+def _hash(text: bytes) -> int:
+    return int.from_bytes(blake2b(text, digest_size=8).digest())
 
 
 def _table(kept: list[tuple[Document, list[str]]]) -> pa.Table:
@@ -242,4 +243,4 @@ def clean(text: str, unicode_normalization: Normalization) -> str:
     """Normalize a text and remove control characters; see the head of this file."""
     if unicode_normalization != "none":
         text = unicodedata.normalize(unicode_normalization, text)
-    return _CONTROL.sub("", text)
+    return _CONTROL.sub("", text) if kind_of_text(text) == UNUSUAL else text

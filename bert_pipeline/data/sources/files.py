@@ -165,12 +165,21 @@ def _from_fields(
         return Fault(f"id field {id_field} is not a string or an integer", excerpt(repr(document_id)))
     texts = tuple(fields[field] for field in text_fields)
     for field, text in zip((id_field, *text_fields), (document_id if id_field else "", *texts), strict=True):
-        if not text.isascii() and (broken := SURROGATE.search(text)):
+        if broken := _broken_character(text):
             reason = "bytes that are not UTF-8" if "\udc80" <= broken[0] <= "\udcff" else "half a surrogate pair"
             return Fault(f"{reason}, in field {field}", excerpt(text, broken.start()))
     if not any(map(LETTER_OR_DIGIT.search, texts)):
         return Fault("document without text", excerpt(" ".join(texts)))
     return Document(document_id, texts, source, number)
+
+
+def _broken_character(text: str) -> re.Match[str] | None:
+    """The first lone surrogate. Encoding finds out whether there is one ten times as fast as a search."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return SURROGATE.search(text)
+    return None
 
 
 def _read_file(name: str, path: Path, wanted: Wanted, progress: Progress | None) -> Records:

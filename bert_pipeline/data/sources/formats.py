@@ -5,6 +5,7 @@ import gzip
 import lzma
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import PurePath
 
 import pyarrow as pa
@@ -43,6 +44,7 @@ FOREIGN = {
 """Contents that no text begins with. (A text may begin with PAR1, a receptor.)"""
 
 
+@lru_cache(maxsize=1024)  # asked for every document
 def suffixes(name: str) -> tuple[str, str]:
     """Return format and compression in lower case: (".jsonl", ".gz") for texts.JSONL.gz."""
     name = name.lower()

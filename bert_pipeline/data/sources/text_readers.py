@@ -56,7 +56,7 @@ def _refuse_utf_16(beginning: str) -> None:
 
 def is_blank(line: str) -> bool:
     """Whether the line has no visible character: white space, byte order marks, zero-width spaces and the like."""
-    return BLANK.fullmatch(line) is not None
+    return not "!" <= line[:1] <= "~" and BLANK.fullmatch(line) is not None  # most lines begin with visible ASCII
 
 
 def read_txt(stream: Stream, wanted: Wanted) -> Records:

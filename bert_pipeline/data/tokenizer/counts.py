@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bert_pipeline.data.tokenizer.encoding import itemize
+from bert_pipeline.data.tokenizer.characters import Characters
+from bert_pipeline.data.tokenizer.items import itemize
 from bert_pipeline.formats.corpus import CorpusShard
 from bert_pipeline.store.executors import map_shards
 
@@ -64,16 +65,16 @@ def count_corpus(tokenizer: Any, shards: list[CorpusShard], sample: Sample, scra
 
 
 def count_words(tokenizer: Any, batches: Iterable[pa.StringArray]) -> Counter[str]:
-    """Count the words of sentences. Each distinct item (encoding.py) is normalized once; plain ASCII is not split."""
+    """Count the words of sentences. Each distinct item (items.py) is normalized once."""
+    characters = Characters(tokenizer)
     seen: Counter[str] = Counter()
     for sentences in batches:
-        distinct, items, _ = itemize(sentences)
-        seen.update(dict(zip(distinct, np.bincount(items, minlength=len(distinct)).tolist(), strict=True)))
-    normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
+        items = itemize(sentences, characters.table(sentences).kinds)
+        counted = np.bincount(items.numbers, minlength=len(items.starts)).tolist()
+        seen.update(dict(zip(items.strings(), counted, strict=True)))
     counts: Counter[str] = Counter()
-    for item, count in seen.items():
-        normal = normalize(item)
-        for word in [normal] if item.isascii() and item.isprintable() else [word for word, _ in split(normal)]:
+    for words, count in zip(characters.words(pa.array(list(seen), pa.string())), seen.values(), strict=True):
+        for word in words:
             counts[word] += count
     return counts
 

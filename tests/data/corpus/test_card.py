@@ -6,6 +6,7 @@ import io
 import re
 from html.parser import HTMLParser
 
+import pyarrow as pa
 import pytest
 from huggingface_hub import DatasetCard
 from hypothesis import given
@@ -170,11 +171,12 @@ def words_in(texts: list[list[str]]) -> list[str]:
 
 
 @given(
-    st.lists(st.lists(st.text("abcdeé .,'-\n", max_size=400), max_size=4), max_size=12),
+    st.lists(st.lists(st.text("abcdeéΣİσ_ .,'-\n\u2003", max_size=400), max_size=4), max_size=12),
     st.sampled_from([1, 99, 100, 141, 150, 400, 10_000]),
 )
 def test_growth_counts_the_distinct_words_of_each_prefix(texts, max_words):
-    growth, words = vocabulary_growth(texts, max_words), words_in(texts)
+    batches = [pa.array(sentences, pa.string()) for sentences in texts]
+    growth, words = vocabulary_growth(batches, max_words), words_in(texts)
     assert growth["words"] == sorted(set(growth["words"]))
     assert [len(set(words[:count])) for count in growth["words"]] == growth["distinct"]
     assert growth["words"][-1:] == [min(len(words), max_words)][: len(words)]
@@ -184,7 +186,7 @@ def test_growth_is_counted_at_each_half_octave_and_stops_reading():
     def endless():
         number = 0
         while True:
-            yield [" ".join(f"w{n % 5000}" for n in range(number, number + 333)), ""]
+            yield pa.array([" ".join(f"w{n % 5000}" for n in range(number, number + 333)), ""])
             number += 333
 
     growth = vocabulary_growth(endless(), 2_000_000)
