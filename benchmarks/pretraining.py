@@ -38,7 +38,7 @@ def cut_down(recipe: Recipe, corpus: dict[str, Any], max_seq_lengths: list[int])
     has a schedule of its own.
     """
     phases = recipe.pretrain.phases
-    schedule = phases[0].model_dump(include={"learning_rate", "warmup_steps"})
+    schedule = phases[0].model_dump(include={"learning_rate", "muon_learning_rate", "warmup_steps"})
     schedule["warmup_steps"] = schedule["warmup_steps"] or LEARNING_RATE_WARM_UP
 
     def phase(number: int, length: int) -> dict[str, Any]:

@@ -252,7 +252,7 @@ STAGES = {
     ),
     "masked_dataset": Stage(
         ("tokenizer", "nsp_dataset"),
-        "2",
+        "3",
         lambda r: r.masking.for_origin(),
         _masked_dataset,
         resumable=True,
@@ -260,7 +260,7 @@ STAGES = {
     ),
     "pretrained_checkpoint": Stage(
         ("tokenizer", "nsp_dataset", "masked_dataset"),
-        "5",
+        "6",
         lambda r: r.pretrain.for_origin() | {"model": r.model.for_origin()},
         _pretrained_checkpoint,
         outside=_initial_model,

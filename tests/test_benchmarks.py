@@ -370,9 +370,9 @@ def test_the_clock_of_a_curve_leaves_compilation_out():
 def test_the_time_to_a_loss_is_that_of_the_first_curve_that_reaches_it():
     slow = [{"seconds": 0.0, "mlm_loss": 7.0}, {"seconds": 100.0, "mlm_loss": 5.0}]
     fast = [{"seconds": 10.0, "mlm_loss": 6.5}, {"seconds": 30.0, "mlm_loss": 5.5}]
-    assert curves.seconds_to(6.0, [slow]) == 50.0
-    assert curves.seconds_to(6.0, [slow, fast]) == 20.0
-    assert curves.seconds_to(5.2, [slow, fast]) == 90.0
+    assert curves.seconds_to(6.0, [slow]) == pytest.approx(50)
+    assert curves.seconds_to(6.0, [slow, fast]) == pytest.approx(20)
+    assert curves.seconds_to(5.2, [slow, fast]) == pytest.approx(90)
     assert curves.seconds_to(4.9, [slow, fast]) is None
 
 

@@ -108,7 +108,7 @@ def test_errors_are_one_line_and_leave_artifacts_unchanged(built, capsys, tmp_pa
     cases = [
         (("raw-corpus", "--recipe", tmp_path / "bad.toml"), "corpus.heldout: unknown key"),
         (("raw-corpus", "--recipe", tmp_path / "none.toml"), "none.toml: no such recipe"),
-        (("raw-corpus", "--recipe", "none"), "no recipe is named none; remedy: name a known one (bert-base, "),
+        (("raw-corpus", "--recipe", "none"), "no recipe is named none; remedy: name a known one (bert-base-fast, "),
         (
             ("tokenizer", "--recipe", built / "mine.toml", "--raw-corpus", built / "tokenizer"),
             "holds a tokenizer; a raw_corpus is needed here",

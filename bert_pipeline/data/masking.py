@@ -56,7 +56,7 @@ class Masker:
 
         `shards` and `rows`, both (rows,) int64, give the shard key and the row number of each row; they seed its masks.
         """
-        masked_lm_prob = self.section.masked_lm_prob if split == "train" else HELDOUT_MASKED_LM_PROB
+        masked_lm_prob = HELDOUT_MASKED_LM_PROB if split == "heldout" else self.section.masked_lm_prob
         capacity = int(offsets[-1] - offsets[0])
         positions, replacements = np.empty(capacity, np.uint16), np.empty(capacity, input_ids.dtype)
         mask_offsets = np.empty(len(rows) + 1, np.int32)
@@ -71,7 +71,7 @@ class Masker:
             self.section.do_whole_word_mask,
             self.section.replacement == "word",
             self.section.seed,
-            MASKS + (0 if split == "train" else HELDOUT),
+            MASKS + (HELDOUT if split == "heldout" else 0),
             pass_number,
             positions,
             replacements,

@@ -134,7 +134,7 @@ class Estimate:
             recipe.nsp.dupe_factor * self.characters["train"] + self.characters["heldout"]
         ) / trial.characters
         """Text of all passes of the datasets relative to the sample."""
-        self.train = {length: _times(load, self.characters["train"] / trial.characters) for length, load in
+        self.train = {length: _times(load, self.characters["train"] / trial.train_characters) for length, load in
                       trial.loads.items()}  # fmt: skip
         """Load of one pass over the training split, by sequence length."""
 
@@ -257,7 +257,7 @@ class Estimate:
         return {
             "raw_corpus": max(seconds["raw_corpus"], reading),
             "tokenizer": trial.tokenizer_seconds
-            + trial.counting_seconds * (self.characters["train"] / trial.tokenizer_characters - 1) / width,
+            + trial.counting_seconds * (self.characters["train"] / trial.train_characters - 1) / width,
             "nsp_dataset": seconds["nsp_dataset"],
             "masked_dataset": seconds["masked_dataset"],
             "pretrained_checkpoint": training_seconds(self.recipe.pretrain, self.pace) if self.pace else None,

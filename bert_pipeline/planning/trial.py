@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,10 @@ class Cost:
     growth: float
     """Bytes of memory per additional character of a shard."""
 
+    def of(self, share: float) -> "Cost":
+        """The cost of `share` times the text, in shards of the same size."""
+        return replace(self, seconds=self.seconds * share, num_bytes=round(self.num_bytes * share))
+
     def peak_memory(self, characters: float) -> float:
         """Peak memory of a worker in bytes if the largest shard has this many characters."""
         return self.highest + self.growth * max(0.0, characters - self.largest)
@@ -83,14 +87,14 @@ class Trial:
     """The part of nsp_dataset's seconds that does not grow with the number of passes."""
     stages: dict[str, Cost]
     tokenizer: Facts
-    tokenizer_characters: int
-    """Characters of the text that the vocabulary was learnt from."""
+    train_characters: int
+    """Characters of the training shards; the vocabulary was learnt from them."""
     tokenizer_seconds: float
     counting_seconds: float
     """The part of them that grows with the text: counting words. The rest grows with distinct words, hardly at all."""
     tokenizer_bytes: int
     loads: dict[int, Load]
-    """Load of one pass over the sample, by sequence length."""
+    """Load of one pass over the training shards, by sequence length."""
 
 
 def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
@@ -124,11 +128,14 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
     once, lengths = recipe.nsp.model_copy(update={"dupe_factor": 1}), recipe.max_seq_lengths
     run("nsp_dataset", nsp.build_shard, {name: (once, lengths, texts[name], tokenizer) for name in shards})
 
-    pairs = {name: [_pairs(name, length) for length in lengths] for name in shards}
+    # Most rows are for training; fewer tokens of held-out rows may be masked (HELDOUT_MASKED_LM_PROB).
+    pairs = {name: [_pairs(name, length) for length in lengths] for name in shards if not name.startswith("heldout/")}
     arguments = {name: (recipe.masking, tokenizer, out["nsp_dataset"], paths) for name, paths in pairs.items()}
     run("masked_dataset", masking.build_shard, arguments)
 
-    first, *counted = shards
+    (first, *counted), (_, *train) = shards, pairs
+    train_characters = sum(sizes[name] for name in train)
+    stages["masked_dataset"] = stages["masked_dataset"].of(sum(sizes[name] for name in counted) / train_characters)
     encoder = Encoder(read_tokenizer(out["tokenizer"]))
     nsp.tokenize_shard(texts[first], encoder)  # loads compiled functions
     clock = time.process_time()
@@ -141,11 +148,11 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
         encoding_seconds=time.process_time() - clock,
         stages=stages,
         tokenizer=about_tokenizer,
-        tokenizer_characters=sum(size for name, size in sizes.items() if name.startswith("train/")),
+        train_characters=train_characters,
         tokenizer_seconds=tokenizer_seconds,
         counting_seconds=counting_seconds,
         tokenizer_bytes=sum(path.stat().st_size for path in out["tokenizer"].iterdir()),
-        loads={length: _load(folder, [_pairs(name, length) for name in counted]) for length in lengths},
+        loads={length: _load(folder, [_pairs(name, length) for name in train]) for length in lengths},
     )
 
 

@@ -27,7 +27,7 @@ def build(folder, splitter):
     recipe = Recipe.model_validate_json(f"""{{
         "name": "chinese",
         "corpus": {{"path": "{folder}/text.txt", "heldout_fraction": 0.1, "sentence_splitter": "{splitter}"}},
-        "tokenizer": {{"vocab_size": 300}},
+        "tokenizer": {{"vocab_size": 270}},
         "nsp": {{"dupe_factor": 1}},
         "pretrain": {{"phases": [{{"max_seq_length": 64, "num_steps": 1, "learning_rate": 1e-3, "warmup_steps": 0}}]}}
     }}""")

@@ -77,6 +77,7 @@ def test_a_registered_model_needs_a_registry(monkeypatch, tmp_path):
     assert model_directory("x").name == "x"
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_is_left_and_times_it(model_dir, small_tasks, tmp_path, monkeypatch):
     monkeypatch.setenv("BERT_PIPELINE_WORKERS", "2")
     settings = TaskRecipe(

@@ -267,6 +267,7 @@ def test_snapshots_are_scored_too(model_dir, small_tasks, tmp_path):
     assert rows[-1] == {"step": 40, "task": "small-relation", "snapshot_score": first["test"]["score"]}
 
 
+@pytest.mark.slow
 def test_losing_settings_are_stopped_only_if_the_recipe_says_so(model_dir, small_tasks, tmp_path):
     """A rate of 1e-7 learns nothing. The other setting gives what it gives without the rule."""
     rates = (1e-7, 3e-3)

@@ -143,7 +143,8 @@ def test_every_code_point_alone_and_between_letters(options):
 @pytest.mark.parametrize("options", [{}, {"strip_accents": False}, {"lowercase": False}], ids=str)
 def test_ids_equal_tokenizers_in_every_script(name, options, tmp_path):
     texts = list(islice(SCRIPTS[name].documents(), 60))
-    trained = train_wordpiece(TokenizerRecipe(vocab_size=310, limit_alphabet=150, **options), texts)
+    vocab_size = {"chinese": 180, "japanese": 225}.get(name, 310)  # their characters have no piece with ##
+    trained = train_wordpiece(TokenizerRecipe(vocab_size=vocab_size, limit_alphabet=150, **options), texts)
     trained.save(str(tmp_path / "tokenizer.json"))
     tokenizer = read_tokenizer(tmp_path)
     encoder = Encoder(tokenizer)

@@ -22,7 +22,7 @@ def evaluated(request, model_dir, small_tasks, tmp_path_factory, evaluation_in_t
     """The kind and its results: two seeds, brief training, truncated inputs, so that predictions are partly wrong."""
     out = tmp_path_factory.mktemp("evaluated")
     length = "14" if request.param in ("ner", "pico") else "24"
-    epochs = "8" if request.param == "relation" else "5"
+    epochs = {"relation": "8", "qa": "2"}.get(request.param, "5")
     settings = ["--learning-rate", "3e-3", "--batch-size", "16", "--num-epochs", epochs, "--max-seq-length", length]
     task = ["--task", f"small-{request.param}", "--seeds", "2"]
     assert main(["evaluate", "--model", str(model_dir), "--out", str(out), *task, *settings]) == 0
