@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality [--recipe small] [--minutes 10] [--text FILE] [--picture PNG] [--json]
 
-    Trainer at its best     AdamW at the learning rate that LOG.md found best, warm-up, bfloat16 and torch.compile
-                            where the processor has bf16 units, batches padded to their longest row
+    Trainer at its best     AdamW at the rate of `small` before Muon, warm-up, bfloat16 and torch.compile where the
+                            processor has bf16 units, batches padded to their longest row
     Trainer as it comes     its own optimizer settings, float32, no torch.compile, rows padded to the full length
     ours, BERT's start      the recipe with AdamW (same rate) and random weights as published
     ours, as shipped        the recipe
@@ -36,7 +36,7 @@ from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.settings import CPU_ENVIRONMENT, home
 
 LEARNING_RATE = 1.5e-3
-"""Of AdamW without Muon: the best of three for `small`, for the Trainer and for ours (recipes/LOG.md)."""
+"""Of AdamW without Muon: that of `small` before it used Muon. Other rates have not been compared here."""
 WARMUP_FRACTION = 0.05
 SHORTER = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 """Shares of the minutes for which "ours, as shipped" is also trained."""
