@@ -34,13 +34,13 @@ def draw(rows: dict[str, torch.Tensor], path: Path) -> None:
     heads = len(next(iter(rows.values())))
     figure = Figure(figsize=(1.6 * heads + 0.6, 1.75 * len(rows) + 0.2), layout="constrained")
     grid = figure.subplots(len(rows), heads, squeeze=False)
+    for number, axes in enumerate(grid[0]):
+        axes.set_title(f"head {number}", fontsize=9)
     for line, (name, maps) in zip(grid, rows.items(), strict=True):
         line[0].set_ylabel(name)
-        for number, (axes, weights) in enumerate(zip(line, maps, strict=True)):
+        for axes, weights in zip(line, maps, strict=True):
             axes.imshow(weights, cmap="viridis", vmin=0)
             axes.set(xticks=[], yticks=[])
-            if line is grid[0]:
-                axes.set_title(f"head {number}", fontsize=9)
     figure.savefig(path, dpi=80)
 
 
