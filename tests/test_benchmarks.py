@@ -396,7 +396,8 @@ def test_a_shortened_recipe_keeps_the_shares_of_its_phases(num_steps):
 
 @pytest.mark.slow
 def test_quality_of_all_sides_on_a_tiny_recipe(run_python, tmp_path):
-    fast = TRAINED.replace("[pretrain]", '[pretrain]\noptimizer = "muon"') + "muon_learning_rate = 1e-2\n"
+    optimizer = '[pretrain]\noptimizer = "muon"\n\n[[pretrain.phases]]'
+    fast = TRAINED.replace("[[pretrain.phases]]", optimizer) + "muon_learning_rate = 1e-2\n"
     (tmp_path / "tiny.toml").write_text(fast.replace("[model]", "[model]\nstructured_attention_layers = 1"))
     picture = tmp_path / "curves.png"
     code = (
