@@ -216,7 +216,7 @@ def _task_stage(name: str) -> Stage:
 
         return evaluate_checkpoint(task_settings(recipe), inputs["pretrained_checkpoint"], out, on_row)
 
-    return Stage(("pretrained_checkpoint",), "1", section, build, resumable=True, outside=outside)
+    return Stage(("pretrained_checkpoint",), "2", section, build, resumable=True, outside=outside)
 
 
 def _initial_vocabulary(recipe: Recipe) -> dict[str, str]:

@@ -301,8 +301,11 @@ def _remedy(error: Exception) -> tuple[str, bool]:
         return "create the bucket or folder, mount the share, or correct BERT_PIPELINE_REMOTE", True
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
         return "make room there, then run `bert-pipeline push`", True
-    return "run again when the store answers (`bert-pipeline push` sends what is missing); nothing local is lost", (
-        isinstance(error, ValueError | TypeError | NotImplementedError)
+    # fsspec raises these for a wrong address, option or operation of a store.
+    is_permanent = isinstance(error, ValueError | TypeError | NotImplementedError)
+    return (
+        "run again when the store answers (`bert-pipeline push` sends what is missing); nothing local is lost",
+        is_permanent,
     )
 
 

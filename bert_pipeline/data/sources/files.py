@@ -105,7 +105,7 @@ def _read_zip(
                     if progress:
                         progress.advance(info.compress_size)
                 rest = path.stat().st_size - sum(each.compress_size for each in archive.infolist())
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # zipfile's error for a compression method that it cannot read
         raise SourceError(f"{shown}: {error}; remedy: pack the archive with another method, such as deflate") from error
     except BadZipFile as error:
         raise SourceError(f"{shown}: cut short or corrupt: {error}; remedy: copy or download the file again") from error

@@ -98,7 +98,8 @@ class Workers:
         while num_done < len(runs):
             worker, message = self._messages.get()
             run = worker.run
-            assert run, "messages come from workers that were given a run"
+            if run is None:  # it measured the pace and has no run yet, so it can only have ended
+                raise RunFailed(f"{self.job.task.name}: a worker without a run: {message['error'] or worker.exit_reason}")
             if "step" in message:
                 self._progress = self._progress or Progress(f"{self.job.task.name}: fine-tuning", left, "steps")
                 if worker.step is None:  # only the worker knows the resumed steps and the examples without a label

@@ -18,8 +18,8 @@ With P positions and width D:
    as LayerNorm of its input, so that the signal of the structured layers reaches the MLM head.
 
 `strength` is the gain at u = t + k in units of the attention score if d/2 frequencies are drawn:
-s = sqrt(2 strength / sqrt(d)). Without (1) the random embeddings of the words blur the gain (measured in
-recipes/LOG.md).
+s = sqrt(2 strength / sqrt(d)). Without (1) the model learns more slowly (recipes/LOG.md), probably
+because the random embeddings of the words blur the gain.
 """
 
 import math
