@@ -99,7 +99,7 @@ class Workers:
             worker, message = self._messages.get()
             run = worker.run
             if run is None:  # it measured the pace and has no run yet, so it can only have ended
-                raise RunFailed(f"{self.job.task.name}: a worker without a run: {message['error'] or worker.exit_reason}")
+                raise RunFailed(f"{self.job.task.name}: a worker: {message['error'] or worker.exit_reason}")
             if "step" in message:
                 self._progress = self._progress or Progress(f"{self.job.task.name}: fine-tuning", left, "steps")
                 if worker.step is None:  # only the worker knows the resumed steps and the examples without a label
