@@ -22,14 +22,14 @@ from typing import Any
 
 from benchmarks.children import Answer, measure
 from benchmarks.finetuning import read
-from benchmarks.machine import bf16_units, machine
+from benchmarks.machine import bf16_units, described, machine, on_all
 from benchmarks.rows import Row, Run, rate, row, take_turns, tell
 from bert_pipeline.core.tables import Table
 from bert_pipeline.evaluation.finetuning.protocol import max_positions, protocol
 from bert_pipeline.evaluation.tasks.task import Task
 from bert_pipeline.recipe import TaskRecipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
-from bert_pipeline.settings import CPU_ENVIRONMENT, home
+from bert_pipeline.settings import home
 
 TASKS = ("BC5CDR-chem", "GAD", "BIOSSES")
 WARM_UP, MIN_STEPS, MIN_EPOCHS = 10, 100, 2
@@ -102,18 +102,15 @@ class Bench:
 
 
 def _in_a_process(module: str, what: str, cores: list[int], **arguments: Any) -> Answer:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(len(cores)))
-    environment = CPU_ENVIRONMENT | threads | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = on_all(cores) | {"CUDA_VISIBLE_DEVICES": ""}
     return measure(f"benchmarks.{module}", what, cores=set(cores), environment=environment, **arguments)
 
 
 def table(result: Mapping[str, Any]) -> str:
-    machine = result["machine"]
     head = (UNIT, "examples", "mean length", "ours", "peer", "ratio", "peer")
     return "\n".join(
         [
-            f"{machine['cpu']}, {machine['cores']} cores (bf16 units: {', '.join(machine['bf16_units']) or 'none'}), "
-            + ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
+            described(result["machine"]),
             f"Model: {result['model']}",
             "",
             Table(head, [_cells(each) for each in result["rows"]]).text(),

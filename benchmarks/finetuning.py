@@ -85,14 +85,14 @@ def predict(model: str, task_name: str, max_seq_length: int, before: bool) -> An
     """Examples and seconds of the prediction of the test set, the second time."""
     import torch
 
-    from bert_pipeline.evaluation.finetuning.engine import Computation, TaskModel, fastest_computation
+    from bert_pipeline.evaluation.finetuning.engine import Computation, TaskModel, usual_computation
     from bert_pipeline.evaluation.finetuning.finetune import predict
     from bert_pipeline.evaluation.finetuning.heads import build_task_model
 
     inputs = inputs_of(model, task_name, max_seq_length)
     built, _ = build_task_model(Path(model), "pretrained", inputs.task)
-    fastest = fastest_computation(built.config, torch.device("cpu"))
-    how = Computation(*FLOAT32_PADDED) if before else fastest  # type: ignore[arg-type]
+    usual = usual_computation(built.config, torch.device("cpu"))
+    how = Computation(*FLOAT32_PADDED) if before else usual  # type: ignore[arg-type]
     task_model, test = TaskModel(built, inputs.task, inputs.pad_id, how), inputs.splits["test"]
     predict(task_model, test)
     started = time.perf_counter()

@@ -26,14 +26,14 @@ from matplotlib.figure import Figure
 
 from benchmarks.children import Answer, measure
 from benchmarks.curves import Curve, seconds_to
-from benchmarks.machine import bf16_units, machine
+from benchmarks.machine import bf16_units, described, machine, on_all
 from benchmarks.rows import Row, tell
 from benchmarks.text import choose_fields
 from benchmarks.training import ACCELERATE
 from bert_pipeline.core.tables import Table
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
-from bert_pipeline.settings import CPU_ENVIRONMENT, home
+from bert_pipeline.settings import home
 
 LEARNING_RATE = 1.5e-3
 """Of AdamW without Muon: that of `small` before it used Muon. Other rates have not been compared here."""
@@ -56,8 +56,7 @@ Learn = Callable[[int, int], Answer]
 def sides(folder: Path, recipe: Recipe, cores: list[int]) -> dict[str, Learn]:
     """The four sides by name."""
     precision = "bf16" if bf16_units() else "float32"
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(len(cores)))
-    environment = CPU_ENVIRONMENT | threads | {"BERT_PIPELINE_ACCELERATE_CONFIG": ACCELERATE["cpu", precision]}
+    environment = on_all(cores) | {"BERT_PIPELINE_ACCELERATE_CONFIG": ACCELERATE["cpu", precision]}
 
     def run(module: str, **arguments: Any) -> Learn:
         def learn(num_steps: int, eval_every: int) -> Answer:
@@ -155,7 +154,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    machine, text = result["machine"], result["text"]
+    text = result["text"]
     rows = [
         (
             row["peer_name"],
@@ -178,8 +177,7 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            f"{machine['cpu']}, {machine['cores']} cores (bf16 units: {', '.join(machine['bf16_units']) or 'none'}), "
-            + ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
+            described(result["machine"]),
             f"{text['name']}: {text['documents']:,} documents, {text['words'] / 1e6:.1f} M words; "
             f"{text['vocab_size']:,} pieces in the vocabulary",
             "",
@@ -218,9 +216,9 @@ def main() -> None:
         tell("preparing the datasets")
         prepared = measure("benchmarks.curves", "prepare", cores=set(cores), folder=work, recipe=chosen)
         compared = compare(Path(work), recipe, arguments.minutes, cores)
-    described = machine(cores, "accelerate", "torch", "transformers") | {"bf16_units": bf16_units()}
+    measured_on = machine(cores, "accelerate", "torch", "transformers") | {"bf16_units": bf16_units()}
     text = {"name": Path(recipe.corpus.path).name or "generated sample", **prepared}
-    result = {"machine": described, "text": text, "minutes": arguments.minutes, **compared}
+    result = {"machine": measured_on, "text": text, "minutes": arguments.minutes, **compared}
     if arguments.picture:
         draw(result, arguments.picture)
     print(json.dumps(result) if arguments.json else table(result))

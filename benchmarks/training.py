@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.children import Answer, measure
-from benchmarks.machine import bf16_units, machine
+from benchmarks.machine import bf16_units, described, machine, on_all
 from benchmarks.pretraining import cut_down
 from benchmarks.rows import Row, Run, rate, row, take_turns, tell
 from benchmarks.text import choose_fields
@@ -35,7 +35,7 @@ from bert_pipeline.data.sources.folders import find_files
 from bert_pipeline.data.sources.records import SourceError
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
-from bert_pipeline.settings import CPU_ENVIRONMENT, home
+from bert_pipeline.settings import home
 
 LENGTHS = (128, 512)
 ROUNDS = {"cpu": 2, "cuda": 1}
@@ -79,8 +79,7 @@ class Bench:
     def run(self, module: str, task: str, **arguments: Any) -> Answer:
         """Run a task in the same environment for both sides: the launcher's variables, and all cores."""
         config = ACCELERATE[self.device, self.precision]
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(len(self.cores)))
-        environment = CPU_ENVIRONMENT | threads | {"BERT_PIPELINE_ACCELERATE_CONFIG": config}
+        environment = on_all(self.cores) | {"BERT_PIPELINE_ACCELERATE_CONFIG": config}
         return measure(f"benchmarks.{module}", task, cores=set(self.cores), environment=environment, **arguments)
 
     @property
@@ -151,9 +150,9 @@ def run(bench: Bench, text: Mapping[str, Any], megabytes: float, max_seq_lengths
     }
     recipe = cut_down(bench.recipe, corpus, max_seq_lengths).model_dump(mode="json")
     prepared = bench.run("pretraining", "prepare", folder=bench.work, recipe=recipe, flops=FLOPS[bench.device])
-    described = machine(bench.cores, "accelerate", "numpy", "torch", "transformers")
+    measured_on = machine(bench.cores, "accelerate", "numpy", "torch", "transformers")
     return {
-        "machine": described
+        "machine": measured_on
         | bench.hardware
         | {"device_name": peak["device_name"], "bf16_units": bf16_units(), "peak_flops": peak["flops_per_second"]},
         "text": {
@@ -187,10 +186,8 @@ def find_text(recipe: Recipe, file: str | None) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> str:
     machine, text = result["machine"], result["text"]
-    units = ", ".join(machine["bf16_units"]) or "none"
     lines = [
-        f"{machine['cpu']}, {machine['cores']} cores (bf16 units: {units}), Python {machine['python']}, "
-        + ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
+        described(machine),
         f"Trained on {machine['device_name']} in {machine['precision']}; "
         f"matrix products at {machine['peak_flops'] / 1e12:.2f} TFLOP/s",
         f"{text['name']}: {text['documents']:,} documents, {text['megabytes']:.1f} MB; "

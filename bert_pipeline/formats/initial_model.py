@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.normalizers import BertNormalizer
 
 from bert_pipeline.core.files import cached_digest
-from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS, read_tokenizer
+from bert_pipeline.formats.tokenizer import PREFIX, SPECIAL_TOKENS, read_tokenizer
 from bert_pipeline.formats.weights import weight_files
 from bert_pipeline.recipe import ModelRecipe, Recipe
 from bert_pipeline.store import artifact
@@ -30,7 +30,6 @@ TOKENIZER_FILES = (
 )
 BERT_ROWS = 30_522
 """vocab_size of transformers.BertConfig where config.json does not state it."""
-PREFIX = "##"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -239,7 +238,7 @@ def _require_bert_tokenizer(path: Path, file: Any) -> None:
         expected = {
             "model.type": (model["type"], "WordPiece"),
             "model.unk_token": (model["unk_token"], "[UNK]"),
-            "model.continuing_subword_prefix": (model["continuing_subword_prefix"], "##"),
+            "model.continuing_subword_prefix": (model["continuing_subword_prefix"], PREFIX),
             "model.max_input_chars_per_word": (model["max_input_chars_per_word"], 100),
             "pre_tokenizer.type": (file["pre_tokenizer"]["type"], "BertPreTokenizer"),
             "normalizer.type": (normalizer["type"], "BertNormalizer"),

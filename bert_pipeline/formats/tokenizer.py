@@ -15,6 +15,8 @@ from bert_pipeline.core.files import cached_digest
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
 """Ids of the special tokens; the tokenizer stage assigns the first ids to them and checks it."""
+PREFIX = "##"
+"""Begins a piece that continues a word."""
 
 MAX_VOCABULARY = 2**22
 """Far above any vocabulary in use. Without a limit, a malicious file could set the size of the embedding."""
@@ -140,5 +142,5 @@ def continuation_pieces(tokenizer: Tokenizer) -> np.ndarray:
     """(vocabulary,) bool: True for pieces that continue a word (`##...`)."""
     table = np.zeros(tokenizer.get_vocab_size(), np.bool_)
     for piece, number in tokenizer.get_vocab(with_added_tokens=False).items():
-        table[number] = piece.startswith("##") and len(piece) > 2
+        table[number] = piece.startswith(PREFIX) and len(piece) > len(PREFIX)
     return table

@@ -10,17 +10,13 @@ from bert_pipeline.core.tables import Table, byte_size
 from bert_pipeline.experiments import expand
 from bert_pipeline.planning.hardware import HARDWARE, Hardware
 from bert_pipeline.planning.plan import DoesNotFit, make_plan
-from bert_pipeline.recipe import Recipe, Section
+from bert_pipeline.recipe import Recipe
 from bert_pipeline.settings import MOVE_HOME
+from bert_pipeline.stages import find_stage
 from bert_pipeline.study import Study
 
-DEPENDS_ON = {
-    "raw_corpus": ("corpus",),
-    "tokenizer": ("corpus", "tokenizer"),
-    "nsp_dataset": ("corpus", "tokenizer", "nsp"),
-    "masked_dataset": ("corpus", "tokenizer", "nsp", "masking"),
-}
-"""The data stages and the sections of a recipe that determine their artifact."""
+DATA_STAGES = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")
+"""In the order in which they are built: each artifact depends on the sections of its own stage and of those before."""
 
 
 def plan_study(
@@ -34,7 +30,7 @@ def plan_study(
     seconds: list[float | None] = []
     disk, counted = 0, set()
     for arm, plan in plans.items():
-        for kind in DEPENDS_ON:
+        for kind in DATA_STAGES:
             key = _key(kind, recipes[arm])
             if key not in counted:
                 counted.add(key)
@@ -73,9 +69,8 @@ def from_scratch(study: Study, arm: str, recipes: Mapping[str, Recipe]) -> Recip
 
 def _key(kind: str, recipe: Recipe) -> str:
     """Equal for arms that share the artifact."""
-    sections: dict[str, Section] = {name: getattr(recipe, name) for name in DEPENDS_ON[kind]}
-    lengths = recipe.max_seq_lengths if "nsp" in sections else ()
-    return json.dumps([kind, lengths, *(section.for_origin() for section in sections.values())])
+    stages = DATA_STAGES[: DATA_STAGES.index(kind) + 1]
+    return json.dumps([find_stage(each).section(recipe) for each in stages])
 
 
 def assert_study_fits(plan: Mapping[str, Any]) -> None:

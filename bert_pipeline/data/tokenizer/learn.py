@@ -15,8 +15,7 @@ from numba import njit
 
 from bert_pipeline.core.progress import Progress
 from bert_pipeline.data.tokenizer.merges import Pairs, count_pairs, merge, most_frequent, with_room
-
-PREFIX = "##"
+from bert_pipeline.formats.tokenizer import PREFIX
 
 
 class Spelling(NamedTuple):

@@ -33,9 +33,9 @@ class Computation(NamedTuple):
     rows: Rows
 
 
-def fastest_computation(config: PretrainedConfig, device: torch.device) -> Computation:
-    """The computation of this machine for a model: bfloat16 where the device has units for it, unless
-    BERT_PIPELINE_FINETUNING_PRECISION sets the precision.
+def usual_computation(config: PretrainedConfig, device: torch.device) -> Computation:
+    """The computation of this machine for a model, which is not always the fastest: bfloat16 where the device has units
+    for it, unless BERT_PIPELINE_FINETUNING_PRECISION sets the precision, and packed rows where the model allows them.
     """
     if device.type == "cuda":
         has_units = torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY

@@ -21,7 +21,7 @@ import torch
 
 from bert_pipeline.core.randomness import DROPOUT, draw, new_stream
 from bert_pipeline.evaluation.finetuning.batches import batches_by_length, epoch_batches
-from bert_pipeline.evaluation.finetuning.engine import Computation, TaskModel, fastest_computation
+from bert_pipeline.evaluation.finetuning.engine import Computation, TaskModel, usual_computation
 from bert_pipeline.evaluation.finetuning.heads import build_task_model, read_logits
 from bert_pipeline.evaluation.finetuning.inputs import Input, TaskInputs
 from bert_pipeline.evaluation.finetuning.protocol import SCORED, Protocol, Run
@@ -63,8 +63,8 @@ def finetune(
 ) -> Outcome:
     """Fine-tune once and predict dev and test. Resumes from the newest checkpoint in `work`, if there is one.
 
-    `on_step(steps done, steps in all)` is called before the first step and after each. `how`: the fastest of this
-    machine if None. Raises FloatingPointError if a loss or a gradient norm is not finite.
+    `on_step(steps done, steps in all)` is called before the first step and after each. `how`: the usual one of
+    this machine if None. Raises FloatingPointError if a loss or a gradient norm is not finite.
     """
     training = Training(model_dir, inputs, run, protocol, work, how)
     training.train(len(training.batches), on_step)
@@ -146,7 +146,7 @@ def begin(
     torch.manual_seed(run.seed)  # initialises the head, and the encoder of random_init
     built, fresh_pooler = build_task_model(model_dir, run.encoder, inputs.task)
     built.to(device).train()  # type: ignore[arg-type]  # transformers hides the signature of torch's method
-    model = TaskModel(built, inputs.task, inputs.pad_id, how or fastest_computation(built.config, device))
+    model = TaskModel(built, inputs.task, inputs.pad_id, how or usual_computation(built.config, device))
     return model, torch.optim.AdamW(decay_groups(built.parameters(), protocol.weight_decay), fused=True), fresh_pooler
 
 

@@ -14,7 +14,7 @@ from transformers import (
 
 from bert_pipeline import settings
 from bert_pipeline.evaluation.finetuning.batches import packed, padded
-from bert_pipeline.evaluation.finetuning.engine import Computation, TaskModel, fastest_computation
+from bert_pipeline.evaluation.finetuning.engine import Computation, TaskModel, usual_computation
 from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
 from bert_pipeline.training.model.attention import attention_on_cpu, attention_on_cpu_backward
@@ -118,16 +118,16 @@ def test_a_packed_row_has_one_of_few_shapes_and_its_padding_changes_nothing(mode
 
 def test_the_family_decides_how_rows_are_computed(monkeypatch):
     def rows(config):
-        return fastest_computation(config, CPU).rows
+        return usual_computation(config, CPU).rows
 
     assert {rows(each) for each in (BertConfig(), ElectraConfig(), RobertaConfig())} == {"packed"}
     assert {rows(each) for each in (DistilBertConfig(), ModernBertConfig())} == {"padded"}
     for precision in ("bf16", "float32"):
         monkeypatch.setenv("BERT_PIPELINE_FINETUNING_PRECISION", precision)
-        assert fastest_computation(BertConfig(), CPU) == (precision, "packed")
+        assert usual_computation(BertConfig(), CPU) == (precision, "packed")
     monkeypatch.setenv("BERT_PIPELINE_FINETUNING_PRECISION", "fp16")
     with pytest.raises(settings.SettingError, match=r"PRECISION is 'fp16'; remedy: set bf16 or float32"):
-        fastest_computation(BertConfig(), CPU)
+        usual_computation(BertConfig(), CPU)
 
 
 def test_bfloat16_is_used_where_the_processor_has_units(monkeypatch):
@@ -135,7 +135,7 @@ def test_bfloat16_is_used_where_the_processor_has_units(monkeypatch):
     for amx, avx512, expected in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "float32")):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=avx512: has)
-        assert fastest_computation(BertConfig(), CPU).precision == expected
+        assert usual_computation(BertConfig(), CPU).precision == expected
 
 
 # Dropout of attention weights on the CPU

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from bert_pipeline.evaluation.evaluate import evaluate_task
-from bert_pipeline.evaluation.finetuning.engine import TaskModel, fastest_computation
+from bert_pipeline.evaluation.finetuning.engine import TaskModel, usual_computation
 from bert_pipeline.evaluation.finetuning.finetune import predict
 from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
@@ -141,7 +141,7 @@ def test_every_kind_of_task_learns_and_predicts(family, small_task, kind):
     batch = inputs.learnable[:4]
     torch.manual_seed(1)
     model, _ = build_task_model(family, "pretrained", task)
-    wrapped = TaskModel(model, task, inputs.pad_id, fastest_computation(model.config, torch.device("cpu")))
+    wrapped = TaskModel(model, task, inputs.pad_id, usual_computation(model.config, torch.device("cpu")))
     loss = wrapped.loss(batch)
     loss.backward()
     assert np.isfinite(loss.item())

@@ -12,7 +12,7 @@ from training.runs import exit_code, fork_ranks
 from transformers import AutoTokenizer, BertConfig
 
 from bert_pipeline.evaluation.finetuning.batches import batches_by_length, epoch_batches, packed, padded, targets
-from bert_pipeline.evaluation.finetuning.engine import TaskModel, fastest_computation
+from bert_pipeline.evaluation.finetuning.engine import TaskModel, usual_computation
 from bert_pipeline.evaluation.finetuning.finetune import finetune, predict
 from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
@@ -32,7 +32,7 @@ def run_task(model_dir, task, data, work, encoder="pretrained", seed=1, setting=
 
 
 def on_this_machine(model, task, inputs):
-    return TaskModel(model, task, inputs.pad_id, fastest_computation(model.config, torch.device("cpu")))
+    return TaskModel(model, task, inputs.pad_id, usual_computation(model.config, torch.device("cpu")))
 
 
 def encode(model_dir, task, *examples, max_seq_length=64):
