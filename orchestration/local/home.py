@@ -1,6 +1,9 @@
 """The home of the graph on this machine: created once, and the environment of the programs that use it."""
 
 import hashlib
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -48,9 +51,12 @@ def _is_unedited(file: Path) -> bool:
     return written == _signed(written.partition("\n")[2])
 
 
-def environment(home: Path) -> dict[str, str]:
-    """The environment of Dagster's and MLflow's programs. Start them in Dagster's home: in a folder with a `.env`,
-    Dagster would prefer that file to these variables.
+def environment(home: Path, defaults: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of Dagster's and MLflow's programs; `defaults` apply where the user has set nothing.
+
+    Start the programs in Dagster's home: in a folder with a `.env`, Dagster would prefer that file to these variables.
     """
-    values = settings.paths_for_another_folder() | GRAPH_ENVIRONMENT
-    return settings.child_environment(settings.CPU_ENVIRONMENT, values | {"DAGSTER_HOME": str(dagster_home(home))})
+    values = settings.paths_for_another_folder() | GRAPH_ENVIRONMENT | {"DAGSTER_HOME": str(dagster_home(home))}
+    variables = settings.child_environment(settings.CPU_ENVIRONMENT | dict(defaults or {}), values)
+    programs = str(Path(sys.executable).parent)  # MLflow calls uvicorn by its name
+    return variables | {"PATH": os.pathsep.join((programs, variables.get("PATH", os.defpath)))}
