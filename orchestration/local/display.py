@@ -107,10 +107,11 @@ class Live:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table.grid(padding=(0, 1))
-        for column in ("left", "left", "right"):
-            table.add_column(justify=column, no_wrap=True)  # type: ignore[arg-type]
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table = Table.grid(padding=(0, 1), expand=True)
+        table.add_column(width=1)
+        table.add_column(width=max(map(len, self.stages.all), default=0))
+        table.add_column(width=8, justify="right")
+        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         for stage in self.stages.all.values():
             running = stage.ended is None
             mark, style = ("▸", "bold") if running else ("✗", "red") if stage.failed else ("✓", "green")

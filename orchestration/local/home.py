@@ -1,4 +1,7 @@
-"""The home of the graph on this machine: created once, and the environment of the programs that use it."""
+"""The home of the graph on this machine: created once, and the environment of the programs that use it.
+
+`make home` runs this file.
+"""
 
 import hashlib
 import os
@@ -60,3 +63,7 @@ def environment(home: Path, defaults: Mapping[str, str] | None = None) -> dict[s
     variables = settings.child_environment(settings.CPU_ENVIRONMENT | dict(defaults or {}), values)
     programs = str(Path(sys.executable).parent)  # MLflow calls uvicorn by its name
     return variables | {"PATH": os.pathsep.join((programs, variables.get("PATH", os.defpath)))}
+
+
+if __name__ == "__main__":
+    prepare(settings.home())
