@@ -44,7 +44,7 @@ README = """\
 
 A project of bert-pipeline: BERT models trained from scratch on the text of a domain.
 
-- `bert-pipeline run` builds the recipe in `recipes/`, from text to a registered model. It resumes, and builds only what is new.
+- `bert-pipeline run` builds the recipe in `recipes/`, from text to a registered model; what exists is kept.
 - `bert-pipeline ui` shows the graph, the runs and the models in a browser.
 - `bert-pipeline plan RECIPE` estimates time and disk before a run.
 - `tasks/` has evaluation tasks of your own, `studies/` comparisons of recipes, `workspace/` everything that is built.

@@ -70,7 +70,12 @@ def ui(
     from bert_pipeline.settings import home
     from orchestration.local.pages import serve
 
-    serve(home(), dagster_port, mlflow_port, lambda name, address: show(f"{name}: {address}"))
+    def say(line: str) -> None:
+        show(line)
+        sys.stdout.flush()
+
+    say("Starting Dagster and MLflow; Ctrl-C stops both.")
+    serve(home(), dagster_port, mlflow_port, lambda name, address: say(f"{name}: {address}"))
 
 
 def _default_recipe() -> str:

@@ -7,15 +7,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
 from bert_pipeline import settings
-from orchestration.local.home import dagster_home, environment, prepare
+from orchestration.local.home import environment, prepare
+from orchestration.local.signals import collected_signals
 from orchestration.tracking.database import open_client
 
 WORKSPACE = Path(__file__).with_name("workspace.yaml")
@@ -102,7 +102,7 @@ def serve(home: Path, dagster_port: int, mlflow_port: int, on_answer: Callable[[
     open_client(tracking)  # creates the tables of a new database, before two programs do so at once
     urls = {f"BERT_PIPELINE_{server.name.upper()}_URL": server.address for server in servers}
     variables = environment(home, urls)
-    with _signals() as received:
+    with collected_signals() as received:
         try:
             for server in servers:
                 server.start(folder, variables)
@@ -119,28 +119,14 @@ def serve(home: Path, dagster_port: int, mlflow_port: int, on_answer: Callable[[
 
 def _dagster(port: int, logs: Path) -> Server:
     command = [sys.executable, "-m", "dagster_dg_cli.cli.entrypoint", "dev", "--workspace", str(WORKSPACE)]
-    return Server("Dagster", [*command, "--host", HOST, "--port", str(port)], port, "/server_info", logs / "dagster.log")
+    return Server(
+        "Dagster", [*command, "--host", HOST, "--port", str(port)], port, "/server_info", logs / "dagster.log"
+    )
 
 
 def _mlflow(port: int, database: str, logs: Path) -> Server:
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     return Server("MLflow", [*command, "--backend-store-uri", database], port, "/health", logs / "mlflow.log")
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect the signals that would end this process."""
-    received: list[int] = []
-
-    def collect(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, collect) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(servers: Sequence[Server], received: Sequence[int]) -> None:

@@ -61,14 +61,18 @@ def test_what_the_user_set_wins_over_defaults_only(tmp_path, monkeypatch):
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
     monkeypatch.setenv("BERT_PIPELINE_HOME", str(tmp_path))
     monkeypatch.setenv("BERT_PIPELINE_MLFLOW_URL", "http://mine")
-    found = environment(tmp_path, {"BERT_PIPELINE_MLFLOW_URL": "http://default", "BERT_PIPELINE_DAGSTER_URL": "http://d"})
+    found = environment(
+        tmp_path, {"BERT_PIPELINE_MLFLOW_URL": "http://default", "BERT_PIPELINE_DAGSTER_URL": "http://d"}
+    )
     assert found["DAGSTER_HOME"] == str(tmp_path / "dagster") and found["BERT_PIPELINE_HOME"] == str(tmp_path)
     assert found["MALLOC_TOP_PAD_"] == "1" and found["MALLOC_MMAP_MAX_"] == "0"
     assert found["BERT_PIPELINE_MLFLOW_URL"] == "http://mine" and found["BERT_PIPELINE_DAGSTER_URL"] == "http://d"
     assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
 
-def row(step: str | None, message: str, seconds: float = 0.0, event: str | None = None, level: int = logging.INFO) -> dict:
+def row(
+    step: str | None, message: str, seconds: float = 0.0, event: str | None = None, level: int = logging.INFO
+) -> dict:
     return {"time": seconds, "step": step, "level": level, "event": event, "message": message}
 
 
