@@ -5,7 +5,6 @@ be moved, copied and kept under version control; `.gitignore` leaves out the hom
 """
 
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def write_recipe(text: Path) -> str:
     table = read_table(PACKAGED_RECIPES / f"small{SUFFIX}", "recipe", RecipeError)
     corpus = {"path": str(text), "heldout_fraction": table["corpus"]["heldout_fraction"]}
     description = "The packaged recipe `small` on other text"
-    changed: Mapping[str, Any] = {"description": description, "corpus": corpus}
+    changed: dict[str, Any] = {"description": description, "corpus": corpus}
     return to_toml(table | changed | {"evaluation": None})
 
 

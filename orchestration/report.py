@@ -1,5 +1,5 @@
-"""The tables at the end of `bert-pipeline run`: artifacts and their paths, losses, scores, the registered model, whether it
-is better than the one before, and the next commands.
+"""The tables at the end of `bert-pipeline run`: artifacts and their paths, losses, scores, the registered model, the
+comparison with the champion, and the next commands.
 
 python -m orchestration.report demo
 """

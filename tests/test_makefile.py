@@ -1,6 +1,4 @@
-"""The Makefile in a clone whose path has blanks: installation, the commands that it calls, and `make ui` with all of its
-processes.
-"""
+"""The Makefile in a clone whose path has blanks: installation, the commands it calls, the processes of `make ui`."""
 
 import json
 import os

@@ -119,9 +119,8 @@ class Live:
             table.add_row(Text(mark, style=style), stage.name, _duration(stage.seconds), Text(line))
         if self.stages.losses:
             losses = self.stages.losses
-            table.add_row(
-                "", "loss", "", Text(f"{sparkline(losses)}  {losses[0]:.2f} → {losses[-1]:.2f}", style="cyan")
-            )
+            curve = f"{sparkline(losses)}  {losses[0]:.2f} → {losses[-1]:.2f}"
+            table.add_row("", "loss", "", Text(curve, style="cyan"))
         return table
 
 

@@ -119,9 +119,8 @@ def serve(home: Path, dagster_port: int, mlflow_port: int, on_answer: Callable[[
 
 def _dagster(port: int, logs: Path) -> Server:
     command = [sys.executable, "-m", "dagster_dg_cli.cli.entrypoint", "dev", "--workspace", str(WORKSPACE)]
-    return Server(
-        "Dagster", [*command, "--host", HOST, "--port", str(port)], port, "/server_info", logs / "dagster.log"
-    )
+    command += ["--host", HOST, "--port", str(port)]
+    return Server("Dagster", command, port, "/server_info", logs / "dagster.log")
 
 
 def _mlflow(port: int, database: str, logs: Path) -> Server:

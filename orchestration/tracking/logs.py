@@ -1,4 +1,4 @@
-"""Forward the library's log to Dagster's event log, and format Dagster's log for a terminal and for `bert-pipeline run`."""
+"""Forward the library's log to Dagster's event log, and format Dagster's log for a terminal and for other programs."""
 
 import json
 import logging
