@@ -151,8 +151,8 @@ def test_help_and_version(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0 and out == run(capsys, "-h")[1]
     headings = re.findall(r"^([A-Z].*):$", out, re.MULTILINE)
-    groups = ["Pipeline stages", "Plan and inspect", "Evaluate", "Data", "Models and lineage", "Artifacts", "Options"]
-    assert headings == groups
+    groups = ["Projects", "Pipeline stages", "Plan and inspect", "Evaluate", "Data", "Models and lineage", "Artifacts"]
+    assert headings == [*groups, "Options"]
     for name, command in app.command_line().commands.items():
         code, out, _ = run(capsys, name, "-h")
         assert code == 0 and out.startswith(f"Usage: bert-pipeline {name} ") and command.help
