@@ -22,7 +22,9 @@ directory_type = "project"
 [project]
 code_location_name = "{settings.CODE_LOCATION}"
 code_location_target_module = "orchestration.definitions"
-root_module = "recipes"  # dg requires a folder of this project; the graph comes from the installed package
+# dg requires a folder of this project; the graph comes from the installed package.
+root_module = "recipes"
+defs_module = "recipes"
 
 [cli.telemetry]
 enabled = false
