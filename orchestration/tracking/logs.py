@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,11 @@ import dagster as dg
 from bert_pipeline.core.printable import one_record
 
 LIBRARY = logging.getLogger("bert_pipeline")
+
+NOISE = (
+    "did not yield or return expected outputs",  # the outputs of tasks that the recipe does not evaluate
+    ". Not executing.",  # every step after a failed one
+)
 
 
 class _Forward(logging.Handler):
@@ -56,12 +61,16 @@ def _error_of(event: Any) -> Any:
     return error
 
 
+def _is_noise(meta: Mapping[str, Any]) -> bool:
+    return any(words in meta["orig_message"] for words in NOISE)
+
+
 def _is_worth_reading(record: logging.LogRecord) -> bool:
     """Keep log lines and failures; of Dagster's other events, only the success of each step."""
     meta = record.__dict__["dagster_meta"]
     event = meta["dagster_event"]
-    if "did not yield or return expected outputs" in meta["orig_message"]:
-        return False  # the outputs of tasks that the recipe does not evaluate
+    if _is_noise(meta):
+        return False
     return event is None or record.levelno >= logging.WARNING or event.event_type_value == "STEP_SUCCESS"
 
 
@@ -87,9 +96,19 @@ class _AsRow(logging.Formatter):
             "step": meta["step_key"],
             "level": record.levelno,
             "event": event.event_type_value if event else None,
-            "message": f"{error.cls_name}: {error.message}" if error else meta["orig_message"],
+            "message": _reason(error) if error else meta["orig_message"],
         }
         return json.dumps(row)
+
+
+def _reason(error: Any) -> str:
+    """`Class: message`, without the module of the class."""
+    return f"{error.cls_name}: {error.message.partition(': ')[2].strip()}".removesuffix(": ")
+
+
+def _is_a_row(record: logging.LogRecord) -> bool:
+    meta = record.__dict__["dagster_meta"]
+    return not _is_noise(meta) and (record.levelno >= logging.INFO or meta["dagster_event"] is not None)
 
 
 @dg.logger(config_schema={"path": str})
@@ -98,6 +117,6 @@ def rows(context: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("rows", logging.DEBUG)  # Dagster logs the start and the success of a step as DEBUG
     handler = logging.FileHandler(Path(context.logger_config["path"]), encoding="utf-8")
     handler.setFormatter(_AsRow())
-    handler.addFilter(lambda record: record.levelno >= logging.INFO or record.__dict__["dagster_meta"]["dagster_event"])
+    handler.addFilter(_is_a_row)
     logger.addHandler(handler)
     return logger

@@ -55,9 +55,9 @@ def test_a_failed_stage_is_one_reason_and_a_log(project):
     process = start(project, "broken")
     lines = process.communicate()[1].splitlines()
     assert process.returncode == 1 and lines[0].startswith("raw_corpus: failed in ")
-    assert "nowhere" in lines[1] and "remedy" in "".join(lines)
+    assert lines[1].startswith("bert-pipeline run: SourceError: ") and "nowhere" in lines[1]
     log = Path(lines[-1].partition("log of the run: ")[2])
-    assert log.parent == project / "workspace" / "logs" and "Traceback" in log.read_text()
+    assert log.parent == project / "workspace" / "logs" and "Stack Trace:" in log.read_text()
 
 
 @pytest.mark.slow
