@@ -260,7 +260,7 @@ STAGES = {
     ),
     "pretrained_checkpoint": Stage(
         ("tokenizer", "nsp_dataset", "masked_dataset"),
-        "6",
+        "7",
         lambda r: r.pretrain.for_origin() | {"model": r.model.for_origin()},
         _pretrained_checkpoint,
         outside=_initial_model,
