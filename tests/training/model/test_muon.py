@@ -9,8 +9,8 @@ from scipy.optimize import linprog
 from torch import nn
 from torch.optim._muon import _zeropower_via_newtonschulz
 
-from bert_pipeline.training.model.model import build_model
 from bert_pipeline.training.model import muon
+from bert_pipeline.training.model.model import build_model
 from bert_pipeline.training.model.muon import COEFFICIENTS, EPSILON, MuonWithAdamW, orthogonal_updates, orthogonalised
 from bert_pipeline.training.model.optim import build_optimizer, muon_matrices, schedule_learning_rate
 
