@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks import curves, ours, pretraining, quality, rows, scaling, scripts, text, training
+from benchmarks import curves, evaluation, ours, pretraining, quality, rows, scaling, scripts, text, training
 from benchmarks.children import MeasurementError, measure
 from benchmarks.peers import environments, google, tokenizers_batch, transformers_trainer
 from benchmarks.peers.environments import PeerError
@@ -427,3 +427,19 @@ def test_scaling_fits_the_relation_that_made_the_losses():
     assert found.loss(5e6, 2e7) == pytest.approx(made.loss(5e6, 2e7), rel=1e-3)
     with pytest.raises(ValueError, match="4 runs; remedy: at least 5"):
         scaling.fit(runs[:4])
+
+
+@pytest.mark.slow
+def test_fine_tuning_of_all_sides_on_the_generated_task(run_python, tmp_path):
+    code = (
+        "import sys; from benchmarks import evaluation; evaluation.MIN_STEPS = 20; evaluation.MIN_EPOCHS = 1; "
+        "evaluation.WARM_UP = 2; "
+        "sys.argv = ['evaluation', '--task', 'sample-chem', '--rounds', '1', '--json']; evaluation.main()"
+    )
+    finished = run_python("-c", code, BERT_PIPELINE_HOME=str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    names = ["sample-chem, training"] * 2 + ["sample-chem, prediction"] * 2
+    assert [row["name"] for row in found["rows"]] == names
+    assert all(row["ratio"] > 0 for row in found["rows"])
+    assert evaluation.BEFORE in evaluation.table(found)

@@ -106,7 +106,6 @@ def train(
         output_dir=str(out),
         per_device_train_batch_size=batch // accumulated,
         gradient_accumulation_steps=accumulated,
-        lr_scheduler_type="linear",
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         logging_first_step=True,
@@ -115,7 +114,7 @@ def train(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        **arguments,
+        **{"lr_scheduler_type": "linear"} | arguments,
     )
     training = Trainer(
         model,

@@ -66,7 +66,7 @@ def make_plan(
     log.info("plan: read %s of the source in %.1f s", f"{found.share_read:.0%}", found.seconds)
     with tempfile.TemporaryDirectory(prefix="bert-pipeline-plan-") as folder:
         trial = run_trial(recipe, found, Path(folder))
-        pace = _time_training(recipe, Path(folder)) if time_training else None
+        pace = _pace(recipe, Path(folder)) if time_training else None
     if pace:
         try:
             recipe = recipe.model_copy(update={"pretrain": fit_to_budget(recipe.pretrain, pace)})
@@ -101,8 +101,17 @@ def assert_fits(plan: Mapping[str, Any]) -> None:
         )
 
 
-def _time_training(recipe: Recipe, folder: Path) -> Pace | None:
-    """Time training on the trial's pairs in `folder`. Return None if the probe fails on this machine."""
+def _pace(recipe: Recipe, folder: Path) -> Pace | None:
+    """None if training cannot be timed on this machine."""
+    try:
+        return measure_training(recipe, folder)
+    except ProbeFailed as error:
+        log.warning("plan: the time of pretraining on this machine is unknown: %s", error)
+        return None
+
+
+def measure_training(recipe: Recipe, folder: Path) -> Pace:
+    """Time training on the trial's pairs in `folder`. Raise ProbeFailed if this machine cannot."""
     log.info("plan: pretraining")
     job = Job(
         section=recipe.pretrain,
@@ -114,11 +123,7 @@ def _time_training(recipe: Recipe, folder: Path) -> Pace | None:
         out=folder,
         per_device_tokens=per_device_tokens(),
     )
-    try:
-        return measure_pace(job, folder, settings.child_environment(settings.CPU_ENVIRONMENT))
-    except ProbeFailed as error:
-        log.warning("plan: the time of pretraining on this machine is unknown: %s", error)
-        return None
+    return measure_pace(job, folder, settings.child_environment(settings.CPU_ENVIRONMENT))
 
 
 class Estimate:
