@@ -92,7 +92,12 @@ def recorded_recipe(name: str, artifacts: Mapping[str, Artifact], description: s
         "masking": sections["masked_dataset"],
         "model": pretrain["model"],
         "pretrain": _without(pretrain, "model"),
-        "evaluation": {"tasks": [_task(task, artifacts) for task in sections["evaluations"]["tasks"]]},
+        "evaluation": {
+            "baseline": all(
+                each.get("baseline", True) for kind, each in sections.items() if kind.startswith(EVALUATION)
+            ),
+            "tasks": [_task(task, artifacts) for task in sections["evaluations"]["tasks"]],
+        },
     }
     if pretrain.get("init_from"):
         del values["tokenizer"]

@@ -204,7 +204,8 @@ def _task_stage(name: str) -> Stage:
 
         chosen, limit = task_settings(recipe), recipe.model.max_position_embeddings
         stops = {"stop_losing_settings": True} if chosen.stop_losing_settings else {}
-        return protocol(find_task(name), chosen, limit).model_dump() | {"other_data": chosen.other_data} | stops
+        alone = {} if recipe.evaluation.baseline else {"baseline": False}
+        return protocol(find_task(name), chosen, limit).model_dump() | {"other_data": chosen.other_data} | stops | alone
 
     def outside(recipe: Recipe) -> dict[str, str]:
         from bert_pipeline.evaluation.tasks.task import task_fingerprint
@@ -214,7 +215,8 @@ def _task_stage(name: str) -> Stage:
     def build(recipe: Recipe, inputs: Mapping[str, Path], out: Path, on_row: OnRow) -> Facts:
         from bert_pipeline.evaluation.evaluate import evaluate_checkpoint
 
-        return evaluate_checkpoint(task_settings(recipe), inputs["pretrained_checkpoint"], out, on_row)
+        settings, checkpoint = task_settings(recipe), inputs["pretrained_checkpoint"]
+        return evaluate_checkpoint(settings, checkpoint, out, on_row, recipe.evaluation.baseline)
 
     return Stage(("pretrained_checkpoint",), "2", section, build, resumable=True, outside=outside)
 

@@ -56,7 +56,10 @@ def test_an_arm_is_the_base_with_its_changes(write):
     assert [recipe.name for recipe in recipes.values()][:2] == ["mine--a--seed1", "mine--b--seed1"]
     plain, changed = recipes["a", 2], recipes["b", 2]
     assert plain.model_copy(update={"name": "demo", "description": base.description}) == base.model_copy(
-        update={"pretrain": base.pretrain.model_copy(update={"seed": 2})}
+        update={
+            "pretrain": base.pretrain.model_copy(update={"seed": 2}),
+            "evaluation": base.evaluation.model_copy(update={"baseline": False}),
+        }
     )
     for section in ("corpus", "tokenizer", "nsp", "masking", "model", "evaluation"):
         assert getattr(plain, section) == getattr(changed, section), section
