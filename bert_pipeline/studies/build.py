@@ -52,7 +52,11 @@ def build_study(study: Study, evidence: Evidence, out: Path) -> Facts:
     write_page(out, study, results, evidence)
     facts = _facts(study, results)
     losses = {arm: [asdict(curve) for curve in curves] for arm, curves in results.curves.items()}
-    text = json.dumps(facts | {"losses": losses}, indent=2)
+    settings = {
+        task: {"tried": results.tried[task]._asdict()} | {arm: each._asdict() for arm, each in of_arms.items()}
+        for task, of_arms in results.chosen.items()
+    }
+    text = json.dumps(facts | {"losses": losses, "finetuning_settings": settings}, indent=2)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
     return facts
 
