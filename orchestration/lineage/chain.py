@@ -257,7 +257,8 @@ def _describe(chain: Chain, kind: str, workshop: Workshop) -> dict[str, Any]:
 
 def _facts(made: Artifact) -> dict[str, Any]:
     if made.kind.startswith(EVALUATION):
-        scores = {name: mean_and_sd(made.facts[name]) for name in ("pretrained", "random_init") if name in made.facts}
+        encoders: tuple[str, ...] = ("pretrained", "random_init")
+        scores = {name: mean_and_sd(made.facts[name]) for name in encoders if name in made.facts}
         return {"metric": made.facts["metric"], **scores, "seeds": made.facts["seeds"]}
     facts = {name: made.facts[name] for name in FACTS.get(made.kind, ()) if made.facts.get(name) not in (None, "")}
     if made.kind == "tokenizer":
