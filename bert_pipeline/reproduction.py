@@ -19,9 +19,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from bert_pipeline.core.files import cached_digest
+from bert_pipeline.lineage import make_stage, stage_origin
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe, to_toml
-from bert_pipeline.stages import EVALUATION, STAGES, kinds_of, make_stage, resolve_recipe, stage_origin
+from bert_pipeline.stages import EVALUATION, STAGES, kinds_of, resolve_recipe
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact
 

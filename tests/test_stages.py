@@ -9,6 +9,7 @@ from bert_pipeline.data.corpus.sources import describe_sources, source_files, wr
 from bert_pipeline.evaluation.tasks.task import TaskError
 from bert_pipeline.experiments import find_recipe
 from bert_pipeline.formats.corpus import iterate_documents
+from bert_pipeline.lineage import Tracker, make_stage, stage_origin
 from bert_pipeline.recipe import (
     CorpusRecipe,
     EvaluationRecipe,
@@ -17,7 +18,7 @@ from bert_pipeline.recipe import (
     RetrainingRecipe,
     TaskRecipe,
 )
-from bert_pipeline.stages import Tracker, find_stage, initial_directory, kinds_of, make_stage, stage_origin
+from bert_pipeline.stages import find_stage, initial_directory, kinds_of
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError
 

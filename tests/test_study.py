@@ -249,9 +249,11 @@ def test_the_arms_of_the_ablation_of_text_differ_in_text_alone():
 
 def test_a_first_model_of_one_step_keeps_its_random_weights():
     for name in ("thesis", "ablation-text", "ablation-vocabulary"):
-        [start] = [recipe for (_, seed), recipe in expand(find_study(name)).items() if recipe.pretrain.num_steps == 1][:1]
-        [phase] = start.pretrain.phases
-        assert phase.learning_rate == phase.muon_learning_rate == 1e-12 and not start.evaluation.tasks
+        starts = [recipe for recipe in expand(find_study(name)).values() if recipe.pretrain.num_steps == 1]
+        assert len(starts) == 3
+        for start in starts:
+            [phase] = start.pretrain.phases
+            assert phase.learning_rate == phase.muon_learning_rate == 1e-12 and not start.evaluation.tasks
 
 
 def test_the_arms_of_the_thesis_have_equal_totals_and_tuned_rates():

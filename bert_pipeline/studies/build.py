@@ -12,8 +12,9 @@ from typing import Any
 
 from bert_pipeline.evaluation.scoring.multibootstrap import Difference, Standing
 from bert_pipeline.experiments import expand, find_study
+from bert_pipeline.lineage import make_stage, stage_origin
 from bert_pipeline.recipe import Recipe
-from bert_pipeline.stages import kinds_of, make_stage, resolve_recipe, stage_origin
+from bert_pipeline.stages import kinds_of, resolve_recipe
 from bert_pipeline.store import artifact, remote
 from bert_pipeline.store.artifact import Artifact, Facts
 from bert_pipeline.studies.evidence import Evidence, collect, missing_recipes

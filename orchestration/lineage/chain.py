@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_pipeline.core.files import cached_digest
+from bert_pipeline.lineage import sources_in_store
 from bert_pipeline.report.score_table import mean_and_sd
 from bert_pipeline.reproduction import PROOF, SOURCES, ReproductionError, recorded_recipe, write_reproduction
-from bert_pipeline.stages import EVALUATION, STAGES, check_artifact_files, sources_in_store
+from bert_pipeline.stages import EVALUATION, STAGES, check_artifact_files
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError
 from orchestration.registry.versions import RECIPE_DESCRIPTION, faults_of_files, faults_of_run

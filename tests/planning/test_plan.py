@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bert_pipeline.cli import main
 from bert_pipeline.data.corpus.shard import Pile
 from bert_pipeline.data.sources.records import Document
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.planning import survey
 from bert_pipeline.planning.hardware import HARDWARE
 from bert_pipeline.planning.plan import DoesNotFit, Estimate, assert_fits, largest_shard, make_plan
@@ -21,7 +22,6 @@ from bert_pipeline.planning.table import show
 from bert_pipeline.planning.trial import Trial
 from bert_pipeline.recipe import CorpusRecipe, ModelRecipe, Recipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
-from bert_pipeline.stages import make_stage
 from bert_pipeline.training.batches.dataset import Load
 from bert_pipeline.training.launch.budget import Pace, measure_pace
 from bert_pipeline.training.model.flops import num_parameters, training_flops

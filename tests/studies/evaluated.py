@@ -5,8 +5,9 @@ import random
 from pathlib import Path
 
 from bert_pipeline.experiments import expand, find_study
+from bert_pipeline.lineage import stage_origin
 from bert_pipeline.recipe import Recipe
-from bert_pipeline.stages import EVALUATION, find_stage, kinds_of, resolve_recipe, stage_origin
+from bert_pipeline.stages import EVALUATION, find_stage, kinds_of, resolve_recipe
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, Facts
 

@@ -10,7 +10,8 @@ from studies.evaluated import build, build_all
 
 from bert_pipeline.cli import main
 from bert_pipeline.experiments import expand, find_study
-from bert_pipeline.stages import NotBuilt, find_artifacts
+from bert_pipeline.lineage import find_artifacts
+from bert_pipeline.stages import NotBuilt
 from bert_pipeline.studies.build import make_study, standings_of
 from bert_pipeline.studies.evidence import StudyIncomplete
 
