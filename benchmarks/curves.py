@@ -54,7 +54,7 @@ def seconds_to(loss: float, curves: Sequence[Curve]) -> float | None:
 
 def prepare(folder: str, recipe: dict[str, Any]) -> Answer:
     """Build the artifacts that all sides train on."""
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
 
     here, started = Path(folder), time.perf_counter()
     chosen = Recipe.model_validate_json(json.dumps(recipe))
@@ -113,7 +113,7 @@ def shortened(recipe: Recipe, num_steps: int) -> Recipe:
 
 def learn(folder: str, recipe: dict[str, Any], num_steps: int, eval_every: int, heldout_pairs: int) -> Answer:
     """Train with the regular stage for `num_steps` steps and delete the result."""
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
 
     here, out = Path(folder), Path(folder, "pretrained_checkpoint")
     chosen = shortened(Recipe.model_validate_json(json.dumps(recipe)), num_steps)

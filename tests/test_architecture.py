@@ -39,6 +39,7 @@ FLOORS = [
     "bert_pipeline.evaluation.finetuning",
     "bert_pipeline.evaluation",
     "bert_pipeline.stages",
+    "bert_pipeline.lineage",
     "bert_pipeline.planning",
     "bert_pipeline.studies",
     "bert_pipeline.reproduction",

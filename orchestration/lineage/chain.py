@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_pipeline.core.files import cached_digest
+from bert_pipeline.lineage import sources_in_store
 from bert_pipeline.report.score_table import mean_and_sd
 from bert_pipeline.reproduction import PROOF, SOURCES, ReproductionError, recorded_recipe, write_reproduction
-from bert_pipeline.stages import EVALUATION, STAGES, check_artifact_files, sources_in_store
+from bert_pipeline.stages import EVALUATION, STAGES, check_artifact_files
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError
 from orchestration.registry.versions import RECIPE_DESCRIPTION, faults_of_files, faults_of_run
@@ -257,7 +258,8 @@ def _describe(chain: Chain, kind: str, workshop: Workshop) -> dict[str, Any]:
 
 def _facts(made: Artifact) -> dict[str, Any]:
     if made.kind.startswith(EVALUATION):
-        scores = {name: mean_and_sd(made.facts[name]) for name in ("pretrained", "random_init")}
+        encoders: tuple[str, ...] = ("pretrained", "random_init")
+        scores = {name: mean_and_sd(made.facts[name]) for name in encoders if name in made.facts}
         return {"metric": made.facts["metric"], **scores, "seeds": made.facts["seeds"]}
     facts = {name: made.facts[name] for name in FACTS.get(made.kind, ()) if made.facts.get(name) not in (None, "")}
     if made.kind == "tokenizer":

@@ -15,9 +15,10 @@ import pytest
 from bert_pipeline.cli import main
 from bert_pipeline.core.files import cached_digest
 from bert_pipeline.data.corpus.sources import SourceFile, write_sources
+from bert_pipeline.lineage import stage_origin
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.reproduction import rebuild
-from bert_pipeline.stages import find_stage, kinds_of, stage_origin
+from bert_pipeline.stages import find_stage, kinds_of
 from bert_pipeline.store import artifact
 from bert_pipeline.store.shards import Entry, ShardStore
 from orchestration.assets import ASSETS

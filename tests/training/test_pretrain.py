@@ -17,7 +17,7 @@ from training.runs import SABOTAGED, exit_code, fork_ranks, job_for, trace, trai
 from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.formats.metrics import read_rows
-from bert_pipeline.stages import make_stage
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.training.launch.build import TrainingFailed
 from bert_pipeline.training.pretrain import EXIT_RESUME
 
