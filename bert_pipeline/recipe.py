@@ -79,8 +79,8 @@ class CorpusRecipe(Section):
     .bz2 or .zst, and .zip archives of these files. `pubmed`: NLM's baseline and update files, downloaded by
     `bert-pipeline download-pubmed`. `sample`: text generated for the demo."""
     path: str = ""
-    """File, folder or glob of the text. Relative paths start from BERT_PIPELINE_DATA (default: the current
-    directory)."""
+    """File, folder or glob of the text. Relative paths start from BERT_PIPELINE_DATA (default: the
+    project, else the current directory)."""
     sources_file: str = ""
     """Path of the `sources.jsonl` of an earlier corpus. Only the files listed there are read; a missing or changed file
     is an error. Empty: read every file found."""

@@ -1,11 +1,14 @@
-"""Every environment variable that the project reads, with its meaning and default.
+"""Every environment variable that the code reads, with its meaning and default, and the project that gives defaults.
 
 They set where and how fast a run computes; the recipe (recipe.py) sets what it computes. No other file reads the
 environment. docs/reference/environment.md is generated from the two tables below.
+
+A project is a folder that `bert-pipeline init` wrote. Inside it, the folders of the project are the defaults.
 """
 
 import os
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,20 +25,23 @@ class Variable(NamedTuple):
 
 VARIABLES = {
     "BERT_PIPELINE_HOME": Variable(
-        "Folder for all state: artifacts, Dagster's home, MLflow's database.", "`workspace` in the current directory"
+        "Folder for all state: artifacts, Dagster's home, MLflow's database.",
+        "`workspace` in the project, else in the current directory",
     ),
     "BERT_PIPELINE_DATA": Variable(
-        "Folder from which relative paths of text and evaluation data start.", "the current directory"
+        "Folder from which relative paths of text and evaluation data start.", "the project, else the current directory"
     ),
     "BERT_PIPELINE_RECIPES": Variable(
-        "Folders with your own recipes, separated by `:`. The packaged recipes are always available.", "none"
+        "Folders with your own recipes, separated by `:`. The packaged recipes are always available.",
+        "`recipes` in the project, else none",
     ),
     "BERT_PIPELINE_STUDIES": Variable(
         "Folders with your own [studies](../studies.md), separated by `:`. The packaged studies are always available.",
-        "none",
+        "`studies` in the project, else none",
     ),
     "BERT_PIPELINE_TASKS": Variable(
-        "Folders with your own evaluation tasks, separated by `:`. The BLURB tasks are always available.", "none"
+        "Folders with your own evaluation tasks, separated by `:`. The BLURB tasks are always available.",
+        "`tasks` in the project, else none",
     ),
     "BERT_PIPELINE_WORKERS": Variable(
         "Number of worker processes in the data stages.", "the cores available to the process"
@@ -89,6 +95,7 @@ VARIABLES = {
 """Variables that users set."""
 
 INTERNAL_VARIABLES = {
+    "BERT_PIPELINE_PROJECT": Variable("Root of the project, for programs that run in another folder."),
     "BERT_PIPELINE_WORLD_SIZE": Variable("Number of training processes; set by the launcher, checked by each process."),
     "BERT_PIPELINE_LAUNCHER": Variable("Process id of the launcher; training stops when that process ends."),
     "ACCELERATE_MIXED_PRECISION": Variable("Precision of a training process, set from the accelerate config."),
@@ -140,6 +147,12 @@ ACCELERATE_CONFIGS = Path(__file__).parent / "training" / "launch" / "accelerate
 """Folder of the packaged accelerate configs."""
 
 
+PROJECT_FILE = "dg.toml"
+"""The file that makes a folder a project: with it, Dagster's commands load the graph in this folder."""
+
+CODE_LOCATION = "bert-pipeline"
+"""What Dagster calls the graph. A dg.toml with this `code_location_name` belongs to a project."""
+
 PYCACHE = "__pycache__"
 
 
@@ -180,8 +193,31 @@ def _can_cache_beside(package: Path) -> bool:
     return all(place.is_dir() and os.access(place, os.W_OK) for place in places)
 
 
+def project() -> Path | None:
+    """Root of the project: the current directory or the nearest folder above it that is a project; None outside of one.
+
+    Raises SettingError if a dg.toml cannot be read.
+    """
+    if given := os.environ.get("BERT_PIPELINE_PROJECT"):
+        return Path(given)
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if _is_project(folder)), None)
+
+
+def _is_project(folder: Path) -> bool:
+    file = folder / PROJECT_FILE
+    if not file.is_file():
+        return False
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{file}: cannot be read: {error}; remedy: correct it, or write a new one") from None
+    section = table.get("project")
+    return isinstance(section, dict) and section.get("code_location_name") == CODE_LOCATION
+
+
 def home() -> Path:
-    return Path(os.environ.get("BERT_PIPELINE_HOME") or "workspace").absolute()
+    return Path(os.environ.get("BERT_PIPELINE_HOME") or (project() or Path()) / "workspace").absolute()
 
 
 def store() -> Path:
@@ -190,7 +226,7 @@ def store() -> Path:
 
 
 def data_folder() -> Path:
-    return Path(os.environ.get("BERT_PIPELINE_DATA") or ".")
+    return Path(os.environ.get("BERT_PIPELINE_DATA") or project() or ".")
 
 
 def in_data_folder(path: str) -> Path:
@@ -199,19 +235,36 @@ def in_data_folder(path: str) -> Path:
 
 
 def recipe_folders() -> list[Path]:
-    return _folders("BERT_PIPELINE_RECIPES")
+    return _folders("BERT_PIPELINE_RECIPES", "recipes")
 
 
 def study_folders() -> list[Path]:
-    return _folders("BERT_PIPELINE_STUDIES")
+    return _folders("BERT_PIPELINE_STUDIES", "studies")
 
 
 def task_folders() -> list[Path]:
-    return _folders("BERT_PIPELINE_TASKS")
+    return _folders("BERT_PIPELINE_TASKS", "tasks")
 
 
-def _folders(variable: str) -> list[Path]:
-    return [Path(folder) for folder in os.environ.get(variable, "").split(os.pathsep) if folder]
+def _folders(variable: str, name: str) -> list[Path]:
+    """The folders that the variable names, else the folder `name` of the project, if it is there."""
+    if value := os.environ.get(variable):
+        return [Path(folder) for folder in value.split(os.pathsep) if folder]
+    root = project()
+    return [root / name] if root and (root / name).is_dir() else []
+
+
+def paths_for_another_folder() -> dict[str, str]:
+    """Variables that give a child process with another working directory the same project and the same paths."""
+    values = {"BERT_PIPELINE_HOME": str(home()), "BERT_PIPELINE_DATA": str(data_folder().absolute())}
+    if root := project():
+        values["BERT_PIPELINE_PROJECT"] = str(root)
+    for name in ("BERT_PIPELINE_RECIPES", "BERT_PIPELINE_STUDIES", "BERT_PIPELINE_TASKS"):
+        if value := os.environ.get(name):
+            values[name] = os.pathsep.join(str(Path(folder).absolute()) for folder in value.split(os.pathsep) if folder)
+    if os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG"):
+        values["BERT_PIPELINE_ACCELERATE_CONFIG"] = str(accelerate_config())
+    return values
 
 
 def num_workers() -> int:

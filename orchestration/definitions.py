@@ -9,7 +9,7 @@ from orchestration.automation.retraining import new_text, whole_graph
 from orchestration.automation.schedules import SCHEDULES, SENSORS
 from orchestration.automation.watchers import failure_webhook, mlflow_is_told
 from orchestration.studies.asset import study, study_job
-from orchestration.tracking.logs import console
+from orchestration.tracking.logs import console, rows
 from orchestration.workshop import resources
 
 
@@ -21,6 +21,6 @@ def defs() -> dg.Definitions:
         schedules=SCHEDULES,
         sensors=[*SENSORS, mlflow_is_told, failure_webhook],
         resources=resources(home()),
-        loggers={"console": console},
+        loggers={"console": console, "rows": rows},
         executor=dg.in_process_executor,  # training starts its own processes; steps need none
     )

@@ -1,8 +1,10 @@
-"""The tables at the end of `make demo`: artifacts and their paths, losses, scores, the registered model.
+"""The tables at the end of `bert-pipeline run`: artifacts and their paths, losses, scores, the registered model, the
+comparison with the champion, and the next commands.
 
 python -m orchestration.report demo
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from bert_pipeline.settings import home
 from bert_pipeline.stages import kinds_of
 from bert_pipeline.store.artifact import Artifact
 from orchestration.registry import versions
+from orchestration.registry.champion import judge
+from orchestration.registry.ledger import find_champion
 from orchestration.tracking.mlflow_runs import Mlflow
 from orchestration.workshop import resources
 
@@ -24,11 +28,11 @@ def report(recipe: str, home: Path) -> str:
     made = {kind: used["artifacts"].artifact(kind, recipe) for kind in kinds}
     parts = [_artifacts(made), _pretraining(made["pretrained_checkpoint"])]
     parts += [_tasks(made["evaluations"])] if made["evaluations"].facts["tasks"] else []
-    return "\n".join([*parts, _model(used["workshop"].mlflow, recipe), _next_commands(made, recipe)])
+    return "\n".join([*parts, *_model(used["workshop"].mlflow, home, made, recipe)])
 
 
 def _artifacts(made: dict[str, Artifact]) -> str:
-    rows = [(kind, _path(one), f"{one.record['made']['seconds']:,.1f} s") for kind, one in made.items()]
+    rows = [(kind, _shown(one.path), f"{one.record['made']['seconds']:,.1f} s") for kind, one in made.items()]
     return Table(("artifact", "path", "built in"), rows).text()
 
 
@@ -60,25 +64,44 @@ def _tasks(evaluations: Artifact) -> str:
     return Table(("fine-tuned on", "pretrained", "random initialisation", "seeds"), rows).text()
 
 
-def _model(mlflow: Mlflow, recipe: str) -> str:
-    version = mlflow.client().get_model_version_by_alias(versions.model_name(recipe), versions.ALIAS)
-    rows = [(version.name, str(version.version), versions.ALIAS, f"models:/{version.name}@{versions.ALIAS}")]
-    return Table(("registered model", "version", "alias", "for mlflow.pyfunc.load_model"), rows).text()
+def _model(mlflow: Mlflow, home: Path, made: dict[str, Artifact], recipe: str) -> list[str]:
+    client, name = mlflow.client(), versions.model_name(recipe)
+    version = client.get_model_version_by_alias(name, versions.ALIAS)
+    verdict = judge(client, home / "artifacts", name, version.version)
+    champion = find_champion(client, name)
+    if champion == version.version:  # promoted by rule in this run, or earlier
+        better = f"it is the champion: {version.tags.get('challenge', 'promoted by hand')}"
+    else:
+        better = f"{'yes' if verdict.better else 'no'}: {verdict.reason}"
+    rows = [(name, str(version.version), champion or "none", better)]
+    decided = Table(("registered model", "candidate", "champion", "better than the champion"), rows).text()
+    return [decided, _next_commands(made, f"models:/{name}@{versions.ALIAS}" if verdict.better else "")]
 
 
-def _next_commands(made: dict[str, Artifact], recipe: str) -> str:
+def _next_commands(made: dict[str, Artifact], better: str) -> str:
+    """`better`: the model to promote; empty: none."""
+    program = _program()
     rows = [
-        ("graph, runs, curves, models", "make ui"),
-        ("facts and decoded rows", f".venv/bin/bert-pipeline inspect {_path(made['masked_dataset'])}"),
-        ("data card of the corpus", f"open {_path(made['raw_corpus'])}/data_card.html"),
-        ("model card", f"cat {_path(made['pretrained_checkpoint'])}/MODEL_CARD.md"),
-        ("run again; builds only what is new", f"make run RECIPE={recipe}"),
+        ("see the graph, runs, curves, models", f"{program} ui"),
+        *([("use this version", f"{program} promote {better}")] if better else []),
+        ("see decoded training rows", f"{program} inspect {_path(made['masked_dataset'])}"),
+        ("read the model card", f"cat {_path(made['pretrained_checkpoint'], 'MODEL_CARD.md')}"),
     ]
     return Table(("next step", "command"), rows).text()
 
 
-def _path(made: Artifact) -> str:
-    return str(made.path.relative_to(Path.cwd()) if made.path.is_relative_to(Path.cwd()) else made.path)
+def _program() -> str:
+    """The command as a person types it here: by its path, if it is in a virtual environment of this folder."""
+    program = Path(sys.prefix, "bin", "bert-pipeline")
+    return shlex.quote(_shown(program)) if program.is_relative_to(Path.cwd()) else program.name
+
+
+def _path(made: Artifact, file: str = "") -> str:
+    return shlex.quote(_shown(made.path / file))
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from bert_pipeline.evaluation.tasks.readers import read_task
 from bert_pipeline.lineage import make_stage
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe
+from bert_pipeline.settings import CPU_ENVIRONMENT
 from bert_pipeline.store.artifact import Artifact
 
 settings.register_profile("default", deadline=None)  # the first call of a jitted function includes its compilation
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 # and threads that spin while waiting slow down other processes. A machine may show more cores than it grants.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.update(CPU_ENVIRONMENT | os.environ)  # the memory settings reach the workers of xdist, which start later
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of hundreds of processes compiles every module
 sys.dont_write_bytecode = False
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; the tests' processes inherit it

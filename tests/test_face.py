@@ -58,8 +58,8 @@ def recipes(folder):
 def pages(folder, recipes):
     """`make ui` on free ports; returns the addresses of Dagster and MLflow."""
     dagster, mlflow = free_port(), free_port()
-    ports = {"--port 3000": f"--port {dagster}", "--port 5000": f"--port {mlflow}"}
-    (folder / "Makefile").write_text(changed((ROOT / "Makefile").read_text(), **ports))
+    ports = f"bert-pipeline ui --dagster-port {dagster} --mlflow-port {mlflow}\n"
+    (folder / "Makefile").write_text(changed((ROOT / "Makefile").read_text(), **{"bert-pipeline ui\n": ports}))
     command = ["make", "-C", str(ROOT), "-f", str(folder / "Makefile"), "-o", ".venv/installed", "ui"]
     settings = [f"BERT_PIPELINE_HOME={folder / 'home'}", f"VIRTUAL_ENV={Path(sys.executable).parents[1]}"]
     urls = {"dagster": f"http://127.0.0.1:{dagster}", "mlflow": f"http://127.0.0.1:{mlflow}"}

@@ -13,7 +13,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from commands import MAKE, ROOT, blocks, check_out, environment_of, run
+from commands import MAKE, ROOT, blocks, check_out, environment_of, run, smaller
+
+from orchestration.local import pages
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = blocks(README)
@@ -35,7 +37,7 @@ def test_every_block_is_run_by_a_test_here_or_by_ci():
     commands = {line for text in BLOCKS for line in text.splitlines() if line.startswith("make ")}
     assert commands == {"make demo", "make ui", "make test", "make lint", "make docs"}
     assert {"make demo", "make test", "make lint", "make docs"} <= set(CI)  # `make ui` is run below
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 def test_stage_by_stage(working_copy):
@@ -54,13 +56,23 @@ def test_dagsters_own_commands(working_copy):
     assert ("bert-demo", "candidate", 1) in registered
 
 
+@pytest.mark.slow
+def test_a_project_of_ones_own(working_copy):
+    """The commands of a project, with no variable set: the recipe that `init` writes, made smaller."""
+    small = working_copy / "bert_pipeline" / "recipes" / "small.toml"
+    small.write_text(smaller(small.read_text(encoding="utf-8")).replace("vocab_size = 800", "vocab_size = 100"))
+    environment = {name: "" for name in os.environ if name.startswith("BERT_PIPELINE_")} | {"DAGSTER_HOME": ""}
+    output = run(block("bert-pipeline init"), working_copy, PYTHONPATH=str(working_copy), **environment)
+    assert re.search(r"^bert-notes +1 +none +yes: there was no champion", output, re.MULTILINE)
+    assert (working_copy / "notes" / "workspace" / "mlflow.db").exists()
+
+
 def test_make_ui_serves_both_pages_on_loopback_and_stops(working_copy):
     for port in (3000, 5000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 pytest.skip(f"port {port} is in use")
-    [recipe_lines] = re.findall(r"^ui:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert "--host 127.0.0.1" in recipe_lines and "0.0.0.0" not in recipe_lines
+    assert pages.HOST == "127.0.0.1"
     environment = os.environ | environment_of(working_copy)
     command = shlex.split(f"{MAKE} ui")
     process = subprocess.Popen(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 from conftest import TINY
+from servers import Servers, answers, free_port
 
 PACKAGES = ("bert_pipeline", "orchestration")
 
@@ -86,3 +88,57 @@ def test_each_stage_runs_from_the_wheel(installed, tmp_path):
     assert made["commit"] is None and made["version"] == "0.1.0" and len(made["wheel"]) == 64
     out = run("evaluate", "--model", inputs["pretrain"], *evaluation, "--out", str(tmp_path / "evaluation"))
     assert "entity F1" in out and "this model" in out
+
+
+@pytest.mark.slow
+def test_a_project_from_the_wheel(installed, tmp_path):
+    """From `init` to the pages, in an empty folder with a blank in its path, with no variable set. Then the project is
+    moved: its commands, and Dagster's own, find everything at the new place.
+    """
+    removed = ("BERT_PIPELINE_", "DAGSTER_", "MLFLOW_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
+    environment |= {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin"}
+
+    def run(folder: Path, *command: str) -> str:
+        folder_variable = {"PWD": str(folder)}  # as a shell sets it
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=environment | folder_variable,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    cli, dg, dagster = "bert_pipeline.cli", "dagster_dg_cli.cli.entrypoint", "dagster"
+    folder = tmp_path / "two words"
+    folder.mkdir()
+    run(folder, cli, "init", "notes")
+    project = folder / "notes"
+    task = '\n[[evaluation.tasks]]\nname = "sample-chem"\nmax_seq_length = 64\nnum_epochs = 1\nseeds = [1]\n'
+    (project / "recipes" / "tiny.toml").write_text(TINY + task)
+    first = run(project / "recipes", cli, "run")
+    assert "pretrained_checkpoint: done in" in first and "yes: there was no champion" in first
+    assert f"{project}/workspace/artifacts/tokenizer" in first
+
+    moved = Path(shutil.move(project, tmp_path / "moved here"))
+    assert "yes: there was no champion" in run(moved, cli, "run")
+    assert "built by this run: nothing" in sorted((moved / "workspace" / "logs").iterdir())[-1].read_text()
+    run(moved, dg, "check", "defs")
+    run(moved, dg, "launch", "--assets", "raw_corpus", "--partition", "tiny")
+    assert "orchestration.launcher" in run(moved, dagster, "instance", "info")
+    assert sorted(path.name for path in moved.iterdir() if path.name.startswith(".")) == [".env", ".gitignore"]
+
+    ports, servers = (free_port(), free_port()), Servers(tmp_path)
+    try:
+        command = [sys.executable, "-m", cli, "ui", "--dagster-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+        servers.folder = moved
+        process = servers.start("ui", command, **environment)
+        servers.wait("ui", answers(ports[0], "/server_info"))
+        servers.wait("ui", answers(ports[1], "/health"))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 0
+        assert not answers(ports[0])() and not answers(ports[1])()
+    finally:
+        servers.stop()

@@ -14,7 +14,7 @@ from bert_pipeline.cli.app import PROGRAM, command_line
 from bert_pipeline.cli.progress import progress_on_stderr
 from bert_pipeline.core.printable import one_record, printable
 
-INSTALL = "remedy: install it; 'bert-pipeline[orchestration]' includes dagster and mlflow"
+INSTALL = "remedy: pip install bert-pipeline, which brings every package that its commands need"
 
 
 def main(arguments: list[str] | None = None) -> int:

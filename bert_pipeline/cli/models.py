@@ -21,7 +21,7 @@ def model_directory(name: str) -> Path:
         if name.startswith(prefix):
             return resolve(name)
     if name.startswith(REGISTRY):
-        raise ValueError(f"{name}: no model registry is installed; remedy: install 'bert-pipeline[orchestration]'")
+        raise ValueError(f"{name}: no model registry is installed; remedy: pip install bert-pipeline")
     return Path(name)
 
 

@@ -8,13 +8,14 @@ import typer
 if TYPE_CHECKING:
     from bert_pipeline.recipe import Recipe
 
+PROJECT = "Projects"
 STAGES = "Pipeline stages"
 INSPECT = "Plan and inspect"
 EVALUATE = "Evaluate"
 DATA = "Data"
 MODELS = "Models and lineage"
 ARTIFACTS = "Artifacts"
-HEADINGS = (STAGES, INSPECT, EVALUATE, DATA, MODELS, ARTIFACTS)
+HEADINGS = (PROJECT, STAGES, INSPECT, EVALUATE, DATA, MODELS, ARTIFACTS)
 """The groups of commands in `bert-pipeline --help`, in this order."""
 
 RECIPE_HELP = "Name of a recipe, or path of a recipe file."

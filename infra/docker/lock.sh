@@ -19,5 +19,5 @@ echo "torch; sys_platform == 'none'" >"$given/without-torch.txt" # torch comes f
 printf '%s\n' 'mlflow[auth]' psycopg2-binary boto3 'sqlalchemy<2.1' >"$given/mlflow.in"
 
 lock torch "$given/torch.in"
-lock pipeline pyproject.toml --extra orchestration --extra dask --extra production --overrides "$given/without-torch.txt"
+lock pipeline pyproject.toml --extra dask --extra production --overrides "$given/without-torch.txt"
 lock mlflow "$given/mlflow.in"

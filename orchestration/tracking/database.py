@@ -1,11 +1,9 @@
 """Open an MLflow database, with its tables created by one process at a time.
 
-`mlflow server` creates the tables of a new database without a lock; `make ui` calls this file before:
-
-    python -m orchestration.tracking.database sqlite:////home/me/workspace/mlflow.db
+`mlflow server` creates the tables of a new database without a lock; local/pages.py opens the database before it starts
+that server.
 """
 
-import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -27,7 +25,3 @@ def open_client(tracking_uri: str) -> "MlflowClient":
     file = tracking_uri.removeprefix(SQLITE)
     with FileLock(f"{file}.lock") if file != tracking_uri else nullcontext():
         return MlflowClient(tracking_uri)
-
-
-if __name__ == "__main__":
-    open_client(sys.argv[1])

@@ -1,9 +1,12 @@
-"""Forward the library's log to Dagster's event log, and format Dagster's log for a terminal."""
+"""Forward the library's log to Dagster's event log, and format Dagster's log for a terminal and for other programs."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -40,11 +43,17 @@ class _Readable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         meta = record.__dict__["dagster_meta"]
         event, message = meta["dagster_event"], meta["orig_message"]
-        if event and event.is_step_failure and (error := event.step_failure_data.error):
-            while error.cause:
-                error = error.cause
+        if error := _error_of(event):
             message += f"\n{error.to_string()}"
         return one_record(f"{self.formatTime(record, '%H:%M:%S')}  {meta['step_key'] or '':<21}  {message}")
+
+
+def _error_of(event: Any) -> Any:
+    """The error that caused the failure of a step; None for other events."""
+    error = event.step_failure_data.error if event and event.is_step_failure else None
+    while error and error.cause:
+        error = error.cause
+    return error
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:
@@ -63,5 +72,32 @@ def console(context: dg.InitLoggerContext) -> logging.Logger:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Readable())
     handler.addFilter(_is_worth_reading)
+    logger.addHandler(handler)
+    return logger
+
+
+class _AsRow(logging.Formatter):
+    """One JSON object: time, step, level, event (of Dagster) and message; for a failed step, its error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        meta = record.__dict__["dagster_meta"]
+        event, error = meta["dagster_event"], _error_of(meta["dagster_event"])
+        row = {
+            "time": record.created,
+            "step": meta["step_key"],
+            "level": record.levelno,
+            "event": event.event_type_value if event else None,
+            "message": f"{error.cls_name}: {error.message}" if error else meta["orig_message"],
+        }
+        return json.dumps(row)
+
+
+@dg.logger(config_schema={"path": str})
+def rows(context: dg.InitLoggerContext) -> logging.Logger:
+    """Append the log to a file, one JSON object a line, for a program that follows the run."""
+    logger = logging.Logger("rows", logging.DEBUG)  # Dagster logs the start and the success of a step as DEBUG
+    handler = logging.FileHandler(Path(context.logger_config["path"]), encoding="utf-8")
+    handler.setFormatter(_AsRow())
+    handler.addFilter(lambda record: record.levelno >= logging.INFO or record.__dict__["dagster_meta"]["dagster_event"])
     logger.addHandler(handler)
     return logger

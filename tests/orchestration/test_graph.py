@@ -346,7 +346,7 @@ def test_the_report_names_the_artifacts(first, home):
     text = report("tiny", home)
     for kind in ("raw_corpus", "evaluations"):
         assert metadata_of(first, kind)["path"] in text
-    for words in ("MLM loss", "NSP accuracy", "random initialisation", "bert-tiny", "candidate", "make ui"):
+    for words in ("MLM loss", "NSP accuracy", "random initialisation", "bert-tiny", "candidate", "bert-pipeline ui"):
         assert words in text
 
 

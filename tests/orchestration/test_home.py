@@ -81,8 +81,9 @@ def test_mlflows_tables_and_experiment_are_created_once(tmp_path):
 
 
 def test_make_ui_and_a_run_create_mlflows_tables_once(tmp_path):
-    """`make ui` calls this program before `mlflow server`, which has no lock."""
-    command = [sys.executable, "-m", "orchestration.tracking.database", f"sqlite:///{tmp_path}/mlflow.db"]
+    """`bert-pipeline ui` opens the database before `mlflow server`, which has no lock."""
+    code = f"from orchestration.tracking.database import open_client; open_client('sqlite:///{tmp_path}/mlflow.db')"
+    command = [sys.executable, "-c", code]
     started = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     assert [process.wait() for process in started] == [0, 0]
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
