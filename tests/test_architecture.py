@@ -38,6 +38,7 @@ FLOORS = [
     "bert_pipeline.evaluation.scoring",
     "bert_pipeline.evaluation.finetuning",
     "bert_pipeline.evaluation",
+    "bert_pipeline.evaluation.task_models",
     "bert_pipeline.stages",
     "bert_pipeline.planning",
     "bert_pipeline.studies",
