@@ -141,7 +141,7 @@ def finetune(
         str | None,
         _inputs(
             metavar="DIR",
-            help="Evaluation of this model on this task, or models:/NAME@ALIAS: repeat its run with the best dev score.",
+            help="Evaluation of this model on this task, or models:/NAME@ALIAS: repeat its best run on dev.",
             show_default=False,
         ),
     ] = None,

@@ -147,6 +147,7 @@ class Annotator:
             types[row, each.second : length] = 1
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         known = self.tokenizer.model_input_names
+        on_device = {name: each.to(self.model.device) for name, each in inputs.items() if name in known}
         logits = self.model(
             **{name: each.to(self.model.device) for name, each in inputs.items() if name in known}
         ).logits
