@@ -21,8 +21,8 @@ model = pipeline({arguments})
 ## Scores
 
 {scores}
-All epochs of one run, seed {seed}: no epoch was selected on dev. Learning rate {learning_rate:g}, batch size {batch_size},
-{num_epochs} epochs, inputs of at most {max_seq_length} tokens.
+One run with seed {seed}: learning rate {learning_rate:g}, batch size {batch_size}, {num_epochs} epochs, inputs of at
+most {max_seq_length} tokens. The model is that of the last epoch.
 
 ## Labels
 

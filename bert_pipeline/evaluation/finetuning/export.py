@@ -5,6 +5,7 @@ is on the scale of the task, not the 0 to 1 of the training. `task` in config.js
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,8 @@ def exported_labels(task: Task) -> tuple[str, ...]:
 
 def _scale_output(model: PreTrainedModel, low: float, high: float) -> None:
     """Let the last layer compute low + (high - low) * output."""
-    last = [each for each in model.classifier.modules() if isinstance(each, nn.Linear)][-1]
+    head: Any = model.classifier  # a linear layer, or the layers of a family's head
+    last = [each for each in head.modules() if isinstance(each, nn.Linear)][-1]
     with torch.no_grad():
         last.weight.mul_(high - low)
         last.bias.mul_(high - low).add_(low)

@@ -148,9 +148,7 @@ class Annotator:
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         known = self.tokenizer.model_input_names
         on_device = {name: each.to(self.model.device) for name, each in inputs.items() if name in known}
-        logits = self.model(
-            **{name: each.to(self.model.device) for name, each in inputs.items() if name in known}
-        ).logits
+        logits = self.model(**on_device).logits
         if self.kind not in TAGGING:
             return logits
         return torch.cat([row[each.outputs] for row, each in zip(logits, windows, strict=True)])

@@ -86,10 +86,7 @@ def test_padded_rows_give_the_answers_of_packed_rows(kind, task_models, small_ta
     for one, other in zip(packed, padded, strict=True):
         assert one.keys() == other.keys()
         if "spans" in one:
-            places = [
-                [(each["start"], each["end"], each["type"]) for each in answer["spans"]] for answer in (one, other)
-            ]
-            assert places[0] == places[1]
+            assert [each | {"score": 0} for each in one["spans"]] == [each | {"score": 0} for each in other["spans"]]
         if "scores" in one:
             assert one["scores"] == pytest.approx(other["scores"], abs=1e-4)
 
@@ -258,5 +255,5 @@ def test_predict_reads_pairs_from_two_fields(task_models, tmp_path, capsys):
 def test_a_pretrained_model_cannot_predict(model_dir, tmp_path):
     with pytest.raises(NoTaskModel, match=r"is not fine-tuned on a task; remedy: bert-pipeline finetune --model"):
         load_annotator(model_dir)
-    with pytest.raises(NoTaskModel, match="has no config.json"):
+    with pytest.raises(NoTaskModel, match=r"has no config\.json"):
         load_annotator(tmp_path)
