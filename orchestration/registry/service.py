@@ -1,13 +1,20 @@
 """The registered model as a service. MLflow stores this file beside the weights and runs it wherever the model is
 loaded, so it imports nothing from this project.
 
+A pretrained model fills masks and embeds texts:
+
     curl http://127.0.0.1:8080/invocations -H 'Content-Type: application/json' \\
       -d '{"inputs": ["treated with [MASK] daily"], "params": {"top_k": 3, "return_embeddings": true}}'
 
     {"predictions": [{"fills": [[{"token": "aspirin", "score": 0.41}, ...]], "embedding": [0.12, ...]}]}
+
+A task model has annotate.py beside this file, and answers as described there:
+
+    {"predictions": [{"spans": [{"start": 13, "end": 20, "type": "Chemical", "score": 0.99, "text": "aspirin"}]}]}
 """
 
 import hashlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from transformers import AutoTokenizer, BertForMaskedLM
 
 TEXTS_AT_ONCE = 32
+ANNOTATE = Path(__file__).with_name("annotate.py")
 
 
 class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
@@ -75,6 +83,26 @@ class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         return answers
 
 
+class TaskModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
+    """Answer texts, or pairs of texts, with a fine-tuned model."""
+
+    def load_context(self, context: Any) -> None:
+        model = Path(context.artifacts["model"])
+        _assert_unchanged(model.parent)
+        spec: Any = importlib.util.spec_from_file_location(ANNOTATE.stem, ANNOTATE)
+        annotate = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(annotate)
+        self.annotator = annotate.Annotator(model, Path(context.artifacts["tokenizer"]))
+
+    def predict(self, context, model_input, params=None):  # without type hints: MLflow would infer a schema from them
+        """Return one answer per row, in order. Raises MlflowException if a pair of texts is too long for the model."""
+        answers = self.annotator.answers(list(model_input.itertuples(index=False, name=None)))
+        for number, answer in enumerate(answers):
+            if "error" in answer:
+                raise MlflowException.invalid_parameter_value(f"row {number}: {answer['error']}")
+        return answers
+
+
 def _assert_unchanged(model: Path) -> None:
     """Raise MlflowException if a file changed since the model was logged, or was added beside the weights."""
     listed = dict(line.split("  ", 1)[::-1] for line in (model / "SHA256SUMS").read_text(encoding="utf-8").splitlines())
@@ -92,4 +120,4 @@ def _assert_unchanged(model: Path) -> None:
         )
 
 
-mlflow.models.set_model(FillMask())
+mlflow.models.set_model(TaskModel() if ANNOTATE.exists() else FillMask())
