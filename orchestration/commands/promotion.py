@@ -56,7 +56,7 @@ def register(
     with _workshop() as workshop:
         version = register_task_model(workshop.mlflow, directory, name)
     if as_json:
-        show_json({"name": version.name, "version": version.version})
+        show_json({"name": version.name, "version": int(version.version)})
         return
     show(f"models:/{version.name}/{version.version}, alias candidate")
     show(f"use it: bert-pipeline promote models:/{version.name}@candidate")

@@ -167,7 +167,7 @@ def _task_model(directory: Path, kind: str) -> Served:
     spans = ColSpec(Array(Object([*places, *words, Property("score", DataType.double)])), "spans")
     scores = ColSpec(Map(DataType.double), "scores")
     answers: dict[str, list[ColSpec | TensorSpec]] = {
-        **dict.fromkeys(annotate.TAGGING, [spans]),
+        **{tagging: [spans] for tagging in annotate.TAGGING},
         "similarity": [ColSpec(DataType.double, "value")],
         "documents": [ColSpec(Array(DataType.string), "labels"), scores],
     }

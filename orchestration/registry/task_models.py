@@ -10,10 +10,11 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bert_pipeline.evaluation.tasks.task import find_task
+from bert_pipeline.core.printable import plain
 from bert_pipeline.report.model_card import text_of
 from bert_pipeline.stages import EVALUATION
 from bert_pipeline.store import artifact
@@ -101,7 +102,7 @@ def _log_and_register(mlflow: Mlflow, made: Artifact, name: str, pretrained: "Mo
         client.log_metric(run.info.run_id, metric, value, model_id=model.model_id)
     client.set_terminated(run.info.run_id)
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description=f"Fine-tuned on {task}: {find_task(task).title}")
+        client.create_registered_model(name, description=f"Fine-tuned on {plain(task)}: {plain(made.facts['title'])}")
     scores = {split: made.facts[split]["score"] for split in ("dev", "test")}
     return client.create_model_version(
         name,
@@ -113,9 +114,7 @@ def _log_and_register(mlflow: Mlflow, made: Artifact, name: str, pretrained: "Mo
     )
 
 
-def _run(
-    mlflow: Mlflow, made: Artifact, name: str, tags: dict[str, str], pretrained: "ModelVersion | None"
-) -> "Run":
+def _run(mlflow: Mlflow, made: Artifact, name: str, tags: dict[str, str], pretrained: "ModelVersion | None") -> "Run":
     """An MLflow run with the settings and scores of the fine-tuning, below the pretraining; it is still open."""
     from mlflow.entities import LoggedModelInput, Metric, Param
 
@@ -123,9 +122,10 @@ def _run(
     parent = {"mlflow.parentRunId": pretrained.run_id} if pretrained and pretrained.run_id else {}
     run_id = client.create_run(mlflow.experiment_id(), tags={**tags, **parent}, run_name=f"finetune {name}").info.run_id
     settings = ("task", "learning_rate", "batch_size", "num_epochs", "seed", "max_seq_length")
-    metrics = [Metric(each, value, 0, 0) for each, value in numbers({s: facts[s] for s in ("dev", "test")}).items()]
-    losses = [Metric("epoch_loss", value, 0, epoch) for epoch, value in enumerate(facts["epoch_losses"], start=1)]
-    client.log_batch(run_id, [*metrics, *losses], [Param(each, str(facts[each])) for each in settings])
+    now, scores = round(time.time() * 1000), numbers({split: facts[split] for split in ("dev", "test")})
+    losses = [Metric("epoch_loss", value, now, epoch) for epoch, value in enumerate(facts["epoch_losses"], start=1)]
+    metrics = [*(Metric(each, value, now, 0) for each, value in scores.items()), *losses]
+    client.log_batch(run_id, metrics, [Param(each, str(facts[each])) for each in settings])
     if pretrained and (source := pretrained.source or "").startswith("models:/"):
         client.log_inputs(run_id, models=[LoggedModelInput(source.removeprefix("models:/"))])
     return client.get_run(run_id)
