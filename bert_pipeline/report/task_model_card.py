@@ -31,6 +31,8 @@ most {max_seq_length} tokens. The model is that of the last epoch.
 ## Limits
 
 - It was fine-tuned on the data of one task. On other text, and on other kinds of text, its scores will be lower.
+- The terms of the training text and of the task's data decide about the license of the weights. Set `license` in the
+  header of this file before you publish them.
 - It marks up text. It does not state facts, and is not fit for decisions about patients.
 - Social biases of the text were neither measured nor removed.
 """

@@ -339,9 +339,7 @@ def test_a_task_model_is_registered_promoted_and_served(first, home, mlflow, tmp
     assert main(["predict", "--model", champion, "--text", str(tmp_path / "texts.txt")]) == 0
     written = [json.loads(line)["spans"] for line in capsys.readouterr().out.splitlines()]
     answers = [answer["spans"] for answer in served(champion, mlflow, {"inputs": texts})]
-    assert [[each["text"] for each in spans] for spans in answers] == [
-        [each["text"] for each in spans] for spans in written
-    ]
+    assert places_of(answers) == places_of(written)
     assert main(["predict", "--model", pretrained, "--text", str(tmp_path / "texts.txt")]) == 1
     assert "is not fine-tuned on a task; remedy" in capsys.readouterr().err
 

@@ -345,10 +345,8 @@ def test_evaluate_finds_the_checkpoint_of_a_registered_model(home, capsys, monke
     """By version and by alias; what is missing is named with a remedy."""
     workshop = resources(home)["workshop"]
     expected = artifact_path(home, "pretrained_checkpoint")
-    assert directory_of("models:/bert-tiny/1", "pretrained_checkpoint", workshop) == directory_of(
-        "models:/bert-tiny@candidate", "pretrained_checkpoint", workshop
-    )
-    assert directory_of("models:/bert-tiny/1", "pretrained_checkpoint", workshop) == expected
+    for model in ("models:/bert-tiny/1", "models:/bert-tiny@candidate"):
+        assert directory_of(model, "pretrained_checkpoint", workshop) == expected
     asked = ("evaluate", "--task", "sample-chem", "--out", tmp_path / "out", "--model")
     code, _, err = run(capsys, monkeypatch, home, *asked, "models:/bert-tiny/1")
     assert code == 1 and f"{expected} has no config.json" in err, "these artifacts are nearly empty"

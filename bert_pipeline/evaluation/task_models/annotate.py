@@ -126,15 +126,13 @@ class Annotator:
     def _logits(self, windows: Sequence[Window]) -> list[Tensor]:
         """Compute windows of similar length together; return the logits of each: (outputs, classes)."""
         found: dict[int, Tensor] = {}
-        batch: list[int] = []
-        by_length = sorted(range(len(windows)), key=lambda n: len(windows[n].input_ids))
-        for n, following in zip(by_length, [*by_length[1:], None], strict=True):
-            batch.append(n)
-            if following is None or (len(batch) + 1) * len(windows[following].input_ids) > TOKENS_AT_ONCE:
-                with torch.inference_mode():
-                    logits = self.compute([windows[each] for each in batch]).float().cpu()
-                found |= zip(batch, logits.split([len(windows[each].outputs) for each in batch]), strict=True)
-                batch = []
+        longest_first = sorted(range(len(windows)), key=lambda n: -len(windows[n].input_ids))
+        while longest_first:
+            count = max(1, TOKENS_AT_ONCE // len(windows[longest_first[0]].input_ids))
+            batch, longest_first = longest_first[:count], longest_first[count:]
+            with torch.inference_mode():
+                logits = self.compute([windows[n] for n in batch]).float().cpu()
+            found |= zip(batch, logits.split([len(windows[n].outputs) for n in batch]), strict=True)
         return [found[n] for n in range(len(windows))]
 
     def _on_padded_rows(self, windows: Sequence[Window]) -> Tensor:

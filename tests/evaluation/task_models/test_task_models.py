@@ -183,6 +183,7 @@ def test_a_pair_that_does_not_fit_is_refused(task_models):
 def test_text_without_a_word_has_no_span(task_models):
     answers = load_annotator(task_models("ner")).answers([("",), (" \x07 ",), ("atenolol",)])
     assert [len(each["spans"]) for each in answers] == [0, 0, 1]
+    assert load_annotator(task_models("ner")).answers([("",)]) == [{"spans": []}]
 
 
 def test_the_best_seed_on_dev_is_repeated(tmp_path, model_dir, small_tasks, task_models, caplog):
