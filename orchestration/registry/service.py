@@ -63,12 +63,13 @@ class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
                     f"text {start + number} has {length} tokens, the model reads {limit}; remedy: shorten it"
                 )
         special = batch.pop("special_tokens_mask").bool()
+        masked = batch["input_ids"] == self.tokenizer.mask_token_id
         with torch.inference_mode():
-            found = self.model(**batch.to(self.model.device), output_hidden_states=return_embeddings)
-        masked = batch["input_ids"].cpu() == self.tokenizer.mask_token_id
+            hidden = self.model.bert(**batch.to(self.model.device)).last_hidden_state
+            logits = self.model.cls(hidden[masked.to(hidden.device)])  # of the masks alone: a vocabulary wide each
         answers: list[dict[str, Any]] = []
-        for row, logits in enumerate(found.logits.float().cpu()):
-            best = logits[masked[row]].softmax(-1).topk(top_k)
+        for row, of_masks in enumerate(logits.float().cpu().split(masked.sum(1).tolist())):
+            best = of_masks.softmax(-1).topk(top_k)
             fills = [
                 [
                     {"token": self.tokenizer.convert_ids_to_tokens(token), "score": score}
@@ -78,7 +79,7 @@ class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
             ]
             answers.append({"fills": fills})
             if return_embeddings:
-                words = found.hidden_states[-1][row].float().cpu()[~special[row]]
+                words = hidden[row].float().cpu()[~special[row]]
                 answers[-1]["embedding"] = words.mean(0).tolist() if len(words) else [0.0] * words.shape[-1]
         return answers
 

@@ -4,6 +4,8 @@ The labels have the form that pipelines join to spans: B-Chemical, not the B of 
 is on the scale of the task, not the 0 to 1 of the training. `task` in config.json holds what annotate.py needs.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,23 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from bert_pipeline.evaluation.finetuning.heads import silent_transformers
 from bert_pipeline.evaluation.finetuning.inputs import score_range
+from bert_pipeline.evaluation.tasks.readers import Example, Sentence
 from bert_pipeline.evaluation.tasks.task import TAGGING, Task
 
 
-def export_task_model(model: PreTrainedModel, task: Task, model_dir: Path, max_seq_length: int, out: Path) -> None:
-    """Write the model, moved to the CPU, and the tokenizer of `model_dir` into `out`."""
+def export_task_model(
+    model: PreTrainedModel, task: Task, learnt: Sequence[Example], model_dir: Path, max_seq_length: int, out: Path
+) -> None:
+    """Write the model, moved to the CPU, and the tokenizer of `model_dir` into `out`. `learnt`: the training split."""
     config = model.config
     labels = exported_labels(task)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: n for n, label in enumerate(labels)}
-    config.task = {"name": task.name, "kind": task.kind, "max_seq_length": max_seq_length}
+    config.task = {
+        "name": task.name,
+        "kind": task.kind,
+        "max_seq_length": max_seq_length,
+        "joining": joining_characters(learnt),
+    }
     if task.kind == "similarity":
         _scale_output(model, *score_range(task))
     model.to("cpu")  # type: ignore[arg-type]  # transformers hides the signature of torch's method
@@ -38,6 +48,16 @@ def exported_labels(task: Task) -> tuple[str, ...]:
     if task.kind == "ner" and not task.labels:
         return ("O", f"B-{task.entity or task.name}", f"I-{task.entity or task.name}")
     return task.tags if task.kind in TAGGING else task.labels or ("score",)
+
+
+def joining_characters(examples: Sequence[Example]) -> str:
+    """The characters, neither letters nor digits, that occur more often between others in a token than as a token."""
+    inside, alone = Counter[str](), Counter[str]()
+    for example in examples:
+        for token in example.tokens if isinstance(example, Sentence) else ():
+            inside.update({char for char in token[1:-1] if not char.isalnum()})
+            alone[token] += 1
+    return "".join(sorted(char for char, count in inside.items() if count > alone[char]))
 
 
 def _scale_output(model: PreTrainedModel, low: float, high: float) -> None:

@@ -49,8 +49,8 @@ def make_run(
         work = out / "work"
         outcome = finetune(job.model_dir, inputs, run, job.protocol, work, on_step)
         if job.keep_models:
-            model = outcome.model.model
-            export_task_model(model, job.task, job.model_dir, job.protocol.max_seq_length, out / MODEL)
+            model, learnt, length = outcome.model.model, data.splits["train"], job.protocol.max_seq_length
+            export_task_model(model, job.task, learnt, job.model_dir, length, out / MODEL)
         found: dict[str, Mapping[str, float]] = {}
         for split in SCORED:
             examples, predicted = data.splits[split], outcome.predicted[split]

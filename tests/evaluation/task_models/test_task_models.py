@@ -12,12 +12,13 @@ from transformers import pipeline
 
 from bert_pipeline import cli
 from bert_pipeline.evaluation.evaluate import evaluate_task
+from bert_pipeline.evaluation.finetuning.export import joining_characters
 from bert_pipeline.evaluation.scoring.predictions import read_predictions
 from bert_pipeline.evaluation.scoring.scores import entities
 from bert_pipeline.evaluation.task_models.annotate import Annotator, NoTaskModel, spans, tags_of_words
 from bert_pipeline.evaluation.task_models.build import best_run, build_task_model
 from bert_pipeline.evaluation.task_models.predict import load_annotator
-from bert_pipeline.evaluation.tasks.readers import read_task
+from bert_pipeline.evaluation.tasks.readers import Sentence, Text, read_task
 from bert_pipeline.evaluation.tasks.task import find_task, task_fingerprint
 from bert_pipeline.recipe import TaskRecipe
 from bert_pipeline.store import artifact
@@ -143,8 +144,8 @@ def test_a_word_counts_in_the_window_with_most_context(task_models):
     windows = list(annotator._windows([(text,)], [0]))
     told: dict[int, list[tuple[int, int]]] = {}
     for number, each in enumerate(windows):
-        for position, (word, _, _) in zip(each.outputs, each.words, strict=True):
-            told.setdefault(word, []).append((min(position, len(each.input_ids) - 1 - position), number))
+        for position, (start, _) in zip(each.outputs, each.words, strict=True):
+            told.setdefault(start // 5, []).append((min(position, len(each.input_ids) - 1 - position), number))
     chosen = {word: max(places)[1] for word, places in told.items()}
     annotator.compute = lambda those: torch.cat(
         [torch.tensor([[0.0, 1.0 + windows.index(each), 0.0]]).repeat(len(each.outputs), 1) for each in those]
@@ -152,6 +153,25 @@ def test_a_word_counts_in_the_window_with_most_context(task_models):
     [answer] = annotator.answers([(text,)])
     share = [torch.tensor([0.0, 1.0 + chosen[n], 0.0]).softmax(0)[1].item() for n in range(60)]
     assert [each["score"] for each in answer["spans"]] == pytest.approx(share)
+
+
+def test_words_are_those_of_the_training_file(task_models, small_tasks):
+    """A hyphen that the file has inside words joins them; where it separates words, it does so here."""
+    sentence = Sentence("1", ("NF-kappa", "(", "B", ")", "+/-", "-", "x-y/z"), ("O",) * 7)
+    assert joining_characters([sentence]) == "-/" and joining_characters([Text("1", ("a-b",), "x")]) == ""
+    annotator = load_annotator(task_models("ner"))
+    text = "pain-with (daily-dose) no- effect -a/b"
+
+    def words(joining):
+        annotator.joining = frozenset(joining)
+        [window] = annotator._windows([(text,)], [0])
+        first_pieces = [window.input_ids[position] for position in window.outputs]
+        assert len(first_pieces) == len(window.words)
+        return [text[start:end] for start, end in window.words]
+
+    assert words("") == ["pain", "-", "with", "(", "daily", "-", "dose", ")", "no", "-", "effect", "-", "a", "/", "b"]
+    assert words("-") == ["pain-with", "(", "daily-dose", ")", "no", "-", "effect", "-a", "/", "b"]
+    assert words("-/") == ["pain-with", "(", "daily-dose", ")", "no", "-", "effect", "-a/b"]
 
 
 def test_classes_of_long_text_are_those_of_its_windows(task_models):
