@@ -18,7 +18,7 @@ MLflow stores a copy of this file beside a registered task model, so it imports 
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,7 +126,7 @@ class Annotator:
                 if word is not None:
                     before = places.get(word, (start, end))
                     places[word] = (min(before[0], start), max(before[1], end))
-        words = dict(self._words(text, sorted(places.values())))  # end by start
+        words = dict(words_of(text, sorted(places.values()), self.joining))  # end by start
         for encoding in encodings:
             outputs = [
                 (position, (start, words[start]))
@@ -136,19 +136,6 @@ class Annotator:
             if outputs:
                 positions, of_words = zip(*outputs, strict=True)
                 yield Window(number, encoding.ids, len(encoding.ids), [*positions], [*of_words])
-
-    def _words(self, text: str, pre_tokens: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Start and end of each word: a pre-token, or several with joining characters between them."""
-        words: list[tuple[int, int]] = []
-        joins = False
-        for start, end in pre_tokens:
-            is_joined = joins and words[-1][1] == start
-            joins = text[start:end] in self.joining and bool(text[end : end + 1].strip())
-            if words and words[-1][1] == start and (is_joined or joins):
-                words[-1] = (words[-1][0], end)
-            else:
-                words.append((start, end))
-        return words
 
     def _logits(self, windows: Sequence[Window]) -> list[Tensor]:
         """Compute windows of similar length together; return the logits of each: (outputs, classes)."""
@@ -202,6 +189,20 @@ def task_of(model: Path) -> Mapping[str, Any]:
     if not isinstance(task, dict) or not {"kind", "max_seq_length"} <= task.keys():
         raise NoTaskModel(f"{model} is not fine-tuned on a task; remedy: bert-pipeline finetune --model {model}")
     return task
+
+
+def words_of(text: str, pre_tokens: Sequence[tuple[int, int]], joining: Container[str]) -> list[tuple[int, int]]:
+    """Start and end of each word: a pre-token, or several with joining characters between them."""
+    words: list[tuple[int, int]] = []
+    joins = False
+    for start, end in pre_tokens:
+        is_joined = joins and words[-1][1] == start
+        joins = text[start:end] in joining and bool(text[end : end + 1].strip())
+        if words and words[-1][1] == start and (is_joined or joins):
+            words[-1] = (words[-1][0], end)
+        else:
+            words.append((start, end))
+    return words
 
 
 def tags_of_words(
