@@ -79,8 +79,8 @@ def _pretrained(client: "MlflowClient", made: Artifact) -> "ModelVersion | None"
     """The newest version of the checkpoint that was fine-tuned, preferably one evaluated on the task."""
     if not (checkpoint := made.record["origin"]["inputs"].get("pretrained_checkpoint")):
         return None
-    found = client.search_model_versions(f"tags.pretrained_checkpoint = '{checkpoint}'")
-    found = [each for each in found if TASK not in each.tags]
+    versions = client.search_model_versions(f"tags.pretrained_checkpoint = '{checkpoint}'")
+    found = [each for each in versions if TASK not in each.tags]
     kind = EVALUATION + made.facts["task"]
     return max(found, key=lambda each: (kind in each.tags, int(each.version)), default=None)
 
