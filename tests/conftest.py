@@ -190,7 +190,8 @@ def evaluation_in_this_process():
                 make_half(job, run, data, inputs, lambda step, of: None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bert_pipeline.evaluation.evaluate.Workers", InThisProcess)
+        for module in ("evaluate", "task_models.build"):
+            patch.setattr(f"bert_pipeline.evaluation.{module}.Workers", InThisProcess)
         yield
 
 

@@ -9,15 +9,11 @@ from typing import Any
 
 from bert_pipeline.core.printable import plain
 from bert_pipeline.recipe_files import to_toml
+from bert_pipeline.report.hub import Result, front_matter
 from bert_pipeline.report.score_table import scores_list
 from bert_pipeline.store.artifact import Facts
 
 HEADER = """\
----
-library_name: transformers
-pipeline_tag: fill-mask
-tags: [bert, {how}]
----
 
 # {name}
 
@@ -35,6 +31,8 @@ LIMITS = """\
 ## Limits
 
 - The model has read the text described above{and_more}; what is rare there it does not know.
+- The terms of the training text decide about the license of the weights. Set `license` in the header of this file
+  before you publish them.
 - It represents text and fills gaps in it. It does not state facts, and is not fit for decisions about patients.
 - The scores hold for the data that they were measured on. Social biases of the text were neither measured nor removed.
 """
@@ -52,8 +50,15 @@ def model_card(name: str, recipe_sections: Mapping[str, Any], facts_by_stage: Ma
     if begun_from:
         how = "continual-pretraining"
         origin = f"begun with the weights and the vocabulary of {plain(begun_from)} and trained further"
+    evaluations = facts_by_stage.get("evaluations", {}).get("tasks", {})
+    results = [
+        Result(task, each["kind"], each["metric"], each["pretrained"]["score_mean"])
+        for task, each in evaluations.items()
+    ]
+    language = "en" if generated else recipe_sections.get("corpus", {}).get("language", "")
+    header = front_matter(name, "fill-mask", ["bert", how], language, results)
     parts = [
-        HEADER.format(name=plain(name), how=how, origin=origin),
+        header + HEADER.format(name=plain(name), origin=origin),
         _tasks(facts_by_stage.get("evaluations", {})),
         _heldout(facts_by_stage),
         _facts("Data", "raw_corpus", facts_by_stage) + _data(facts_by_stage.get("raw_corpus", {})),

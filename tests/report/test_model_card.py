@@ -6,6 +6,7 @@ from bert_pipeline.report.score_table import scores_list, scores_markdown
 RECIPE = Recipe.model_validate_json('{"name": "r", "corpus": {"source": "sample"}}').model_dump(exclude={"name"})
 SCORE = {"score_mean": 0.85, "score_sd": 0.01, "low": 0.83, "high": 0.87}
 CHEM = {
+    "kind": "ner",
     "metric": "entity F1",
     "seeds": [1, 2],
     "pretrained": SCORE,
