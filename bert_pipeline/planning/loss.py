@@ -22,7 +22,3 @@ class Relation:
     def loss(self, weights: float, tokens: float) -> float:
         of_size = self.size * (weights / 1e6) ** -self.size_exponent
         return self.irreducible + of_size + self.data * (tokens / 1e6) ** -self.data_exponent
-
-
-RELATION = Relation(1.0, 0.8, 0.3, 5.0, 0.35)
-INTERVAL = 0.1

@@ -66,7 +66,7 @@ def make_plan(
     log.info("plan: read %s of the source in %.1f s", f"{found.share_read:.0%}", found.seconds)
     with tempfile.TemporaryDirectory(prefix="bert-pipeline-plan-") as folder:
         trial = run_trial(recipe, found, Path(folder))
-        pace = _pace(recipe, Path(folder)) if time_training else None
+        pace = _time_training(recipe, Path(folder)) if time_training else None
     if pace:
         try:
             recipe = recipe.model_copy(update={"pretrain": fit_to_budget(recipe.pretrain, pace)})
@@ -101,17 +101,8 @@ def assert_fits(plan: Mapping[str, Any]) -> None:
         )
 
 
-def _pace(recipe: Recipe, folder: Path) -> Pace | None:
-    """None if training cannot be timed on this machine."""
-    try:
-        return measure_training(recipe, folder)
-    except ProbeFailed as error:
-        log.warning("plan: the time of pretraining on this machine is unknown: %s", error)
-        return None
-
-
-def measure_training(recipe: Recipe, folder: Path) -> Pace:
-    """Time training on the trial's pairs in `folder`. Raise ProbeFailed if this machine cannot."""
+def _time_training(recipe: Recipe, folder: Path) -> Pace | None:
+    """Time training on the trial's pairs in `folder`. Return None if the probe fails on this machine."""
     log.info("plan: pretraining")
     job = Job(
         section=recipe.pretrain,
@@ -123,7 +114,11 @@ def measure_training(recipe: Recipe, folder: Path) -> Pace:
         out=folder,
         per_device_tokens=per_device_tokens(),
     )
-    return measure_pace(job, folder, settings.child_environment(settings.CPU_ENVIRONMENT))
+    try:
+        return measure_pace(job, folder, settings.child_environment(settings.CPU_ENVIRONMENT))
+    except ProbeFailed as error:
+        log.warning("plan: the time of pretraining on this machine is unknown: %s", error)
+        return None
 
 
 class Estimate:
