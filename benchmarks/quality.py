@@ -36,7 +36,6 @@ from bert_pipeline.settings import home
 LEARNING_RATE = 1.5e-3
 """Of AdamW without Muon: that of `small` before it used Muon. Other rates have not been compared here."""
 WARMUP_FRACTION = 0.05
-DECAY_FRACTION = 0.4
 SHORTER = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 """Shares of the minutes for which "ours, as shipped" is also trained."""
 PACE_STEPS = 80
@@ -73,8 +72,7 @@ def sides(folder: Path, recipe: Recipe, cores: list[int]) -> dict[str, Learn]:
         return learn
 
     def peer(**arguments: Any) -> Learn:
-        schedule = {"warmup_fraction": WARMUP_FRACTION, "decay_fraction": DECAY_FRACTION}
-        return run("peers.transformers_quality", places=2**62, **schedule, **arguments)
+        return run("peers.transformers_quality", warmup_fraction=WARMUP_FRACTION, places=2**62, **arguments)
 
     compiled = precision == "bf16"
     return {
@@ -90,11 +88,7 @@ def published_start(recipe: Recipe) -> Recipe:
     chosen = recipe.model_dump(mode="json")
     chosen["model"]["structured_attention_layers"] = 0
     num_steps = 1000
-    schedule = {
-        "learning_rate": LEARNING_RATE,
-        "warmup_steps": round(WARMUP_FRACTION * num_steps),
-        "decay_fraction": DECAY_FRACTION,
-    }
+    schedule = {"learning_rate": LEARNING_RATE, "warmup_steps": round(WARMUP_FRACTION * num_steps)}
     cleared = {"num_steps": num_steps, "muon_learning_rate": None, "learning_rate_handover": None}
     chosen["pretrain"] |= {"optimizer": "adamw", "phases": [chosen["pretrain"]["phases"][-1] | cleared | schedule]}
     return Recipe.model_validate_json(json.dumps(chosen))

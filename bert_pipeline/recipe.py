@@ -244,7 +244,7 @@ class ModelRecipe(Section):
     """Encoder layers, from the first, whose attention heads start by looking at fixed neighbours instead of at random
     (training/model/structure.py). The model learns several times sooner; the checkpoint stays a stock BERT. 0: random
     weights as published."""
-    structured_attention_strength: float = Field(10.0, gt=0)
+    structured_attention_strength: float = Field(5.0, gt=0)
     """How much a head of these layers prefers its neighbour at the start, in units of the attention score."""
 
     ADDED_LATER = frozenset({"structured_attention_layers", "structured_attention_strength"})
@@ -291,16 +291,12 @@ class PhaseRecipe(Section):
     muon_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of Muon. Set it together with learning_rate if pretrain.optimizer is `muon`."""
     warmup_steps: int | None = Field(None, ge=0)
-    """Steps of linear warm-up to the peak. The rate decays linearly to 0 at the end of the schedule. Set it together
+    """Steps of linear warm-up to the peak, followed by linear decay to 0 at the end of the schedule. Set it together
     with learning_rate."""
     warmup_fraction: Fraction | None = None
     """With pretrain.budget_minutes: warm-up as a share of the schedule's steps, instead of warmup_steps."""
-    decay_fraction: float | None = Field(None, gt=0, le=1)
-    """Share of the schedule's steps in which the rate decays; between warm-up and decay it stays at the peak (a
-    trapezoid). Not set: the decay begins after the warm-up, as in BERT. Set it only in a phase that starts a
-    schedule."""
 
-    ADDED_LATER = frozenset({"muon_learning_rate", "decay_fraction"})
+    ADDED_LATER = frozenset({"muon_learning_rate"})
 
 
 class PretrainRecipe(Section):
@@ -380,7 +376,6 @@ class PretrainRecipe(Section):
             for name in (*rates, warmup):
                 if starts and getattr(phase, name) is None:
                     faults.append(f"{here}.{name} is missing; remedy: set it, because this phase starts a schedule")
-            for name in (*rates, warmup, "decay_fraction"):
                 if not starts and getattr(phase, name) is not None:
                     faults.append(f"{here}.{name} has no effect in a phase that continues; remedy: remove it")
         shares = sum(phase.budget_fraction or 0.0 for phase in self.phases)

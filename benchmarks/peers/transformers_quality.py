@@ -69,7 +69,6 @@ def learn(
     heldout_pairs: int,
     learning_rate: float | None,
     warmup_fraction: float,
-    decay_fraction: float,
     full_length: bool,
     compiled: bool,
     places: int,
@@ -92,8 +91,6 @@ def learn(
     tuned = {
         "learning_rate": learning_rate,
         "warmup_steps": round(warmup_fraction * num_steps),
-        "lr_scheduler_type": "warmup_stable_decay",
-        "lr_scheduler_kwargs": {"num_decay_steps": round(decay_fraction * num_steps), "decay_type": "linear"},
         **optimizer_arguments(section),
     }
     train(

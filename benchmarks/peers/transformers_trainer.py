@@ -106,6 +106,7 @@ def train(
         output_dir=str(out),
         per_device_train_batch_size=batch // accumulated,
         gradient_accumulation_steps=accumulated,
+        lr_scheduler_type="linear",
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         logging_first_step=True,
@@ -114,7 +115,7 @@ def train(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        **{"lr_scheduler_type": "linear"} | arguments,
+        **arguments,
     )
     training = Trainer(
         model,

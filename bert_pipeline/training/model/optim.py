@@ -1,5 +1,4 @@
-"""The optimizers and the learning-rate schedule: warm-up and linear decay (Devlin et al. 2019, section A.2), or a
-trapezoid, which stays at the peak in between (Hägele et al. 2024, arXiv 2405.18392).
+"""The optimizers and the learning-rate schedule: warm-up and linear decay (Devlin et al. 2019, section A.2).
 
 The schedule is that of transformers' `get_linear_schedule_with_warmup`, one step earlier in the warm-up, so that step 0
 trains too: the decay starts from the peak. google-research/bert (optimization.py) decays over all steps, so that after
@@ -50,10 +49,9 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> lis
 def learning_rate(
     phases: tuple[PhaseRecipe, ...], step: int, peak: Literal["learning_rate", "muon_learning_rate"] = "learning_rate"
 ) -> float:
-    """Learning rate of optimizer step `step` (from 0): linear warm-up to the peak, the peak, linear decay to 0.
+    """Learning rate of optimizer step `step` (from 0): linear warm-up to the peak, then linear decay to 0.
 
-    A schedule spans the phase that starts it and the following phases that continue it. Without `decay_fraction` it has
-    no step at the peak.
+    A schedule spans the phase that starts it and the following phases that continue it.
     """
     begin = 0
     schedule, length = phases[0], 0
@@ -67,9 +65,7 @@ def learning_rate(
     assert highest is not None and warmup_steps is not None, "PretrainRecipe requires both where a schedule starts"
     if done < warmup_steps:
         return highest * (done + 1) / warmup_steps
-    share = schedule.decay_fraction
-    decay_steps = length - warmup_steps if share is None else min(round(share * length), length - warmup_steps)
-    return highest * min(1.0, (length - done) / max(decay_steps, 1))
+    return highest * (length - done) / max(length - warmup_steps, 1)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float, muon: float = 0.0) -> None:

@@ -1,6 +1,4 @@
 import pytest
-import torch
-from transformers import get_wsd_schedule
 
 from bert_pipeline.recipe import PhaseRecipe, PretrainRecipe
 from bert_pipeline.training.model.model import build_model
@@ -16,18 +14,6 @@ def test_warm_up_and_decay():
     rates = [learning_rate(phases, step) for step in range(100)]
     assert rates[:10] == pytest.approx([n / 10 for n in range(1, 11)])
     assert rates[10:] == pytest.approx([n / 90 for n in range(90, 0, -1)])
-
-
-def test_a_trapezoid_is_that_of_transformers_from_the_peak_on():
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    theirs = get_wsd_schedule(optimizer, 10, 60, num_training_steps=100, decay_type="linear").lr_lambdas[0]
-    phases = (phase(learning_rate=1.0, warmup_steps=10, decay_fraction=0.6),)
-    rates = [learning_rate(phases, step) for step in range(100)]
-    assert rates[:10] == pytest.approx([n / 10 for n in range(1, 11)])
-    assert rates[10:] == pytest.approx([theirs(step) for step in range(10, 100)])
-    everything = (phase(learning_rate=1.0, warmup_steps=10, decay_fraction=1.0),)
-    linear = (phase(learning_rate=1.0, warmup_steps=10),)
-    assert [learning_rate(everything, s) for s in range(100)] == [learning_rate(linear, s) for s in range(100)]
 
 
 def test_a_phase_that_continues_shares_one_schedule():
