@@ -7,7 +7,9 @@ The clock counts the training steps: not imports, not held-out measurements, and
 of a run would include (COMPILING).
 """
 
+import argparse
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -17,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.children import Answer, answer
-from benchmarks.text import corpus_and_tokenizer
+from benchmarks.children import Answer, answer, measure
+from benchmarks.rows import tell
+from benchmarks.text import choose_fields, corpus_and_tokenizer
 from bert_pipeline.recipe import Recipe
+from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.store import artifact
 
 COMPILING = 20
@@ -50,7 +54,7 @@ def seconds_to(loss: float, curves: Sequence[Curve]) -> float | None:
 
 def prepare(folder: str, recipe: dict[str, Any]) -> Answer:
     """Build the artifacts that all sides train on."""
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
 
     here, started = Path(folder), time.perf_counter()
     chosen = Recipe.model_validate_json(json.dumps(recipe))
@@ -65,6 +69,31 @@ def prepare(folder: str, recipe: dict[str, Any]) -> Answer:
         "documents": facts["train_documents"],
         "words": facts["train_words"],
     }
+
+
+def recipe_on(parser: argparse.ArgumentParser, name: str, text: str | None) -> Recipe:
+    """The recipe of this name, on another text if one is given; its path is absolute."""
+    recipes = recipe_files()
+    if name not in recipes:
+        parser.error(f"unknown recipe {name}; remedy: one of {', '.join(recipes)}")
+    chosen = load_recipe(recipes[name]).model_dump(mode="json")
+    if text:
+        fields = choose_fields(text, None)
+        chosen["corpus"] |= {"source": "files", "path": text, "text_fields": fields, "id_field": ""}
+    folder = "." if text else os.environ.get("BERT_PIPELINE_DATA") or "."
+    if chosen["corpus"]["source"] == "files":
+        chosen["corpus"]["path"] = str(Path(folder, chosen["corpus"]["path"]).absolute())
+    recipe = Recipe.model_validate_json(json.dumps(chosen))
+    if recipe.pretrain.budget_minutes:
+        parser.error(f"{name} has a budget of minutes; remedy: a recipe whose phases have num_steps")
+    return recipe
+
+
+def prepare_datasets(recipe: Recipe, folder: str, cores: Sequence[int]) -> Answer:
+    """`prepare` in a process of its own."""
+    tell("preparing the datasets")
+    as_json = recipe.model_dump(mode="json")
+    return measure("benchmarks.curves", "prepare", cores=set(cores), folder=folder, recipe=as_json)
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -84,7 +113,7 @@ def shortened(recipe: Recipe, num_steps: int) -> Recipe:
 
 def learn(folder: str, recipe: dict[str, Any], num_steps: int, eval_every: int, heldout_pairs: int) -> Answer:
     """Train with the regular stage for `num_steps` steps and delete the result."""
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
 
     here, out = Path(folder), Path(folder, "pretrained_checkpoint")
     chosen = shortened(Recipe.model_validate_json(json.dumps(recipe)), num_steps)
@@ -106,7 +135,8 @@ def learn(folder: str, recipe: dict[str, Any], num_steps: int, eval_every: int, 
         for row in rows
         if "heldout_mlm_loss" in row and row["step"]
     ]
-    return {"curve": with_seconds(step_seconds, points)}
+    tokens = sum(row.get("tokens", 0) for row in rows)
+    return {"curve": with_seconds(step_seconds, points), "tokens": tokens}
 
 
 if __name__ == "__main__":

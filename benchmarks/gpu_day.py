@@ -138,7 +138,7 @@ def _difference(found: tuple[float, dict[str, Any]], expected: tuple[float, dict
 
 def train(work: Path, device: str, recipe: str, out: Path) -> Result:
     """Train a few steps with the regular stage; it resumes what is in `out`."""
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
     from bert_pipeline.store import artifact
 
     chosen = read_recipe(work, LENGTH, STEPS)

@@ -111,7 +111,7 @@ def whole_way(folder: str, max_seq_length: int, out: str, raw: bool) -> Answer:
 
 
 def _make(chosen: Any, tokenizer: Path, out: Path) -> tuple[dict[str, Any], dict[str, float]]:
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
     from bert_pipeline.store import artifact
 
     made, seconds = {"tokenizer": artifact.load(tokenizer)}, {}

@@ -57,7 +57,7 @@ def cut_down(recipe: Recipe, corpus: dict[str, Any], max_seq_lengths: list[int])
 
 def prepare(folder: str, recipe: dict[str, Any], flops: float) -> Answer:
     """Build the datasets, and choose for each phase a number of steps that takes `flops` operations."""
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
 
     here, started = Path(folder), time.perf_counter()
     chosen = Recipe.model_validate_json(json.dumps(recipe))
@@ -119,7 +119,7 @@ def read_recipe(folder: Path, max_seq_length: int, num_steps: int) -> Recipe:
 
 def pretrain(folder: str, max_seq_length: int, warm_up: int, num_steps: int) -> Answer:
     """Train and delete the result. The environment sets device and precision."""
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
 
     here, out = Path(folder), Path(folder, "pretrained_checkpoint")
     recipe = read_recipe(here, max_seq_length, num_steps)

@@ -25,14 +25,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.children import Answer, measure
-from benchmarks.curves import Curve, seconds_to
+from benchmarks.curves import Curve, prepare_datasets, recipe_on, seconds_to
 from benchmarks.machine import bf16_units, described, machine, on_all
 from benchmarks.rows import Row, tell
-from benchmarks.text import choose_fields
 from benchmarks.training import ACCELERATE
 from bert_pipeline.core.tables import Table
 from bert_pipeline.recipe import Recipe
-from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.settings import home
 
 LEARNING_RATE = 1.5e-3
@@ -197,24 +195,11 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="PNG", help="write the curves to this file")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
-    recipes = recipe_files()
-    if arguments.recipe not in recipes:
-        parser.error(f"unknown recipe {arguments.recipe}; remedy: one of {', '.join(recipes)}")
-    chosen = load_recipe(recipes[arguments.recipe]).model_dump(mode="json")
-    if arguments.text:
-        fields = choose_fields(arguments.text, None)
-        chosen["corpus"] |= {"source": "files", "path": arguments.text, "text_fields": fields, "id_field": ""}
-    folder = "." if arguments.text else os.environ.get("BERT_PIPELINE_DATA") or "."
-    if chosen["corpus"]["source"] == "files":
-        chosen["corpus"]["path"] = str(Path(folder, chosen["corpus"]["path"]).absolute())
-    recipe = Recipe.model_validate_json(json.dumps(chosen))
-    if recipe.pretrain.budget_minutes:
-        parser.error(f"{recipe.name} has a budget of minutes; remedy: a recipe whose phases have num_steps")
+    recipe = recipe_on(parser, arguments.recipe, arguments.text)
     cores = sorted(os.sched_getaffinity(0))
     home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=home()) as work:
-        tell("preparing the datasets")
-        prepared = measure("benchmarks.curves", "prepare", cores=set(cores), folder=work, recipe=chosen)
+        prepared = prepare_datasets(recipe, work, cores)
         compared = compare(Path(work), recipe, arguments.minutes, cores)
     measured_on = machine(cores, "accelerate", "torch", "transformers") | {"bf16_units": bf16_units()}
     text = {"name": Path(recipe.corpus.path).name or "generated sample", **prepared}

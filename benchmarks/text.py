@@ -102,7 +102,7 @@ def corpus_and_tokenizer(chosen: Any, folder: Path) -> dict[str, Any]:
     """Corpus and tokenizer of a recipe, with the largest vocabulary, up to the recipe's, that the text can fill."""
     from bert_pipeline.data.tokenizer.build import VocabularyError
     from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
 
     made = {"raw_corpus": make_stage("raw_corpus", chosen, {}, folder / "raw_corpus")}
     wanted = chosen.tokenizer.vocab_size
@@ -120,7 +120,7 @@ def corpus_and_tokenizer(chosen: Any, folder: Path) -> dict[str, Any]:
 
 def prepare(folder: str, fields: Fields, documents_per_shard: int, peer_megabytes: float) -> Answer:
     """Build our artifacts of text.jsonl and write its sentences as text, all of them and the peers' part."""
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
 
     here, started = Path(folder), time.perf_counter()
 

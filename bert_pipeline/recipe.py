@@ -423,6 +423,11 @@ class TaskRecipe(Section):
 
 
 class EvaluationRecipe(Section):
+    ADDED_LATER: ClassVar[frozenset[str]] = frozenset({"baseline"})
+
+    baseline: bool = True
+    """Also fine-tune the same architecture from random weights, with every seed: the difference shows what pretraining
+    contributed."""
     tasks: tuple[TaskRecipe, ...] = ()
     """Tasks to fine-tune and score. Each is a separate Dagster asset, `evaluation/NAME`."""
 

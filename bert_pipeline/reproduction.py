@@ -19,9 +19,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from bert_pipeline.core.files import cached_digest
+from bert_pipeline.lineage import make_stage, stage_origin
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe, to_toml
-from bert_pipeline.stages import EVALUATION, STAGES, kinds_of, make_stage, resolve_recipe, stage_origin
+from bert_pipeline.stages import EVALUATION, STAGES, kinds_of, resolve_recipe
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact
 
@@ -92,7 +93,12 @@ def recorded_recipe(name: str, artifacts: Mapping[str, Artifact], description: s
         "masking": sections["masked_dataset"],
         "model": pretrain["model"],
         "pretrain": _without(pretrain, "model"),
-        "evaluation": {"tasks": [_task(task, artifacts) for task in sections["evaluations"]["tasks"]]},
+        "evaluation": {
+            "baseline": all(
+                each.get("baseline", True) for kind, each in sections.items() if kind.startswith(EVALUATION)
+            ),
+            "tasks": [_task(task, artifacts) for task in sections["evaluations"]["tasks"]],
+        },
     }
     if pretrain.get("init_from"):
         del values["tokenizer"]

@@ -157,7 +157,8 @@ def recipe_table(study: Study, arm: Arm, seed: int, tables: Mapping[str, Table])
     table["name"] = study.recipe_name(arm.name, seed)
     table["description"] = f"Study {study.name}, arm {arm.name}, seed {seed}: {arm.description or study.question}"
     if arm.compared:
-        table["evaluation"] = {"tasks": _tasks(study, tables[study.base])}
+        # Random weights have no pretraining seed: each arm would repeat the same runs.
+        table["evaluation"] = {"baseline": False, "tasks": _tasks(study, tables[study.base])}
     return table
 
 

@@ -42,6 +42,7 @@ ROOMS = {
     "tasks": ("bert_pipeline/evaluation/tasks", "Tasks and their data"),
     "finetuning": ("bert_pipeline/evaluation/finetuning", "Fine-tuning"),
     "scoring": ("bert_pipeline/evaluation/scoring", "Scores"),
+    "task-models": ("bert_pipeline/evaluation/task_models", "Task models"),
     "planning": ("bert_pipeline/planning", "Plans"),
     "studies": ("bert_pipeline/studies", "Studies"),
     "cli": ("bert_pipeline/cli", "Command line"),

@@ -131,7 +131,7 @@ def _evaluated(kind: str, group: str, description: str) -> dg.AssetOut:
             output_name(kind): _evaluated(
                 kind,
                 "evaluation_tasks",
-                f"{task.title}: {task.metric} after fine-tuning the checkpoint, compared with random weights.",
+                f"{task.title}: {task.metric} after fine-tuning the checkpoint, and random weights as a baseline.",
             )
             for kind, task in TASKS.items()
         },

@@ -8,7 +8,7 @@ from orchestration.automation.pubmed_updates import pubmed_updates
 from orchestration.automation.retraining import new_text, whole_graph
 from orchestration.automation.schedules import SCHEDULES, SENSORS
 from orchestration.automation.watchers import failure_webhook, mlflow_is_told
-from orchestration.studies.asset import study
+from orchestration.studies.asset import study, study_job
 from orchestration.tracking.logs import console, rows
 from orchestration.workshop import resources
 
@@ -17,7 +17,7 @@ from orchestration.workshop import resources
 def defs() -> dg.Definitions:
     return dg.Definitions(
         assets=[*ASSETS, study],
-        jobs=[whole_graph, new_text, pubmed_updates],
+        jobs=[whole_graph, new_text, pubmed_updates, study_job],
         schedules=SCHEDULES,
         sensors=[*SENSORS, mlflow_is_told, failure_webhook],
         resources=resources(home()),

@@ -56,7 +56,7 @@ def _tasks(evaluations: Artifact) -> str:
         (
             f"{task}, {scores['metric']}",
             mean_and_sd(scores["pretrained"]),
-            mean_and_sd(scores["random_init"]),
+            mean_and_sd(scores["random_init"]) if "random_init" in scores else "not measured",
             str(len(scores["seeds"])),
         )
         for task, scores in evaluations.facts["tasks"].items()

@@ -12,17 +12,9 @@ from bert_pipeline import settings
 from bert_pipeline.core.printable import plain
 from bert_pipeline.data.corpus import card
 from bert_pipeline.experiments import find_recipe
+from bert_pipeline.lineage import Tracker, collect_lineage, make_stage, stage_origin
 from bert_pipeline.recipe import Recipe, RecipeError
-from bert_pipeline.stages import (
-    EVALUATION,
-    Tracker,
-    collect_lineage,
-    inputs_of,
-    kinds_of,
-    make_stage,
-    resolve_recipe,
-    stage_origin,
-)
+from bert_pipeline.stages import EVALUATION, inputs_of, kinds_of, resolve_recipe
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact
 from orchestration import checks

@@ -21,10 +21,10 @@ from servers import Database, Servers, make_secrets
 from bert_pipeline.evaluation.finetuning.protocol import Run
 from bert_pipeline.evaluation.finetuning.workers import Workers
 from bert_pipeline.evaluation.tasks.readers import read_task
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.settings import CPU_ENVIRONMENT
-from bert_pipeline.stages import make_stage
 from bert_pipeline.store.artifact import Artifact
 
 settings.register_profile("default", deadline=None)  # the first call of a jitted function includes its compilation
@@ -190,7 +190,8 @@ def evaluation_in_this_process():
                 make_half(job, run, data, inputs, lambda step, of: None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bert_pipeline.evaluation.evaluate.Workers", InThisProcess)
+        for module in ("evaluate", "task_models.build"):
+            patch.setattr(f"bert_pipeline.evaluation.{module}.Workers", InThisProcess)
         yield
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks import curves, ours, pretraining, quality, rows, scripts, text, training
+from benchmarks import curves, evaluation, ours, pretraining, quality, rows, scaling, scripts, text, training
 from benchmarks.children import MeasurementError, measure
 from benchmarks.peers import environments, google, tokenizers_batch, transformers_trainer
 from benchmarks.peers.environments import PeerError
+from bert_pipeline.planning.loss import Relation
 from bert_pipeline.recipe_files import load_recipe, recipe_files
 
 ROW_KEYS = {"name", "ours", "peer", "peer_name", "unit", "ratio"}
@@ -415,3 +416,30 @@ def test_quality_of_all_sides_on_a_tiny_recipe(run_python, tmp_path):
     ends = {name: each[-1][-1]["mlm_loss"] for name, each in found["curves"].items()}
     assert ends[quality.SHIPPED] < ends[quality.AS_IT_COMES]
     assert quality.BEST in quality.table(found) and picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_scaling_fits_the_relation_that_made_the_losses():
+    made = Relation(1.5, 0.8, 0.4, 5.0, 0.35)
+    grid = [(weights, tokens) for weights in (2e6, 3e6, 1e7) for tokens in (2e6, 4e6, 1.2e7, 5e7)]
+    runs = [{"weights": w, "tokens": t, "mlm_loss": made.loss(w, t)} for w, t in grid]
+    found, error = scaling.fit(runs)
+    assert error < 1e-3
+    assert found.loss(5e6, 2e7) == pytest.approx(made.loss(5e6, 2e7), rel=1e-3)
+    with pytest.raises(ValueError, match="4 runs; remedy: at least 5"):
+        scaling.fit(runs[:4])
+
+
+@pytest.mark.slow
+def test_fine_tuning_of_all_sides_on_the_generated_task(run_python, tmp_path):
+    code = (
+        "import sys; from benchmarks import evaluation; evaluation.MIN_STEPS = 20; evaluation.MIN_EPOCHS = 1; "
+        "evaluation.WARM_UP = 2; "
+        "sys.argv = ['evaluation', '--task', 'sample-chem', '--rounds', '1', '--json']; evaluation.main()"
+    )
+    finished = run_python("-c", code, BERT_PIPELINE_HOME=str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    names = ["sample-chem, training"] * 2 + ["sample-chem, prediction"] * 2
+    assert [row["name"] for row in found["rows"]] == names
+    assert all(row["ratio"] > 0 for row in found["rows"])
+    assert evaluation.BEFORE in evaluation.table(found)

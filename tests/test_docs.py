@@ -28,7 +28,10 @@ TOP = "bert_pipeline|orchestration|infra|tests|benchmarks|docs"
 
 SAYS = {
     "operate/scale-out.md": ["H100-SXM"],
-    "operate/serve.md": ["champion of bert-mine is version 1", "the first one"],
+    "operate/serve.md": [
+        *("champion of bert-mine is version 1", "the first one"),
+        *("champion of bert-mine-my-relations is version 1", '{"id": "a", "label": ', "2 answers in answers.jsonl"),
+    ],
     "operate/lineage.md": ["raw_corpus", "to be built again"],
     "operate/remote-store.md": ["artifacts are in file://", "[MASK]"],
     "operate/back-up.md": [],

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from bert_pipeline.data.corpus.sources import describe_sources, source_files, write_sources
 from bert_pipeline.data.sources.records import SourceError
+from bert_pipeline.recipe import EvaluationRecipe, TaskRecipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files, to_toml
 from bert_pipeline.reproduction import ReproductionError, rebuild, recorded_recipe
-from bert_pipeline.stages import STAGES
+from bert_pipeline.stages import STAGES, find_stage, kinds_of
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact
 
@@ -99,6 +100,18 @@ def test_a_recipe_with_an_initial_model_is_read_from_its_records(tiny_recipe, tm
     del made["masked_dataset"]
     with pytest.raises(ReproductionError, match="masked_dataset missing"):
         recorded_recipe("tiny", made)
+
+
+def test_a_recipe_without_a_baseline_is_read_from_its_records(tiny_recipe, tmp_path):
+    evaluation = EvaluationRecipe(baseline=False, tasks=(TaskRecipe(name="sample-chem"),))
+    recipe = tiny_recipe.model_copy(update={"evaluation": evaluation})
+    (tmp_path / "scores.json").write_text(json.dumps({"settings": evaluation.tasks[0].model_dump(mode="json")}))
+    made = {}
+    for kind in kinds_of(recipe):
+        origin = artifact.origin(kind, find_stage(kind).section(recipe), {}, "1")
+        made[kind] = Artifact(tmp_path, json.loads(json.dumps({"origin": origin})))
+    (tmp_path / "tiny.toml").write_text(to_toml(recorded_recipe("tiny", made)))
+    assert load_recipe(tmp_path / "tiny.toml") == recipe
 
 
 def test_records_of_other_code_are_refused_and_their_commit_is_named(tiny_recipe, tmp_path):

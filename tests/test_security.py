@@ -96,7 +96,8 @@ CHAIN = """
 import sys
 from pathlib import Path
 from bert_pipeline.recipe_files import load_recipe
-from bert_pipeline.stages import kinds_of, make_stage, resolve_recipe
+from bert_pipeline.lineage import make_stage
+from bert_pipeline.stages import kinds_of, resolve_recipe
 
 if __name__ == "__main__":
     recipe, made = resolve_recipe(load_recipe(Path(sys.argv[1]))), {}

@@ -9,6 +9,7 @@ from bert_pipeline.data.corpus.sources import describe_sources, source_files, wr
 from bert_pipeline.evaluation.tasks.task import TaskError
 from bert_pipeline.experiments import find_recipe
 from bert_pipeline.formats.corpus import iterate_documents
+from bert_pipeline.lineage import Tracker, make_stage, stage_origin
 from bert_pipeline.recipe import (
     CorpusRecipe,
     EvaluationRecipe,
@@ -17,7 +18,7 @@ from bert_pipeline.recipe import (
     RetrainingRecipe,
     TaskRecipe,
 )
-from bert_pipeline.stages import Tracker, initial_directory, kinds_of, make_stage, stage_origin
+from bert_pipeline.stages import find_stage, initial_directory, kinds_of
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError
 
@@ -206,3 +207,16 @@ def test_training_refuses_masks_of_another_recipe(tiny_recipe, tiny):
     other = tiny_recipe.model_copy(update={"masking": tiny_recipe.masking.model_copy(update={"masked_lm_prob": 0.3})})
     with pytest.raises(ArtifactError, match=r"was built with \[masking\] .*0\.15.* has .*0\.3.*; remedy: build"):
         stage_origin("pretrained_checkpoint", other, tiny)
+
+
+def test_the_baseline_is_part_of_an_evaluation_only_where_it_is_left_out(tiny_recipe):
+    """So that evaluations built before the key existed keep their fingerprints; other artifacts are shared."""
+    tasks = (TaskRecipe(name="sample-chem"),)
+    usual, alone = (
+        tiny_recipe.model_copy(update={"evaluation": EvaluationRecipe(tasks=tasks, baseline=baseline)})
+        for baseline in (True, False)
+    )
+    sections = {kind: [find_stage(kind).section(each) for each in (usual, alone)] for kind in kinds_of(usual)}
+    assert {kind for kind, (one, other) in sections.items() if one != other} == {"evaluation/sample-chem"}
+    one, other = sections["evaluation/sample-chem"]
+    assert "baseline" not in one and other == one | {"baseline": False}

@@ -11,7 +11,7 @@ from bert_pipeline.experiments import expand, find_recipe, find_study, recipe_na
 from bert_pipeline.recipe import RecipeError
 from bert_pipeline.recipe_files import load_recipe, recipe_files, validated
 from bert_pipeline.stages import initial_directory
-from bert_pipeline.study import Study, StudyError
+from bert_pipeline.study import Study, StudyError, amount
 
 HEAD = """
 question = "Which?"
@@ -56,7 +56,10 @@ def test_an_arm_is_the_base_with_its_changes(write):
     assert [recipe.name for recipe in recipes.values()][:2] == ["mine--a--seed1", "mine--b--seed1"]
     plain, changed = recipes["a", 2], recipes["b", 2]
     assert plain.model_copy(update={"name": "demo", "description": base.description}) == base.model_copy(
-        update={"pretrain": base.pretrain.model_copy(update={"seed": 2})}
+        update={
+            "pretrain": base.pretrain.model_copy(update={"seed": 2}),
+            "evaluation": base.evaluation.model_copy(update={"baseline": False}),
+        }
     )
     for section in ("corpus", "tokenizer", "nsp", "masking", "model", "evaluation"):
         assert getattr(plain, section) == getattr(changed, section), section
@@ -215,3 +218,52 @@ def test_every_packaged_study_is_valid():
     for name in study_files():
         study = find_study(name)
         assert study.question.endswith("?") and all(arm.description for arm in study.arms)
+
+
+ABLATIONS = ["ablation-masking", "ablation-text", "ablation-vocabulary"]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changed_for_a_gpu_as_the_page_says_is_valid(name, write):
+    text = study_files()[name].read_text()
+    text = text.replace('base = "small"', 'base = "crammed"').replace('equal = "steps"', 'equal = "minutes"')
+    text = re.sub(r"^.*(num_steps|warmup_steps) = .*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^\[\[tasks\]\]\n(.+\n)+", "", text, flags=re.MULTILINE)
+    first = "compared = false\n[arms.changes]\n"
+    text = text.replace(first, f"{first}pretrain.budget_minutes = 0.05\n")
+    write(text, "on-a-gpu")
+    study, base = find_study("on-a-gpu"), load_recipe(recipe_files()["crammed"])
+    for arm in study.compared_arms:
+        recipe = expand(study)[arm.name, 1]
+        assert recipe.pretrain.budget_minutes == 25
+        assert [task.name for task in recipe.evaluation.tasks] == [task.name for task in base.evaluation.tasks]
+
+
+def test_the_arms_of_the_ablation_of_text_differ_in_text_alone():
+    study = find_study("ablation-text")
+    arms = [expand(study)[arm.name, 2] for arm in study.compared_arms]
+    alike = [recipe.model_dump(exclude={"name", "description", "corpus"}) for recipe in arms]
+    assert alike[1:] == alike[:-1] and arms[0].pretrain.init_from == "ablation-text--start--seed2"
+    assert len({recipe.corpus.path for recipe in arms}) == len(arms)
+
+
+def test_a_first_model_of_one_step_keeps_its_random_weights():
+    for name in ("thesis", "ablation-text", "ablation-vocabulary"):
+        starts = [recipe for recipe in expand(find_study(name)).values() if recipe.pretrain.num_steps == 1]
+        assert len(starts) == 3
+        for start in starts:
+            [phase] = start.pretrain.phases
+            assert phase.learning_rate == phase.muon_learning_rate == 1e-12 and not start.evaluation.tasks
+
+
+def test_the_arms_of_the_thesis_have_equal_totals_and_tuned_rates():
+    """Also with the steps of a first model; only the arm on top of a whole general model has more."""
+    study = find_study("thesis")
+    recipes = {arm: recipe for (arm, seed), recipe in expand(study).items() if seed == 1}
+    totals = {arm.name: amount(study, arm.name, recipes) for arm in study.compared_arms}
+    assert totals == dict.fromkeys(totals, 3100) | {"continued-on-top": 6200} and len(totals) == 6
+    assert recipes["continued-extended"].tokenizer.extend == 4000
+    assert len(study.pretraining_seeds) >= 3 and len(study.finetuning_seeds) >= 3
+    tasks = recipes["domain"].evaluation.tasks
+    assert [task.name for task in tasks] == ["BC5CDR-chem", "BC5CDR-disease", "BC2GM", "GAD"]
+    assert all(len(task.learning_rate) > 1 for task in tasks)

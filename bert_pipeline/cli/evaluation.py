@@ -1,4 +1,4 @@
-"""`evaluate`: fine-tune and score any Hugging Face BERTs on tasks."""
+"""`evaluate`, `finetune` and `predict`: score any Hugging Face BERTs on tasks, keep a task model, apply it to texts."""
 
 import json
 import logging
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 GRID = "Of several values, the best on dev is used."
 OF_PROFILE = "the profile's"
+OF_TASK = "the task's"
 
 
 def _inputs(*names: str, **settings: Any) -> Any:
@@ -71,7 +72,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the facts of each task
 
 
 def add(app: typer.Typer) -> None:
-    app.command(rich_help_panel=EVALUATE)(evaluate)
+    for command in (evaluate, finetune, predict):
+        app.command(rich_help_panel=EVALUATE)(command)
 
 
 def evaluate(
@@ -124,6 +126,102 @@ def evaluate(
 
     known = {name: load_task(path) for name, path in task_files().items()}
     show(show_scores(facts, known), f"scores of every run: {out}/*/scores.json")
+
+
+def finetune(
+    model: Annotated[
+        str,
+        _inputs(metavar="MODEL", help="Hugging Face model directory, or models:/NAME@ALIAS or models:/NAME/VERSION."),
+    ],
+    task: Annotated[str, _inputs(metavar="NAME", help="Task to fine-tune on, see evaluate --list.")],
+    out: Annotated[Path, _inputs(metavar="DIR", help="Directory to write the task model to.")],
+    data: Data = None,
+    other_data: OtherData = False,
+    evaluation: Annotated[
+        str | None,
+        _inputs(
+            metavar="DIR",
+            help="Evaluation of this model on this task, or models:/NAME@ALIAS: repeat its best run on dev.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, _tuning(metavar="N", help="Seed.")] = 1,
+    learning_rate: Annotated[
+        float | None, _tuning(metavar="X", help="Peak learning rate.", show_default=OF_TASK)
+    ] = None,
+    batch_size: Annotated[int | None, _tuning(metavar="N", help="Examples per step.", show_default=OF_TASK)] = None,
+    num_epochs: Annotated[int | None, _tuning(metavar="N", help="Epochs.", show_default=OF_TASK)] = None,
+    max_seq_length: MaxSeqLength = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts of the task model as JSON.")] = False,
+) -> None:
+    """Fine-tune a Hugging Face BERT on a task once and keep the task model.
+
+    transformers' pipelines and `predict` read the directory; `register` adds it to MLflow's registry.
+    """
+    from bert_pipeline.evaluation.task_models.build import best_run, build_task_model
+    from bert_pipeline.recipe import TaskRecipe
+
+    directory = model_directory(model)
+    chosen = {
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "num_epochs": num_epochs,
+        "max_seq_length": max_seq_length,
+    }
+    if evaluation:
+        if given := [name for name, value in (chosen | {"seed": seed != 1}).items() if value]:
+            raise ValueError(f"--evaluation decides {', '.join(given)}; remedy: remove one of the options")
+        settings = best_run(model_directory(evaluation, "evaluation", task), task, directory)
+    else:
+        values = {name: value for name, value in chosen.items() if value is not None}
+        settings = TaskRecipe.model_validate_json(
+            json.dumps({"name": task, "seeds": [seed], "other_data": other_data} | values)
+        )
+    made = build_task_model(settings, directory, data, out)
+    if as_json:
+        show_json(made.facts)
+        return
+    scores = ", ".join(f"{split} {100 * made.facts[split]['score']:.2f}" for split in ("dev", "test"))
+    show(
+        f"task model of {task} in {made.path}: {made.facts['metric']} {scores} (percent), seed {made.facts['seed']}",
+        f"apply it: bert-pipeline predict --model {made.path} --text FILE",
+    )
+
+
+def predict(
+    model: Annotated[
+        str, _inputs(metavar="MODEL", help="Directory of a task model, or models:/NAME@ALIAS or models:/NAME/VERSION.")
+    ],
+    text: Annotated[
+        str,
+        _inputs(metavar="FILE", help="File or folder, as in a recipe's corpus.path. .txt: texts between blank lines."),
+    ],
+    out: Annotated[Path | None, _inputs(metavar="FILE", help="File to write.", show_default="standard output")] = None,
+    text_field: Annotated[
+        list[str] | None,
+        _inputs(metavar="NAME...", help="Fields of a record to read.", show_default="text; qa: question text"),
+    ] = None,
+    id_field: Annotated[
+        str, _inputs(metavar="NAME", help="Field with the id of a record.", show_default="FILE:NUMBER")
+    ] = "",
+) -> None:
+    """Apply a task model to texts: write a JSON line with spans, labels or a value for each record."""
+    from bert_pipeline.core.files import replacing
+    from bert_pipeline.data.sources.folders import find_files
+    from bert_pipeline.evaluation.task_models.predict import load_annotator, predict_files
+
+    directory = model_directory(model, "task_model")
+    answers = predict_files(load_annotator(directory), find_files(text), tuple(text_field or ()), id_field)
+    if out is None:
+        for answer in answers:
+            show_json(answer)
+        return
+    with replacing(out) as draft, draft.open("w", encoding="utf-8") as file:
+        count, broken = 0, 0
+        for answer in answers:
+            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            count, broken = count + 1, broken + ("error" in answer)
+    show(f"{count:,} answers in {out}" + (f", {broken:,} of them errors" if broken else ""))
 
 
 def _compare(evaluated: dict[str, dict[str, dict[str, Any]]], out: Path, as_json: bool) -> None:

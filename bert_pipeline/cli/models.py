@@ -4,22 +4,27 @@ import os.path
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 REGISTRY = "models:/"
 
-_resolvers: dict[str, Callable[[str], Path]] = {}
+Kind = Literal["pretrained_checkpoint", "evaluation", "task_model"]
+Resolve = Callable[[str, Kind, str], Path]
+_resolvers: dict[str, Resolve] = {}
 
 
-def resolve_models(prefix: str, resolve: Callable[[str], Path]) -> None:
-    """Let `resolve` find the directory of every model whose name begins with `prefix`. For plug-ins; see app.py."""
+def resolve_models(prefix: str, resolve: Resolve) -> None:
+    """Let `resolve(name, kind, task)` find a directory of every model whose name begins with `prefix`: its checkpoint,
+    its evaluation on a task, or the task model itself. For plug-ins; see app.py.
+    """
     _resolvers[prefix] = resolve
 
 
-def model_directory(name: str) -> Path:
-    """Return the Hugging Face directory of a model. Raises ValueError if no installed plug-in knows the registry."""
+def model_directory(name: str, kind: Kind = "pretrained_checkpoint", task: str = "") -> Path:
+    """Return the directory of a model. Raises ValueError if no installed plug-in knows the registry."""
     for prefix, resolve in _resolvers.items():
         if name.startswith(prefix):
-            return resolve(name)
+            return resolve(name, kind, task)
     if name.startswith(REGISTRY):
         raise ValueError(f"{name}: no model registry is installed; remedy: pip install bert-pipeline")
     return Path(name)

@@ -83,7 +83,7 @@ def pretrain(
 
 
 def _make(kind: str, recipe: str, inputs: dict[str, Path], out: Path, as_json: bool) -> None:
-    from bert_pipeline.stages import make_stage
+    from bert_pipeline.lineage import make_stage
     from bert_pipeline.store import artifact
 
     loaded = recipe_named(recipe)

@@ -7,7 +7,8 @@
 
 The protocol is BLURB's (Gu et al. 2021, section 2.4): the settings of a grid are compared on dev with the first seed,
 and the best one runs with every seed. As a baseline, the same architecture also runs from random weights
-(`random_init`): the gap to the checkpoint (`pretrained`) shows what pretraining contributed.
+(`random_init`): the gap to the checkpoint (`pretrained`) shows what pretraining contributed. A recipe with
+evaluation.baseline = false leaves it out.
 """
 
 import json
@@ -45,12 +46,12 @@ OnRow = Callable[[dict[str, Any]], None]
 log = logging.getLogger(__name__)
 
 
-def evaluate_checkpoint(settings: TaskRecipe, checkpoint: Path, out: Path, on_row: OnRow) -> Facts:
-    """Evaluate a pretrained_checkpoint on one task: against random weights, and with each snapshot of the training.
+def evaluate_checkpoint(settings: TaskRecipe, checkpoint: Path, out: Path, on_row: OnRow, baseline: bool) -> Facts:
+    """Evaluate a pretrained_checkpoint and each snapshot of its training on one task.
 
     `snapshots` in the facts maps the step of each snapshot to its score with the first seed, in the same setting.
     """
-    facts = evaluate_task(settings, checkpoint, None, out, on_row, baseline=True)
+    facts = evaluate_task(settings, checkpoint, None, out, on_row, baseline)
     one_run = settings.model_copy(update=facts["setting"] | {"seeds": tuple(facts["seeds"][:1])})
     data = out / "data" if (out / "data").is_dir() else None
     snapshots = {}

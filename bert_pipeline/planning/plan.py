@@ -282,9 +282,9 @@ class Estimate:
                 except TaskError as error:
                     log.info("plan: %s", error)
                     return None
-            # The first seed searches the grid. The other seeds, and all seeds from random weights, run one setting. Its
+            # The first seed searches the grid. The other seeds, and for the baseline all seeds, run one setting. Its
             # number of epochs is not known yet: assume the largest of the grid.
-            more = 2 * len(rules.seeds) - 1
+            more = len(rules.seeds) * (2 if recipe.evaluation.baseline else 1) - 1
             runs = rules.num_settings + more
             mean_epochs = sum(rules.nums_epochs) / len(rules.nums_epochs)
             epochs = rules.num_settings * mean_epochs + more * max(rules.nums_epochs)

@@ -97,16 +97,17 @@ MARKS: dict[str, dict[str, Any]] = {
 
 
 def task_scores(tasks: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """A row for each task: our score with its interval, the score from random weights, and published scores."""
+    """A row for each task: our score with its interval, the score from random weights if measured, published scores."""
     figure = Figure(figsize=(WIDTH, max(1.6, 0.34 * len(tasks) + 1.4)), layout="constrained")
     axes = figure.subplots()
     for row, measured in enumerate(tasks.values()):
-        ours, random = measured["pretrained"], measured["random_init"]
+        ours = measured["pretrained"]
         for model, score in measured["published"].items():
             axes.plot(100 * score, row, **MARKS["PubMedBERT" if model == "PubMedBERT" else "other published"])
         for score in measured["measured"].values():
             axes.plot(100 * score, row, **MARKS["general domain"])
-        axes.plot(100 * random["score_mean"], row, **MARKS["random weights"])
+        if "random_init" in measured:
+            axes.plot(100 * measured["random_init"]["score_mean"], row, **MARKS["random weights"])
         axes.plot([100 * ours["low"], 100 * ours["high"]], [row, row], color="tab:blue", linewidth=2)
         axes.plot(100 * ours["score_mean"], row, **MARKS["this model, 95 % interval"])
     handles = [Line2D([], [], label=label, **style) for label, style in MARKS.items()]

@@ -12,8 +12,9 @@ from typing import Any
 
 from bert_pipeline.evaluation.scoring.multibootstrap import Difference, Standing
 from bert_pipeline.experiments import expand, find_study
+from bert_pipeline.lineage import make_stage, stage_origin
 from bert_pipeline.recipe import Recipe
-from bert_pipeline.stages import kinds_of, make_stage, resolve_recipe, stage_origin
+from bert_pipeline.stages import kinds_of, resolve_recipe
 from bert_pipeline.store import artifact, remote
 from bert_pipeline.store.artifact import Artifact, Facts
 from bert_pipeline.studies.evidence import Evidence, collect, missing_recipes
@@ -52,7 +53,11 @@ def build_study(study: Study, evidence: Evidence, out: Path) -> Facts:
     write_page(out, study, results, evidence)
     facts = _facts(study, results)
     losses = {arm: [asdict(curve) for curve in curves] for arm, curves in results.curves.items()}
-    text = json.dumps(facts | {"losses": losses}, indent=2)
+    settings = {
+        task: {"tried": results.tried[task]._asdict()} | {arm: each._asdict() for arm, each in of_arms.items()}
+        for task, of_arms in results.chosen.items()
+    }
+    text = json.dumps(facts | {"losses": losses, "finetuning_settings": settings}, indent=2)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
     return facts
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert_pipeline.experiments import Recipes
+from bert_pipeline.lineage import find_artifacts
 from bert_pipeline.recipe import Recipe
-from bert_pipeline.stages import EVALUATION, find_artifacts
+from bert_pipeline.stages import EVALUATION
 from bert_pipeline.store.artifact import Artifact
 from bert_pipeline.study import Study, StudyError
 

@@ -74,6 +74,7 @@ def _sections(study: Study, results: Results, evidence: Evidence, drawn: Mapping
             rows=[tuple(row) for row in table.rows],
             pictures={} if number else {SCORES: drawn[SCORES]},
         )
+    yield _finetuning(results)
     yield _losses(results, drawn[LOSSES])
     yield PageSection("What cannot be concluded", points=list(limits(study, results)))
     models = [
@@ -142,6 +143,23 @@ def scores_table(standings: Mapping[str, Standing]) -> Table:
             (arm, f"{100 * each.mean:.2f}", f"{100 * each.low:.2f} to {100 * each.high:.2f}", *deviations, *compared)
         )
     return Table(head, rows)
+
+
+def _finetuning(results: Results) -> PageSection:
+    """What was tried and what was chosen; where the seeds of an arm chose alike, the value stands once."""
+    rows = []
+    for task, tried in results.tried.items():
+        rows.append((task, "tried", *(", ".join(f"{value:g}" for value in values) for values in tried)))
+        for arm, chosen in results.chosen[task].items():
+            alike = ((values[:1] if len(set(values)) == 1 else values) for values in chosen)
+            rows.append((task, arm, *(", ".join(f"{value:g}" for value in values) for values in alike)))
+    text = (
+        "Each model was fine-tuned in every setting tried, with the first fine-tuning seed. The setting with the best "
+        "score on dev then ran with all seeds; the test set had no part in the choice. Several values in the row of an "
+        "arm are those of its pretraining seeds, in their order."
+    )
+    head = ("task", "arm", "learning rate", "batch size", "epochs")
+    return PageSection("Fine-tuning settings", text, head=head, rows=rows)
 
 
 def _losses(results: Results, picture: bytes) -> PageSection:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,11 +39,23 @@ class Curve:
     """Nats per word: the loss of a masked piece times the pieces per word, because vocabularies may differ."""
 
 
+class Settings(NamedTuple):
+    """Values of the fine-tuning settings."""
+
+    learning_rates: tuple[float, ...]
+    batch_sizes: tuple[int, ...]
+    nums_epochs: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Results:
     tasks: dict[str, Task]
     finetuning_seeds: dict[str, list[int]]
     """By task."""
+    tried: dict[str, Settings]
+    """The values of the fine-tuning grid, by task."""
+    chosen: dict[str, dict[str, Settings]]
+    """The values of the best setting on dev, for each pretraining seed, by task and arm."""
     standings: dict[str, dict[str, Standing]]
     """By task and arm; with several tasks also of ALL_TASKS, which then comes first."""
     curves: dict[str, list[Curve]]
@@ -83,6 +95,10 @@ def measure(study: Study, evidence: Evidence) -> Results:
     return Results(
         tasks=tasks,
         finetuning_seeds={name: evaluations[name][0][0].facts["seeds"] for name in names},
+        tried={name: _tried(evaluations[name][0][0]) for name in names},
+        chosen={
+            name: {arm: _chosen(of_arm) for arm, of_arm in zip(arms, evaluations[name], strict=True)} for name in names
+        },
         standings=standings,
         curves={arm: [_curve(evidence[arm, seed]) for seed in seeds] for arm in arms},
         spent={arm: _spent(study, arm, evidence) for arm in arms},
@@ -95,6 +111,16 @@ def _scores(task: Task, evaluations: Sequence[Sequence[Artifact]], rng: np.rando
     """`evaluations`: by arm and pretraining seed."""
     runs = [[read_runs(made.path, task, made.facts["seeds"]) for made in of_arm] for of_arm in evaluations]
     return score_runs(task, runs, rng)
+
+
+def _tried(evaluation: Artifact) -> Settings:
+    protocol = evaluation.record["origin"]["section"]
+    return Settings(*(tuple(protocol[name]) for name in Settings._fields))
+
+
+def _chosen(evaluations: Sequence[Artifact]) -> Settings:
+    settings = [made.facts["setting"] for made in evaluations]
+    return Settings(*(tuple(each[name] for each in settings) for name in ("learning_rate", "batch_size", "num_epochs")))
 
 
 def _curve(trained: Trained) -> Curve:

@@ -100,8 +100,13 @@ def _of_fairness(study: Study, results: Results) -> Iterator[str]:
             f"{max(minutes):.3g} minutes."
         )
     yield (
-        "The arms were compared at the end of one schedule, with the settings of their recipes. A longer or shorter "
-        "schedule, another size of model or settings tuned for each arm may order them differently."
+        "The arms were compared at the end of one schedule, with the pretraining settings of their recipes. A longer "
+        "or shorter schedule, another size of model or pretraining settings tuned for each arm may order them "
+        "differently."
+    )
+    yield (
+        "No model was fine-tuned from random weights: the study compares its arms with each other, and does not show "
+        "what pretraining itself contributes."
     )
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bert_pipeline.cli.models import REGISTRY, resolve_models
+from bert_pipeline.cli.models import REGISTRY, Kind, resolve_models
 from bert_pipeline.cli.options import MODELS, Json
 from bert_pipeline.cli.output import show, show_json
 from bert_pipeline.settings import home
@@ -17,17 +17,17 @@ Model = Annotated[
 
 
 def add(app: typer.Typer) -> None:
-    """Add both commands to `bert-pipeline`, and the registry to the models that `evaluate` takes."""
-    resolve_models(REGISTRY, _checkpoint)
+    """Add both commands to `bert-pipeline`, and the registry to the models that other commands take."""
+    resolve_models(REGISTRY, _directory)
     app.command(rich_help_panel=MODELS)(lineage)
     app.command(rich_help_panel=MODELS)(reproduce)
 
 
-def _checkpoint(model: str) -> Path:
-    from orchestration.lineage.chain import checkpoint_of
+def _directory(model: str, kind: Kind, task: str) -> Path:
+    from orchestration.lineage.chain import directory_of
     from orchestration.workshop import resources
 
-    return checkpoint_of(model, resources(home())["workshop"])
+    return directory_of(model, f"{kind}/{task}" if task else kind, resources(home())["workshop"])
 
 
 def lineage(model: Model, as_json: Json = False) -> None:

@@ -1,4 +1,6 @@
-"""`bert-pipeline promote` and `bert-pipeline champions`: choose the champion by hand, and list all champions so far."""
+"""`bert-pipeline register`, `promote` and `champions`: register a task model, choose the champion by hand, and list all
+champions so far.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from orchestration.registry.ledger import Promotion
+    from orchestration.workshop import Workshop
 
 MODEL = re.compile(r"models:/(?P<name>[^/:@]+)(/(?P<version>\d+)|@(?P<alias>[^/:@]+))?")
 
@@ -30,9 +33,33 @@ class Named(NamedTuple):
 
 
 def add(app: typer.Typer) -> None:
-    """Add both commands to `bert-pipeline`."""
+    """Add the commands to `bert-pipeline`."""
+    app.command(rich_help_panel=MODELS)(register)
     app.command("promote", rich_help_panel=MODELS)(promote_by_hand)
     app.command(rich_help_panel=MODELS)(champions)
+
+
+def register(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a task model, see finetune.")],
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the registered model.", show_default="PRETRAINED-TASK"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print name and version as JSON.")] = False,
+) -> None:
+    """Register a task model in MLflow's registry as a new version with the alias candidate.
+
+    A task model that is registered already keeps its version.
+    """
+    from orchestration.registry.task_models import register_task_model
+
+    with _workshop() as workshop:
+        version = register_task_model(workshop.mlflow, directory, name)
+    if as_json:
+        show_json({"name": version.name, "version": int(version.version)})
+        return
+    show(f"models:/{version.name}/{version.version}, alias candidate")
+    show(f"use it: bert-pipeline promote models:/{version.name}@candidate")
 
 
 def promote_by_hand(
@@ -129,6 +156,13 @@ def _parse(model: str) -> Named:
 @contextmanager
 def _mlflow() -> "Iterator[tuple[MlflowClient, Path]]":
     """A client of the registry, and the artifact store. Raises RuntimeError, in one line, if MLflow fails."""
+    with _workshop() as workshop:
+        yield workshop.mlflow.client(), Path(workshop.store)
+
+
+@contextmanager
+def _workshop() -> "Iterator[Workshop]":
+    """Raises RuntimeError, in one line, if MLflow fails."""
     from mlflow.exceptions import MlflowException
 
     from bert_pipeline.settings import home
@@ -136,7 +170,7 @@ def _mlflow() -> "Iterator[tuple[MlflowClient, Path]]":
 
     workshop = resources(home())["workshop"]
     try:
-        yield workshop.mlflow.client(), Path(workshop.store)
+        yield workshop
     except MlflowException as error:
         message = str(error).partition("\n")[0]
         raise RuntimeError(

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_pipeline.core.files import cached_digest
+from bert_pipeline.lineage import sources_in_store
 from bert_pipeline.report.score_table import mean_and_sd
 from bert_pipeline.reproduction import PROOF, SOURCES, ReproductionError, recorded_recipe, write_reproduction
-from bert_pipeline.stages import EVALUATION, STAGES, check_artifact_files, sources_in_store
+from bert_pipeline.stages import EVALUATION, STAGES, check_artifact_files
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, ArtifactError
+from orchestration.registry.task_models import KIND as TASK_MODEL
+from orchestration.registry.task_models import PRETRAINED, TASK, task_model_directory
 from orchestration.registry.versions import RECIPE_DESCRIPTION, faults_of_files, faults_of_run
 from orchestration.tracking.mlflow_runs import Mlflow
 from orchestration.workshop import UNTRACKED, Workshop
@@ -85,16 +88,18 @@ def find_version(client: "MlflowClient", uri: str) -> "ModelVersion":
     return client.get_model_version(parts["name"], parts["version"])
 
 
-def checkpoint_of(uri: str, workshop: Workshop) -> Path:
-    """Return the directory of the pretrained_checkpoint that a version was registered from.
+def directory_of(uri: str, kind: str, workshop: Workshop) -> Path:
+    """Return the directory of a version: its artifact of this kind, or a download if the kind is task_model.
 
-    Raises LineageError if the registry has no such version, ArtifactError if the checkpoint is not in the store.
+    Raises LineageError if the registry has no such version, ArtifactError if the artifact is not in the store, and
+    PromotionError if the version is no task model or was changed.
     """
     from mlflow.exceptions import MlflowException
 
-    kind = "pretrained_checkpoint"
     try:
         chain = Chain(find_version(workshop.mlflow.client(), uri))
+        if kind == TASK_MODEL:
+            return task_model_directory(workshop.mlflow, chain.version)
     except MlflowException as error:
         raise _not_found(uri, workshop.mlflow, error) from error
     if kind not in chain.version.tags:
@@ -228,9 +233,20 @@ def describe(uri: str, workshop: Workshop) -> dict[str, Any]:
         "dagster_run": tags.get("dagster.url"),
         "recipe": {"name": chain.recipe, "fingerprint": recipe_fingerprint},
         "commit": checkpoint.record["made"]["commit"] if checkpoint else None,
+        "task_model": _describe_task_model(tags) if TASK in tags else None,
         "artifacts": [_describe(chain, kind, workshop) for kind in order if kind in chain.artifacts],
         "sources": sources_of(corpus) if corpus and corpus.facts.get("sources_fingerprint") else [],
         "faults": chain.faults,
+    }
+
+
+def _describe_task_model(tags: Mapping[str, str]) -> dict[str, Any]:
+    """What was fine-tuned, on which task, and the scores."""
+    return {
+        "task": tags[TASK],
+        "fingerprint": tags[TASK_MODEL],
+        "pretrained": tags.get(PRETRAINED),
+        "scores": json.loads(tags["scores"]),
     }
 
 
@@ -257,7 +273,8 @@ def _describe(chain: Chain, kind: str, workshop: Workshop) -> dict[str, Any]:
 
 def _facts(made: Artifact) -> dict[str, Any]:
     if made.kind.startswith(EVALUATION):
-        scores = {name: mean_and_sd(made.facts[name]) for name in ("pretrained", "random_init")}
+        encoders: tuple[str, ...] = ("pretrained", "random_init")
+        scores = {name: mean_and_sd(made.facts[name]) for name in encoders if name in made.facts}
         return {"metric": made.facts["metric"], **scores, "seeds": made.facts["seeds"]}
     facts = {name: made.facts[name] for name in FACTS.get(made.kind, ()) if made.facts.get(name) not in (None, "")}
     if made.kind == "tokenizer":
@@ -268,9 +285,15 @@ def _facts(made: Artifact) -> dict[str, Any]:
 def reproduce(uri: str, workshop: Workshop, out: Path) -> None:
     """Write into `out` what is needed to rebuild the version (see reproduction.py).
 
-    Raises LineageError, or ReproductionError if an artifact is missing.
+    Raises LineageError, also for a task model, or ReproductionError if an artifact is missing.
     """
     chain = trace(uri, workshop)
+    if (task := chain.version.tags.get(TASK)) is not None:
+        below = chain.version.tags.get(PRETRAINED, "the model below it")
+        raise LineageError(
+            f"{uri} is a task model; remedy: reproduce {below}, then bert-pipeline finetune --task {task} with the "
+            "settings of the version's run"
+        )
     description = workshop.mlflow.client().get_registered_model(chain.version.name).tags.get(RECIPE_DESCRIPTION, "")
     values = recorded_recipe(chain.recipe, chain.artifacts, description)
     model = f"models:/{chain.version.name}/{chain.version.version}"

@@ -14,6 +14,7 @@ def as_text(chain: Mapping[str, Any]) -> str:
     branches = [
         (f"recipe {recipe['name']} {recipe['fingerprint'] or '(incomplete)'}", []),
         (f"git commit {chain['commit'] or '(not recorded)'}", []),
+        *_task_model(chain["task_model"]),
         *((f"{each['kind']} {each['fingerprint']}", _lines(each)) for each in chain["artifacts"]),
     ]
     if sources := chain["sources"]:
@@ -27,6 +28,14 @@ def as_text(chain: Mapping[str, Any]) -> str:
         *(f"│  {name}  {chain[key]}" for name, key in (("MLflow ", "page"), ("Dagster", "dagster_run")) if chain[key]),
     ]
     return "\n".join([*head, *_draw(branches)])
+
+
+def _task_model(head: Mapping[str, Any] | None) -> Iterator[tuple[str, list[str]]]:
+    """The branch of a task model; none for a pretrained model."""
+    if head:
+        rows = {"task": head["task"], "from": head["pretrained"] or "a model that is not registered"}
+        rows["scores"] = _value(head["scores"])
+        yield f"task_model {head['fingerprint']}", [f"{name:<7}  {value}" for name, value in rows.items()]
 
 
 def _draw(branches: list[tuple[str, list[str]]]) -> Iterator[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PARENT, ARM = "mlflow.parentRunId", "study.arm"
 
 
-def track_study(workshop: Workshop, context: dg.AssetExecutionContext, made: Artifact) -> dict[str, Any]:
+def track_study(workshop: Workshop, context: dg.OpExecutionContext, made: Artifact) -> dict[str, Any]:
     """Send what MLflow lacks of a study; return links to its run, none if MLflow cannot be reached."""
     study, mlflow = find_study(context.partition_key), workshop.mlflow
     page, asset = workshop.run_page(context.run.run_id), workshop.asset_page(made.kind, study.name)

@@ -22,8 +22,9 @@ from bert_pipeline.data.corpus import shard as corpus_shard
 from bert_pipeline.data.sources.records import SourceError
 from bert_pipeline.formats.pairs import PairShard, pass_directory
 from bert_pipeline.formats.tables import shard_paths
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.recipe_files import load_recipe
-from bert_pipeline.stages import STAGES, make_stage
+from bert_pipeline.stages import STAGES
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import ArtifactError
 from bert_pipeline.store.executors import ShardError
@@ -208,7 +209,7 @@ CHAIN = """
 import os, random, sys
 from pathlib import Path
 from bert_pipeline.recipe_files import load_recipe
-from bert_pipeline.stages import make_stage
+from bert_pipeline.lineage import make_stage
 
 def in_another_order(self, pattern, listed=Path.glob):
     found = list(listed(self, pattern))

@@ -17,9 +17,10 @@ from bert_pipeline.data.corpus.build import build_raw_corpus
 from bert_pipeline.formats.corpus import iterate_documents
 from bert_pipeline.formats.pairs import MaskShard, PairShard, pass_directory
 from bert_pipeline.formats.tables import SPLITS, shard_paths
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.recipe import CorpusRecipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
-from bert_pipeline.stages import STAGES, make_stage
+from bert_pipeline.stages import STAGES
 
 FILE = Path(__file__).with_name("golden.json")
 KINDS = ("raw_corpus", "tokenizer", "nsp_dataset", "masked_dataset")

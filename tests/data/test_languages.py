@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from bert_pipeline.formats.corpus import corpus_shards
 from bert_pipeline.formats.tokenizer import read_tokenizer
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.recipe import Recipe
-from bert_pipeline.stages import make_stage
 from orchestration.checks import MAX_FORCED_FRACTION, check_results
 
 TEXT = "患者因头痛三天入院。服用布洛芬后症状缓解！"

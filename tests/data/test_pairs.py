@@ -16,8 +16,8 @@ from bert_pipeline.data.corpus import build as corpus
 from bert_pipeline.data.pairs import RANDOM, TokenizedShard, plan_pairs, write_rows
 from bert_pipeline.formats.pairs import IGNORE_INDEX
 from bert_pipeline.formats.tokenizer import CLS_ID, SEP_ID
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.recipe import NspRecipe, Recipe
-from bert_pipeline.stages import make_stage
 from bert_pipeline.store import artifact
 from bert_pipeline.store.shards import read_index
 

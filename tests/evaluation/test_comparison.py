@@ -72,8 +72,8 @@ def test_a_registered_model_needs_a_registry(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "_resolvers", {})
     with pytest.raises(ValueError, match=r"models:/x@champion: no model registry is installed; remedy"):
         model_directory("models:/x@champion")
-    models.resolve_models("models:/", lambda name: tmp_path / name.removeprefix("models:/"))
-    assert model_directory("models:/x@champion") == tmp_path / "x@champion"
+    models.resolve_models("models:/", lambda name, kind, task: tmp_path / kind / name.removeprefix("models:/"))
+    assert model_directory("models:/x@champion") == tmp_path / "pretrained_checkpoint" / "x@champion"
     assert model_directory("x").name == "x"
 
 

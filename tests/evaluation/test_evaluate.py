@@ -260,7 +260,8 @@ def test_snapshots_are_scored_too(model_dir, small_tasks, tmp_path):
         shutil.copytree(model_dir, tmp_path / "checkpoint" / name, dirs_exist_ok=True)
     settings = TaskRecipe(name="small-relation", learning_rate=(1e-3, 2e-3), num_epochs=1, batch_size=8, seeds=(3, 4))
     rows = []
-    facts = evaluate_checkpoint(settings, tmp_path / "checkpoint", tmp_path / "out", rows.append)
+    facts = evaluate_checkpoint(settings, tmp_path / "checkpoint", tmp_path / "out", rows.append, baseline=False)
+    assert "random_init" not in facts
     table = json.loads((tmp_path / "out" / "scores.json").read_text())
     [first] = [run for run in table["runs"] if run["encoder"] == "pretrained" and run["seed"] == 3]
     assert facts["snapshots"] == {"40": first["test"]["score"]}

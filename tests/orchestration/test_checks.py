@@ -124,6 +124,12 @@ def test_good_facts_pass(kind, tmp_path):
     assert all(result.passed for result in results), results
 
 
+def test_random_weights_are_checked_only_where_the_recipe_asks_for_them(tmp_path):
+    made = artifact_of("evaluation/sample-chem", {key: TASK[key] for key in TASK if key != "random_init"}, tmp_path)
+    alone = RECIPE.model_copy(update={"evaluation": RECIPE.evaluation.model_copy(update={"baseline": False})})
+    assert all(result.passed for result in checks.check_results(made, alone))
+
+
 @pytest.mark.parametrize(("kind", "path", "value", "check"), BAD)
 def test_a_bad_fact_fails_its_gate_and_shows_its_value(kind, path, value, check, tmp_path):
     made = artifact_of(kind, changed(GOOD[kind], path, value), tmp_path)

@@ -55,7 +55,7 @@ def test_every_gate_is_in_the_graph_and_blocks_unless_it_is_a_warning(graph):
 def test_every_job_schedule_and_sensor_is_described():
     loaded = defs()
     named = [*loaded.jobs, *loaded.schedules, *loaded.sensors]
-    assert len(named) == 9 and all(each.description and len(each.description) > 30 for each in named)
+    assert len(named) == 10 and all(each.description and len(each.description) > 30 for each in named)
 
 
 def test_nothing_is_switched_on_by_default():

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from processes import eventually
 
 from bert_pipeline import reproduction
+from bert_pipeline.cli import main
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.stages import kinds_of
 from bert_pipeline.store import artifact
@@ -214,8 +215,8 @@ def test_a_registered_model_that_was_changed_is_refused(first, mlflow, tmp_path,
     ("harm", "named"),
     [
         (lambda path: flip(path / "model" / "model.safetensors"), "model/model.safetensors"),
-        (lambda path: (path / "fill_mask.py").write_text("import os"), "fill_mask.py"),
-        (lambda path: (path / "fill_mask.py").rename(path / "code.py"), "code.py, fill_mask.py"),
+        (lambda path: (path / "service.py").write_text("import os"), "service.py"),
+        (lambda path: (path / "service.py").rename(path / "code.py"), "code.py, service.py"),
         (lambda path: (path / "requirements.txt").unlink(), "requirements.txt"),
         (lambda path: (path / "SHA256SUMS").unlink(), "SHA256SUMS"),
         (lambda path: (path / "SHA256SUMS").write_text(""), "SHA256SUMS"),
@@ -282,29 +283,65 @@ def test_a_registration_killed_at_any_write_leaves_the_alias_on_a_whole_version(
 def test_the_champion_is_served_over_http(first, mlflow):
     """`mlflow models serve`, as in the README."""
     promote(mlflow.client(), "bert-tiny", "1", "the first", None)
+    asked = {"inputs": ["patients were given [MASK] daily"], "params": {"top_k": 3, "return_embeddings": True}}
+    [answer] = served("models:/bert-tiny@champion", mlflow, asked)
+    [fills] = answer["fills"]
+    scores = [fill["score"] for fill in fills]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
+    assert len(answer["embedding"]) == load_recipe(TINY).model.hidden_size
+
+
+def served(model, mlflow, asked):
+    """The predictions of `mlflow models serve`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/bert-tiny@champion", "-p", str(port)]
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "-p", str(port)]
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mlflow calls uvicorn by its name
     environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow.tracking_uri, "PATH": programs}
     server = subprocess.Popen([*serve, "--env-manager", "local"], env=environment, start_new_session=True)
     try:
         eventually(lambda: server.poll() is not None or answers(f"http://127.0.0.1:{port}/ping"))
         assert server.poll() is None, "the server did not start"
-        asked = {"inputs": ["patients were given [MASK] daily"], "params": {"top_k": 3, "return_embeddings": True}}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations",
             json.dumps(asked).encode(),
             {"Content-Type": "application/json"},
         )
-        [answer] = json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
+        return json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    [fills] = answer["fills"]
-    scores = [fill["score"] for fill in fills]
-    assert len(scores) == 3 and scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
-    assert len(answer["embedding"]) == load_recipe(TINY).model.hidden_size
+
+
+def test_a_task_model_is_registered_promoted_and_served(first, home, mlflow, tmp_path, monkeypatch, capsys):
+    """From the evaluation of the registered model, by the commands, with its lineage down to the text."""
+    monkeypatch.setenv("BERT_PIPELINE_HOME", str(home))
+    client, pretrained = mlflow.client(), f"models:/bert-tiny@{versions.ALIAS}"
+    version = client.get_model_version_by_alias("bert-tiny", versions.ALIAS).version
+    finetune = ["finetune", "--model", pretrained, "--task", "sample-chem", "--evaluation", pretrained]
+    assert main([*finetune, "--out", str(tmp_path / "chem")]) == 0
+    for _ in range(2):
+        assert main(["register", str(tmp_path / "chem"), "--json"]) == 0
+    assert main(["promote", "models:/bert-tiny-sample-chem@candidate", "--reason", "looks right"]) == 0
+    outputs = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in outputs if line.startswith("{")] == [
+        {"name": "bert-tiny-sample-chem", "version": 1}
+    ] * 2
+    champion = "models:/bert-tiny-sample-chem@champion"
+    chain = describe(champion, resources(home)["workshop"])
+    assert chain["faults"] == [] and chain["task_model"]["pretrained"] == f"models:/bert-tiny/{version}"
+    kinds = [each["kind"] for each in chain["artifacts"]]
+    assert {"evaluation/sample-chem", "pretrained_checkpoint", "raw_corpus"} <= set(kinds)
+    run = client.get_run(client.get_model_version("bert-tiny-sample-chem", "1").run_id)
+    assert run.data.metrics["test/score"] == chain["task_model"]["scores"]["test"] and run.info.status == "FINISHED"
+    texts = ["patients were given atenolol daily", "no effect"]
+    (tmp_path / "texts.txt").write_text("\n\n".join(texts))
+    assert main(["predict", "--model", champion, "--text", str(tmp_path / "texts.txt")]) == 0
+    written = [json.loads(line)["spans"] for line in capsys.readouterr().out.splitlines()]
+    answers = [answer["spans"] for answer in served(champion, mlflow, {"inputs": texts})]
+    assert places_of(answers) == places_of(written)
+    assert main(["predict", "--model", pretrained, "--text", str(tmp_path / "texts.txt")]) == 1
+    assert "is not fine-tuned on a task; remedy" in capsys.readouterr().err
 
 
 def answers(url: str) -> bool:
@@ -312,6 +349,11 @@ def answers(url: str) -> bool:
         return urllib.request.urlopen(url, timeout=5).status == 200
     except OSError:
         return False
+
+
+def places_of(answers):
+    """The spans without their scores, which differ in bfloat16."""
+    return [[{name: value for name, value in each.items() if name != "score"} for each in spans] for spans in answers]
 
 
 def test_again_builds_nothing_and_says_so(first, home, instance, mlflow):

@@ -15,14 +15,15 @@ import pytest
 from bert_pipeline.cli import main
 from bert_pipeline.core.files import cached_digest
 from bert_pipeline.data.corpus.sources import SourceFile, write_sources
+from bert_pipeline.lineage import stage_origin
 from bert_pipeline.recipe_files import load_recipe
 from bert_pipeline.reproduction import rebuild
-from bert_pipeline.stages import find_stage, kinds_of, stage_origin
+from bert_pipeline.stages import find_stage, kinds_of
 from bert_pipeline.store import artifact
 from bert_pipeline.store.shards import Entry, ShardStore
 from orchestration.assets import ASSETS
 from orchestration.commands import lineage as lineage_commands
-from orchestration.lineage.chain import checkpoint_of, describe, reproduce
+from orchestration.lineage.chain import describe, directory_of, reproduce
 from orchestration.registry.logged_models import SEAL
 from orchestration.registry.versions import RECIPE_DESCRIPTION
 from orchestration.workshop import resources
@@ -345,8 +346,8 @@ def test_evaluate_finds_the_checkpoint_of_a_registered_model(home, capsys, monke
     """By version and by alias; what is missing is named with a remedy."""
     workshop = resources(home)["workshop"]
     expected = artifact_path(home, "pretrained_checkpoint")
-    assert checkpoint_of("models:/bert-tiny/1", workshop) == checkpoint_of("models:/bert-tiny@candidate", workshop)
-    assert checkpoint_of("models:/bert-tiny/1", workshop) == expected
+    for model in ("models:/bert-tiny/1", "models:/bert-tiny@candidate"):
+        assert directory_of(model, "pretrained_checkpoint", workshop) == expected
     asked = ("evaluate", "--task", "sample-chem", "--out", tmp_path / "out", "--model")
     code, _, err = run(capsys, monkeypatch, home, *asked, "models:/bert-tiny/1")
     assert code == 1 and f"{expected} has no config.json" in err, "these artifacts are nearly empty"

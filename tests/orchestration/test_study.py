@@ -9,7 +9,7 @@ from bert_pipeline.experiments import find_study
 from orchestration.assets import ASSETS
 from orchestration.automation.retraining import whole_graph
 from orchestration.definitions import defs
-from orchestration.studies.asset import studies, study
+from orchestration.studies.asset import studies, study, study_job
 from orchestration.workshop import resources
 
 
@@ -22,9 +22,9 @@ def home(tmp_path_factory):
 
 
 def materialize(home, instance) -> dg.ExecuteInProcessResult:
-    return dg.materialize(
-        [study], partition_key="compare", instance=instance, resources=resources(home), raise_on_error=False
-    )
+    """A run of the job on the code location, so that the asset's events are those that Dagster's pages show."""
+    job = dg.Definitions(assets=[study], jobs=[study_job], resources=resources(home)).resolve_job_def("study")
+    return job.execute_in_process(partition_key="compare", instance=instance, raise_on_error=False)
 
 
 def test_the_page_appears_when_the_evaluations_exist(home):
@@ -36,7 +36,8 @@ def test_the_page_appears_when_the_evaluations_exist(home):
         build_all("compare", home / "artifacts", {"usual": 0.8, "other": 0.95}, luck=0.002)
         done = materialize(home, instance)
         assert done.success
-        [made] = done.asset_materializations_for_node("study")
+        [made] = done.asset_materializations_for_node("build_page")
+        assert made.partition == "compare" and instance.get_materialized_partitions(AssetKey("study")) == {"compare"}
         shown = {name: value.value for name, value in made.metadata.items()}
         assert "This arm is better than the reference." in shown["answer"]
         assert shown["page"].count("](data:image/png;base64,") == 2 and "## What cannot be concluded" in shown["page"]
@@ -68,6 +69,10 @@ def test_the_recipes_of_a_study_are_its_partitions_upstream():
     assert set(upstream.partitions_subset.get_partition_keys()) == set(find_study("compare").recipe_names)
 
 
-def test_a_run_of_the_whole_graph_builds_no_study():
-    keys = whole_graph.selection.resolve(defs().resolve_asset_graph())
-    assert keys == {key for asset in ASSETS for key in asset.keys}
+def test_a_run_of_all_assets_builds_no_study():
+    """`dg launch --assets '*'` needs one partition that all selected assets have."""
+    graph = defs().resolve_asset_graph()
+    stages = {key for asset in ASSETS for key in asset.keys}
+    assert whole_graph.selection.resolve(graph) == dg.AssetSelection.from_string("*").resolve(graph) == stages
+    assert graph.get_all_asset_keys() - stages == {AssetKey("study")}
+    assert len({graph.get(key).partitions_def for key in stages}) == 1

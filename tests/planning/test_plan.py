@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bert_pipeline.cli import main
 from bert_pipeline.data.corpus.shard import Pile
 from bert_pipeline.data.sources.records import Document
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.planning import survey
 from bert_pipeline.planning.hardware import HARDWARE
 from bert_pipeline.planning.plan import DoesNotFit, Estimate, assert_fits, largest_shard, make_plan
@@ -21,7 +22,6 @@ from bert_pipeline.planning.table import show
 from bert_pipeline.planning.trial import Trial
 from bert_pipeline.recipe import CorpusRecipe, ModelRecipe, Recipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
-from bert_pipeline.stages import make_stage
 from bert_pipeline.training.batches.dataset import Load
 from bert_pipeline.training.launch.budget import Pace, measure_pace
 from bert_pipeline.training.model.flops import num_parameters, training_flops
@@ -207,9 +207,10 @@ def test_the_plan_as_json(text_recipe, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "home").exists()
 
 
-def evaluation_seconds(recipe: Recipe, **settings) -> float:
+def evaluation_seconds(recipe: Recipe, baseline: bool = True, **settings) -> float:
     """Of sample-chem, on a machine that takes a second for a pair of pretraining."""
-    section = recipe.evaluation.model_validate_json(json.dumps({"tasks": [{"name": "sample-chem"} | settings]}))
+    tasks = {"tasks": [{"name": "sample-chem"} | settings]}
+    section = recipe.evaluation.model_validate_json(json.dumps(tasks | {"baseline": baseline}))
     found = Survey(share_read=1.0, documents={"train": 9, "heldout": 1}, characters={"train": 900, "heldout": 100})
     length = recipe.pretrain.phases[-1].max_seq_length
     loads = {length: Load(tokens=32, squared_lengths=32 * 32, masked=5, pairs=1)}
@@ -225,6 +226,7 @@ def test_evaluations_take_the_runs_of_their_protocol(tiny_recipe):
     measuring = one / 2 - an_epoch
     assert an_epoch > 0 and measuring > 0
     assert evaluation_seconds(tiny_recipe, num_epochs=1, seeds=[1, 2, 3]) == close(3 * one, 1e-9)
+    assert evaluation_seconds(tiny_recipe, baseline=False, num_epochs=1) == close(one / 2, 1e-9)
     grid = {"learning_rate": [1e-4, 1e-3], "num_epochs": [2, 4], "seeds": [1, 2]}
     # Four settings of three epochs on average, one more seed of the best, and two from random weights.
     expected = (4 * 3 + 3 * 4) * an_epoch + (4 + 3) * measuring

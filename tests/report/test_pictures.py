@@ -79,6 +79,8 @@ def test_scores_are_drawn_with_published_scores(tmp_path):
     few, many = (pictures.task_scores({f"task {n}": task for n in range(count)}) for count in (1, 13))
     assert len(many) < 30_000
     assert pixels(many, tmp_path).shape[0] > 2 * pixels(few, tmp_path).shape[0]
+    alone = {name: value for name, value in task.items() if name != "random_init"}
+    assert pictures.task_scores({"mine": alone}) != pictures.task_scores({"mine": task}), "no mark without a baseline"
     bare = pictures.task_scores({"mine": task | {"published": {}, "measured": {}}})
 
     def green(png: bytes) -> int:

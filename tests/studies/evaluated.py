@@ -5,8 +5,9 @@ import random
 from pathlib import Path
 
 from bert_pipeline.experiments import expand, find_study
+from bert_pipeline.lineage import stage_origin
 from bert_pipeline.recipe import Recipe
-from bert_pipeline.stages import EVALUATION, kinds_of, resolve_recipe, stage_origin
+from bert_pipeline.stages import EVALUATION, find_stage, kinds_of, resolve_recipe
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact, Facts
 
@@ -61,4 +62,11 @@ def _evaluate(task: str, recipe: Recipe, out: Path, share: float) -> Facts:
             sentences.append("".join(f"word\t{one}\t{other}\n" for one, other in zip(tags, wrong, strict=True)) + "\n")
         (out / "predictions" / f"pretrained-seed{seed}-test.tsv").write_text("".join(sentences))
     (out / "scores.json").write_text(json.dumps({"task": task, "seeds": list(section.seeds)}))
-    return {"seeds": list(section.seeds)}
+    protocol = find_stage(EVALUATION + task).section(recipe)
+    best = random.Random(f"{task} {recipe.name}").choice(protocol["learning_rates"])
+    setting = {
+        "learning_rate": best,
+        "batch_size": protocol["batch_sizes"][0],
+        "num_epochs": protocol["nums_epochs"][0],
+    }
+    return {"seeds": list(section.seeds), "setting": setting}

@@ -10,7 +10,8 @@ from studies.evaluated import build, build_all
 
 from bert_pipeline.cli import main
 from bert_pipeline.experiments import expand, find_study
-from bert_pipeline.stages import NotBuilt, find_artifacts
+from bert_pipeline.lineage import find_artifacts
+from bert_pipeline.stages import NotBuilt
 from bert_pipeline.studies.build import make_study, standings_of
 from bert_pipeline.studies.evidence import StudyIncomplete
 
@@ -105,6 +106,7 @@ def test_the_page_answers_and_says_what_does_not_follow(made):
         "same does not follow the rule of equal steps: It is on trial.",
         "The corpora hold test examples of drugs: 2.0% (plain), 2.0% (better), 2.0% (same).",
         "The arms were compared at the end of one schedule",
+        "No model was fine-tuned from random weights",
     ):
         assert said in limits
     text = (made.path / "study.md").read_text()
@@ -169,6 +171,25 @@ def test_several_tasks_are_answered_by_their_mean(home, tmp_path, monkeypatch):
         assert mean.high - mean.low < max(one.high - one.low for one in each)
     assert facts["answer"][0].endswith("% (the mean over tasks).")
     assert "not for the number of tasks" in " ".join(facts["limits"])
+
+
+def test_the_page_shows_the_settings_tried_and_chosen_for_each_model(home, tmp_path, monkeypatch):
+    tasks = '[[tasks]]\nname = "genes"\nlearning_rate = [1e-4, 3e-4]\nbatch_size = 8\nnum_epochs = 2\n'
+    (tmp_path / "rates.toml").write_text(STUDY.replace("[[arms]]", f"{tasks}[[arms]]", 1))
+    monkeypatch.setenv("BERT_PIPELINE_STUDIES", str(tmp_path))
+    build_all("rates", home / "artifacts", {"plain": 0.85, "better": 0.93, "same": 0.855})
+    made = make_study("rates", home / "artifacts")
+    page = (made.path / "study.md").read_text()
+    assert "| genes | tried | 0.0001, 0.0003 | 8 | 2 |" in page
+    settings = json.loads((made.path / "results.json").read_text())["finetuning_settings"]["genes"]
+    assert settings["tried"]["learning_rates"] == [1e-4, 3e-4]
+    for arm in ("plain", "better", "same"):
+        recipes = [recipe for key, recipe in expand(find_study("rates")).items() if key[0] == arm]
+        found = [find_artifacts(["evaluation/genes"], each, home / "artifacts") for each in recipes]
+        rates = [each["evaluation/genes"].facts["setting"]["learning_rate"] for each in found]
+        assert settings[arm]["learning_rates"] == rates
+        shown = rates if len(set(rates)) > 1 else rates[:1]
+        assert f"| genes | {arm} | {', '.join(f'{rate:g}' for rate in shown)} | 8 | 2 |" in page
 
 
 def test_missing_recipes_are_named(home, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from training.runs import STILL, job_for, train
 from training.saving import save
 
 from bert_pipeline.formats.metrics import Row
-from bert_pipeline.stages import make_stage
+from bert_pipeline.lineage import make_stage
 
 
 @pytest.fixture

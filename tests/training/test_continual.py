@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreT
 from bert_pipeline.data.tokenizer.build import take_tokenizer_over
 from bert_pipeline.formats.initial_model import InitialModelError, assert_same_vocabulary, split_piece
 from bert_pipeline.formats.tokenizer import read_tokenizer
+from bert_pipeline.lineage import make_stage, stage_origin
 from bert_pipeline.recipe import ModelRecipe, TokenizerRecipe
 from bert_pipeline.recipe_files import load_recipe
-from bert_pipeline.stages import make_stage, stage_origin
 from bert_pipeline.store import artifact
 from bert_pipeline.training.model.model import build_model, initial_model
 

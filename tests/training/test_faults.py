@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from training.runs import exit_code, fork, job_for, open_dataset, trace, train_and_witness, trainers_of
 
-from bert_pipeline.stages import make_stage
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.store import artifact
 from bert_pipeline.training.checkpoint import CheckpointError, Checkpoints
 from bert_pipeline.training.launch import build as launch

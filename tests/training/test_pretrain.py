@@ -17,7 +17,7 @@ from training.runs import SABOTAGED, exit_code, fork_ranks, job_for, trace, trai
 from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining
 
 from bert_pipeline.formats.metrics import read_rows
-from bert_pipeline.stages import make_stage
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.training.launch.build import TrainingFailed
 from bert_pipeline.training.pretrain import EXIT_RESUME
 
@@ -153,7 +153,7 @@ def test_the_exported_directory_is_a_plain_hugging_face_model(trained):
     assert rows == read_rows(made.path / "metrics.jsonl")
     assert {path.name for path in made.path.iterdir()} == {
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
-        *("metrics.jsonl", "MODEL_CARD.md", "loss_curve.png", "record.json"),
+        *("metrics.jsonl", "MODEL_CARD.md", "README.md", "loss_curve.png", "record.json"),
     }
     assert made.facts["max_logit_difference"] < 1e-5
     tokenizer = AutoTokenizer.from_pretrained(made.path)

@@ -18,7 +18,7 @@ from bert_pipeline import settings
 from bert_pipeline.evaluation.finetuning.batches import Rows, packed, padded, targets
 from bert_pipeline.evaluation.finetuning.inputs import Input
 from bert_pipeline.evaluation.finetuning.protocol import FIRST_POSITION_AFTER_PAD
-from bert_pipeline.evaluation.tasks.task import TAGGING, Task
+from bert_pipeline.evaluation.tasks.task import TAGGING, Kind, Task
 from bert_pipeline.training.model.attention import FLASH_CAPABILITY
 from bert_pipeline.training.model.dropout import Dropout
 from bert_pipeline.training.model.packed import compute_packed, packed_outputs
@@ -47,11 +47,11 @@ def usual_computation(config: PretrainedConfig, device: torch.device) -> Computa
     return Computation(precision, "packed" if packs else "padded")
 
 
-class TaskModel:
-    """A model with the head of a task (heads.py). Examples are fastest if sorted by length."""
+class Head:
+    """A model with the head of a kind of task (heads.py). Examples are fastest if sorted by length."""
 
-    def __init__(self, model: PreTrainedModel, task: Task, pad_id: int, how: Computation) -> None:
-        self.model, self.task, self.pad_id, self.how = model, task, pad_id, how
+    def __init__(self, model: PreTrainedModel, kind: Kind, pad_id: int, how: Computation) -> None:
+        self.model, self.kind, self.pad_id, self.how = model, kind, pad_id, how
         config = model.config
         self.first_position = pad_id + 1 if config.model_type in FIRST_POSITION_AFTER_PAD else 0
         if how.rows == "packed":
@@ -59,17 +59,6 @@ class TaskModel:
             for each in model.modules():
                 if type(each) is nn.Dropout:
                     each.__class__ = Dropout
-
-    def loss(self, examples: Sequence[Input]) -> Tensor:
-        """The mean over words (ner, pico), examples, or examples and classes (documents)."""
-        logits, wanted = self.logits(examples), targets(examples).to(self.model.device)
-        if self.task.kind == "similarity":
-            return mse_loss(logits.squeeze(1), wanted)
-        return (
-            binary_cross_entropy_with_logits(logits, wanted)
-            if self.task.kind == "documents"
-            else cross_entropy(logits, wanted)
-        )
 
     def logits(self, examples: Sequence[Input]) -> Tensor:
         """(outputs, classes) float32, in the order of the examples. ner, pico: an output for each of `first_pieces`, of
@@ -84,7 +73,7 @@ class TaskModel:
         row = self._on_device(packed(examples, self.pad_id, self.first_position))
         seed = torch.randint(2**62, ()) if model.training else None
         hidden = packed_outputs(model.base_model, **row, dropout_seed=seed)
-        if self.task.kind in TAGGING:
+        if self.kind in TAGGING:
             num_outputs = sum(len(each.first_pieces) for each in examples)
             return model.classifier(model.dropout(hidden[:num_outputs]))
         first = hidden[: len(examples), None]
@@ -93,7 +82,7 @@ class TaskModel:
 
     def _on_padded_rows(self, examples: Sequence[Input]) -> Tensor:
         logits = self.model(**self._on_device(padded(examples, self.pad_id))).logits
-        if self.task.kind not in TAGGING:
+        if self.kind not in TAGGING:
             return logits
         rows = torch.arange(len(examples)).repeat_interleave(
             torch.tensor([len(each.first_pieces) for each in examples])
@@ -103,3 +92,22 @@ class TaskModel:
 
     def _on_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+
+
+class TaskModel(Head):
+    """A model with the head of a task, for training."""
+
+    def __init__(self, model: PreTrainedModel, task: Task, pad_id: int, how: Computation) -> None:
+        super().__init__(model, task.kind, pad_id, how)
+        self.task = task
+
+    def loss(self, examples: Sequence[Input]) -> Tensor:
+        """The mean over words (ner, pico), examples, or examples and classes (documents)."""
+        logits, wanted = self.logits(examples), targets(examples).to(self.model.device)
+        if self.kind == "similarity":
+            return mse_loss(logits.squeeze(1), wanted)
+        return (
+            binary_cross_entropy_with_logits(logits, wanted)
+            if self.kind == "documents"
+            else cross_entropy(logits, wanted)
+        )

@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
     """Mean training loss of each epoch."""
     fresh_pooler: bool
     """The checkpoint has no pooler, so a randomly initialised one was trained as part of the head."""
-    how: Computation
+    model: TaskModel
 
 
 def finetune(
@@ -70,7 +70,7 @@ def finetune(
     training.train(len(training.batches), on_step)
     predicted = {split: predict(training.model, inputs.splits[split]) for split in SCORED}
     by_epoch = np.array(training.losses).reshape(run.setting.num_epochs, -1)
-    return Outcome(predicted, by_epoch.mean(1).tolist(), training.fresh_pooler, training.model.how)
+    return Outcome(predicted, by_epoch.mean(1).tolist(), training.fresh_pooler, training.model)
 
 
 def finetune_half(

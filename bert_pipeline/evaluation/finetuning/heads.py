@@ -61,7 +61,7 @@ def build_task_model(model_dir: Path, encoder: EncoderWeights, task: Task) -> tu
     auto = AutoModelForTokenClassification if task.kind in TAGGING else AutoModelForSequenceClassification
     if encoder == "random_init":
         return auto.from_config(config, dtype=torch.float32), False
-    with _silent_transformers():
+    with silent_transformers():
         model, loaded = auto.from_pretrained(
             model_dir,
             config=config,
@@ -82,8 +82,8 @@ def build_task_model(model_dir: Path, encoder: EncoderWeights, task: Task) -> tu
 
 
 @contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """Suppress the warnings about dropped and newly initialised heads, which are intended here, in every run."""
+def silent_transformers() -> Iterator[None]:
+    """Suppress progress bars, and the warnings about dropped and newly initialised heads, which are intended here."""
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

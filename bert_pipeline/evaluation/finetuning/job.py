@@ -20,6 +20,7 @@ from bert_pipeline.store.artifact import Artifact, ArtifactError, Facts
 
 KIND = "finetuning_run"
 HALF = "half-dev.tsv"
+MODEL = "model"
 CODE_VERSION = "2"
 """Raise this when the same settings give another result."""
 
@@ -37,6 +38,8 @@ class FinetuningJob(Section):
     """Parent of the runs' directories."""
     fingerprints: dict[str, str]
     """Of the model and of each split's file."""
+    keep_models: bool = False
+    """Write the fine-tuned model of each run to the folder MODEL of the run."""
 
     def finished(self, run: Run) -> Artifact | None:
         """Return the artifact of a finished run, or None.

@@ -6,9 +6,10 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from bert_pipeline.evaluation.finetuning.export import export_task_model
 from bert_pipeline.evaluation.finetuning.finetune import circumstances, finetune, finetune_half
 from bert_pipeline.evaluation.finetuning.inputs import TaskInputs
-from bert_pipeline.evaluation.finetuning.job import HALF, FinetuningJob
+from bert_pipeline.evaluation.finetuning.job import HALF, MODEL, FinetuningJob
 from bert_pipeline.evaluation.finetuning.protocol import SCORED, Run
 from bert_pipeline.evaluation.scoring.predictions import write_predictions
 from bert_pipeline.evaluation.scoring.scores import gold_labels, scores
@@ -47,6 +48,9 @@ def make_run(
     def build(out: Path) -> Facts:
         work = out / "work"
         outcome = finetune(job.model_dir, inputs, run, job.protocol, work, on_step)
+        if job.keep_models:
+            model, learnt, length = outcome.model.model, data.splits["train"], job.protocol.max_seq_length
+            export_task_model(model, job.task, learnt, job.model_dir, length, out / MODEL)
         found: dict[str, Mapping[str, float]] = {}
         for split in SCORED:
             examples, predicted = data.splits[split], outcome.predicted[split]
@@ -59,7 +63,7 @@ def make_run(
             "fresh_pooler": outcome.fresh_pooler,
             "out_of_input": inputs.out_of_input,
             **circumstances(),
-            **outcome.how._asdict(),
+            **outcome.model.how._asdict(),
             "versions": {name: version(name) for name in ("torch", "transformers")},
         }
 

@@ -160,6 +160,9 @@ class Task(Section):
     labels: tuple[str, ...] = ()
     """relation, qa, documents: the classes, in the order of the model's outputs. pico: the types (PAR for I-PAR). ner:
     the types in B-TYPE and I-TYPE; empty for plain B and I."""
+    entity: str = Field("", pattern=r"^\S*$")
+    """ner with plain B and I: the type that a fine-tuned model gives to its spans. Empty: the name of the task. It has
+    no effect on scores."""
     unscored_labels: tuple[str, ...] = ()
     """relation: classes excluded from the micro F1 (`false` in ChemProt)."""
     label_aliases: dict[str, str] = Field(default_factory=dict)
@@ -201,6 +204,8 @@ class Task(Section):
         fewest = {"ner": 0, "pico": 1, "documents": 1, "relation": 2, "qa": 2, "similarity": 0}[self.kind]
         if len(self.labels) < fewest:
             yield f"labels: {len(self.labels)} given, but a {self.kind} task needs at least {fewest}; remedy: add them"
+        if self.entity and (self.labels or self.kind != "ner"):
+            yield "entity has an effect only in a ner task without labels; remedy: remove it"
         if self.labels and self.kind == "similarity":
             yield "labels have no effect in a similarity task; remedy: remove them"
         if len(set(self.labels)) < len(self.labels):
@@ -313,4 +318,4 @@ def task_fingerprint(name: str) -> str:
     task = find_task(name)
     with tempfile.TemporaryDirectory() as generated:
         files = files_fingerprint(require_files(task, task_folder(task, None, Path(generated))))
-    return fingerprint({"task": task.model_dump(mode="json"), "files": files})
+    return fingerprint({"task": task.model_dump(mode="json", exclude={"entity"}), "files": files})

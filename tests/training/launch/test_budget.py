@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from training.runs import measure_pace_in_a_fork
 
 from bert_pipeline.formats.metrics import read_rows
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.recipe import PretrainRecipe
-from bert_pipeline.stages import make_stage
 from bert_pipeline.training.job import Job
 from bert_pipeline.training.launch import build as launch
 from bert_pipeline.training.launch.budget import (

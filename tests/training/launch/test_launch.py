@@ -15,7 +15,7 @@ from training.runs import assert_identical, finish, start, trace, train_in_a_for
 
 from bert_pipeline import settings
 from bert_pipeline.formats.metrics import RowFollower, append_row
-from bert_pipeline.stages import make_stage
+from bert_pipeline.lineage import make_stage
 from bert_pipeline.store.artifact import ArtifactError
 from bert_pipeline.training.checkpoint import CheckpointError, ForeignCheckpoint
 from bert_pipeline.training.distributed import GroupError, LostProcess

@@ -1,13 +1,20 @@
 """The registered model as a service. MLflow stores this file beside the weights and runs it wherever the model is
 loaded, so it imports nothing from this project.
 
+A pretrained model fills masks and embeds texts:
+
     curl http://127.0.0.1:8080/invocations -H 'Content-Type: application/json' \\
       -d '{"inputs": ["treated with [MASK] daily"], "params": {"top_k": 3, "return_embeddings": true}}'
 
     {"predictions": [{"fills": [[{"token": "aspirin", "score": 0.41}, ...]], "embedding": [0.12, ...]}]}
+
+A task model has annotate.py beside this file, and answers as described there:
+
+    {"predictions": [{"spans": [{"start": 13, "end": 20, "type": "Chemical", "score": 0.99, "text": "aspirin"}]}]}
 """
 
 import hashlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from transformers import AutoTokenizer, BertForMaskedLM
 
 TEXTS_AT_ONCE = 32
+ANNOTATE = Path(__file__).with_name("annotate.py")
 
 
 class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
@@ -55,12 +63,13 @@ class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
                     f"text {start + number} has {length} tokens, the model reads {limit}; remedy: shorten it"
                 )
         special = batch.pop("special_tokens_mask").bool()
+        masked = batch["input_ids"] == self.tokenizer.mask_token_id
         with torch.inference_mode():
-            found = self.model(**batch.to(self.model.device), output_hidden_states=return_embeddings)
-        masked = batch["input_ids"].cpu() == self.tokenizer.mask_token_id
+            hidden = self.model.bert(**batch.to(self.model.device)).last_hidden_state
+            logits = self.model.cls(hidden[masked.to(hidden.device)])  # of the masks alone: a vocabulary wide each
         answers: list[dict[str, Any]] = []
-        for row, logits in enumerate(found.logits.float().cpu()):
-            best = logits[masked[row]].softmax(-1).topk(top_k)
+        for row, of_masks in enumerate(logits.float().cpu().split(masked.sum(1).tolist())):
+            best = of_masks.softmax(-1).topk(top_k)
             fills = [
                 [
                     {"token": self.tokenizer.convert_ids_to_tokens(token), "score": score}
@@ -70,8 +79,28 @@ class FillMask(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
             ]
             answers.append({"fills": fills})
             if return_embeddings:
-                words = found.hidden_states[-1][row].float().cpu()[~special[row]]
+                words = hidden[row].float().cpu()[~special[row]]
                 answers[-1]["embedding"] = words.mean(0).tolist() if len(words) else [0.0] * words.shape[-1]
+        return answers
+
+
+class TaskModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
+    """Answer texts, or pairs of texts, with a fine-tuned model."""
+
+    def load_context(self, context: Any) -> None:
+        model = Path(context.artifacts["model"])
+        _assert_unchanged(model.parent)
+        spec: Any = importlib.util.spec_from_file_location(ANNOTATE.stem, ANNOTATE)
+        annotate = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(annotate)
+        self.annotator = annotate.Annotator(model, Path(context.artifacts["tokenizer"]))
+
+    def predict(self, context, model_input, params=None):  # without type hints: MLflow would infer a schema from them
+        """Return one answer per row, in order. Raises MlflowException if a pair of texts is too long for the model."""
+        answers = self.annotator.answers(list(model_input.itertuples(index=False, name=None)))
+        for number, answer in enumerate(answers):
+            if "error" in answer:
+                raise MlflowException.invalid_parameter_value(f"row {number}: {answer['error']}")
         return answers
 
 
@@ -92,4 +121,4 @@ def _assert_unchanged(model: Path) -> None:
         )
 
 
-mlflow.models.set_model(FillMask())
+mlflow.models.set_model(TaskModel() if ANNOTATE.exists() else FillMask())
