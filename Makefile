@@ -46,13 +46,13 @@ docs: $(INSTALLED)-docs
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 	python docs/links.py site
 
-# .venv/installed-EXTRA has the packages of an extra, too. Without uv, or if uv fails (it ignores pip's settings), pip
-# installs.
+# .venv/installed-EXTRA has the packages of an extra, too. uv takes the torch of this machine: without a GPU, none of the
+# gigabytes of CUDA. Without uv, or if uv fails (it ignores the settings of pip), pip installs.
 $(INSTALLED) $(INSTALLED)-test $(INSTALLED)-lint $(INSTALLED)-docs: pyproject.toml constraints.txt
 	@echo "Installing into .venv (log: .venv/install.log)" >&2
 	@[ -e .venv/bin/python ] || "$(PYTHON)" -m venv .venv
 	@set -- -c constraints.txt -e ".$(patsubst -%,[%],$(@:$(INSTALLED)%=%))"; \
-	{ command -v uv && uv pip install --python .venv/bin/python "$$@" || \
+	{ command -v uv && uv pip install --torch-backend auto --python .venv/bin/python "$$@" || \
 	  .venv/bin/python -m pip install --no-compile "$$@"; } >.venv/install.log 2>&1 || \
 	{ tail -n 20 .venv/install.log >&2; exit 1; }
 	@touch $@

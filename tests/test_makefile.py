@@ -77,11 +77,11 @@ def test_installation_is_one_line_and_a_log(clone):
 
 @pytest.mark.parametrize("works", [True, False])
 def test_uv_installs_where_it_is_and_works(clone, tmp_path, works):
-    """uv ignores pip's settings, such as another package index."""
+    """uv ignores the settings of pip, such as another package index, and may not reach PyTorch's."""
     write_program(tmp_path / "uv", f'echo "uv $*"; exit {0 if works else 1}')
     assert make(clone, *INSTALL, PATH=f"{tmp_path}:/usr/bin:/bin").returncode == 0
     log = (clone / ".venv" / "install.log").read_text()
-    assert "uv pip install --python .venv/bin/python -c constraints.txt -e .[test]\n" in log
+    assert "uv pip install --torch-backend auto --python .venv/bin/python -c constraints.txt -e .[test]\n" in log
     assert ("|-m pip install" in log) is not works
 
 
