@@ -17,11 +17,10 @@ from orchestration.registry.promotion import promote
 from orchestration.registry.task_models import register_task_model, task_model_directory
 from orchestration.tracking.mlflow_runs import Mlflow
 
-KINDS = ("similarity", "documents", "qa")
+KINDS = ("similarity", "documents")
 INPUTS = {
     "similarity": [("pain with", "same effect"), ("no effect", "unlike pain")],
     "documents": [("growth of vessels",), ("no pain",)],
-    "qa": [("pain with", "it helps"), ("no effect", "it fails")],
 }
 
 

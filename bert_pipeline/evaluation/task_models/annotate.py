@@ -128,14 +128,13 @@ class Annotator:
                     places[word] = (min(before[0], start), max(before[1], end))
         words = dict(words_of(text, sorted(places.values()), self.joining))  # end by start
         for encoding in encodings:
-            outputs = [
-                (position, (start, words[start]))
-                for position, (word, (start, _)) in enumerate(zip(encoding.word_ids, encoding.offsets, strict=True))
-                if word is not None and start in words
-            ]
+            outputs: dict[int, int] = {}  # position of the first piece by start of the word
+            for position, (word, (start, _)) in enumerate(zip(encoding.word_ids, encoding.offsets, strict=True)):
+                if word is not None and start in words:
+                    outputs.setdefault(start, position)  # a character may be several pieces
             if outputs:
-                positions, of_words = zip(*outputs, strict=True)
-                yield Window(number, encoding.ids, len(encoding.ids), [*positions], [*of_words])
+                of_words = [(start, words[start]) for start in outputs]
+                yield Window(number, encoding.ids, len(encoding.ids), [*outputs.values()], of_words)
 
     def _logits(self, windows: Sequence[Window]) -> list[Tensor]:
         """Compute windows of similar length together; return the logits of each: (outputs, classes)."""
@@ -186,7 +185,7 @@ def task_of(model: Path) -> Mapping[str, Any]:
         task = json.loads((model / "config.json").read_text(encoding="utf-8")).get("task")
     except FileNotFoundError:
         raise NoTaskModel(f"{model} has no config.json; remedy: name the directory of a task model") from None
-    if not isinstance(task, dict) or not {"kind", "max_seq_length"} <= task.keys():
+    if not isinstance(task, dict) or not {"kind", "max_seq_length", "joining"} <= task.keys():
         raise NoTaskModel(f"{model} is not fine-tuned on a task; remedy: bert-pipeline finetune --model {model}")
     return task
 

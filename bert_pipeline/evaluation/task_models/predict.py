@@ -17,7 +17,7 @@ from bert_pipeline.evaluation.finetuning.heads import silent_transformers
 from bert_pipeline.evaluation.finetuning.inputs import Input
 from bert_pipeline.evaluation.task_models.annotate import Annotator, Answer, Window
 
-RECORDS_TOGETHER = 2_048
+RECORDS_TOGETHER = 512
 """Records whose windows are sorted by length and computed together."""
 
 

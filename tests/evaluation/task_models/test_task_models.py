@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import evaluation_in_this_process  # noqa: F401
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +27,7 @@ KINDS = ("ner", "pico", "relation", "similarity", "documents", "qa")
 
 
 @pytest.fixture(scope="module")
-def task_models(tmp_path_factory, model_dir, small_tasks, evaluation_in_this_process):  # noqa: F811
+def task_models(tmp_path_factory, model_dir, small_tasks, evaluation_in_this_process):
     """The directory of the task model of each kind; built once."""
     folder = tmp_path_factory.mktemp("task_models")
 
@@ -210,7 +209,7 @@ def test_the_best_seed_on_dev_is_repeated(tmp_path, model_dir, small_tasks, task
     settings = TaskRecipe(
         name="small-relation", learning_rate=(1e-4, 3e-3), num_epochs=2, max_seq_length=64, seeds=(1, 2, 3)
     )
-    evaluate_task(settings, model_dir, None, tmp_path / "evaluation", lambda row: None, baseline=True)
+    evaluate_task(settings, model_dir, None, tmp_path / "evaluation", lambda row: None, baseline=False)
     scores = json.loads((tmp_path / "evaluation" / "scores.json").read_text())
     runs = [run for run in scores["runs"] if run["encoder"] == "pretrained"]
     best = max(runs, key=lambda run: run["dev"]["score"])
