@@ -1,11 +1,12 @@
 """Compare a challenger with the champion on their tasks, and decide by rule whether it replaces the champion."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bert_pipeline.core.tables import markdown_table
 from bert_pipeline.evaluation.scoring.compare import compare_evaluations
 from bert_pipeline.evaluation.scoring.significance import SIGNIFICANCE, Comparison, holm
 from bert_pipeline.evaluation.tasks.task import TaskError
@@ -192,25 +193,26 @@ def rounded(compared: Mapping[str, Comparison]) -> dict[str, dict[str, float]]:
     return {task: {name: round(value, 5) for name, value in asdict(one).items()} for task, one in compared.items()}
 
 
+HEAD = ("task", "difference of the mean scores", "95 % interval", "p", "")
+NOTE = "Interval over examples and seeds, p over examples (evaluation/scoring/significance.py)."
+
+
 def table(compared: Mapping[str, Comparison]) -> str:
     """The comparisons as a Markdown table."""
-    lines = [
-        "| task | difference of the mean scores | 95 % interval | p | |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for task, found in compared.items():
-        verdict = ("better" if found.difference > 0 else "worse") if found.significant else "no clear difference"
-        interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
-        lines.append(f"| {task} | {100 * found.difference:+.2f} | {interval} | {found.p_value:.4f} | {verdict} |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Interval over examples and seeds, p over examples (evaluation/scoring/significance.py).",
-        ]
-    )
+    return f"{markdown_table(HEAD, _rows(compared))}\n{NOTE}"
 
 
 def section(champion: "ModelVersion", compared: Mapping[str, Comparison]) -> str:
-    """The comparison as a section of the model card."""
-    return f"## Beside the champion (version {champion.version})\n\n{table(compared)}\n"
+    """The comparison as a section of the model card: a list, like the rest of the card."""
+    lines = [
+        f"- **{task}**: {difference} points, 95 % interval {interval}, p = {p_value}: {verdict}\n"
+        for task, difference, interval, p_value, verdict in _rows(compared)
+    ]
+    return f"## Beside the champion (version {champion.version})\n\n{''.join(lines)}\n{NOTE}\n"
+
+
+def _rows(compared: Mapping[str, Comparison]) -> Iterator[tuple[str, str, str, str, str]]:
+    for task, found in compared.items():
+        verdict = ("better" if found.difference > 0 else "worse") if found.significant else "no clear difference"
+        interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+        yield task, f"{100 * found.difference:+.2f}", interval, f"{found.p_value:.4f}", verdict

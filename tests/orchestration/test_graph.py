@@ -474,7 +474,8 @@ def test_a_challenger_is_compared_with_the_champion(first, home, instance, mlflo
     assert shown["champion"] == "1" and shown["candidate"] == "2" and "| sample-chem |" in shown["comparison"]
     assert shown["verdict"].startswith("compared with version 1 on 1 task(s): significantly better on ")
     assert shown["verdict"] == version.tags["challenge"] and "to_promote" not in shown
-    assert "## Beside the champion (version 1)" in version.description
+    assert "## Beside the champion (version 1)\n\n- **sample-chem**: " in version.description
+    assert "\n|" not in version.description, "MLflow shows tables without space between their columns"
     model = mlflow.client().get_logged_model(version.source.removeprefix("models:/"))
     metrics = {metric.key: metric.value for metric in model.metrics}
     scores = [
