@@ -4,7 +4,7 @@
                                  [--text FILE] [--json]
 
 The recipe's model is trained at every width (planning/shapes.py) under a schedule of every length. Each finished run
-becomes a line of --runs, and runs that stand there are not repeated. Then the relation of planning/loss.py is fitted to
+becomes a line of --runs; runs that it has are not repeated. Then the relation of planning/loss.py is fitted to
 all lines of the same recipe and text. Without --widths, nothing is trained.
 """
 

@@ -13,8 +13,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,14 +43,15 @@ SECONDS_BETWEEN_CHECKPOINTS = 120.0
 log = logging.getLogger(__name__)
 
 
-class Outcome(NamedTuple):
+@dataclass(frozen=True)
+class Outcome:
     predicted: dict[str, list[Label]]
     """A label for each example of dev and test."""
     epoch_losses: list[float]
     """Mean training loss of each epoch."""
     fresh_pooler: bool
     """The checkpoint has no pooler, so a randomly initialised one was trained as part of the head."""
-    model: TaskModel
+    model: TaskModel = field(compare=False, repr=False)
 
 
 def finetune(
