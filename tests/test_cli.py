@@ -157,7 +157,7 @@ def test_help_and_version(capsys):
         code, out, _ = run(capsys, name, "-h")
         assert code == 0 and out.startswith(f"Usage: bert-pipeline {name} ") and command.help
         assert all(parameter.help for parameter in command.params), name
-    assert re.fullmatch(r"bert-pipeline \d+\.\d+\.\d+\n", run(capsys, "--version")[1])
+    assert re.fullmatch(r"bert-pipeline \d+\.\d+\.\d+, commit \S+\n", run(capsys, "--version")[1])
 
 
 def test_a_command_has_the_inputs_of_its_stage():

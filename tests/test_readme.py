@@ -1,4 +1,7 @@
-"""Run every command of the README; .ci/run runs the others (`make demo`, `make test`, `make lint`, `make docs`)."""
+"""Run every command of the README and of docs/operate/stages.md.
+
+.ci/run runs the others (`make demo`, `make test`, `make lint`, `make docs`).
+"""
 
 import contextlib
 import os
@@ -19,11 +22,12 @@ from orchestration.local import pages
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = blocks(README)
+STAGES = blocks((ROOT / "docs" / "operate" / "stages.md").read_text(encoding="utf-8"))
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
 def block(start: str) -> str:
-    [found] = [text for text in BLOCKS if text.startswith(start)]
+    [found] = [text for text in BLOCKS + STAGES if text.startswith(start)]
     return found
 
 
@@ -37,7 +41,7 @@ def test_every_block_is_run_by_a_test_here_or_by_ci():
     commands = {line for text in BLOCKS for line in text.splitlines() if line.startswith("make ")}
     assert commands == {"make demo", "make ui", "make test", "make lint", "make docs"}
     assert {"make demo", "make test", "make lint", "make docs"} <= set(CI)  # `make ui` is run below
-    assert len(BLOCKS) == 5
+    assert (len(BLOCKS), len(STAGES)) == (3, 2)
 
 
 def test_stage_by_stage(working_copy):

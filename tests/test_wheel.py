@@ -21,10 +21,7 @@ PACKAGES = ("bert_pipeline", "orchestration")
 def wheel(tmp_path_factory) -> Path:
     """Built from a copy of the sources, so that the build leaves nothing in the repository."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_sources(folder)
     pip(folder, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder / "dist"), str(folder))
     [path] = (folder / "dist").glob("*.whl")
     return path
@@ -35,6 +32,13 @@ def installed(wheel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     pip(folder, "install", "--no-deps", "--no-compile", "--target", str(folder), str(wheel))
     return folder
+
+
+def copy_sources(folder: Path) -> None:
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def pip(folder: Path, *arguments: str) -> None:
@@ -53,6 +57,19 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel):
     assert {"bert_pipeline/recipes/demo.toml", "bert_pipeline/training/launch/accelerate/cpu.yaml"} <= files
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert packed == files
+
+
+def test_a_wheel_from_the_source_distribution_has_the_commit(tmp_path):
+    copy_sources(tmp_path)
+    for command in ("init -q", "add .", "-c user.name=x -c user.email=x@y commit -q -m first"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=tmp_path, text=True)[:12]
+    build = "import setuptools.build_meta as b; print(b.build_sdist('dist'))"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    [source] = (tmp_path / "dist").glob("*.tar.gz")
+    pip(tmp_path, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "wheels", str(source))
+    [path] = (tmp_path / "wheels").glob("*.whl")
+    assert zipfile.ZipFile(path).read("bert_pipeline/COMMIT").decode().strip() == commit
 
 
 @pytest.mark.slow

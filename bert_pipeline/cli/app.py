@@ -6,7 +6,7 @@ commands on `app`. Like every `add` here, it imports heavy libraries only inside
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import click
@@ -50,7 +50,7 @@ def _global_options(app: typer.Typer) -> None:
     def bert_pipeline(
         version: Annotated[
             bool,
-            typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+            typer.Option("--version", callback=_print_version, is_eager=True, help="Print version and commit; exit."),
         ] = False,
     ) -> None:
         """Train domain BERTs from scratch: one command for each stage, from text to an evaluated model."""
@@ -60,5 +60,8 @@ def _global_options(app: typer.Typer) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"{PROGRAM} {version('bert-pipeline')}")
+        from bert_pipeline.store.provenance import PACKAGE, code_of
+
+        code = code_of(PACKAGE)
+        print(f"{PROGRAM} {code['version'] or 'of unknown version'}, commit {code['commit'] or 'unknown'}")
         raise typer.Exit

@@ -28,13 +28,14 @@ def circumstances() -> dict[str, Any]:
 
 
 def code_of(package: Path) -> dict[str, str | None]:
-    """What identifies the code: the commit in a clone of this project, else the digest of the installed wheel.
+    """What identifies the code: in a clone of this project the commit, else the commit that setup.py recorded and the
+    digest of the installed wheel.
 
-    `version` is the project's version. A package in any other place, such as a copy in another repository, has neither.
+    `version` is the project's version. A package in any other place, such as a copy in another repository, has none.
     """
     commit, installed = _commit(package), _installed(package)
     return {
-        "commit": commit,
+        "commit": commit or (_recorded_commit(package) if installed else None),
         "version": installed.version if installed else None,
         "wheel": _wheel_digest(installed) if installed and not commit else None,
     }
@@ -66,6 +67,11 @@ def _commit(package: Path) -> str | None:
     if _git(root, "ls-files", "--error-unmatch", f"{package.name}/__init__.py") is None:
         return None
     return _git(root, "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _recorded_commit(package: Path) -> str | None:
+    file = package / "COMMIT"
+    return file.read_text(encoding="utf-8").strip() if file.exists() else None
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -86,6 +86,12 @@ def test_a_copy_below_another_clone_of_this_project_is_not_recorded(tmp_path):
     assert code_of(untracked)["commit"] is None, "the repository does not track it"
 
 
+def test_a_wheel_records_the_commit_that_it_was_built_from(tmp_path):
+    package = wheel_in(tmp_path)
+    (package / "COMMIT").write_text("0123456789ab\n")
+    assert code_of(package)["commit"] == "0123456789ab" and code_of(package)["wheel"]
+
+
 def test_the_digest_of_a_wheel_does_not_depend_on_what_pip_adds(tmp_path):
     added = RECORD + (
         "../../bin/bert-pipeline,sha256=def,200\n"
