@@ -138,9 +138,9 @@ def _end(servers: Sequence[Server], received: Sequence[int]) -> None:
     log.info("stopping; runs save their checkpoints first (a second signal kills them)")
     for server in servers:
         server.send(signal.SIGTERM)
-    deadline, first = time.monotonic() + STOP_SECONDS, len(received)
+    deadline = time.monotonic() + STOP_SECONDS
     while running := [server for server in servers if server.is_running()]:
-        if time.monotonic() > deadline or len(received) > max(first, 1):
+        if time.monotonic() > deadline or len(received) > 1:
             for server in running:
                 server.send(signal.SIGKILL)
         time.sleep(POLL_SECONDS)
