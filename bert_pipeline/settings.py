@@ -196,7 +196,7 @@ def _can_cache_beside(package: Path) -> bool:
 def project() -> Path | None:
     """Root of the project: the current directory or the nearest folder above it that is a project; None outside of one.
 
-    Raises SettingError if a dg.toml cannot be read.
+    Raises SettingError if a dg.toml is not a TOML file.
     """
     if given := os.environ.get("BERT_PIPELINE_PROJECT"):
         return Path(given)
@@ -206,12 +206,12 @@ def project() -> Path | None:
 
 def _is_project(folder: Path) -> bool:
     file = folder / PROJECT_FILE
-    if not file.is_file():
-        return False
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingError(f"{file}: cannot be read: {error}; remedy: correct it, or write a new one") from None
+    except OSError:  # there is none, or a folder above belongs to somebody else
+        return False
+    except ValueError as error:
+        raise SettingError(f"{file}: not a TOML file: {error}; remedy: correct it") from None
     section = table.get("project")
     return isinstance(section, dict) and section.get("code_location_name") == CODE_LOCATION
 

@@ -81,7 +81,7 @@ def test_another_dagster_project_is_not_ours(folder):
     (folder / "dg.toml").write_text('directory_type = "project"\n[project]\nroot_module = "other"\n')
     assert settings.project() is None
     (folder / "dg.toml").write_text("project")
-    with pytest.raises(settings.SettingError, match=r"dg\.toml: cannot be read: .*remedy"):
+    with pytest.raises(settings.SettingError, match=r"dg\.toml: not a TOML file: .*remedy"):
         settings.project()
 
 

@@ -117,6 +117,8 @@ class Live:
             mark, style = ("▸", "bold") if running else ("✗", "red") if stage.failed else ("✓", "green")
             line = printable(stage.line.removeprefix(f"{stage.name}: ")) if running else ""
             table.add_row(Text(mark, style=style), stage.name, _duration(stage.seconds), Text(line))
+        if not self.stages.all:
+            table.add_row("▸", "", "", "loading the graph")
         if self.stages.losses:
             losses = self.stages.losses
             curve = f"{sparkline(losses)}  {losses[0]:.2f} → {losses[-1]:.2f}"

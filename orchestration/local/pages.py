@@ -1,5 +1,6 @@
 """Dagster's and MLflow's web pages on loopback: start both, wait until they answer, and end all of their processes."""
 
+import logging
 import os
 import signal
 import socket
@@ -23,6 +24,9 @@ HOST = "127.0.0.1"
 POLL_SECONDS = 0.3
 STOP_SECONDS = 600.0
 """Time for runs to save their checkpoints before they are killed."""
+
+
+log = logging.getLogger(__name__)
 
 
 class PagesFailed(RuntimeError):
@@ -55,11 +59,12 @@ class Server:
                 self.command, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def answers(self) -> bool:
-        """Whether the server answers requests. Raises PagesFailed if it ended."""
+    def assert_it_runs(self) -> None:
         assert self._process
         if self._process.poll() is not None:
             raise PagesFailed(f"{self.name} ended with exit code {self._process.returncode}; its log: {self.log}")
+
+    def answers(self) -> bool:
         try:
             with urllib.request.urlopen(self._health, timeout=5):
                 return True
@@ -92,11 +97,11 @@ def serve(home: Path, dagster_port: int, mlflow_port: int, on_answer: Callable[[
     With MLFLOW_TRACKING_URI at a server, that server is MLflow's. Runs that the pages started save a checkpoint before
     they end; a second signal kills them. Raises PagesFailed if a port is in use or a server ends.
     """
-    folder, tracking, log = prepare(home), settings.mlflow_tracking_uri(home), home / "logs"
-    log.mkdir(exist_ok=True)
-    servers = [_dagster(dagster_port, log)]
+    folder, tracking, logs = prepare(home), settings.mlflow_tracking_uri(home), home / "logs"
+    logs.mkdir(exist_ok=True)
+    servers = [_dagster(dagster_port, logs)]
     if not tracking.startswith(("http://", "https://")):
-        servers.append(_mlflow(mlflow_port, tracking, log))
+        servers.append(_mlflow(mlflow_port, tracking, logs))
     for server in servers:
         server.assert_port_is_free()
     open_client(tracking)  # creates the tables of a new database, before two programs do so at once
@@ -106,11 +111,12 @@ def serve(home: Path, dagster_port: int, mlflow_port: int, on_answer: Callable[[
         try:
             for server in servers:
                 server.start(folder, variables)
-            answered: set[str] = set()
+            silent = list(servers)
             while not received:
                 for server in servers:
-                    if server.answers() and server.name not in answered:
-                        answered.add(server.name)
+                    server.assert_it_runs()
+                    if server in silent and server.answers():
+                        silent.remove(server)
                         on_answer(server.name, server.address)
                 time.sleep(POLL_SECONDS)
         finally:
@@ -129,11 +135,12 @@ def _mlflow(port: int, database: str, logs: Path) -> Server:
 
 
 def _end(servers: Sequence[Server], received: Sequence[int]) -> None:
+    log.info("stopping; runs save their checkpoints first (a second signal kills them)")
     for server in servers:
         server.send(signal.SIGTERM)
-    deadline, first = time.monotonic() + STOP_SECONDS, len(received)
+    deadline = time.monotonic() + STOP_SECONDS
     while running := [server for server in servers if server.is_running()]:
-        if time.monotonic() > deadline or len(received) > max(first, 1):
+        if time.monotonic() > deadline or len(received) > 1:
             for server in running:
                 server.send(signal.SIGKILL)
         time.sleep(POLL_SECONDS)

@@ -4,6 +4,7 @@ Dagster's log goes to a file in the home. The rows come from the logger `rows` (
 """
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,14 @@ from orchestration.local.signals import collected_signals
 
 JOB = "whole_graph"
 POLL_SECONDS = 0.25
+
+
+STOPPING: Row = {
+    "step": None,
+    "level": logging.WARNING,
+    "event": None,
+    "message": "stopping; a training saves a checkpoint first (a second signal kills the run)",
+}
 
 
 class RunFailed(RuntimeError):
@@ -54,6 +63,7 @@ def run_graph(recipe: str, home: Path, on_rows: Callable[[Sequence[Row]], None])
                 if len(received) > signals_sent:
                     (process.kill if signals_sent else process.terminate)()
                     signals_sent = len(received)
+                    on_rows([STOPPING])
                 time.sleep(0 if ended else POLL_SECONDS)
         finally:
             process.terminate()  # without effect if it ended

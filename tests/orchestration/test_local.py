@@ -1,8 +1,10 @@
-"""The graph on one machine: the home that is prepared once, and the display of a run."""
+"""The graph on one machine: the home that is prepared once, the display of a run, and the servers of the pages."""
 
 import logging
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import ROOT
+from processes import eventually
 
+from orchestration.local import pages
 from orchestration.local.display import BARS, Lines, Stages, sparkline
 from orchestration.local.home import INSTANCE, environment, prepare
 
@@ -128,3 +132,34 @@ def test_a_terminal_shows_the_running_stage_and_the_loss(monkeypatch, capsys):
 def test_sparklines(values, width, expected):
     assert sparkline(values, width) == expected
     assert len(sparkline(list(range(1000)))) == 48 and sparkline(list(range(8))) == BARS
+
+
+def test_a_port_in_use_is_reported_before_anything_starts(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(pages.PagesFailed, match=rf"port {port} for Dagster cannot be used .*--dagster-port"):
+            pages.serve(tmp_path, port, port, lambda name, address: None)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def server(folder: Path, script: str) -> pages.Server:
+    started = pages.Server("Any", ["bash", "-c", script], 1, "/", folder / "any.log")
+    started.start(folder, dict(os.environ))
+    return started
+
+
+def test_a_server_that_ends_names_its_log(tmp_path):
+    ended = server(tmp_path, "exit 3")
+    eventually(lambda: not ended.is_running())
+    with pytest.raises(pages.PagesFailed, match=r"Any ended with exit code 3; its log: .*any\.log"):
+        ended.assert_it_runs()
+
+
+def test_a_second_signal_kills_what_ignores_the_first(tmp_path):
+    """Children of the server, too."""
+    stubborn = server(tmp_path, "trap '' TERM; sleep 300 & echo ready; wait")
+    eventually(lambda: stubborn.log.read_text() == "ready\n")
+    pages._end([stubborn], [signal.SIGTERM, signal.SIGTERM])
+    assert not stubborn.is_running()

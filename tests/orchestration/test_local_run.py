@@ -67,6 +67,7 @@ def test_a_signal_ends_the_run_and_all_of_its_processes(project):
     process.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     rest = process.stderr.read()
+    assert "stopping; a training saves a checkpoint first" in rest
     assert process.wait() == 1 and "bert-pipeline run: stopped; remedy: run again, and it resumes (log: " in rest
     eventually(lambda: not processes_of(project))
     print(f"stopped within {time.monotonic() - begun:.1f} s")
