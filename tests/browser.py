@@ -67,6 +67,9 @@ class Browser:
 
         self._wait(clicked, f"a click at {xpath}")
 
+    def write(self, xpath: str, text: str) -> None:
+        self.look(xpath).send_keys(text)
+
     def follow(self, xpath: str) -> None:
         """Click a link and switch to the tab that it opens, if any."""
         before = set(self.driver.window_handles)

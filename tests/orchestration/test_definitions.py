@@ -7,7 +7,10 @@ import dagster as dg
 import pytest
 
 from bert_pipeline.evaluation.tasks.task import task_files
+from bert_pipeline.experiments import find_study
 from bert_pipeline.stages import EVALUATION, STAGES
+from bert_pipeline.study import SEPARATOR
+from orchestration.assets import recipes
 from orchestration.checks import WARNINGS, asset_key, checks_of
 from orchestration.definitions import defs
 
@@ -42,6 +45,15 @@ def test_every_asset_is_described(graph, name):
     assert asset.group_name != "default"
     partitions = {"start", "compare"} if name == "study" else {"demo", "small", "tiny", "start--plain--seed1"}
     assert partitions <= set(asset.partitions_def.get_partition_keys())
+
+
+def test_the_recipes_of_studies_come_last_and_each_study_is_a_range():
+    """A range of partitions is how a terminal starts the backfill of a study."""
+    keys = recipes.get_partition_keys()
+    of_studies = [SEPARATOR in name for name in keys]
+    assert of_studies == sorted(of_studies) and keys[0] < "demo" < keys[keys.index("demo") + 1]
+    start = keys[keys.index("start--both--seed1") : keys.index("start--structured--seed3") + 1]
+    assert sorted(start) == sorted(find_study("start").recipe_names)
 
 
 def test_every_gate_is_in_the_graph_and_blocks_unless_it_is_a_warning(graph):
