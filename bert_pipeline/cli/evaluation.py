@@ -210,6 +210,8 @@ def predict(
     from bert_pipeline.data.sources.folders import find_files
     from bert_pipeline.evaluation.task_models.predict import load_annotator, predict_files
 
+    if out and out.exists() and not out.is_file():
+        raise ValueError(f"{out} is not a regular file; remedy: leave --out out and redirect the standard output")
     directory = model_directory(model, "task_model")
     answers = predict_files(load_annotator(directory), find_files(text), tuple(text_field or ()), id_field)
     if out is None:

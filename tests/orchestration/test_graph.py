@@ -342,6 +342,11 @@ def test_a_task_model_is_registered_promoted_and_served(first, home, mlflow, tmp
     assert places_of(answers) == places_of(written)
     assert main(["predict", "--model", pretrained, "--text", str(tmp_path / "texts.txt")]) == 1
     assert "is not fine-tuned on a task; remedy" in capsys.readouterr().err
+    assert main(["lineage", champion]) == 0
+    tree = capsys.readouterr().out
+    assert f"task_model {chain['task_model']['fingerprint']}" in tree and f"models:/bert-tiny/{version}\n" in tree
+    assert main(["reproduce", champion, "--out", str(tmp_path / "again")]) == 1
+    assert f"is a task model; remedy: reproduce models:/bert-tiny/{version}" in capsys.readouterr().err
 
 
 def answers(url: str) -> bool:

@@ -81,7 +81,8 @@ def build_task_model(settings: TaskRecipe, model_dir: Path, data: Path | None, o
         made = job.runs / run.name
         (out / "predictions").mkdir(exist_ok=True)
         for path in [*(made / MODEL).iterdir(), *(made / f"{split}.tsv" for split in SCORED)]:
-            path.replace((out / "predictions" if path.suffix == ".tsv" else out) / path.name)
+            # Copied, so that an interrupted call finds the finished run whole.
+            shutil.copy(path, out / "predictions" if path.suffix == ".tsv" else out)
         facts = _facts(job.task, artifact.load(made).facts) | {
             **run.setting._asdict(),
             "seed": run.seed,

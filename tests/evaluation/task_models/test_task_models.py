@@ -1,6 +1,7 @@
 """A task model answers as its evaluation predicted, as a directory, in transformers' pipelines, and on long texts."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -262,6 +263,9 @@ def test_predict_answers_every_record(task_models, tmp_path, capsys):
     assert capsys.readouterr().out == f"3 answers in {tmp_path}/answers.jsonl, 1 of them errors\n"
     written = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [each["id"] for each in written] == ["texts.jsonl:1", "texts.jsonl, line 2", "texts.jsonl:3"]
+    os.mkfifo(tmp_path / "pipe")
+    assert cli.main([*command, "--out", str(tmp_path / "pipe")]) == 1, "a rename would replace it"
+    assert "is not a regular file; remedy: leave --out out" in capsys.readouterr().err
 
 
 def test_predict_reads_pairs_from_two_fields(task_models, tmp_path, capsys):
