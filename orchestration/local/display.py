@@ -109,7 +109,7 @@ class Live:
 
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(width=1)
-        table.add_column(width=max(map(len, self.stages.all), default=0))
+        table.add_column(width=max(map(len, self.stages.all), default=1))
         table.add_column(width=8, justify="right")
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         for stage in self.stages.all.values():
