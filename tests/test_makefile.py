@@ -32,9 +32,14 @@ def write_program(path: Path, script: str) -> None:
     path.chmod(0o755)
 
 
+OF_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+"""Set by `make test`; a make below another one prints the folders that it enters."""
+
+
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [*MAKE.split(), *arguments]
-    return subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
+    own = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+    return subprocess.run(command, cwd=folder, env=own | environment, capture_output=True, text=True)
 
 
 def output_of(folder: Path, *arguments: str, **environment: str) -> str:

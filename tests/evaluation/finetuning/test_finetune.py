@@ -245,7 +245,7 @@ def start(name, seconds_between_checkpoints):
     run, how = Run("pretrained", Setting(3e-3, 16, 3), 1), protocol(task, TaskRecipe(name="small-ner"), 64)
     steps = open(out / f"{name}.steps", "a", buffering=1)
     outcome = module.finetune(model_dir, inputs, run, how, out / name, lambda step, of: print(step, file=steps))
-    (out / f"{name}.txt").write_text(repr(outcome))
+    (out / f"{name}.txt").write_text(repr((outcome, outcome.model.how)))
     os._exit(0)
 
 steps, rng = out / "killed.steps", random.Random(5)
