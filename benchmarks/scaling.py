@@ -3,8 +3,8 @@
     python -m benchmarks.scaling --runs FILE [--recipe small] [--widths 192 256 384] [--steps 500 1000 3000]
                                  [--text FILE] [--json]
 
-The recipe's model is trained at every width (planning/shapes.py) under a schedule of every length. Each finished run
-becomes a line of --runs; runs that it has are not repeated. Then the relation of planning/loss.py is fitted to
+The recipe's model is trained at every width (shapes.py) under a schedule of every length. Each finished run
+becomes a line of --runs; runs that it has are not repeated. Then a `Relation` is fitted to
 all lines of the same recipe and text. Without --widths, nothing is trained.
 """
 
@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,9 @@ from benchmarks.children import measure
 from benchmarks.curves import prepare_datasets, recipe_on
 from benchmarks.machine import bf16_units, described, machine, on_all
 from benchmarks.rows import tell
+from benchmarks.shapes import encoder_weights, scaled
 from benchmarks.training import ACCELERATE
 from bert_pipeline.core.tables import Table
-from bert_pipeline.planning.loss import Relation
-from bert_pipeline.planning.shapes import encoder_weights, scaled
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.settings import home
 
@@ -36,6 +36,26 @@ MEASUREMENTS = 4
 
 Run = dict[str, Any]
 """A line of --runs: recipe, text, width, weights, steps, tokens, seconds, mlm_loss, mlm_accuracy, curve, machine."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Losses in nats per masked token; valid for the text and the vocabulary that it was fitted on.
+
+    loss = E + A (weights / 1e6)^-a + B (tokens / 1e6)^-b    (Hoffmann et al. 2022, arXiv 2203.15556, equation 2)
+
+    `weights`: of the encoder layers (shapes.py). `tokens`: seen in training, repeated ones included.
+    """
+
+    irreducible: float  # E
+    size: float  # A
+    size_exponent: float  # a
+    data: float  # B
+    data_exponent: float  # b
+
+    def loss(self, weights: float, tokens: float) -> float:
+        of_size = self.size * (weights / 1e6) ** -self.size_exponent
+        return self.irreducible + of_size + self.data * (tokens / 1e6) ** -self.data_exponent
 
 
 def train(folder: str, recipe: Recipe, width: int, steps: int, cores: list[int]) -> Run:

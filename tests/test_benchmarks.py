@@ -13,7 +13,6 @@ from benchmarks import curves, evaluation, ours, pretraining, quality, rows, sca
 from benchmarks.children import MeasurementError, measure
 from benchmarks.peers import environments, google, tokenizers_batch, transformers_trainer
 from benchmarks.peers.environments import PeerError
-from bert_pipeline.planning.loss import Relation
 from bert_pipeline.recipe_files import load_recipe, recipe_files
 
 ROW_KEYS = {"name", "ours", "peer", "peer_name", "unit", "ratio"}
@@ -419,7 +418,7 @@ def test_quality_of_all_sides_on_a_tiny_recipe(run_python, tmp_path):
 
 
 def test_scaling_fits_the_relation_that_made_the_losses():
-    made = Relation(1.5, 0.8, 0.4, 5.0, 0.35)
+    made = scaling.Relation(1.5, 0.8, 0.4, 5.0, 0.35)
     grid = [(weights, tokens) for weights in (2e6, 3e6, 1e7) for tokens in (2e6, 4e6, 1.2e7, 5e7)]
     runs = [{"weights": w, "tokens": t, "mlm_loss": made.loss(w, t)} for w, t in grid]
     found, error = scaling.fit(runs)

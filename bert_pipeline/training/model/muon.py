@@ -18,7 +18,7 @@ COEFFICIENTS = ((8.0934, -23.6206, 17.4463), (3.6366, -2.7219, 0.5365), (2.6613,
 """Of the quintic polynomials that are applied one after the other. Each is the one that deviates least from 1 on the
 range that the polynomials before it leave of the singular values from 0.01 to 1 (Polar Express, Amsel et al. 2025,
 arXiv 2505.16932, algorithm 1). `torch.optim.Muon` applies one polynomial five times, which takes 13 instead of 8 % of a
-step of `small` and gains nothing (recipes/LOG.md)."""
+step of `small` (recipes/LOG.md)."""
 MOMENTUM = 0.95
 EPSILON = 1e-7
 """The least norm that a matrix is divided by."""

@@ -1,4 +1,4 @@
-"""One recipe at other widths: the models among which `bert-pipeline init` chooses."""
+"""One recipe at other widths, with settings that follow the width."""
 
 import json
 
