@@ -207,6 +207,15 @@ def run_python():
     return run
 
 
+def is_json(path: Path) -> bool:
+    """Whether the file exists and its writer has finished it."""
+    try:
+        json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True
+
+
 class DaskCluster:
     """A scheduler and two single-threaded workers, each in its own process, as on a cluster."""
 
@@ -231,7 +240,7 @@ class DaskCluster:
                 for _ in range(2)
             ),
         ]  # fmt: skip
-        eventually(scheduler_file.exists)
+        eventually(lambda: is_json(scheduler_file))
         self.address = json.loads(scheduler_file.read_text())["address"].replace("tcp://", "dask://")
 
     def stop(self) -> None:

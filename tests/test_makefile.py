@@ -120,8 +120,9 @@ def test_make_ui_ends_all_of_its_processes(tmp_path):
     try:
         command = ["env", "-u", "PYTEST_CURRENT_TEST", *MAKE.split(), "-C", str(copy), "ui"]
         process = servers.start("ui", command, **environment)
-        servers.wait("ui", answers(dagster, "/server_info"), 240)
-        servers.wait("ui", answers(mlflow, "/health"), 240)
+        addresses = {f"Dagster: http://127.0.0.1:{dagster}", f"MLflow: http://127.0.0.1:{mlflow}"}
+        servers.wait("ui", lambda: addresses <= set((tmp_path / "ui.log").read_text().splitlines()), 240)
+        assert answers(dagster, "/server_info")() and answers(mlflow, "/health")()
         assert json.loads(ask(mlflow, "GET", "/ajax-api/3.0/mlflow/ui-telemetry")[1])["disable_ui_telemetry"] is True
         assert (home / "mlflow.db").is_file() and (home / "dagster" / "schedules" / "schedules.db").is_file()
         running = processes_with(f"BERT_PIPELINE_HOME={home}")
@@ -132,8 +133,6 @@ def test_make_ui_ends_all_of_its_processes(tmp_path):
         while processes_with(f"BERT_PIPELINE_HOME={home}") and time.monotonic() < deadline:
             time.sleep(0.2)
         assert processes_with(f"BERT_PIPELINE_HOME={home}") == []
-        addresses = {f"Dagster: http://127.0.0.1:{dagster}", f"MLflow: http://127.0.0.1:{mlflow}"}
-        assert addresses <= set((tmp_path / "ui.log").read_text().splitlines())
     finally:
         servers.stop()
         for number in processes_with(f"BERT_PIPELINE_HOME={home}"):
