@@ -13,7 +13,6 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from benchmarks.children import measure
 from benchmarks.curves import prepare_datasets, recipe_on
 from benchmarks.machine import bf16_units, described, machine, on_all
 from benchmarks.rows import tell
-from benchmarks.shapes import encoder_weights, scaled
 from benchmarks.training import ACCELERATE
 from bert_pipeline.core.tables import Table
+from bert_pipeline.fitting.loss import Relation
+from bert_pipeline.fitting.shapes import encoder_weights, scaled
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.settings import home
 
@@ -36,26 +36,6 @@ MEASUREMENTS = 4
 
 Run = dict[str, Any]
 """A line of --runs: recipe, text, width, weights, steps, tokens, seconds, mlm_loss, mlm_accuracy, curve, machine."""
-
-
-@dataclass(frozen=True)
-class Relation:
-    """Losses in nats per masked token; valid for the text and the vocabulary that it was fitted on.
-
-    loss = E + A (weights / 1e6)^-a + B (tokens / 1e6)^-b    (Hoffmann et al. 2022, arXiv 2203.15556, equation 2)
-
-    `weights`: of the encoder layers (shapes.py). `tokens`: seen in training, repeated ones included.
-    """
-
-    irreducible: float  # E
-    size: float  # A
-    size_exponent: float  # a
-    data: float  # B
-    data_exponent: float  # b
-
-    def loss(self, weights: float, tokens: float) -> float:
-        of_size = self.size * (weights / 1e6) ** -self.size_exponent
-        return self.irreducible + of_size + self.data * (tokens / 1e6) ** -self.data_exponent
 
 
 def train(folder: str, recipe: Recipe, width: int, steps: int, cores: list[int]) -> Run:

@@ -4,16 +4,16 @@ settings.py finds the project from any folder below it. No file of a project con
 be moved, copied and kept under version control; `.gitignore` leaves out the home.
 """
 
-import tomllib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bert_pipeline import settings
+from bert_pipeline.evaluation.tasks.task import TaskError, find_task, load_task, require_files, task_files
 from bert_pipeline.experiments import recipe_names
 from bert_pipeline.recipe import Recipe, RecipeError
-from bert_pipeline.recipe_files import SUFFIX, read_table, to_toml, validated
-
-PACKAGED_RECIPES = Path(__file__).parent / "recipes"
+from bert_pipeline.recipe_files import SUFFIX, read_table, to_toml, toml_files, validated
 
 DG = f"""\
 # Makes this folder a project: the commands of bert-pipeline, dg and dagster find the graph and the home from it.
@@ -59,33 +59,74 @@ class ProjectError(ValueError):
     """A project cannot be written."""
 
 
-def create_project(folder: Path, text: Path | None = None) -> Path:
-    """Write a project into a new folder, or an empty one, and return its root; with `text`, also a recipe of its name.
+@dataclass(frozen=True)
+class NewTask:
+    """An evaluation task to copy into a project."""
 
-    The folder may contain the text. Raises ProjectError, before anything is written, if it contains anything else or
-    the text does not exist, and RecipeError if its name cannot be the name of a recipe.
-    """
-    root = folder.resolve()
-    source = _existing(text) if text else None
-    others = [path for path in _entries(root, folder) if not (source and source.is_relative_to(path))]
-    if others:
-        raise ProjectError(f"{folder} contains {others[0].name}; remedy: name a new or an empty folder")
-    files = {
-        settings.PROJECT_FILE: DG,
-        ".env": DOTENV,
-        ".gitignore": IGNORED,
-        "README.md": README.format(name=root.name),
-    }
-    if source:
-        relative = source.relative_to(root) if source.is_relative_to(root) else source
-        files[f"recipes/{root.name}{SUFFIX}"] = _checked(root.name, write_recipe(relative))
-    if taken := [name for name in (*files, *FOLDERS) if (root / name).exists()]:
-        raise ProjectError(f"{root / taken[0]}: the project has a file of this name; remedy: rename the text")
-    for name in FOLDERS:
-        (root / name).mkdir(parents=True)
-    for name, content in files.items():
-        (root / name).write_text(content, encoding="utf-8")
-    return root
+    name: str
+    description: str
+    """Its TOML file; empty for a packaged task."""
+    folder: str
+    """Folder of its data, relative to the project."""
+    data: Mapping[str, Path]
+    """The data files by their path in this folder."""
+
+
+@dataclass(frozen=True)
+class NewProject:
+    """A project that can be written."""
+
+    root: Path
+    text: Path | None
+    task: NewTask | None
+
+    @classmethod
+    def check(cls, folder: Path, text: Path | None = None, task: Path | None = None) -> "NewProject":
+        """Check that a project can be written into `folder`: it is new, empty, or contains the text and nothing else.
+
+        With `text`, it will have a recipe of its name. `task` is the folder of an evaluation task. Raises ProjectError,
+        RecipeError if the name of the project cannot be the name of a recipe, and TaskError if the task is not valid.
+        """
+        root = folder.resolve()
+        source = _existing(text, "text") if text else None
+        others = [path for path in _entries(root, folder) if not (source and source.is_relative_to(path))]
+        if others:
+            raise ProjectError(f"{folder} contains {others[0].name}; remedy: name a new or an empty folder")
+        project = cls(root, source, _read_task(_existing(task, "task")) if task else None)
+        if source:
+            _assert_recipe_name(root.name)
+            if taken := [
+                name for name in (*project._files(), *FOLDERS, settings.ACCELERATE_FILE) if (root / name).exists()
+            ]:
+                raise ProjectError(f"{root / taken[0]}: the project has a file of this name; remedy: rename the text")
+        return project
+
+    @property
+    def text_path(self) -> str:
+        """The path of the text in the recipe: relative if the text is inside the project."""
+        assert self.text
+        return str(self.text.relative_to(self.root) if self.text.is_relative_to(self.root) else self.text)
+
+    def write(self, recipe: str = "", accelerate: str = "") -> Path:
+        """Write the project, with its recipe and its accelerate config unless they are empty; return its root."""
+        given = {f"recipes/{self.root.name}{SUFFIX}": recipe, settings.ACCELERATE_FILE: accelerate}
+        files = self._files() | {name: content for name, content in given.items() if content}
+        for name in FOLDERS:
+            (self.root / name).mkdir(parents=True)
+        if self.task:
+            for name, path in self.task.data.items():
+                copy = self.root / self.task.folder / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+            if self.task.description:
+                files[f"tasks/{self.task.name}{SUFFIX}"] = self.task.description
+        for name, content in files.items():
+            (self.root / name).write_text(content, encoding="utf-8")
+        return self.root
+
+    def _files(self) -> dict[str, str]:
+        readme = README.format(name=self.root.name)
+        return {settings.PROJECT_FILE: DG, ".env": DOTENV, ".gitignore": IGNORED, "README.md": readme}
 
 
 def _entries(root: Path, folder: Path) -> list[Path]:
@@ -94,24 +135,35 @@ def _entries(root: Path, folder: Path) -> list[Path]:
     return sorted(root.iterdir()) if root.exists() else []
 
 
-def _existing(text: Path) -> Path:
-    path = text.expanduser().resolve()
+def _existing(given: Path, option: str) -> Path:
+    path = given.expanduser().resolve()
     if not path.exists():
-        raise ProjectError(f"--text {text}: no such file or folder; remedy: name the file or folder with your text")
+        raise ProjectError(f"--{option} {given}: no such file or folder; remedy: name the folder with your {option}")
     return path
 
 
-def write_recipe(text: Path) -> str:
-    """A recipe file for this text: the packaged recipe `small`, without its evaluation task."""
-    table = read_table(PACKAGED_RECIPES / f"small{SUFFIX}", "recipe", RecipeError)
-    corpus = {"path": str(text), "heldout_fraction": table["corpus"]["heldout_fraction"]}
-    description = "The packaged recipe `small` on other text"
-    changed: dict[str, Any] = {"description": description, "corpus": corpus}
-    return to_toml(table | changed | {"evaluation": None})
+def _read_task(folder: Path) -> NewTask:
+    """The task of a folder: a task file and its data, or the data of a packaged task under its name."""
+    files, known = toml_files(folder) if folder.is_dir() else [], task_files()
+    if len(files) == 1:
+        task = load_task(files[0])
+        if task.name in known:
+            raise TaskError(f"{files[0]}: a task is named {task.name} already; remedy: rename the file")
+        inside = f"tasks/{task.name}"
+        description = to_toml(read_table(files[0], "task", TaskError) | {"folder": inside})
+    elif not files and folder.name in known:
+        task = find_task(folder.name)
+        inside, description = task.folder, ""
+    else:
+        raise TaskError(
+            f"--task {folder}: {len(files)} task files (.toml); remedy: name a folder with one, beside its data "
+            f"(docs/reference/task.md), or with the data of a packaged task under its name ({', '.join(known)})"
+        )
+    data = require_files(task, folder)
+    return NewTask(task.name, description, inside, {getattr(task.splits, split).file: data[split] for split in data})
 
 
-def _checked(name: str, recipe: str) -> str:
-    validated({"name": name} | tomllib.loads(recipe), Recipe, f"recipe {name}", RecipeError)
+def _assert_recipe_name(name: str) -> None:
+    validated({"name": name, "corpus": {"path": "any"}}, Recipe, f"recipe {name}", RecipeError)
     if name in recipe_names():
         raise RecipeError(f"a recipe is named {name} already; remedy: give the project another name")
-    return recipe

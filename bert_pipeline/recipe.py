@@ -34,6 +34,10 @@ CleaningRule = Literal[
 ]
 
 
+FOR_READERS = ("description", "expected_mlm_loss")
+"""Keys of a recipe that nothing is computed from."""
+
+
 class RecipeError(ValueError):
     """An invalid recipe; the message lists every fault with its dotted path."""
 
@@ -463,6 +467,9 @@ class Recipe(Section):
     """Name of the experiment and of its Dagster partition: the stem of the recipe's file."""
     description: str = ""
     """A description for readers; MLflow shows it with the registered model."""
+    expected_mlm_loss: tuple[float, float] | None = None
+    """The lowest and the highest held-out MLM loss that `bert-pipeline init` expects; the report shows it beside the
+    outcome."""
     corpus: CorpusRecipe
     tokenizer: TokenizerRecipe = TokenizerRecipe()
     nsp: NspRecipe = NspRecipe()

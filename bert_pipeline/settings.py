@@ -52,7 +52,7 @@ VARIABLES = {
     "BERT_PIPELINE_ACCELERATE_CONFIG": Variable(
         "Accelerate config: devices, number of processes and machines, precision. The name of a "
         "[packaged one](../operate/scale-out.md), such as `single_gpu`, or the path of your own file.",
-        "`cpu`",
+        "`accelerate.yaml` in the project, else `cpu`",
     ),
     "BERT_PIPELINE_PER_DEVICE_TOKENS": Variable(
         "Largest micro-batch in tokens on one device, or `auto` to measure it before training. "
@@ -147,7 +147,7 @@ ACCELERATE_CONFIGS = Path(__file__).parent / "training" / "launch" / "accelerate
 """Folder of the packaged accelerate configs."""
 
 
-PROJECT_FILE = "dg.toml"
+PROJECT_FILE, ACCELERATE_FILE = "dg.toml", "accelerate.yaml"
 """The file that makes a folder a project: with it, Dagster's commands load the graph in this folder."""
 
 CODE_LOCATION = "bert-pipeline"
@@ -287,9 +287,27 @@ def one_worker() -> Iterator[None]:
         os.environ |= before  # an empty value counts as unset
 
 
+@contextmanager
+def with_accelerate_config(content: str) -> Iterator[None]:
+    """Within this block, this config is the default instead of `cpu`; empty: no change."""
+    name = "BERT_PIPELINE_ACCELERATE_CONFIG"
+    before = os.environ.get(name, "")
+    with tempfile.TemporaryDirectory(prefix="bert-pipeline-") as folder:
+        if content and not before:
+            path = Path(folder, ACCELERATE_FILE)
+            path.write_text(content, encoding="utf-8")
+            os.environ[name] = str(path)
+        try:
+            yield
+        finally:
+            os.environ[name] = before  # an empty value counts as unset
+
+
 def accelerate_config() -> Path:
     """The packaged config of this name, else the file at this path. Raises FileNotFoundError if there is neither."""
-    value = os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG") or "cpu"
+    root = project()
+    own = str(root / ACCELERATE_FILE) if root and (root / ACCELERATE_FILE).is_file() else ""
+    value = os.environ.get("BERT_PIPELINE_ACCELERATE_CONFIG") or own or "cpu"
     packaged = {path.stem: path for path in sorted(ACCELERATE_CONFIGS.glob("*.yaml"))}
     path = packaged.get(value) or Path(value).absolute()
     if not path.is_file():

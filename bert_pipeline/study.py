@@ -22,6 +22,7 @@ DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 OF_THE_STUDY = {
     "name": "the study names its recipes",
     "description": "describe the arm in its own `description`",
+    "expected_mlm_loss": "it is the expectation for one recipe",
     "evaluation": "set `tasks` and `finetuning_seeds` of the study, the same for all arms",
     "registry": "arms are never promoted",
     "retraining": "arms are never retrained automatically",
@@ -145,7 +146,7 @@ def recipe_table(study: Study, arm: Arm, seed: int, tables: Mapping[str, Table])
     Raises StudyError if a change names an entry of an array that the recipe does not have.
     """
     table = deepcopy(tables[arm.recipe or study.base])
-    for key in ("evaluation", "registry", "retraining"):
+    for key in OF_THE_STUDY:
         table.pop(key, None)
     _change(table, study.changes, f"study {study.name}: changes")
     if arm.continues:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bert_pipeline.core.tables import Table
 from bert_pipeline.experiments import find_recipe
+from bert_pipeline.recipe import Recipe
 from bert_pipeline.report.score_table import mean_and_sd
 from bert_pipeline.settings import home
 from bert_pipeline.stages import kinds_of
@@ -26,7 +27,7 @@ def report(recipe: str, home: Path) -> str:
     used = resources(home)
     kinds = kinds_of(find_recipe(recipe))
     made = {kind: used["artifacts"].artifact(kind, recipe) for kind in kinds}
-    parts = [_artifacts(made), _pretraining(made["pretrained_checkpoint"])]
+    parts = [_artifacts(made), _pretraining(made["pretrained_checkpoint"], find_recipe(recipe))]
     parts += [_tasks(made["evaluations"])] if made["evaluations"].facts["tasks"] else []
     return "\n".join([*parts, *_model(used["workshop"].mlflow, home, made, recipe)])
 
@@ -36,10 +37,12 @@ def _artifacts(made: dict[str, Artifact]) -> str:
     return Table(("artifact", "path", "built in"), rows).text()
 
 
-def _pretraining(checkpoint: Artifact) -> str:
+def _pretraining(checkpoint: Artifact, recipe: Recipe) -> str:
     before, after = checkpoint.facts["heldout_before"], checkpoint.facts["heldout_after"]
+    expected = recipe.expected_mlm_loss
+    shown = "" if expected is None else f" (expected: {expected[0]:.2f} to {expected[1]:.2f})"
     rows = [
-        (f"{task} {score}", f"{before[name]:.4f}", f"{after[name]:.4f}")
+        (f"{task} {score}", f"{before[name]:.4f}", f"{after[name]:.4f}" + (shown if name == "mlm_loss" else ""))
         for name, task, score in (
             ("mlm_loss", "MLM", "loss"),
             ("mlm_accuracy", "MLM", "accuracy"),

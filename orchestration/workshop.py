@@ -13,7 +13,7 @@ from bert_pipeline.core.printable import plain
 from bert_pipeline.data.corpus import card
 from bert_pipeline.experiments import find_recipe
 from bert_pipeline.lineage import Tracker, collect_lineage, make_stage, stage_origin
-from bert_pipeline.recipe import Recipe, RecipeError
+from bert_pipeline.recipe import FOR_READERS, Recipe, RecipeError
 from bert_pipeline.stages import EVALUATION, inputs_of, kinds_of, resolve_recipe
 from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Artifact
@@ -203,7 +203,7 @@ class Workshop(dg.ConfigurableResource):
             fingerprint=fingerprint,
             destination=Path(self.store, kind, fingerprint),
             inputs=inputs,
-            params=recipe.model_dump(mode="json", exclude={"name", "description"}),
+            params=recipe.model_dump(mode="json", exclude={"name", *FOR_READERS}),
             tags=self._tags(context, recipe, kind) | outside,
             files=[path for path in cards if path.is_file()],  # older corpora have none
         )

@@ -42,6 +42,7 @@ FLOORS = [
     "bert_pipeline.stages",
     "bert_pipeline.lineage",
     "bert_pipeline.planning",
+    "bert_pipeline.fitting",
     "bert_pipeline.project",
     "bert_pipeline.studies",
     "bert_pipeline.reproduction",

@@ -10,8 +10,9 @@ import pytest
 
 from bert_pipeline import settings
 from bert_pipeline.cli import main
+from bert_pipeline.evaluation.tasks.task import TaskError, find_task, require_files
 from bert_pipeline.experiments import find_recipe
-from bert_pipeline.project import ProjectError, create_project
+from bert_pipeline.project import NewProject, ProjectError
 from bert_pipeline.recipe import RecipeError
 
 PATHS = ("HOME", "DATA", "RECIPES", "STUDIES", "TASKS", "PROJECT")
@@ -26,6 +27,12 @@ def folder(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+def create_project(folder: Path, text: Path | None = None, task: Path | None = None) -> Path:
+    """A project whose recipe only names the text."""
+    project = NewProject.check(folder, text, task)
+    return project.write(f'[corpus]\npath = "{project.text_path}"\n' if text else "")
 
 
 def folders() -> list[Path]:
@@ -101,18 +108,78 @@ def test_a_child_in_another_folder_gets_the_same_paths(folder, monkeypatch, tmp_
     assert [Path(line).resolve() for line in done.stdout.splitlines()] == here
 
 
-def test_init_writes_a_recipe_for_the_text(folder, monkeypatch):
+TEXT = "\n\n".join(
+    f"Aspirin relieved pain in group {n}. It was well tolerated by {n % 9} patients." for n in range(300)
+)
+TOY = "1\t@DRUG$ cures @DISEASE$ .\thelps\n2\t@DRUG$ worsens @DISEASE$ .\tharms\n"
+TASK = """\
+title = "Does the drug help?"
+kind = "relation"
+version = "first draft"
+terms = "mine"
+folder = "anywhere"
+labels = ["helps", "harms"]
+"""
+
+
+def test_init_writes_a_recipe_for_the_text_and_the_time(folder, monkeypatch):
+    """For a GPU of a data sheet: nothing is timed here."""
     texts = folder / "my texts"
     texts.mkdir()
-    (texts / "a.txt").write_text("One sentence. Another one.")
-    assert main(["init", "notes", "--text", "my texts"]) == 0
+    (texts / "a.txt").write_text(TEXT)
+    options = ["--minutes", "20", "--hardware", "A100-80GB", "--language", "en"]
+    assert main(["init", "notes", "--text", "my texts", *options]) == 0
     root = folder / "notes"
     assert {path.name for path in root.iterdir()} == {
-        *("recipes", "tasks", "studies", "workspace", "README.md", ".gitignore", ".env", "dg.toml")
+        *("recipes", "tasks", "studies", "workspace", "README.md", ".gitignore", ".env", "dg.toml", "accelerate.yaml")
     }
     assert len((root / "README.md").read_text().splitlines()) <= 10
     monkeypatch.chdir(root)
-    assert settings.in_data_folder(find_recipe("notes").corpus.path) == texts
+    recipe = find_recipe("notes")
+    assert settings.in_data_folder(recipe.corpus.path) == texts and recipe.corpus.language == "en"
+    low, high = recipe.expected_mlm_loss
+    assert 0 < low < high and recipe.pretrain.budget_minutes <= 20 and not recipe.evaluation.tasks
+    assert "use_cpu: false" in settings.accelerate_config().read_text()
+    monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", "cpu")
+    assert settings.accelerate_config().name == "cpu.yaml"
+
+
+def task_in(folder: Path, name: str, toml: str = "") -> Path:
+    (folder / name).mkdir()
+    for split in ("train", "dev", "test"):
+        (folder / name / f"{split}.tsv").write_text(TOY)
+    if toml:
+        (folder / name / f"{name}.toml").write_text(toml)
+    return folder / name
+
+
+def test_a_task_is_copied_into_the_project(folder, monkeypatch):
+    own, packaged = task_in(folder, "mine", TASK), task_in(folder, "GAD")
+    for task, name in ((own, "mine"), (packaged, "GAD")):
+        root = create_project(folder / f"with {name}", task=task)
+        monkeypatch.chdir(root)
+        shutil.rmtree(task)
+        found = find_task(name)
+        files = require_files(found, settings.in_data_folder(found.folder))
+        assert all(path.is_relative_to(root) and path.read_text() == TOY for path in files.values())
+
+
+def test_a_task_that_is_not_valid_is_refused_before_anything_is_written(folder):
+    task_in(folder, "thing")
+    task_in(folder, "two", TASK)
+    (folder / "two" / "three.toml").write_text(TASK)
+    task_in(folder, "gad", TASK.replace("relation", "unknown"))
+    task_in(folder, "lost", TASK)
+    (folder / "lost" / "dev.tsv").unlink()
+    for name, message in (
+        ("thing", r"0 task files \(\.toml\); remedy"),
+        ("two", r"2 task files \(\.toml\); remedy"),
+        ("gad", "kind: Input should be"),
+        ("lost", r"has no dev\.tsv; remedy"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            create_project(folder / "new", task=folder / name)
+    assert not (folder / "new").exists()
 
 
 def test_a_text_inside_the_project_moves_with_it(folder, monkeypatch):

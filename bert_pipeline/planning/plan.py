@@ -26,20 +26,17 @@ from bert_pipeline.formats.tables import SPLITS
 from bert_pipeline.formats.tokenizer import padded_vocab_size
 from bert_pipeline.planning.hardware import ASSUMED_UTILIZATION, HARDWARE, Hardware
 from bert_pipeline.planning.survey import Survey, read_source
-from bert_pipeline.planning.trial import Trial, run_trial
+from bert_pipeline.planning.trial import Trial, measure_training, run_trial
 from bert_pipeline.recipe import CorpusRecipe, Recipe
 from bert_pipeline.stages import resolve_recipe
 from bert_pipeline.training.batches.dataset import Load
-from bert_pipeline.training.job import Job
 from bert_pipeline.training.launch.budget import (
     BudgetError,
     Pace,
     ProbeFailed,
     fit_to_budget,
-    measure_pace,
     training_seconds,
 )
-from bert_pipeline.training.launch.build import per_device_tokens
 from bert_pipeline.training.model.flops import num_parameters, training_flops
 
 STATE_BYTES = 16
@@ -103,19 +100,8 @@ def assert_fits(plan: Mapping[str, Any]) -> None:
 
 def _time_training(recipe: Recipe, folder: Path) -> Pace | None:
     """Time training on the trial's pairs in `folder`. Return None if the probe fails on this machine."""
-    log.info("plan: pretraining")
-    job = Job(
-        section=recipe.pretrain,
-        model=recipe.model,
-        masking=recipe.masking,
-        tokenizer=folder / "tokenizer",
-        nsp_dataset=folder / "nsp_dataset",
-        masked_dataset=folder / "masked_dataset",
-        out=folder,
-        per_device_tokens=per_device_tokens(),
-    )
     try:
-        return measure_pace(job, folder, settings.child_environment(settings.CPU_ENVIRONMENT))
+        return measure_training(recipe, folder)
     except ProbeFailed as error:
         log.warning("plan: the time of pretraining on this machine is unknown: %s", error)
         return None

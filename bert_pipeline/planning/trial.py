@@ -37,6 +37,9 @@ from bert_pipeline.store.artifact import Facts
 from bert_pipeline.store.executors import end_idle_workers
 from bert_pipeline.store.shards import INDEX, Shard, build_shards
 from bert_pipeline.training.batches.dataset import Load
+from bert_pipeline.training.job import Job
+from bert_pipeline.training.launch.budget import Pace, measure_pace
+from bert_pipeline.training.launch.build import per_device_tokens
 
 FIRST = "first"
 """Split of a small shard that each worker builds first. It warms the worker up, and comparing its memory with that of a
@@ -156,6 +159,22 @@ def run_trial(recipe: Recipe, found: Survey, folder: Path) -> Trial:
     )
 
 
+def measure_training(recipe: Recipe, folder: Path) -> Pace:
+    """Time training on the pairs that `run_trial` wrote into `folder`. Raises ProbeFailed."""
+    log.info("plan: pretraining")
+    job = Job(
+        section=recipe.pretrain,
+        model=recipe.model,
+        masking=recipe.masking,
+        tokenizer=folder / "tokenizer",
+        nsp_dataset=folder / "nsp_dataset",
+        masked_dataset=folder / "masked_dataset",
+        out=folder,
+        per_device_tokens=per_device_tokens(),
+    )
+    return measure_pace(job, folder, settings.child_environment(settings.CPU_ENVIRONMENT))
+
+
 def _sample_shards(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
     """Split the sample into shards of the recipe's size, by name.
 
@@ -179,7 +198,7 @@ def _sample_shards(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
 def _build_tokenizer(recipe: Recipe, raw_corpus: Path, out: Path) -> Facts:
     """Build the tokenizer; halve the number of pieces to learn until the sample is large enough for it."""
     section, init_from = recipe.tokenizer, initial_directory(recipe)
-    size, fewest = ("extend", 1) if init_from else ("vocab_size", 200)
+    size, fewest = ("extend", 1) if init_from else ("vocab_size", 100)
     while True:
         out.mkdir()
         try:
@@ -188,11 +207,11 @@ def _build_tokenizer(recipe: Recipe, raw_corpus: Path, out: Path) -> Facts:
             return build_tokenizer(section, raw_corpus, out)
         except VocabularyError as error:
             number = getattr(section, size)
-            if number < fewest:
+            if number <= fewest:
                 raise
             log.warning("plan: on the sample: %s; trying half the number", error)
             shutil.rmtree(out)
-            section = section.model_copy(update={size: number // 2})
+            section = section.model_copy(update={size: max(fewest, number // 2)})
 
 
 def _without_drops(path: Path) -> CorpusShard:

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bert_pipeline.cli.options import PROJECT
 from bert_pipeline.cli.output import show
+
+if TYPE_CHECKING:
+    from bert_pipeline.project import NewProject
 
 
 def add(app: typer.Typer) -> None:
@@ -23,14 +26,54 @@ def init(
         Path | None,
         typer.Option(metavar="PATH", help="File or folder with your text; writes the recipe recipes/NAME.toml for it."),
     ] = None,
+    minutes: Annotated[float, typer.Option(metavar="M", min=0.1, help="With --text: minutes of pretraining.")] = 30,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --text: one GPU that will train, such as A100-80GB (`plan --hardware` names all) "
+            "[default: this machine, whose speed is measured].",
+        ),
+    ] = None,
+    task: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With --text: folder of an evaluation task, which is copied."),
+    ] = None,
+    language: Annotated[
+        str, typer.Option(metavar="L", help="With --text: drop documents in other languages than this (such as en).")
+    ] = "",
 ) -> None:
-    """Write a project: a folder for recipes, tasks, studies and everything that is built from them."""
-    from bert_pipeline.project import create_project
+    """Write a project: a folder for recipes, tasks, studies and everything that is built from them.
+
+    With --text, the recipe fits the text, the machine and the minutes: init reads a sample of the text, times training,
+    and chooses the size of the model with the lowest predicted loss. Each choice has its reason as a comment.
+    """
+    from bert_pipeline.project import NewProject
     from orchestration.local.home import prepare
 
-    root = create_project(folder, text)
+    project = NewProject.check(folder, text, task)
+    root = project.write(*_fitted(project, minutes, hardware, language)) if text else project.write()
     prepare(root / "workspace")
-    show(f"{root} is a project now. Next:", f'  cd "{folder}"', "  bert-pipeline run", "  bert-pipeline ui")
+    recipe = [f"  cat recipes/{root.name}.toml"] if text else []
+    show(f"{root} is a project now. Next:", f'  cd "{folder}"', *recipe, "  bert-pipeline run", "  bert-pipeline ui")
+
+
+def _fitted(project: "NewProject", minutes: float, hardware: str | None, language: str) -> tuple[str, str]:
+    """The recipe and the accelerate config for the project's text."""
+    from bert_pipeline.fitting.choice import choose, recipe_text
+    from bert_pipeline.fitting.fields import choose_fields
+    from bert_pipeline.fitting.machine import config_of_gpus, suitable_config
+    from bert_pipeline.planning.hardware import find_hardware
+    from bert_pipeline.recipe import CorpusRecipe
+    from bert_pipeline.settings import with_accelerate_config
+
+    gpu = find_hardware(hardware) if hardware else None
+    accelerate = config_of_gpus(1) if gpu else suitable_config()
+    text_fields, id_field = choose_fields(str(project.text))
+    corpus = CorpusRecipe(path=str(project.text), text_fields=text_fields, id_field=id_field, language=language)
+    with with_accelerate_config(accelerate):
+        choice = choose(corpus, minutes, project.task.name if project.task else "", gpu)
+    return recipe_text(choice, project.text_path), accelerate
 
 
 def run(

@@ -42,7 +42,7 @@ def one_probe():
         return found[lengths]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bert_pipeline.planning.plan.measure_pace", measured)
+        patch.setattr("bert_pipeline.planning.trial.measure_pace", measured)
         yield
 
 

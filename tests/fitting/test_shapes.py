@@ -1,6 +1,6 @@
 """One recipe at other widths."""
 
-from benchmarks.shapes import encoder_weights, scaled
+from bert_pipeline.fitting.shapes import encoder_weights, scaled
 from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.training.model.model import build_model
 from bert_pipeline.training.model.optim import muon_matrices

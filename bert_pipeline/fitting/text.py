@@ -1,0 +1,67 @@
+"""What a survey says about a text: its size, its languages, the length of its documents, and near duplicates."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from bert_pipeline.data.corpus.language import language_of
+from bert_pipeline.data.corpus.near_duplicates import (
+    bands,
+    packed,
+    pairs_of_band,
+    select_duplicates,
+    signatures,
+    similarity,
+    unique_pairs,
+)
+from bert_pipeline.data.corpus.sentences import split_sentences
+from bert_pipeline.planning.survey import Survey
+
+SAMPLED = 1_000
+"""Documents whose language and sentences are counted."""
+SIMILARITY = 0.8
+"""Jaccard similarity of word 5-grams from which two documents count as near duplicates."""
+
+
+@dataclass(frozen=True)
+class Text:
+    words: float
+    """Of the whole source, estimated from the sample; runs of letters between blanks."""
+    documents: float
+    words_per_document: float
+    """Median of the sample."""
+    languages: dict[str, float]
+    """Share of the documents by language code, the most frequent first; "" where it is uncertain."""
+    one_sentence: float
+    """Share of the documents that are a single sentence."""
+    near_duplicates: float
+    """Share of the sample that repeats an earlier document of the sample. The text has at least this share."""
+    characters: str
+    """Some documents of the sample, one after the other."""
+
+
+def describe(found: Survey) -> Text:
+    documents = [" ".join(document.texts) for document in found.sample]
+    lengths = np.array([len(text.split()) for text in documents])
+    first = documents[:: -(-len(documents) // SAMPLED)]
+    languages = Counter(map(language_of, first))
+    sentences = [sum(len(split_sentences(part)) for part in document.texts) for document in found.sample[:SAMPLED]]
+    whole = sum(found.documents.values()) / found.share_read
+    return Text(
+        words=float(lengths.mean()) * whole,
+        documents=whole,
+        words_per_document=float(np.median(lengths)),
+        languages={code: count / len(first) for code, count in languages.most_common()},
+        one_sentence=sum(count <= 1 for count in sentences) / len(sentences),
+        near_duplicates=_near_duplicates(documents),
+        characters="\n".join(first),
+    )
+
+
+def _near_duplicates(documents: list[str]) -> float:
+    signed = packed(signatures(documents))
+    records = np.arange(len(documents))
+    pairs = unique_pairs([pairs_of_band(band, records) for band in bands(signed, SIMILARITY).T])
+    alike = similarity(signed[pairs[:, 0]], signed[pairs[:, 1]])
+    return len(select_duplicates(pairs, alike, SIMILARITY).records) / len(documents)
