@@ -44,6 +44,7 @@ ROOMS = {
     "scoring": ("bert_pipeline/evaluation/scoring", "Scores"),
     "task-models": ("bert_pipeline/evaluation/task_models", "Task models"),
     "planning": ("bert_pipeline/planning", "Plans"),
+    "fitting": ("bert_pipeline/fitting", "Fitting a recipe"),
     "studies": ("bert_pipeline/studies", "Studies"),
     "cli": ("bert_pipeline/cli", "Command line"),
 }

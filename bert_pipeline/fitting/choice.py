@@ -81,7 +81,7 @@ def choose(corpus: CorpusRecipe, minutes: float, task: str = "", hardware: Hardw
     found = read_source(corpus)
     text = describe(found)
     base = load_recipe(recipe_files()[BASE])
-    of_text = text_settings(text) | {"description": (f"{_millions(text.words)} words, {minutes:g} minutes", "")}
+    of_text = text_settings(text) | {"description": (f"{_about(text.words)} words, {minutes:g} minutes", "")}
     recipe = _changed(base, {"corpus": (corpus.model_dump(mode="json"), "")} | _budget(base, minutes) | of_text)
     [phase] = recipe.pretrain.phases
     with tempfile.TemporaryDirectory(prefix="bert-pipeline-init-") as folder:
@@ -121,7 +121,7 @@ def choose(corpus: CorpusRecipe, minutes: float, task: str = "", hardware: Hardw
 def text_settings(text: Text) -> Settings:
     """The keys that depend on the text alone."""
     heldout = max(0.002, min(0.05, HELDOUT_WORDS / text.words), min(0.2, HELDOUT_DOCUMENTS / text.documents))
-    vocabulary = f"for {_millions(text.words)} words; rarer pieces would be learnt badly"
+    vocabulary = f"for {_about(text.words)} words; rarer pieces would be learnt badly"
     found: Settings = {
         "corpus.heldout_fraction": (float(f"{heldout:.1g}"), "enough to measure the held-out loss"),
         "tokenizer.vocab_size": (_up_to(VOCABULARIES, text.words), vocabulary),
@@ -152,7 +152,8 @@ def best_size(
         model = scaled(recipe, width).model
         flops = training_flops(model, recipe.tokenizer.vocab_size, one_pair)
         tokens = seconds * measured[nearest] / flops * one_pair.tokens
-        return Size(width, seconds, tokens, RELATION.loss(encoder_weights(model), worth(tokens, in_text)))
+        loss = RELATION.loss(encoder_weights(model), worth(tokens, in_text))
+        return Size(width, seconds, tokens, min(loss, math.log(recipe.tokenizer.vocab_size)))
 
     width = recipe.model.hidden_size
     while width not in measured:
@@ -173,7 +174,7 @@ def size_settings(size: Size, in_text: float, max_seq_length: int, given_seconds
     batch_tokens = _up_to(BATCH_TOKENS, size.tokens)
     every = max(50, round(CHECKPOINT_SECONDS / size.seconds * size.tokens / batch_tokens / 50) * 50)
     of_width = (
-        f"{minutes:g} minutes are about {_millions(size.tokens)} tokens for a model of this width. Its predicted "
+        f"{minutes:g} minutes are about {_about(size.tokens)} tokens for a model of this width. Its predicted "
         f"held-out MLM loss is {size.loss:.2f}, the lowest of widths from {WIDTHS[0]} to {WIDTHS[-1]}"
     )
     of_time = "" if size.seconds == given_seconds else f"more would not help: this text is read {passes:.0f} times"
@@ -186,7 +187,7 @@ def size_settings(size: Size, in_text: float, max_seq_length: int, given_seconds
         "pretrain.budget_minutes": (minutes, of_time),
         "pretrain.eval_every": (2 * every, ""),
         "pretrain.checkpoint_every": (every, "about every five minutes"),
-        "pretrain.phases.0.global_batch_size": (batch_tokens // max_seq_length, f"for {_millions(size.tokens)} tokens"),
+        "pretrain.phases.0.global_batch_size": (batch_tokens // max_seq_length, f"for {_about(size.tokens)} tokens"),
     }
 
 
@@ -235,7 +236,7 @@ def _task(name: str, base: Recipe, width: int) -> tuple[Any, str]:
 def _notes(text: Text, size: Size, in_text: float) -> Iterator[str]:
     languages = ", ".join(f"{code or 'uncertain'} {share:.0%}" for code, share in [*text.languages.items()][:3])
     yield (
-        f"The text: about {_millions(text.words)} words in {text.documents:,.0f} documents, half of them with at most "
+        f"The text: about {_about(text.words)} words in {text.documents:,.0f} documents, half of them with at most "
         f"{text.words_per_document:,.0f} words; languages of the documents: {languages}."
     )
     if size.tokens > MAX_PASSES * in_text:
@@ -261,7 +262,10 @@ def _comment(text: str) -> list[str]:
     return [f"# {line}" for line in textwrap.wrap(text, width=110)]
 
 
-def _millions(count: float) -> str:
+def _about(count: float) -> str:
+    """Two digits of a number, in words where it is large."""
+    if count < 1e6:
+        return f"{float(f'{count:.2g}'):,.0f}"
     return f"{count / 1e6:,.0f} million" if count >= 1e7 else f"{count / 1e6:.2g} million"
 
 
