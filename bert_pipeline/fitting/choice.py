@@ -30,6 +30,7 @@ from bert_pipeline.planning.trial import measure_training, run_trial
 from bert_pipeline.recipe import CorpusRecipe, Recipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files, to_toml
 from bert_pipeline.training.batches.dataset import Load
+from bert_pipeline.training.launch.budget import Pace, fit_to_budget
 from bert_pipeline.training.model.flops import training_flops
 
 BASE = "small"
@@ -76,7 +77,8 @@ class Size:
 def choose(corpus: CorpusRecipe, minutes: float, task: str = "", hardware: Hardware | None = None) -> Choice:
     """Choose for `minutes` of pretraining on this machine, or on one GPU of a data sheet. `task` is for the evaluation.
 
-    Raises SourceError if the text cannot be read or is too small, and ProbeFailed if training cannot be timed here.
+    Raises SourceError if the text cannot be read or is too small, ProbeFailed if training cannot be timed here, and
+    BudgetError if the minutes are too few for any training.
     """
     found = read_source(corpus)
     text = describe(found)
@@ -84,6 +86,7 @@ def choose(corpus: CorpusRecipe, minutes: float, task: str = "", hardware: Hardw
     of_text = text_settings(text) | {"description": (f"{_about(text.words)} words, {minutes:g} minutes", "")}
     recipe = _changed(base, {"corpus": (corpus.model_dump(mode="json"), "")} | _budget(base, minutes) | of_text)
     [phase] = recipe.pretrain.phases
+    paces: dict[int, Pace] = {}
     with tempfile.TemporaryDirectory(prefix="bert-pipeline-init-") as folder:
         trial = run_trial(recipe, found, Path(folder))
         if trial.tokenizer["vocab_size"] < recipe.tokenizer.vocab_size and found.is_whole:
@@ -98,24 +101,20 @@ def choose(corpus: CorpusRecipe, minutes: float, task: str = "", hardware: Hardw
             if hardware:
                 return hardware.flops_per_second * ASSUMED_UTILIZATION
             at_width = scaled(recipe, width)
-            pace = measure_training(at_width, Path(folder))
+            pace = paces[width] = measure_training(at_width, Path(folder))
             seconds = pace.pair_seconds[str(phase.max_seq_length)] + pace.update_seconds / phase.global_batch_size
             return training_flops(at_width.model, recipe.tokenizer.vocab_size, one_pair) / seconds
 
         size = shortest_as_good(
             lambda share: best_size(recipe, one_pair, in_text, 60 * minutes * share, flops_per_second)
         )
-    low, high = (round(size.loss * (1 + side * INTERVAL), 2) for side in (-1, 1))
-    of_size = size_settings(size, in_text, phase.max_seq_length, 60 * minutes) | {
-        "expected_mlm_loss": (
-            [low, high],
-            "on held-out text, from the size of the model and the tokens that it will see",
-        )
-    }
+    of_size = size_settings(size, in_text, phase.max_seq_length)
+    sized = _changed(scaled(recipe, size.width), of_size)
+    of_size |= _schedule(base, _num_steps(sized, size, one_pair, paces.get(size.width)), size.seconds, 60 * minutes)
     if task:
         of_size["evaluation.tasks"] = _task(task, base, size.width)
     reasons = {key: reason for key, (_, reason) in (of_text | of_size).items() if reason}
-    return Choice(_changed(scaled(recipe, size.width), of_size), reasons, tuple(_notes(text, size, in_text)))
+    return Choice(_changed(sized, of_size), reasons, tuple(_notes(text, size, in_text)))
 
 
 def text_settings(text: Text) -> Settings:
@@ -168,23 +167,22 @@ def shortest_as_good(size_in: Callable[[float], Size]) -> Size:
     return next(each for each in map(size_in, SHARES) if each.loss <= (1 + AS_GOOD) * whole.loss)
 
 
-def size_settings(size: Size, in_text: float, max_seq_length: int, given_seconds: float) -> Settings:
-    """The keys that depend on the size and the time."""
-    passes, minutes = size.tokens / in_text, round(size.seconds / 60, 2)
-    batch_tokens = _up_to(BATCH_TOKENS, size.tokens)
+def size_settings(size: Size, in_text: float, max_seq_length: int) -> Settings:
+    """The keys that depend on the size, and the loss to expect."""
+    passes, batch_tokens = size.tokens / in_text, _up_to(BATCH_TOKENS, size.tokens)
     every = max(50, round(CHECKPOINT_SECONDS / size.seconds * size.tokens / batch_tokens / 50) * 50)
     of_width = (
-        f"{minutes:g} minutes are about {_about(size.tokens)} tokens for a model of this width. Its predicted "
-        f"held-out MLM loss is {size.loss:.2f}, the lowest of widths from {WIDTHS[0]} to {WIDTHS[-1]}"
+        f"{size.seconds / 60:.3g} minutes are about {_about(size.tokens)} tokens for a model of this width. Its "
+        f"predicted held-out MLM loss is {size.loss:.2f}, the lowest of widths from {WIDTHS[0]} to {WIDTHS[-1]}"
     )
-    of_time = "" if size.seconds == given_seconds else f"more would not help: this text is read {passes:.0f} times"
+    low, high = (round(size.loss * (1 + side * INTERVAL), 2) for side in (-1, 1))
     return {
+        "expected_mlm_loss": ([low, high], "on held-out text; follows from the size of the model and its tokens"),
         "nsp.dupe_factor": (
             min(MAX_PASSES, max(1, math.ceil(passes))),
-            f"training reads the text {passes:.1f} times; each pass has other pairs and masks",
+            f"training reads the text {passes:.2g} times; each pass has other pairs and masks",
         ),
         "model.hidden_size": (size.width, of_width),
-        "pretrain.budget_minutes": (minutes, of_time),
         "pretrain.eval_every": (2 * every, ""),
         "pretrain.checkpoint_every": (every, "about every five minutes"),
         "pretrain.phases.0.global_batch_size": (batch_tokens // max_seq_length, f"for {_about(size.tokens)} tokens"),
@@ -217,12 +215,33 @@ def recipe_text(choice: Choice, path: str) -> str:
 def _budget(base: Recipe, minutes: float) -> Settings:
     """The single phase of the recipe as the whole of a budget of minutes."""
     [phase] = base.pretrain.phases
-    warmup = round((phase.warmup_steps or 0) / phase.num_steps, 3)
-    share = {"num_steps": 0, "warmup_steps": None, "budget_fraction": 1.0, "warmup_fraction": warmup}
+    share = {"num_steps": 0, "warmup_steps": None, "budget_fraction": 1.0, "warmup_fraction": 0.0}
     return {
         "pretrain.budget_minutes": (minutes, ""),
         "pretrain.phases": ([phase.model_dump(mode="json") | share], ""),
         "evaluation.tasks": ([], ""),
+    }
+
+
+def _num_steps(recipe: Recipe, size: Size, one_pair: Load, pace: Pace | None) -> int:
+    """Steps that fit into the time, with held-out measurements and checkpoints. Without a measured pace: steps alone."""
+    [phase] = recipe.pretrain.phases
+    if pace is None:
+        return max(1, round(size.tokens / one_pair.tokens / phase.global_batch_size))
+    return fit_to_budget(recipe.pretrain.model_copy(update={"budget_minutes": size.seconds / 60}), pace).num_steps
+
+
+def _schedule(base: Recipe, num_steps: int, seconds: float, given_seconds: float) -> Settings:
+    """Steps instead of a budget of minutes, so that the recipe gives the same model again."""
+    [of_base] = base.pretrain.phases
+    warmup = round(num_steps * (of_base.warmup_steps or 0) / of_base.num_steps)
+    shorter = "" if seconds == given_seconds else "; a longer training would not lower the loss on so little text"
+    return {
+        "pretrain.budget_minutes": (None, ""),
+        "pretrain.phases.0.budget_fraction": (None, ""),
+        "pretrain.phases.0.warmup_fraction": (None, ""),
+        "pretrain.phases.0.num_steps": (num_steps, f"{seconds / 60:.3g} minutes{shorter}"),
+        "pretrain.phases.0.warmup_steps": (warmup, ""),
     }
 
 
