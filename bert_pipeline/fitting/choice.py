@@ -224,7 +224,7 @@ def _budget(base: Recipe, minutes: float) -> Settings:
 
 
 def _num_steps(recipe: Recipe, size: Size, one_pair: Load, pace: Pace | None) -> int:
-    """Steps that fit into the time, with held-out measurements and checkpoints. Without a measured pace: steps alone."""
+    """Steps that fit into the time, with held-out measurements and checkpoints if the pace is known."""
     [phase] = recipe.pretrain.phases
     if pace is None:
         return max(1, round(size.tokens / one_pair.tokens / phase.global_batch_size))
