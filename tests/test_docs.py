@@ -32,7 +32,7 @@ SAYS = {
         *("champion of bert-mine is version 1", "the first one"),
         *("champion of bert-mine-my-relations is version 1", '{"id": "a", "label": ', "2 answers in answers.jsonl"),
     ],
-    "operate/lineage.md": ["raw_corpus", "to be built again"],
+    "operate/lineage.md": ["raw_corpus", "# Rebuild models:/bert-mine/1"],
     "operate/remote-store.md": ["artifacts are in file://", "[MASK]"],
     "operate/back-up.md": [],
     "operate/retraining.md": ["Started sensor corpus_folder", "Started schedule weekly_retraining"],
