@@ -3,6 +3,7 @@
 # make ui                start Dagster on http://127.0.0.1:3000, MLflow on http://127.0.0.1:5000; Ctrl-C stops both
 # make test, make lint   run the tests; check style, types and language
 # make docs              build the documentation into site/index.html and check its links
+# make dist              build the source distribution, and from it the wheel, into dist/
 
 RECIPE ?= demo
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -18,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 INSTALLED := .venv/installed
 
-.PHONY: demo run ui home test lint docs
+.PHONY: demo run ui home test lint docs dist
 
 demo: RECIPE = demo
 demo: run
@@ -45,6 +46,11 @@ lint: $(INSTALLED)-lint
 docs: $(INSTALLED)-docs
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 	python docs/links.py site
+
+dist: $(INSTALLED)
+	rm -rf dist
+	python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" >/dev/null
+	python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
 
 # .venv/installed-EXTRA has the packages of an extra, too. uv takes the torch of this machine: without a GPU, none of the
 # gigabytes of CUDA. Without uv, or if uv fails (it ignores the settings of pip), pip installs.

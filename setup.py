@@ -13,8 +13,8 @@ COMMIT = Path("bert_pipeline", "COMMIT")
 def write_commit(folder: Path) -> None:
     """Into a copy of the sources. In a source distribution, which has no history, the file exists already."""
     if Path(".git").exists():
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        (folder / COMMIT).write_text(subprocess.check_output(command, text=True), encoding="utf-8")
+        described = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]  # not the nearest tag
+        (folder / COMMIT).write_text(subprocess.check_output(described, text=True), encoding="utf-8")
 
 
 class BuildPackages(build_py):

@@ -88,7 +88,7 @@ def _next_commands(made: dict[str, Artifact], better: str) -> str:
         ("see the graph, runs, curves, models", f"{program} ui"),
         *([("use this version", f"{program} promote {better}")] if better else []),
         ("see decoded training rows", f"{program} inspect {_path(made['masked_dataset'])}"),
-        ("read the model card", f"cat {_path(made['pretrained_checkpoint'], 'MODEL_CARD.md')}"),
+        ("read the model card", f"cat {_path(made['pretrained_checkpoint'], 'README.md')}"),
     ]
     return Table(("next step", "command"), rows).text()
 

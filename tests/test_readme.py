@@ -44,6 +44,16 @@ def test_every_block_is_run_by_a_test_here_or_by_ci():
     assert (len(BLOCKS), len(STAGES)) == (3, 2)
 
 
+def test_results_are_those_of_the_page_on_performance():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    scores = re.findall(r"\d\.\d{3} ± \d\.\d{3}", README)
+    assert scores and scores == re.findall(r"\d\.\d{3} ± \d\.\d{3}", page)
+    table = page.partition("\n## Data stages\n")[2].partition("\n## ")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| ") and "with one worker" not in row]
+    ratios = sorted(float(each) for row in rows[1:] for each in row.split("|")[-2].split("/"))
+    assert f"The data stages are {ratios[0]:.0f} to {ratios[-1]:.0f} times as fast as other tools'" in README
+
+
 def test_stage_by_stage(working_copy):
     script = block(". .venv/bin/activate").partition("\n")[2]
     output = run(script, working_copy, **environment_of(working_copy))

@@ -1,4 +1,5 @@
-"""The model card (Mitchell et al. 2019, arXiv 1810.03993) of a checkpoint, written from the facts of its stages.
+"""The model card (Mitchell et al. 2019, arXiv 1810.03993) of a checkpoint, written from the facts of its stages:
+README.md of its directory and of its run in MLflow.
 
 Parts without facts are left out, so the same function serves a bare checkpoint and a registered model. Facts are lists,
 not tables, because MLflow shows tables without space between their columns.

@@ -66,7 +66,7 @@ def _commit(package: Path) -> str | None:
         return None
     if _git(root, "ls-files", "--error-unmatch", f"{package.name}/__init__.py") is None:
         return None
-    return _git(root, "describe", "--always", "--dirty", "--abbrev=12")
+    return _git(root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")  # not the nearest tag
 
 
 def _recorded_commit(package: Path) -> str | None:

@@ -1,6 +1,6 @@
 # The pipeline image: code server (executes the graph), web server, daemon, Dask workers, training processes.
-#   docker build -f infra/docker/pipeline.Dockerfile -t bert-pipeline:0.1.0 .
-#   docker build -f infra/docker/pipeline.Dockerfile -t bert-pipeline:0.1.0-cuda --build-arg VARIANT=cuda .
+#   docker build -f infra/docker/pipeline.Dockerfile -t bert-pipeline:0.2.0 .
+#   docker build -f infra/docker/pipeline.Dockerfile -t bert-pipeline:0.2.0-cuda --build-arg VARIANT=cuda .
 # The digest pins the base image. To look up the current digest: docker buildx imagetools inspect NAME:TAG
 ARG PYTHON=python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
 ARG VARIANT=cpu

@@ -145,7 +145,7 @@ def test_mlflow_has_one_run_for_each_training(first, mlflow):
         assert f"/runs/{first.run_id})" in run.data.tags["mlflow.note.content"]
         assert not [name for name in run.data.metrics if "contamination" in name], "contamination has its own asset"
     logged = {file.path for file in mlflow.client().list_artifacts(training)}
-    assert logged >= {"data_card.html", "DATA_CARD.md", "MODEL_CARD.md", "loss_curve.png"}
+    assert logged >= {"data_card.html", "DATA_CARD.md", "README.md", "loss_curve.png"}
     history = mlflow.client().get_metric_history(training, "curves/loss")
     assert [point.step for point in history] == [1, 5, 10, 15, 20]
 
@@ -395,6 +395,8 @@ def test_the_report_names_the_artifacts(first, home):
         assert metadata_of(first, kind)["path"] in text
     for words in ("MLM loss", "NSP accuracy", "random initialisation", "bert-tiny", "candidate", "bert-pipeline ui"):
         assert words in text
+    card = Path(metadata_of(first, "pretrained_checkpoint")["path"], "README.md")
+    assert f"cat {card}\n" in text and card.is_file()
 
 
 def test_mlflow_gets_from_the_records_what_it_lacks(first, home, instance, tmp_path, monkeypatch):

@@ -62,10 +62,12 @@ def test_a_clone_records_its_commit_and_whether_it_is_changed(tmp_path, monkeypa
     assert code_of(package)["commit"] == f"{commit}-dirty"
 
 
-def test_a_worktree_records_its_own_commit(tmp_path):
+def test_a_tagged_commit_and_a_worktree_record_their_own_commit(tmp_path):
     package = repository(tmp_path / "clone", OURS)
+    git(package, "tag", "--annotate", "--message", "a release", "v1.0.0")
     git(package, "worktree", "add", "-q", str(tmp_path / "second"))
     git(tmp_path / "second", "commit", "-q", "--allow-empty", "-m", "second")
+    assert code_of(package)["commit"] == git(package, "rev-parse", "HEAD")[:12]
     assert code_of(tmp_path / "second" / package.name)["commit"] == git(tmp_path / "second", "rev-parse", "HEAD")[:12]
 
 

@@ -213,7 +213,7 @@ def test_a_run_begins_where_the_other_ended(two_recipes, base, tmp_path):
     for name in ("tokenizer.json", "vocab.txt"):
         assert (further.path / name).read_bytes() == (before.path / name).read_bytes()
     assert further.record["origin"]["section"]["model"]["hidden_size"] == SIZES["hidden_size"]
-    card = (further.path / "MODEL_CARD.md").read_text()
+    card = (further.path / "README.md").read_text()
     assert "begun with the weights and the vocabulary of base and trained" in card and "from scratch" not in card
 
 

@@ -153,7 +153,7 @@ def test_the_exported_directory_is_a_plain_hugging_face_model(trained):
     assert rows == read_rows(made.path / "metrics.jsonl")
     assert {path.name for path in made.path.iterdir()} == {
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
-        *("metrics.jsonl", "MODEL_CARD.md", "README.md", "loss_curve.png", "record.json"),
+        *("metrics.jsonl", "README.md", "loss_curve.png", "record.json"),
     }
     assert made.facts["max_logit_difference"] < 1e-5
     tokenizer = AutoTokenizer.from_pretrained(made.path)

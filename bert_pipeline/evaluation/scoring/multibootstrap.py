@@ -20,13 +20,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtr
 
 from bert_pipeline.evaluation.scoring.scores import INTERVAL, RESAMPLES, resampled_examples, score_of, stack
 from bert_pipeline.evaluation.scoring.significance import SIGNIFICANCE, holm
 from bert_pipeline.evaluation.tasks.task import Task
-
-MAX_DEGREES = 1e6
-"""Student's t distribution with more degrees of freedom is the normal distribution."""
 
 
 class Scores(NamedTuple):
@@ -136,21 +134,5 @@ def _p_value(by_seed: np.ndarray, resampled: np.ndarray) -> float:
     variance, difference = over_seeds + over_examples, abs(by_seed.mean())
     if variance == 0:
         return 1.0 if difference == 0 else 0.0
-    degrees = variance**2 / (over_seeds**2 / (len(by_seed) - 1)) if over_seeds else MAX_DEGREES
-    return student(difference / variance**0.5, min(degrees, MAX_DEGREES))
-
-
-def student(t: float, degrees: float) -> float:
-    """The probability that Student's t with these degrees of freedom exceeds `t` >= 0 in absolute value.
-
-    With t = sqrt(degrees) * tan(x) the density becomes cos(x) ** (degrees - 1) on (0, pi / 2).
-    """
-    angle = np.arctan(t / degrees**0.5)
-
-    def area(begin: float) -> float:
-        # The density is 0 beyond 50 of its widths.
-        end = min(np.pi / 2, begin + 50 / degrees**0.5)
-        x = np.linspace(begin, end, 20_001)
-        return float(np.trapezoid(np.cos(x) ** (degrees - 1), x))
-
-    return area(angle) / area(0.0)
+    degrees = variance**2 / (over_seeds**2 / (len(by_seed) - 1)) if over_seeds else np.inf
+    return float(2 * stdtr(degrees, -difference / variance**0.5))

@@ -136,9 +136,7 @@ def build_pretrained_checkpoint(
     sections = {"model": model.for_origin(), "pretrain": section.for_origin()}
     stages = {"tokenizer": artifact.load(tokenizer).facts, "pretrained_checkpoint": facts}
     name = f"BERT, {model.num_hidden_layers} layers, {model.hidden_size} wide"
-    card = model_card(name, sections, stages)
-    for page in ("MODEL_CARD.md", "README.md"):  # the Hugging Face Hub reads README.md
-        (out / page).write_text(card, encoding="utf-8")
+    (out / "README.md").write_text(model_card(name, sections, stages), encoding="utf-8")
     shutil.rmtree(work)
     return facts
 

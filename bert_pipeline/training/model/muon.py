@@ -81,11 +81,11 @@ def _shared_out(matrices: Sequence[Tensor]) -> Sequence[Tensor]:
     return everything.unbind()
 
 
-def orthogonalised(matrices: Tensor, coefficients: Sequence[tuple[float, float, float]] = COEFFICIENTS) -> Tensor:
+def orthogonalised(matrices: Tensor) -> Tensor:
     """Newton-Schulz on a batch of (rows, columns), rows <= columns, in its own precision."""
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
     found = matrices / norms.clamp(min=EPSILON)
-    for a, b, c in coefficients:
+    for a, b, c in COEFFICIENTS:
         gram = found @ found.mT
         found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
     return found

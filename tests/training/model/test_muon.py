@@ -27,7 +27,7 @@ def matrices(seed, shapes=SHAPES):
 
 @pytest.fixture
 def polynomials_of_torch(monkeypatch):
-    monkeypatch.setattr(muon.orthogonalised, "__defaults__", ((OF_TORCH,) * ITERATIONS,))
+    monkeypatch.setattr(muon, "COEFFICIENTS", (OF_TORCH,) * ITERATIONS)
 
 
 def test_updates_are_those_of_torch_matrix_by_matrix(polynomials_of_torch):
