@@ -1,11 +1,11 @@
 """How the held-out loss depends on the width of the model and the number of steps.
 
     python -m benchmarks.scaling --runs FILE [--recipe small] [--widths 192 256 384] [--steps 500 1000 3000]
-                                 [--text FILE] [--json]
+                                 [--text FILE] [--picture PNG] [--json]
 
-The recipe's model is trained at every width (shapes.py) under a schedule of every length. Each finished run
-becomes a line of --runs; runs that it has are not repeated. Then a `Relation` is fitted to
-all lines of the same recipe and text. Without --widths, nothing is trained.
+The recipe's model is trained at every width (fitting/shapes.py) under a schedule of every length. Each finished run
+becomes a line of --runs; runs that it has are not repeated. Then a `Relation` (fitting/loss.py) is fitted to all lines
+of the same recipe and text: its constants are those of `bert-pipeline init`. Without --widths, nothing is trained.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy.optimize import least_squares
 
 from benchmarks.children import measure
@@ -27,8 +28,10 @@ from benchmarks.training import ACCELERATE
 from bert_pipeline.core.tables import Table
 from bert_pipeline.fitting.loss import Relation
 from bert_pipeline.fitting.shapes import encoder_weights, scaled
-from bert_pipeline.recipe import Recipe
+from bert_pipeline.recipe import ModelRecipe, Recipe
 from bert_pipeline.settings import home
+from bert_pipeline.training.batches.dataset import Load
+from bert_pipeline.training.model.flops import training_flops
 
 HELDOUT_PAIRS = 1000
 MEASUREMENTS = 4
@@ -84,6 +87,31 @@ def fit(runs: Sequence[Run]) -> tuple[Relation, float]:
     return found, float(np.sqrt(np.mean(errors(best.x) ** 2)))
 
 
+def draw(runs: Sequence[Run], found: Relation, recipe: Recipe, path: Path) -> None:
+    """Losses over the operations of training, measured and fitted, one colour for each width."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, width in enumerate(sorted({run["width"] for run in runs})):
+        model = scaled(recipe, width).model
+        of_width = sorted((run for run in runs if run["width"] == width), key=lambda run: run["tokens"])
+        per_token = _flops_per_token(recipe, model)
+        tokens = np.geomspace(of_width[0]["tokens"], 30 * of_width[-1]["tokens"])
+        fitted = [found.loss(encoder_weights(model), each) for each in tokens]
+        axes.plot(tokens * per_token / 1e15, fitted, linewidth=1, color=f"C{number}")
+        measured = [(run["tokens"] * per_token / 1e15, run["mlm_loss"]) for run in of_width]
+        axes.plot(*zip(*measured, strict=True), "o", markersize=4, color=f"C{number}", label=f"{width} wide")
+    axes.set(xscale="log", xlabel="training (10^15 floating-point operations)", ylabel="held-out MLM loss (nats)")
+    axes.legend()
+    figure.savefig(path, dpi=80)
+
+
+def _flops_per_token(recipe: Recipe, model: ModelRecipe) -> float:
+    """In full rows."""
+    length = recipe.pretrain.phases[-1].max_seq_length
+    row = Load(length, length**2, recipe.masking.masked_lm_prob * length, 1)
+    return training_flops(model, recipe.tokenizer.vocab_size, row) / length
+
+
 def table(runs: Sequence[Run], found: Relation | None) -> str:
     rows = [
         (
@@ -110,6 +138,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[], help="multiples of 64")
     parser.add_argument("--steps", type=int, nargs="+", default=[500, 1000, 3000], help="lengths of schedules")
     parser.add_argument("--text", metavar="FILE", help="text to train on instead of the recipe's")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="write the losses and the relation to this file")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     recipe = recipe_on(parser, arguments.recipe, arguments.text)
@@ -134,6 +163,8 @@ def main() -> None:
                     out.write(json.dumps(about | found | {"machine": measured_on}) + "\n")
     runs = stored()
     relation, error = fit(runs) if len(runs) >= 5 else (None, None)
+    if relation and arguments.picture:
+        draw(runs, relation, recipe, arguments.picture)
     if arguments.json:
         print(json.dumps({"runs": runs, "relation": relation and vars(relation), "error": error}))
         return
