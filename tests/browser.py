@@ -21,6 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 OPTIONS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--lang=en"),
+    "--window-size=1400,1000",  # of the tabs that links open, too; in a narrow one MLflow folds descriptions
 )
 NOT_YET = (ElementClickInterceptedException, ElementNotInteractableException, StaleElementReferenceException)
 PATIENCE_SECONDS = 90.0
