@@ -532,8 +532,9 @@ def test_a_side_that_never_reaches_the_loss_counts_with_all_of_its_minutes():
 
 
 def test_the_trainer_learns_as_our_adamw_does(tiny, tiny_recipe, tmp_path, training_in_a_fork):
-    """Same weights, rows, masks and settings in float32: the held-out losses after every step are equal, so the two
-    sides differ only in speed. Without warm-up, because the Trainer's is a step later (rate 0 at its first step).
+    """The two sides differ only in speed: with the same weights, rows, masks and settings, in float32, the held-out
+    losses are equal. (Any setting of the optimizer changed by a tenth moves them by 3e-5 or more.) Without warm-up,
+    because the Trainer's is one step later: its first step has rate 0.
     """
     still = tiny_recipe.model.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     settings = {"adam_beta2": 0.98, "weight_decay": 0.5, "max_grad_norm": 0.7}
@@ -542,16 +543,15 @@ def test_the_trainer_learns_as_our_adamw_does(tiny, tiny_recipe, tmp_path, train
     for kind, artifact in tiny.items():
         (tmp_path / kind).symlink_to(artifact.path)
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    schedule = quality.Schedule(num_steps=40, eval_every=4, learning_rate=5e-3)
+    schedule = quality.Schedule(num_steps=12, eval_every=4, learning_rate=5e-3)
     theirs = quality.sides(tmp_path, recipe, [min(os.sched_getaffinity(0))], "float32")[quality.BEST].learn(schedule)
     start = quality.published_start(recipe, schedule).model_dump(mode="json")
     found = curves.learn(str(tmp_path), start, schedule.num_steps, schedule.eval_every, quality.HELDOUT_PAIRS)["curve"]
-    assert [point["step"] for point in found] == [point["step"] for point in theirs] == list(range(4, 41, 4))
+    assert [point["step"] for point in found] == [point["step"] for point in theirs] == [4, 8, 12]
     losses = [[point["mlm_loss"] for point in curve] for curve in (found, theirs)]
-    assert losses[0][0] - losses[0][-1] > 0.5
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    accuracies = [[point["mlm_accuracy"] for point in curve] for curve in (found, theirs)]
-    assert accuracies[0] == pytest.approx(accuracies[1], abs=2e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0][0] - losses[0][-1] > 0.1
+    assert [point["mlm_accuracy"] for point in found] == [point["mlm_accuracy"] for point in theirs]
 
 
 @pytest.mark.parametrize("num_steps", [10, 1300])
