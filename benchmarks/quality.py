@@ -15,11 +15,12 @@ start from the same weights.
 
 The two sides with AdamW are tuned in the same way: each of RATES is tried for a quarter of the minutes, under a
 schedule that ends there; the rate with the lowest held-out loss trains for all of them. If that run diverges, the next
-lower rate follows. "ours, as shipped" also trains under schedules of SHORTER shares, until one reaches the loss.
+lower rate follows. A short run prefers higher rates than a long one (LOG.md), so the tries may choose too high a rate.
+"ours, as shipped" also trains under schedules of SHORTER shares, until one reaches the loss.
 
 This takes 2 x (3/4 + 1) + 1 + 1 = 5.5 times the minutes of training, up to 0.5 times for the shorter schedules, a run
 of PACE_STEPS steps for each side, and for each of the 14 runs or so about a minute of imports, compilation and held-out
-measurements: about 75 minutes with --minutes 10 (computed). With --runs, each finished run becomes a line of the file,
+measurements: about 70 minutes with --minutes 10 (computed). With --runs, each finished run becomes a line of the file,
 and the same command repeats none of them.
 """
 
@@ -136,7 +137,7 @@ def published_start(recipe: Recipe, schedule: Schedule) -> Recipe:
 def warmup(num_steps: int) -> int:
     """A tenth of the steps, at least 100, at most half of them.
 
-    A Trainer that reached 1.5e-3 in 32 steps lost what it had learnt and did not recover (LOG.md).
+    A Trainer that reached 1.5e-3 in 32 steps went astray and did not recover (LOG.md).
     """
     return min(max(num_steps // 10, 100), num_steps // 2)
 

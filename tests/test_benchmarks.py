@@ -570,18 +570,19 @@ def test_quality_of_all_sides_on_a_tiny_recipe(run_python, tmp_path):
     optimizer = '[pretrain]\noptimizer = "muon"\n\n[[pretrain.phases]]'
     fast = TRAINED.replace("[[pretrain.phases]]", optimizer) + "muon_learning_rate = 1e-2\n"
     (tmp_path / "tiny.toml").write_text(fast.replace("[model]", "[model]\nstructured_attention_layers = 1"))
-    picture = tmp_path / "curves.png"
+    picture, runs = tmp_path / "curves.png", tmp_path / "runs.jsonl"
+    options = ["--recipe", "tiny", "--minutes", "0.1", "--runs", str(runs), "--picture", str(picture), "--json"]
     code = (
         "import sys; from benchmarks import quality; quality.SHORTER = (1 / 2,); quality.PACE_STEPS = 30; "
         "quality.RATES = (3e-3, 1e-2); "
-        f"sys.argv = ['quality', '--recipe', 'tiny', '--minutes', '0.1', '--picture', {str(picture)!r}, '--json']; "
-        "quality.main()"
+        f"sys.argv = ['quality', *{options}]; quality.main()"
     )
-    finished = run_python("-c", code, BERT_PIPELINE_HOME=str(tmp_path), BERT_PIPELINE_RECIPES=str(tmp_path))
+    environment = {"BERT_PIPELINE_HOME": str(tmp_path), "BERT_PIPELINE_RECIPES": str(tmp_path)}
+    finished = run_python("-c", code, **environment)
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
     assert [row["peer_name"] for row in found["rows"]] == [quality.BEST, quality.AS_IT_COMES, quality.PUBLISHED_START]
-    tuned, own_rate = [quality.TRY] * len(quality.RATES) + [1], [1]
+    tuned, own_rate = [quality.TRY, quality.TRY, 1], [1]
     shares = {name: [run["share"] for run in runs] for name, runs in groupby(found["runs"], lambda run: run["side"])}
     assert shares == {
         quality.BEST: tuned, quality.AS_IT_COMES: own_rate, quality.PUBLISHED_START: tuned, quality.SHIPPED: [1 / 2, 1]
@@ -589,6 +590,9 @@ def test_quality_of_all_sides_on_a_tiny_recipe(run_python, tmp_path):
     ends = {run["side"]: run["mlm_loss"] for run in found["runs"] if quality.is_whole(run)}
     assert ends[quality.SHIPPED] < ends[quality.AS_IT_COMES]
     assert quality.BEST in quality.table(found) and picture.read_bytes().startswith(b"\x89PNG")
+    kept = runs.read_bytes()
+    again = run_python("-c", code, **environment)
+    assert json.loads(again.stdout) == found and runs.read_bytes() == kept, again.stderr
 
 
 def test_scaling_fits_the_relation_that_made_the_losses():
