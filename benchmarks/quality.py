@@ -38,7 +38,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.children import MeasurementError, measure
-from benchmarks.curves import Curve, prepare_datasets, recipe_on, seconds_to
+from benchmarks.curves import COMPILING, Curve, prepare_datasets, recipe_on, seconds_to
 from benchmarks.machine import bf16_units, described, machine, on_all
 from benchmarks.rows import Row, tell
 from benchmarks.training import ACCELERATE
@@ -54,6 +54,7 @@ SHORTER = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 """Shares of the minutes for which "ours, as shipped" is also trained."""
 PACE_STEPS = 60
 """Steps of the run that measures the pace of a side, from which the number of its steps follows."""
+LEAST_STEPS = 2 * COMPILING
 MEASUREMENTS = 12
 """Held-out measurements of a run."""
 HELDOUT_PAIRS = 1000
@@ -164,7 +165,7 @@ class Runs:
         for run in self.finished:
             if key.items() <= run.items():
                 return run
-        num_steps = max(MEASUREMENTS, round(60 * share * self.minutes / self.pace(name))) if share else PACE_STEPS
+        num_steps = max(LEAST_STEPS, round(60 * share * self.minutes / self.pace(name))) if share else PACE_STEPS
         warmup_steps = 0 if learning_rate is None else warmup(num_steps)
         eval_every = num_steps // MEASUREMENTS if share else num_steps
         schedule = Schedule(num_steps, eval_every, learning_rate, warmup_steps)

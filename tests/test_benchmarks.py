@@ -431,6 +431,11 @@ def test_a_side_with_its_own_rate_is_not_tuned(learners):
     assert (whole["learning_rate"], whole["warmup_steps"], whole["steps"]) == (None, 0, 6000)
 
 
+def test_the_shortest_run_has_steps_after_those_of_compilation(learners):
+    run = quality.Runs(learners.sides, 1e-6, 9.7, {}, None).run(quality.BEST, quality.TRY, quality.RATES[0])
+    assert run["steps"] == 40 > curves.COMPILING and run["warmup_steps"] == 20
+
+
 @pytest.mark.parametrize(("num_steps", "steps"), [(60, 30), (345, 100), (1380, 138)])
 def test_the_warm_up_is_a_tenth_but_at_least_a_hundred_steps(num_steps, steps):
     assert quality.warmup(num_steps) == steps
