@@ -68,7 +68,7 @@ def learn(
     eval_every: int,
     heldout_pairs: int,
     learning_rate: float | None,
-    warmup_fraction: float,
+    warmup_steps: int,
     full_length: bool,
     compiled: bool,
     places: int,
@@ -88,11 +88,7 @@ def learn(
     model, scored = (build_model(published, vocab_size, section.seed) for _ in range(2))
     model.set_attn_implementation("sdpa")
     recorder = Recorder(eval_every, PretrainingLoss(scored), PairDataset(*paths, length, "heldout"), heldout_pairs)
-    tuned = {
-        "learning_rate": learning_rate,
-        "warmup_steps": round(warmup_fraction * num_steps),
-        **optimizer_arguments(section),
-    }
+    tuned = {"learning_rate": learning_rate, "warmup_steps": warmup_steps, **optimizer_arguments(section)}
     train(
         model,
         rows,
