@@ -1,5 +1,6 @@
 # The pipeline image: code server (executes the graph), web server, daemon, Dask workers, training processes.
-#   docker build -f infra/docker/pipeline.Dockerfile -t bert-pipeline:0.2.0 .
+#   docker build -f infra/docker/pipeline.Dockerfile -t bert-pipeline:0.2.0 \
+#     --build-arg COMMIT="$(git describe --always --dirty --abbrev=12 --exclude='*')" .
 #   docker build -f infra/docker/pipeline.Dockerfile -t bert-pipeline:0.2.0-cuda --build-arg VARIANT=cuda .
 # The digest pins the base image. To look up the current digest: docker buildx imagetools inspect NAME:TAG
 ARG PYTHON=python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
@@ -25,9 +26,12 @@ RUN pip install --no-deps --require-hashes --only-binary :all: -r torch.lock
 FROM build-${VARIANT} AS installed
 WORKDIR /src
 RUN pip install --no-cache-dir --no-deps --require-hashes --only-binary :all: -r pipeline.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY bert_pipeline bert_pipeline
 COPY orchestration orchestration
+# The commit that records and `bert-pipeline --version` name: the build context has no history.
+ARG COMMIT=""
+RUN if [ -n "$COMMIT" ]; then echo "$COMMIT" > bert_pipeline/COMMIT; fi
 RUN pip install --no-cache-dir --no-deps --no-build-isolation . && pip check
 
 FROM ${PYTHON} AS runtime-cpu
