@@ -18,7 +18,7 @@ import urllib.request
 import pytest
 from commands import MAKE, ROOT, blocks, check_out, environment_of, run, smaller
 
-from orchestration.local import pages
+from orchestration.local import servers
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = blocks(README)
@@ -90,7 +90,7 @@ def test_make_ui_serves_both_pages_on_loopback_and_stops(working_copy):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 pytest.skip(f"port {port} is in use")
-    assert pages.HOST == "127.0.0.1"
+    assert servers.HOST == "127.0.0.1"
     environment = os.environ | environment_of(working_copy)
     command = shlex.split(f"{MAKE} ui")
     process = subprocess.Popen(

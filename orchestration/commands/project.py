@@ -111,14 +111,14 @@ def ui(
     Both listen on this machine only.
     """
     from bert_pipeline.settings import home
-    from orchestration.local.pages import serve
+    from orchestration.local.pages import serve_pages
 
     def say(line: str) -> None:
         show(line)
         sys.stdout.flush()
 
     say("Starting Dagster and MLflow; Ctrl-C stops both.")
-    serve(home(), dagster_port, mlflow_port, lambda name, address: say(f"{name}: {address}"))
+    serve_pages(home(), dagster_port, mlflow_port, lambda name, address: say(f"{name}: {address}"))
 
 
 def _default_recipe() -> str:

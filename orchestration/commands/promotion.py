@@ -75,7 +75,6 @@ def promote_by_hand(
 ) -> None:
     """Make a registered version the champion, or undo the last promotion."""
     from orchestration.registry.champion import judge, rounded
-    from orchestration.registry.ledger import find_version
     from orchestration.registry.promotion import promote, undo
 
     named = _parse(model)
@@ -86,9 +85,7 @@ def promote_by_hand(
                 raise ValueError(f"{model} names a version; remedy: --undo models:/{name}")
             done = undo(client, name)
         else:
-            version = named.version or (find_version(client, name, named.alias) if named.alias else None)
-            if version is None:
-                raise ValueError(f"{model} names no version; remedy: models:/{name}/1 or models:/{name}@candidate")
+            version = _version(client, named)
             verdict = judge(client, store, name, version)
             done = promote(client, name, version, reason, verdict.champion, comparison=rounded(verdict.compared))
             if not (verdict.better or as_json):
@@ -113,6 +110,21 @@ def champions(
         show_json({"champion": champion, "promotions": [asdict(each) for each in promotions]})
     else:
         show(promotion_table(promotions), *champion_lines(name, champion, promotions))
+
+
+def existing_version(model: str) -> str:
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names, as models:/NAME/VERSION.
+
+    Raises PromotionError or ValueError if there is none.
+    """
+    from orchestration.registry.champion import version_or_none
+
+    named = _parse(model)
+    with _mlflow() as (client, _):
+        version = _version(client, named)
+        if version_or_none(client, named.name, version) is None:
+            raise ValueError(f"{named.name} has no version {version}; remedy: models:/{named.name}@candidate")
+    return f"models:/{named.name}/{version}"
 
 
 def promotion_table(promotions: "Sequence[Promotion]") -> Table:
@@ -151,6 +163,17 @@ def _parse(model: str) -> Named:
     if found := MODEL.fullmatch(model):
         return Named(**found.groupdict())
     raise ValueError(f"{model!r} names no registered model; remedy: models:/NAME/VERSION, as in models:/bert-demo/1")
+
+
+def _version(client: "MlflowClient", named: Named) -> str:
+    from orchestration.registry.ledger import find_version
+
+    if named.version:
+        return named.version
+    if named.alias:
+        return find_version(client, named.name, named.alias)
+    here = f"models:/{named.name}"
+    raise ValueError(f"{here} names no version; remedy: {here}/1 or {here}@candidate")
 
 
 @contextmanager

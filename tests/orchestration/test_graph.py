@@ -14,7 +14,6 @@ import dagster as dg
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from processes import eventually
 
 from bert_pipeline import reproduction
 from bert_pipeline.cli import main
@@ -280,28 +279,34 @@ def test_a_registration_killed_at_any_write_leaves_the_alias_on_a_whole_version(
     assert int(client.get_model_version_by_alias(before.name, versions.ALIAS).version) == 2
 
 
-def test_the_champion_is_served_over_http(first, mlflow):
-    """`mlflow models serve`, as in the README."""
+def test_the_champion_is_served_over_http(first, home, mlflow):
+    """By `bert-pipeline serve`, which ends all of its processes on Ctrl-C."""
     promote(mlflow.client(), "bert-tiny", "1", "the first", None)
     asked = {"inputs": ["patients were given [MASK] daily"], "params": {"top_k": 3, "return_embeddings": True}}
-    [answer] = served("models:/bert-tiny@champion", mlflow, asked)
+    [answer] = served("models:/bert-tiny@champion", home, asked)
     [fills] = answer["fills"]
     scores = [fill["score"] for fill in fills]
     assert len(scores) == 3 and scores == sorted(scores, reverse=True) and 0 < sum(scores) <= 1
     assert len(answer["embedding"]) == load_recipe(TINY).model.hidden_size
 
 
-def served(model, mlflow, asked):
-    """The predictions of `mlflow models serve`."""
+@pytest.mark.parametrize("model", ["models:/bert-tiny/99", "models:/bert-tiny@nobody", "models:/bert-tiny"])
+def test_a_version_that_does_not_exist_is_not_served(first, home, monkeypatch, capsys, model):
+    monkeypatch.setenv("BERT_PIPELINE_HOME", str(home))
+    assert main(["serve", model]) == 1
+    assert "remedy" in capsys.readouterr().err
+
+
+def served(model, home, asked):
+    """The predictions of `bert-pipeline serve`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "-p", str(port)]
-    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mlflow calls uvicorn by its name
-    environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow.tracking_uri, "PATH": programs}
-    server = subprocess.Popen([*serve, "--env-manager", "local"], env=environment, start_new_session=True)
+    serve = [sys.executable, "-m", "bert_pipeline.cli", "serve", model, "--port", str(port)]
+    environment = os.environ | {"BERT_PIPELINE_HOME": str(home)}
+    server = subprocess.Popen(serve, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True)
     try:
-        eventually(lambda: server.poll() is not None or answers(f"http://127.0.0.1:{port}/ping"))
-        assert server.poll() is None, "the server did not start"
+        line = server.stdout.readline()
+        assert line.endswith(f"http://127.0.0.1:{port}/invocations (Ctrl-C stops it)\n"), "the server did not start"
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations",
             json.dumps(asked).encode(),
@@ -309,8 +314,9 @@ def served(model, mlflow, asked):
         )
         return json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0
+        assert not answers(f"http://127.0.0.1:{port}/ping")
 
 
 def test_a_task_model_is_registered_promoted_and_served(first, home, mlflow, tmp_path, monkeypatch, capsys):
@@ -338,7 +344,7 @@ def test_a_task_model_is_registered_promoted_and_served(first, home, mlflow, tmp
     (tmp_path / "texts.txt").write_text("\n\n".join(texts))
     assert main(["predict", "--model", champion, "--text", str(tmp_path / "texts.txt")]) == 0
     written = [json.loads(line)["spans"] for line in capsys.readouterr().out.splitlines()]
-    answers = [answer["spans"] for answer in served(champion, mlflow, {"inputs": texts})]
+    answers = [answer["spans"] for answer in served(champion, home, {"inputs": texts})]
     assert places_of(answers) == places_of(written)
     assert main(["predict", "--model", pretrained, "--text", str(tmp_path / "texts.txt")]) == 1
     assert "is not fine-tuned on a task; remedy" in capsys.readouterr().err

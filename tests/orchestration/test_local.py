@@ -15,7 +15,7 @@ import yaml
 from commands import ROOT
 from processes import eventually
 
-from orchestration.local import pages
+from orchestration.local import pages, servers
 from orchestration.local.display import BARS, Lines, Stages, sparkline
 from orchestration.local.home import INSTANCE, environment, prepare
 
@@ -139,13 +139,13 @@ def test_a_port_in_use_is_reported_before_anything_starts(tmp_path):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(pages.PagesFailed, match=rf"port {port} for Dagster cannot be used .*--dagster-port"):
-            pages.serve(tmp_path, port, port, lambda name, address: None)
+        with pytest.raises(servers.ServerFailed, match=rf"port {port} for Dagster cannot be used .*--dagster-port"):
+            pages.serve_pages(tmp_path, port, port, lambda name, address: None)
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def server(folder: Path, script: str) -> pages.Server:
-    started = pages.Server("Any", ["bash", "-c", script], 1, "/", folder / "any.log")
+def server(folder: Path, script: str) -> servers.Server:
+    started = servers.Server("Any", ["bash", "-c", script], 1, "/", folder / "any.log", "--port")
     started.start(folder, dict(os.environ))
     return started
 
@@ -153,7 +153,7 @@ def server(folder: Path, script: str) -> pages.Server:
 def test_a_server_that_ends_names_its_log(tmp_path):
     ended = server(tmp_path, "exit 3")
     eventually(lambda: not ended.is_running())
-    with pytest.raises(pages.PagesFailed, match=r"Any ended with exit code 3; its log: .*any\.log"):
+    with pytest.raises(servers.ServerFailed, match=r"Any ended with exit code 3; its log: .*any\.log"):
         ended.assert_it_runs()
 
 
@@ -161,5 +161,5 @@ def test_a_second_signal_kills_what_ignores_the_first(tmp_path):
     """Children of the server, too."""
     stubborn = server(tmp_path, "trap '' TERM; sleep 300 & echo ready; wait")
     eventually(lambda: stubborn.log.read_text() == "ready\n")
-    pages._end([stubborn], [signal.SIGTERM, signal.SIGTERM])
+    servers._end([stubborn], [signal.SIGTERM, signal.SIGTERM])
     assert not stubborn.is_running()
