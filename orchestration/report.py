@@ -78,15 +78,16 @@ def _model(mlflow: Mlflow, home: Path, made: dict[str, Artifact], recipe: str) -
         better = f"{'yes' if verdict.better else 'no'}: {verdict.reason}"
     rows = [(name, str(version.version), champion or "none", better)]
     decided = Table(("registered model", "candidate", "champion", "better than the champion"), rows).text()
-    return [decided, _next_commands(made, f"models:/{name}@{versions.ALIAS}" if verdict.better else "")]
+    return [decided, _next_commands(made, f"models:/{name}@{versions.ALIAS}", verdict.better)]
 
 
-def _next_commands(made: dict[str, Artifact], better: str) -> str:
-    """`better`: the model to promote; empty: none."""
+def _next_commands(made: dict[str, Artifact], candidate: str, better: bool) -> str:
+    """`better`: whether the candidate should be promoted."""
     program = _program()
     rows = [
         ("see the graph, runs, curves, models", f"{program} ui"),
-        *([("use this version", f"{program} promote {better}")] if better else []),
+        *([("use this version", f"{program} promote {candidate}")] if better else []),
+        ("ask the model over HTTP", f"{program} serve {candidate}"),
         ("see decoded training rows", f"{program} inspect {_path(made['masked_dataset'])}"),
         ("read the model card", f"cat {_path(made['pretrained_checkpoint'], 'README.md')}"),
     ]
