@@ -95,6 +95,7 @@ def choose(corpus: CorpusRecipe, minutes: float, task: str = "", hardware: Hardw
         load = trial.loads[phase.max_seq_length]
         one_pair = Load(load.tokens / load.pairs, load.squared_lengths / load.pairs, load.masked / load.pairs, 1)
         in_text = load.tokens * found.characters["train"] / found.share_read / trial.train_characters
+        in_text *= 1 - text.near_duplicates if recipe.corpus.near_duplicate_threshold else 1
 
         @cache
         def flops_per_second(width: int) -> float:

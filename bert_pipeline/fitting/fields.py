@@ -41,10 +41,13 @@ def choose_fields(path: str) -> tuple[tuple[str, ...], str]:
                 if len(set(ids)) == len(ids) and ids not in ([], without):  # articles have ids of their own
                     return text_fields, name
             return text_fields, ""
+    if len(set(faults)) == 1:  # the same for all fields: the file is broken
+        raise SourceError(faults[0])
     usual = ", ".join(dict.fromkeys(name for fields in TEXT_FIELDS for name in fields))
+    found = faults[-1].partition("; remedy")[0]
     raise SourceError(
-        f"{path}: no usual text field ({usual}) in its records: {faults[-1]}; remedy: rename the field, or write a "
-        "recipe by hand with your field in corpus.text_fields"
+        f"{path}: no usual text field ({usual}) in its records: {found}; remedy: rename the field, or write a recipe by "
+        "hand with your field in corpus.text_fields"
     )
 
 

@@ -66,3 +66,9 @@ def test_unusual_fields_are_refused_with_their_names(tmp_path):
     (tmp_path / "a.csv").write_text("nr,befund\n1,Es schmerzt.\n")
     with pytest.raises(SourceError, match=r"no usual text field.*the columns are nr, befund.*remedy: rename the field"):
         choose_fields(str(tmp_path))
+
+
+def test_a_broken_file_is_named_as_what_it_is(tmp_path):
+    (tmp_path / "a.parquet").write_text("plain text")
+    with pytest.raises(SourceError, match=r"^\S*a\.parquet: its name ends in \.parquet, but its content is plain text"):
+        choose_fields(str(tmp_path))
