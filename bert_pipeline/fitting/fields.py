@@ -46,7 +46,7 @@ def choose_fields(path: str) -> tuple[tuple[str, ...], str]:
     usual = ", ".join(dict.fromkeys(name for fields in TEXT_FIELDS for name in fields))
     found = faults[-1].partition("; remedy")[0]
     raise SourceError(
-        f"{path}: no usual text field ({usual}) in its records: {found}; remedy: rename the field, or write a recipe by "
+        f"{path}: no usual text field ({usual}) in its records: {found}; remedy: rename it, or write a recipe by "
         "hand with your field in corpus.text_fields"
     )
 

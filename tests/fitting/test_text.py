@@ -64,7 +64,7 @@ def test_the_usual_fields_are_found(tmp_path, files, expected):
 
 def test_unusual_fields_are_refused_with_their_names(tmp_path):
     (tmp_path / "a.csv").write_text("nr,befund\n1,Es schmerzt.\n")
-    with pytest.raises(SourceError, match=r"no usual text field.*the columns are nr, befund.*remedy: rename the field"):
+    with pytest.raises(SourceError, match=r"no usual text field.*the columns are nr, befund.*remedy: rename it"):
         choose_fields(str(tmp_path))
 
 
