@@ -114,6 +114,7 @@ def choose(corpus: CorpusRecipe, minutes: float, task: str = "", hardware: Hardw
     of_size |= _schedule(base, _num_steps(sized, size, one_pair, paces.get(size.width)), size.seconds, 60 * minutes)
     if task:
         of_size["evaluation.tasks"] = _task(task, base, size.width)
+        of_size["corpus.exclude_tasks"] = ("evaluation", "no example that scores the model may be part of its text")
     reasons = {key: reason for key, (_, reason) in (of_text | of_size).items() if reason}
     return Choice(_changed(sized, of_size), reasons, tuple(_notes(text, size, in_text)))
 

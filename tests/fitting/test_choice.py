@@ -108,6 +108,7 @@ def test_generated_text_on_a_gpu():
     recipe = choice.recipe
     [phase], [task] = recipe.pretrain.phases, recipe.evaluation.tasks
     assert recipe.corpus.sample_documents == 1000 and task.name == "sample-chem"
+    assert recipe.corpus.exclude_tasks == "evaluation"
     assert recipe.pretrain.budget_minutes is None and phase.warmup_steps == round(phase.num_steps * 200 / 3100)
     assert recipe.nsp.dupe_factor == 10, "an hour of a GPU reads a thousand documents many times"
     assert any("little text" in note for note in choice.notes)
