@@ -121,11 +121,13 @@ def choose(corpus: CorpusRecipe, minutes: float, task: str = "", hardware: Hardw
 
 def text_settings(text: Text) -> Settings:
     """The keys that depend on the text alone."""
+    of_script = script_settings(text.characters)
     heldout = max(0.002, min(0.05, HELDOUT_WORDS / text.words), min(0.2, HELDOUT_DOCUMENTS / text.documents))
+    alphabet, _ = of_script.get("tokenizer.limit_alphabet", (0, ""))
     vocabulary = f"for {_about(text.words)} words; rarer pieces would be learnt badly"
     found: Settings = {
         "corpus.heldout_fraction": (float(f"{heldout:.1g}"), "enough to measure the held-out loss"),
-        "tokenizer.vocab_size": (_up_to(VOCABULARIES, text.words), vocabulary),
+        "tokenizer.vocab_size": (max(_up_to(VOCABULARIES, text.words), 2 * alphabet), vocabulary),
     }
     if text.near_duplicates >= REPEATED:
         reason = f"at least {text.near_duplicates:.0%} of the documents repeat an earlier one"
@@ -136,7 +138,7 @@ def text_settings(text: Text) -> Settings:
     if text.words_per_document <= SHORT_DOCUMENT:
         reason = f"half of the documents have at most {text.words_per_document:.0f} words"
         found["pretrain.phases.0.max_seq_length"] = (SHORT_LENGTH, reason)
-    return found | script_settings(text.characters)
+    return found | of_script
 
 
 def best_size(

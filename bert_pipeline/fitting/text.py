@@ -1,5 +1,6 @@
 """What a survey says about a text: its size, its languages, the length of its documents, and near duplicates."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from bert_pipeline.planning.survey import Survey
 
 SAMPLED = 1_000
 """Documents whose language and sentences are counted."""
+WITHOUT_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+"""Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 SIMILARITY = 0.8
 """Jaccard similarity of word 5-grams from which two documents count as near duplicates."""
 
@@ -27,7 +30,7 @@ SIMILARITY = 0.8
 @dataclass(frozen=True)
 class Text:
     words: float
-    """Of the whole source, estimated from the sample; runs of letters between blanks."""
+    """Of the whole source, estimated from the sample; see `_num_words`."""
     documents: float
     words_per_document: float
     """Median of the sample."""
@@ -43,7 +46,7 @@ class Text:
 
 def describe(found: Survey) -> Text:
     documents = [" ".join(document.texts) for document in found.sample]
-    lengths = np.array([len(text.split()) for text in documents])
+    lengths = np.array(list(map(_num_words, documents)))
     first = documents[:: -(-len(documents) // SAMPLED)]
     languages = Counter(map(language_of, first))
     sentences = [sum(len(split_sentences(part)) for part in document.texts) for document in found.sample[:SAMPLED]]
@@ -57,6 +60,11 @@ def describe(found: Survey) -> Text:
         near_duplicates=_near_duplicates(documents),
         characters="\n".join(first),
     )
+
+
+def _num_words(text: str) -> int:
+    """Words between blanks, and half of the letters of scripts without blanks."""
+    return len(text.split()) + len(WITHOUT_BLANKS.findall(text)) // 2
 
 
 def _near_duplicates(documents: list[str]) -> float:

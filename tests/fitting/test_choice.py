@@ -77,6 +77,7 @@ def test_little_text_is_not_read_for_longer_than_it_teaches():
         ({"near_duplicates": 0.2}, "corpus.near_duplicate_threshold", 0.8),
         ({"one_sentence": 0.9}, "nsp.objective", "none"),
         ({"words_per_document": 20}, "pretrain.phases.0.max_seq_length", 64),
+        ({"characters": "患者每天服药。"}, "tokenizer.vocab_size", 16_000),
         ({"characters": "환자들은 매일 약을 복용하였다."}, "tokenizer.limit_alphabet", 3_000),
     ],
 )

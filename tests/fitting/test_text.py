@@ -33,6 +33,19 @@ def test_size_languages_sentences_and_repetitions():
     assert describe(survey(german)).one_sentence == 1
 
 
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("The patients recovered.", 3),
+        ("환자들은 매일 약을 복용하였다.", 4),
+        ("患者每天服药没有副作用", 6),
+        ("ผู้ป่วย ได้รับ ยา", 11),
+    ],
+)
+def test_words_of_scripts_without_blanks_are_counted_by_letters(sentence, words):
+    assert describe(survey([sentence] * 8)).words_per_document == pytest.approx(words, abs=1)
+
+
 ARTICLE = (
     "<article><front><article-meta><title-group><article-title>Aspirin</article-title></title-group><abstract><p>It "
     "helps.</p></abstract></article-meta></front><body><p>Nobody was harmed.</p></body></article>"
