@@ -139,7 +139,7 @@ def task() -> str:
     """Every key of a task file."""
     about = (
         "A task is a TOML file in a folder listed in `BERT_PIPELINE_TASKS`, and three data files; the [tutorial]"
-        "(../tutorial.md#a-task-of-your-own) builds one. `bert-pipeline evaluate --list` lists all tasks. The "
+        "(../tutorial.md#bring-a-task) builds one. `bert-pipeline evaluate --list` lists all tasks. The "
         "[readers](api/tasks.md#bert_pipeline.evaluation.tasks.readers) document the data formats."
     )
     return "\n\n".join(["# Tasks", about, *_tables(Task)]) + "\n"
