@@ -53,6 +53,8 @@ HELDOUT_WORDS, HELDOUT_DOCUMENTS = 2e5, 20
 REPEATED = 0.01
 """Share of near duplicates in the sample from which they are dropped."""
 CHECKPOINT_SECONDS = 300
+MEASUREMENTS = 6
+"""Held-out measurements in training; each takes as long as 20 steps or so."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ def shortest_as_good(size_in: Callable[[float], Size]) -> Size:
 def size_settings(size: Size, in_text: float, max_seq_length: int) -> Settings:
     """The keys that depend on the size, and the loss to expect."""
     passes, batch_tokens = size.tokens / in_text, _up_to(BATCH_TOKENS, size.tokens)
-    every = max(50, round(CHECKPOINT_SECONDS / size.seconds * size.tokens / batch_tokens / 50) * 50)
+    steps = size.tokens / batch_tokens
+    every = _round_steps(CHECKPOINT_SECONDS / size.seconds * steps)
     of_width = (
         f"{size.seconds / 60:.3g} minutes are about {_about(size.tokens)} tokens for a model of this width. Its "
         f"predicted held-out MLM loss is {size.loss:.2f}, the lowest of widths from {WIDTHS[0]} to {WIDTHS[-1]}"
@@ -187,7 +190,7 @@ def size_settings(size: Size, in_text: float, max_seq_length: int) -> Settings:
             f"training reads the text {passes:.2g} times; each pass has other pairs and masks",
         ),
         "model.hidden_size": (size.width, of_width),
-        "pretrain.eval_every": (2 * every, ""),
+        "pretrain.eval_every": (_round_steps(steps / MEASUREMENTS), ""),
         "pretrain.checkpoint_every": (every, "about every five minutes"),
         "pretrain.phases.0.global_batch_size": (batch_tokens // max_seq_length, f"for {_about(size.tokens)} tokens"),
     }
@@ -290,6 +293,10 @@ def _about(count: float) -> str:
     if count < 1e6:
         return f"{float(f'{count:.2g}'):,.0f}"
     return f"{count / 1e6:,.0f} million" if count >= 1e7 else f"{count / 1e6:.2g} million"
+
+
+def _round_steps(steps: float) -> int:
+    return max(50, round(steps / 50) * 50)
 
 
 def _up_to(table: Mapping[float, int], amount: float) -> int:
