@@ -2,7 +2,7 @@
 
     choose(corpus, minutes)    survey the text, run the data stages on a sample, time training, choose
     text_settings(text)        what the text decides
-    best_size(...)             the width with the lowest predicted loss in a time
+    best_size(...)             the widest model among those with the lowest predicted losses in a time
     size_settings(...)         what the size and the time decide
     recipe_text(choice)        the recipe file, with the reasons as comments
 
@@ -15,7 +15,7 @@ import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ between it and `crammed`."""
 MAX_PASSES = 10
 """As google-research/bert. Further epochs draw new masks for the pairs of these passes."""
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
+AS_WIDE = 0.03
+"""The widest model is chosen whose predicted loss is at most 3 % above the lowest: for a task, size is worth more than
+this difference (recipes/LOG.md)."""
 AS_GOOD = 0.01
 """A share of the time is chosen if its predicted loss is at most 1 % above that of the whole time."""
 SHORT_LENGTH, SHORT_DOCUMENT = 64, 40
@@ -146,7 +149,7 @@ def text_settings(text: Text) -> Settings:
 def best_size(
     recipe: Recipe, one_pair: Load, in_text: float, seconds: float, flops_per_second: Callable[[int], float]
 ) -> Size:
-    """The width with the lowest predicted loss. `in_text`: tokens of one pass over the text.
+    """The widest model whose predicted loss is AS_WIDE of the lowest. `in_text`: tokens of one pass over the text.
 
     `flops_per_second` is the speed of training at a width. It is called for few widths, because it takes a minute.
     """
@@ -157,14 +160,16 @@ def best_size(
         model = scaled(recipe, width).model
         flops = training_flops(model, recipe.tokenizer.vocab_size, one_pair)
         tokens = seconds * measured[nearest] / flops * one_pair.tokens
-        loss = RELATION.loss(encoder_weights(model), worth(tokens, in_text))
-        return Size(width, seconds, tokens, min(loss, math.log(recipe.tokenizer.vocab_size)))
+        return Size(width, seconds, tokens, RELATION.loss(encoder_weights(model), worth(tokens, in_text)))
 
     width = recipe.model.hidden_size
     while width not in measured:
         measured[width] = flops_per_second(width)
-        width = min(map(size, WIDTHS), key=lambda each: each.loss).width
-    return size(width)
+        sizes = [*map(size, WIDTHS)]
+        lowest = min(each.loss for each in sizes)
+        width = max(each.width for each in sizes if each.loss <= (1 + AS_WIDE) * lowest)
+    guessing = math.log(recipe.tokenizer.vocab_size)
+    return replace(size(width), loss=min(size(width).loss, guessing))
 
 
 def shortest_as_good(size_in: Callable[[float], Size]) -> Size:
@@ -179,8 +184,8 @@ def size_settings(size: Size, in_text: float, max_seq_length: int) -> Settings:
     steps = size.tokens / batch_tokens
     every = _round_steps(CHECKPOINT_SECONDS / size.seconds * steps)
     of_width = (
-        f"{size.seconds / 60:.3g} minutes are about {_about(size.tokens)} tokens for a model of this width. Its "
-        f"predicted held-out MLM loss is {size.loss:.2f}, the lowest of widths from {WIDTHS[0]} to {WIDTHS[-1]}"
+        f"{size.seconds / 60:.3g} minutes are about {_about(size.tokens)} tokens for this width, with a predicted "
+        f"held-out MLM loss of {size.loss:.2f}: the widest model within {AS_WIDE:.0%} of the lowest predicted loss"
     )
     low, high = (round(size.loss * (1 + side * INTERVAL), 2) for side in (-1, 1))
     return {

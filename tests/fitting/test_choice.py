@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from bert_pipeline.fitting.choice import (
+    WIDTHS,
     Choice,
     Size,
     best_size,
@@ -15,11 +16,14 @@ from bert_pipeline.fitting.choice import (
     size_settings,
     text_settings,
 )
+from bert_pipeline.fitting.loss import RELATION
+from bert_pipeline.fitting.shapes import encoder_weights, scaled
 from bert_pipeline.fitting.text import Text
 from bert_pipeline.planning.hardware import HARDWARE
 from bert_pipeline.recipe import CorpusRecipe, Recipe, RecipeError
 from bert_pipeline.recipe_files import load_recipe, recipe_files, validated
 from bert_pipeline.training.batches.dataset import Load
+from bert_pipeline.training.model.flops import training_flops
 
 SMALL = load_recipe(recipe_files()["small"])
 ONE_PAIR = Load(118.0, 118.0**2, 35.0, 1.0)
@@ -44,7 +48,7 @@ def test_more_time_or_a_faster_machine_means_a_wider_model():
     assert size(600, rate=5e14) == replace(size(600_000, rate=5e11), seconds=600)
 
 
-def test_the_width_is_the_best_of_all_widths_at_the_measured_speed():
+def test_the_width_is_the_widest_of_the_best_at_the_measured_speed():
     measured = []
 
     def rate(width):
@@ -53,6 +57,14 @@ def test_the_width_is_the_best_of_all_widths_at_the_measured_speed():
 
     chosen = best_size(SMALL, ONE_PAIR, 1e12, 60 * 150, rate)
     assert chosen.width in measured and len(measured) <= 4
+
+    def loss(width):
+        model = scaled(SMALL, width).model
+        flops = training_flops(model, SMALL.tokenizer.vocab_size, ONE_PAIR)
+        return RELATION.loss(encoder_weights(model), 60 * 150 * rate(chosen.width) / flops * ONE_PAIR.tokens)
+
+    assert chosen.loss == pytest.approx(loss(chosen.width))
+    assert chosen.loss <= 1.03 * min(map(loss, WIDTHS)) < loss(chosen.width + 64)
 
 
 def test_little_text_is_not_read_for_longer_than_it_teaches():
