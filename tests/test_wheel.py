@@ -110,11 +110,11 @@ def test_changelog_and_images_have_the_version():
 
 def test_the_installed_command_writes_a_project_and_reads_its_text(release, environment, tmp_path):
     """In any folder, with no variable set; the graph loads, too."""
-    documents = (f"Aspirin relieved pain in group {n}. It was well tolerated." for n in range(200))
-    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    sentences = "Aspirin relieved pain in group {}. It was well tolerated by {} patients. Atenolol lowered the rate."
+    (tmp_path / "text.txt").write_text("\n\n".join(sentences.format(n, n % 9) for n in range(200)))
     program, project = str(environment / "bin" / "bert-pipeline"), tmp_path / "notes"
     assert run([program, "--version"], tmp_path, variables()) == f"bert-pipeline {VERSION}, commit {release.commit}\n"
-    run([program, "init", "notes", "--text", "text.txt"], tmp_path, variables())
+    run([program, "init", "notes", "--text", "text.txt", "--hardware", "L4"], tmp_path, variables())
     run([program, "raw-corpus", "--recipe", "notes", "--out", "corpus"], project, variables())
     assert json.loads((project / "corpus" / "record.json").read_text())["made"]["commit"] == release.commit
     load = "import orchestration.definitions as graph; print(graph.__file__)"
