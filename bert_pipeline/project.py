@@ -30,6 +30,14 @@ defs_module = "recipes"
 enabled = false
 """
 
+WORKSPACE = f"""\
+# For dagster, which does not read dg.toml: what `dagster schedule start` and its other commands load in this folder.
+load_from:
+  - python_module:
+      module_name: orchestration.definitions
+      location_name: {settings.CODE_LOCATION}
+"""
+
 DOTENV = """\
 # For dg and dagster, which read this file in the folder where they are started. bert-pipeline does not read it.
 DAGSTER_HOME=${PWD}/workspace/dagster
@@ -126,7 +134,8 @@ class NewProject:
 
     def _files(self) -> dict[str, str]:
         readme = README.format(name=self.root.name)
-        return {settings.PROJECT_FILE: DG, ".env": DOTENV, ".gitignore": IGNORED, "README.md": readme}
+        files = {settings.PROJECT_FILE: DG, "workspace.yaml": WORKSPACE, ".env": DOTENV, ".gitignore": IGNORED}
+        return files | {"README.md": readme}
 
 
 def _entries(root: Path, folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bert_pipeline import settings
 from bert_pipeline.cli import main
@@ -14,6 +15,7 @@ from bert_pipeline.evaluation.tasks.task import TaskError, find_task, require_fi
 from bert_pipeline.experiments import find_recipe
 from bert_pipeline.project import NewProject, ProjectError
 from bert_pipeline.recipe import RecipeError
+from orchestration.local import pages
 
 PATHS = ("HOME", "DATA", "RECIPES", "STUDIES", "TASKS", "PROJECT")
 
@@ -56,6 +58,12 @@ def test_the_project_is_found_from_any_folder_below_it(folder, monkeypatch):
     inner = create_project(Path("inner"))
     monkeypatch.chdir(inner)
     assert folders() == expected(inner)
+
+
+def test_dagsters_commands_load_what_the_pages_load(folder):
+    """The state of schedules belongs to the name of the code location."""
+    written = yaml.safe_load((create_project(folder / "mine") / "workspace.yaml").read_text())
+    assert written == yaml.safe_load(Path(pages.WORKSPACE).read_text())
 
 
 def test_a_project_that_was_moved_is_found_where_it_is(folder, monkeypatch):
@@ -131,7 +139,8 @@ def test_init_writes_a_recipe_for_the_text_and_the_time(folder, monkeypatch):
     assert main(["init", "notes", "--text", "my texts", *options]) == 0
     root = folder / "notes"
     assert {path.name for path in root.iterdir()} == {
-        *("recipes", "tasks", "studies", "workspace", "README.md", ".gitignore", ".env", "dg.toml", "accelerate.yaml")
+        *("recipes", "tasks", "studies", "workspace", "README.md", ".gitignore", ".env", "dg.toml", "workspace.yaml"),
+        "accelerate.yaml",
     }
     assert len((root / "README.md").read_text().splitlines()) <= 10
     monkeypatch.chdir(root)
