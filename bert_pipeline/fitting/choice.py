@@ -173,7 +173,11 @@ def best_size(
 
 
 def shortest_as_good(size_in: Callable[[float], Size]) -> Size:
-    """The size for the smallest of SHARES of the time whose predicted loss is as good as that of the whole time."""
+    """Try each of SHARES of the time, the smallest first. Return the first size whose predicted loss is at most AS_GOOD
+    above the loss predicted for the whole time.
+
+    `size_in` returns the best size for a share of the time.
+    """
     whole = size_in(1)
     return next(each for each in map(size_in, SHARES) if each.loss <= (1 + AS_GOOD) * whole.loss)
 
