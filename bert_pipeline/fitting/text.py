@@ -7,15 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bert_pipeline.data.corpus.language import language_of
-from bert_pipeline.data.corpus.near_duplicates import (
-    bands,
-    packed,
-    pairs_of_band,
-    select_duplicates,
-    signatures,
-    similarity,
-    unique_pairs,
-)
+from bert_pipeline.data.corpus.near_duplicates import duplicates_among
 from bert_pipeline.data.corpus.sentences import split_sentences
 from bert_pipeline.planning.survey import Survey
 
@@ -57,7 +49,7 @@ def describe(found: Survey) -> Text:
         words_per_document=float(np.median(lengths)),
         languages={code: count / len(first) for code, count in languages.most_common()},
         one_sentence=sum(count <= 1 for count in sentences) / len(sentences),
-        near_duplicates=_near_duplicates(documents),
+        near_duplicates=len(duplicates_among(documents, SIMILARITY).records) / len(documents),
         characters="\n".join(first),
     )
 
@@ -65,11 +57,3 @@ def describe(found: Survey) -> Text:
 def _num_words(text: str) -> int:
     """Words between blanks, and half of the letters of scripts without blanks."""
     return len(text.split()) + len(WITHOUT_BLANKS.findall(text)) // 2
-
-
-def _near_duplicates(documents: list[str]) -> float:
-    signed = packed(signatures(documents))
-    records = np.arange(len(documents))
-    pairs = unique_pairs([pairs_of_band(band, records) for band in bands(signed, SIMILARITY).T])
-    alike = similarity(signed[pairs[:, 0]], signed[pairs[:, 1]])
-    return len(select_duplicates(pairs, alike, SIMILARITY).records) / len(documents)
