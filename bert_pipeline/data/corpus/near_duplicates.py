@@ -142,7 +142,7 @@ def select_duplicates(pairs: np.ndarray, similarity: np.ndarray, threshold: floa
 
 
 def duplicates_among(texts: Sequence[str], threshold: float) -> Duplicates:
-    """The near duplicates of a list that fits into memory, by position. The corpus itself works from stored signatures."""
+    """The near duplicates of a list, by position, all in memory. The corpus itself works from stored signatures."""
     signed, records = packed(signatures(texts)), np.arange(len(texts))
     pairs = unique_pairs([pairs_of_band(band, records) for band in bands(signed, threshold).T])
     return select_duplicates(pairs, similarity(signed[pairs[:, 0]], signed[pairs[:, 1]]), threshold)
