@@ -214,15 +214,15 @@ def recipe_text(choice: Choice, path: str) -> str:
     table["corpus"]["path"] = path
     lines = [line for note in choice.notes for line in _comment(note)]
     places: Counter[str] = Counter()
-    path = ""
+    section = ""
     for line in to_toml(table).splitlines():
         if line.startswith("[["):
             name = line.strip("[]")
-            path = f"{name}.{places[name]}."
+            section = f"{name}.{places[name]}."
             places[name] += 1
         elif line.startswith("["):
-            path = line.strip("[]") + "."
-        elif reason := choice.reasons.get(path + line.partition(" = ")[0]):
+            section = line.strip("[]") + "."
+        elif reason := choice.reasons.get(section + line.partition(" = ")[0]):
             lines += _comment(reason)
         lines.append(line)
     return "\n".join(lines) + "\n"
