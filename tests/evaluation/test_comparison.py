@@ -14,7 +14,7 @@ from bert_pipeline.recipe import TaskRecipe
 
 pytestmark = pytest.mark.usefixtures("evaluation_in_this_process")
 
-SHORT = ("--num-epochs", "3", "--learning-rate", "3e-3", "--max-seq-length", "32")
+SHORT = ("--num-epochs", "8", "--learning-rate", "3e-3", "--max-seq-length", "32")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ of each run names both.
 Packed rows need an encoder with the modules of BertModel. Other families (DistilBERT, ModernBERT) run on padded rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from bert_pipeline import settings
 from bert_pipeline.evaluation.finetuning.batches import Rows, packed, padded, targets
 from bert_pipeline.evaluation.finetuning.inputs import Input
 from bert_pipeline.evaluation.finetuning.protocol import FIRST_POSITION_AFTER_PAD
+from bert_pipeline.evaluation.finetuning.vocabulary import OccurringPieces
 from bert_pipeline.evaluation.tasks.task import TAGGING, Kind, Task
 from bert_pipeline.training.model.attention import FLASH_CAPABILITY
 from bert_pipeline.training.model.dropout import Dropout
@@ -54,6 +55,8 @@ class Head:
         self.model, self.kind, self.pad_id, self.how = model, kind, pad_id, how
         config = model.config
         self.first_position = pad_id + 1 if config.model_type in FIRST_POSITION_AFTER_PAD else 0
+        self.vocabulary: OccurringPieces | None = None
+        """None: all pieces have their embedding."""
         if how.rows == "packed":
             compute_packed(model)
             for each in model.modules():
@@ -71,6 +74,8 @@ class Head:
     def _on_packed_rows(self, examples: Sequence[Input]) -> Tensor:
         model: Any = self.model
         row = self._on_device(packed(examples, self.pad_id, self.first_position))
+        if self.vocabulary:
+            row["input_ids"] = self.vocabulary.rows(row["input_ids"])
         seed = torch.randint(2**62, ()) if model.training else None
         hidden = packed_outputs(model.base_model, **row, dropout_seed=seed)
         if self.kind in TAGGING:
@@ -100,6 +105,18 @@ class TaskModel(Head):
     def __init__(self, model: PreTrainedModel, task: Task, pad_id: int, how: Computation) -> None:
         super().__init__(model, task.kind, pad_id, how)
         self.task = task
+
+    def train_only_pieces_of(self, examples: Sequence[Input]) -> None:
+        """Before the optimizer is built; see vocabulary.py. Until `restore_vocabulary` the model reads no other
+        pieces.
+        """
+        self.vocabulary = OccurringPieces(self.model, examples, self.pad_id)
+
+    def restore_vocabulary(self, learning_rates: Iterable[float], weight_decay: float) -> None:
+        """Let the model read all pieces again. Its optimizer is of no more use."""
+        if self.vocabulary:
+            self.vocabulary.restore(learning_rates, weight_decay)
+            self.vocabulary = None
 
     def loss(self, examples: Sequence[Input]) -> Tensor:
         """The mean over words (ner, pico), examples, or examples and classes (documents)."""

@@ -70,6 +70,7 @@ def finetune(
     """
     training = Training(model_dir, inputs, run, protocol, work, how)
     training.train(len(training.batches), on_step)
+    training.restore_vocabulary()
     predicted = {split: predict(training.model, inputs.splits[split]) for split in SCORED}
     by_epoch = np.array(training.losses).reshape(run.setting.num_epochs, -1)
     return Outcome(predicted, by_epoch.mean(1).tolist(), training.fresh_pooler, training.model)
@@ -87,6 +88,7 @@ def finetune_half(
         return None
     training.train(half, on_step)
     training.save()
+    training.restore_vocabulary()
     return predict(training.model, inputs.splits["dev"])
 
 
@@ -97,7 +99,7 @@ class Training:
         self, model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, work: Path, how: Computation | None
     ) -> None:
         """Build the model and restore the newest checkpoint in `work`, if there is one."""
-        self.run, self.learnable = run, inputs.learnable
+        self.run, self.protocol, self.learnable = run, protocol, inputs.learnable
         self.model, self.optimizer, self.fresh_pooler = begin(model_dir, inputs, run, protocol, how)
         rate, batch_size, num_epochs = run.setting
         lengths = [len(each.input_ids) for each in self.learnable]
@@ -136,6 +138,11 @@ class Training:
                 saved = time.monotonic()
             on_step(self.done, len(self.batches))
 
+    def restore_vocabulary(self) -> None:
+        """For prediction. Nothing can be trained or saved afterwards."""
+        rates = (learning_rate((self.schedule,), number) for number in range(self.done))
+        self.model.restore_vocabulary(rates, self.protocol.weight_decay)
+
     def save(self) -> None:
         self.checkpoints.save(self.done, self.model.model, self.optimizer, {"losses": self.losses})
 
@@ -143,12 +150,16 @@ class Training:
 def begin(
     model_dir: Path, inputs: TaskInputs, run: Run, protocol: Protocol, how: Computation | None
 ) -> tuple[TaskModel, torch.optim.Optimizer, bool]:
-    """Return the model on its device, its optimizer, and whether the pooler is fresh."""
+    """Return the model on its device, its optimizer, and whether the pooler is fresh. On packed rows, the model has the
+    word embeddings of the training examples only.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(run.seed)  # initialises the head, and the encoder of random_init
     built, fresh_pooler = build_task_model(model_dir, run.encoder, inputs.task)
     built.to(device).train()  # type: ignore[arg-type]  # transformers hides the signature of torch's method
     model = TaskModel(built, inputs.task, inputs.pad_id, how or usual_computation(built.config, device))
+    if model.how.rows == "packed":
+        model.train_only_pieces_of(inputs.learnable)
     return model, torch.optim.AdamW(decay_groups(built.parameters(), protocol.weight_decay), fused=True), fresh_pooler
 
 

@@ -32,6 +32,7 @@ def measure_pace(model_dir: Path, inputs: TaskInputs, batch_size: int, protocol:
     scored = _by_length([each for split in SCORED for each in inputs.splits[split]])
     timed, predicted = _spread(batches, STEPS), _spread(scored, PREDICTIONS)
     steps = _seconds(lambda: [training_step(model, optimizer, batch, 1, n).tolist() for n, batch in enumerate(timed)])
+    model.restore_vocabulary([], protocol.weight_decay)
     predictions = _seconds(lambda: predict(model, predicted))
     return Pace(steps / len(timed), predictions * len(scored) / len(predicted))
 

@@ -8,7 +8,6 @@ pairs of any length (FlashAttention-2; Dao 2023, arXiv 2307.08691). The CPU batc
 from collections.abc import Iterator
 from itertools import groupby
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
@@ -18,7 +17,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from bert_pipeline.training.batches.packing import TOKEN_STEP
 from bert_pipeline.training.model.buckets import STEP, buckets
-from bert_pipeline.training.model.dropout import kept
+from bert_pipeline.training.model.dropout import drop
 
 PACKED = "packed"
 """Name of this attention for `set_attn_implementation`."""
@@ -132,10 +131,13 @@ def attention_on_cpu(
     """A single operation for torch.compile, for pairs of any length; see buckets.py."""
     layout = buckets(query_offsets, offsets, query.shape[1])
     q, k, v = layout.queries.gather(query), layout.keys.gather(key), layout.keys.gather(value)
-    out, kept = torch.empty_like(q), _Kept(dropout, seed)
+    out, drawn = torch.empty_like(q), 0
     for chunk in layout.chunks:
         weights = _weights(chunk.queries(q), _centred(chunk.keys(k)), chunk.padding, scale)
-        torch.bmm(kept.of(weights), chunk.keys(v), out=chunk.queries(out))
+        if seed is not None:
+            weights = drop(weights, dropout, int(seed), drawn)
+        torch.bmm(weights, chunk.keys(v), out=chunk.queries(out))
+        drawn += weights.numel()
     return layout.queries.scatter(out)
 
 
@@ -158,38 +160,22 @@ def attention_on_cpu_backward(
     q, k, v = layout.queries.gather(query), layout.keys.gather(key), layout.keys.gather(value)
     grad = layout.queries.gather(gradient, padding=0.0)
     of_q, of_k, of_v = (torch.empty_like(each) for each in (q, k, v))
-    kept = _Kept(dropout, seed)
+    drawn = 0
     for chunk in layout.chunks:
         key = _centred(chunk.keys(k))
         weights = _weights(chunk.queries(q), key, chunk.padding, scale)
         if seed is None:
             mixed, of_weights = weights, torch.bmm(chunk.queries(grad), _centred(chunk.keys(v)).transpose(1, 2))
         else:
-            factor = kept.factor(weights)
-            mixed = weights * factor
-            of_weights = torch.bmm(chunk.queries(grad), chunk.keys(v).transpose(1, 2)).mul_(factor)
+            mixed = drop(weights, dropout, int(seed), drawn)
+            of_mixed = torch.bmm(chunk.queries(grad), chunk.keys(v).transpose(1, 2))
+            of_weights = drop(of_mixed, dropout, int(seed), drawn)
         of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         _scaled_product(of_scores, key, scale, out=chunk.queries(of_q))
         _scaled_product(of_scores.transpose(1, 2), chunk.queries(q), scale, out=chunk.keys(of_k))
         torch.bmm(mixed.transpose(1, 2), chunk.queries(grad), out=chunk.keys(of_v))
+        drawn += weights.numel()
     return layout.queries.scatter(of_q), layout.keys.scatter(of_k), layout.keys.scatter(of_v)
-
-
-class _Kept:
-    """The attention weights that dropout keeps, chunk after chunk: a function of the seed."""
-
-    def __init__(self, dropout: float, seed: Tensor | None) -> None:
-        self.dropout = dropout
-        self.seeds = None if seed is None else np.random.SeedSequence(int(seed))
-
-    def of(self, weights: Tensor) -> Tensor:
-        return weights if self.seeds is None else weights.mul_(self.factor(weights))
-
-    def factor(self, weights: Tensor) -> Tensor:
-        """0 for a dropped weight, 1 / (1 - dropout) for a kept one."""
-        assert self.seeds is not None, "without a seed nothing is dropped"
-        [chunk] = self.seeds.spawn(1)
-        return kept(weights, self.dropout, int(chunk.generate_state(1, np.uint64)[0]))
 
 
 def _centred(states: Tensor) -> Tensor:

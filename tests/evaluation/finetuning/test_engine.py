@@ -18,7 +18,7 @@ from bert_pipeline.evaluation.finetuning.engine import Computation, TaskModel, u
 from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
 from bert_pipeline.training.model.attention import attention_on_cpu, attention_on_cpu_backward
-from bert_pipeline.training.model.dropout import Dropout, dropped, kept
+from bert_pipeline.training.model.dropout import Dropout, Dropped, drop
 from bert_pipeline.training.model.packed import packed_outputs
 
 from .test_families import electra, roberta
@@ -158,20 +158,45 @@ def test_gradients_of_attention_with_dropout_are_those_of_its_output():
 
 
 def test_gradients_of_dropout_are_those_of_its_output():
-    assert torch.autograd.gradcheck(lambda x: dropped(x, 0.25, SEED), states()[:1])
-    torch.library.opcheck(dropped, (states(torch.float32)[0], 0.25, SEED))
+    assert torch.autograd.gradcheck(lambda x: Dropped.apply(x, 0.25, 11), states()[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_dropout_keeps_its_share_and_leaves_the_mean(dtype):
     ones = torch.ones(1000, 333, dtype=dtype)
-    found = kept(ones, 0.1, 7)
+    found = drop(ones, 0.1, 7)
     assert found.dtype == dtype and found.shape == ones.shape
     assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / 0.9, dtype=dtype).item()}
     assert (found == 0).double().mean().item() == pytest.approx(0.1, abs=0.003)
     rows = (found == 0).double().mean(1)
     assert rows.std().item() == pytest.approx((0.1 * 0.9 / 333) ** 0.5, rel=0.1), "units are dropped independently"
-    assert torch.equal(found, kept(ones, 0.1, 7)) and not torch.equal(found, kept(ones, 0.1, 8))
+    assert torch.equal(found, drop(ones, 0.1, 7)) and not torch.equal(found, drop(ones, 0.1, 8))
+    assert torch.equal(found.view(-1)[100:], drop(ones.view(-1)[100:], 0.1, 7, start=100)), "a unit has a number"
+
+
+def test_units_that_are_kept_are_rounded_as_torch_rounds():
+    torch.manual_seed(3)
+    for scale in (1e-30, 1.0, 1e30):
+        given = (torch.randn(1000) * scale).bfloat16()
+        found, expected = drop(given, 0.3, 5), given.float().mul(1 / (1 - 0.3)).bfloat16()
+        kept = found != 0
+        assert torch.equal(found[kept], expected[kept])
+    for value in (torch.inf, -torch.inf, torch.nan):
+        given = torch.full((8,), value, dtype=torch.bfloat16)
+        torch.testing.assert_close(drop(given, 0.0, 1), given, equal_nan=True)
+
+
+def test_what_is_dropped_differs_between_near_seeds_and_numbers():
+    """Every pair of 64 sets of 2^16 units shares as many dropped units as chance has it: 1/16 of 1/16 more or less."""
+    ones, p = torch.ones(2**16), 1 / 16
+    seeds = [*range(32), *(n << 32 for n in range(1, 33))]
+    dropped_units = torch.stack([(drop(ones, p, seed) == 0).double() for seed in seeds])
+    shared = (dropped_units @ dropped_units.T / len(ones)).fill_diagonal_(p * p)
+    deviations = (shared - p * p) / (p * p * (1 - p * p) / len(ones)) ** 0.5
+    assert deviations.abs().max().item() < 6 and deviations.std().item() == pytest.approx(1, abs=0.2)
+    [one] = dropped_units[:1]
+    lags = torch.tensor([(one[lag:] * one[:-lag]).mean() for lag in range(1, 300)])
+    assert ((lags - p * p) / (p * p / len(ones)) ** 0.5).abs().max().item() < 6
 
 
 def test_a_module_drops_in_training_only_and_follows_the_seed_of_torch():
