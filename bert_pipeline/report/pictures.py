@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
@@ -17,13 +18,15 @@ from PIL import Image
 DPI = 80
 COLOURS = 64
 WIDTH, HEIGHT = 6.4, 3.2  # inches: 512 x 256 pixels
+IN_MARGINS = (0.14, 0.17, 0.83, 0.79)
+"""Left, bottom, width and height of a single plot: layout="constrained" would take half of the time of a picture."""
 NUMBER = StrMethodFormatter("{x:,.10g}")
 
 
 def histogram(edges: Sequence[float], counts: Sequence[float], *, xlabel: str, ylabel: str) -> bytes:
     """Bars between `edges` (one more than `counts`). Bins of growing width get a logarithmic x axis."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    axes = figure.add_axes(IN_MARGINS)
     axes.stairs(counts, edges, fill=True)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.yaxis.set_major_formatter(NUMBER)
@@ -35,8 +38,8 @@ def histogram(edges: Sequence[float], counts: Sequence[float], *, xlabel: str, y
 
 def growth(words: Sequence[int], distinct: Sequence[int], exponent: float | None) -> bytes:
     """Distinct words over words read, on logarithmic axes; the label of the fitted line shows the exponent."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    axes = figure.add_axes(IN_MARGINS)
     axes.loglog(words, distinct, marker="o", markersize=4, linestyle="", label="counted")
     if exponent is not None:
         height = np.mean(np.log(distinct) - exponent * np.log(words))  # the line's intercept by least squares
@@ -200,7 +203,9 @@ def _number_the_decades(axis: Axis, ratio: float) -> None:
 
 def _png(figure: Figure) -> bytes:
     """The figure as PNG with a palette of COLOURS, which takes a third of the bytes of a full-colour PNG."""
-    drawn, png = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    Image.open(drawn).convert("RGB").quantize(COLOURS).save(png, format="png", optimize=True)
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    png = io.BytesIO()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(COLOURS).save(png, "png", optimize=True)
     return png.getvalue()

@@ -28,7 +28,7 @@ EXAMPLE_LENGTH = 5_000  # characters
 PART_BYTES = 2**22
 
 FIRST_COUNT = 100
-"""Words before the first count of the vocabulary; a count follows at each half octave, 29 times up to 2,000,000."""
+"""Words before the first count of the vocabulary; a count follows at each half octave, 25 times up to 500,000."""
 WORD = re.compile(r"\w(?:\S*\w)?")
 """Text between white space, without surrounding punctuation: `il-2`, `p<0.05`, `patients`."""
 
@@ -69,7 +69,7 @@ def samples(corpus: Path) -> list[tuple[str, list[str]]]:
     return shown
 
 
-def vocabulary_growth(batches: Iterable[pa.StringArray], max_words: int = 2_000_000) -> dict[str, list[int]]:
+def vocabulary_growth(batches: Iterable[pa.StringArray], max_words: int = 500_000) -> dict[str, list[int]]:
     """How the number of distinct lower-cased words grows with the words read; `batches`: the sentences.
 
     {"words": [100, 141, ...], "distinct": [...]}: exact counts; the last is at the end of the texts or at `max_words`.

@@ -128,7 +128,7 @@ def _citations(section: CorpusRecipe, name: str, path: Path, progress: Progress)
         by_field = {"title": [title], "abstract": abstract}
         texts = tuple(text for field in section.text_fields for text in by_field.get(field, ()) if text)
         if texts:
-            yield replace(record, texts=texts)
+            yield record._replace(texts=texts)
         else:
             yield Rejection(name, f"record {record.number}", "document without text", excerpt(record.document_id))
 

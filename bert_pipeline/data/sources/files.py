@@ -100,7 +100,7 @@ def _read_zip(
                         for number, record in _read_stream(stream, member, shown, wanted):
                             document = _to_document(record, member, number, wanted)
                             if isinstance(document, Document):
-                                document = replace(document, source=name, number=next(count))
+                                document = document._replace(source=name, number=next(count))
                             yield document
                     if progress:
                         progress.advance(info.compress_size)

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 EXCERPT_LENGTH = 120
 
@@ -11,8 +12,9 @@ class SourceError(ValueError):
     """A source cannot be read any further; the message names the file, the line if there is one, and the remedy."""
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
+    """A tuple, because all documents pass between processes."""
+
     document_id: str
     texts: tuple[str, ...]
     """The recipe's text fields, or title and sections of an article; each is split into sentences separately."""

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from typing import Any, TextIO
 from unicodedata import category
 
@@ -43,10 +43,10 @@ def _text(stream: Stream, newline: str | None) -> TextIO:
 
 def text_lines(stream: Stream, newline: str | None) -> Iterator[str]:
     lines = _text(stream, newline)
-    for first in lines:
-        _refuse_utf_16(first)
-        yield first
-        yield from lines
+    first = list(islice(lines, 1))
+    if first:
+        _refuse_utf_16(first[0])
+    return chain(first, lines)
 
 
 def _refuse_utf_16(beginning: str) -> None:

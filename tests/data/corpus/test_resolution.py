@@ -1,7 +1,6 @@
 """The resolution of records equals a replay of all records, one after the other (fault row I10)."""
 
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -114,7 +113,7 @@ def check_history(out: Path, files: list[list[Document]], drop_retracted: bool, 
         """The record with a text that no other document has."""
         text = record.texts[1] and f"{record.texts[1]} {record.document_id}."
         texts = () if record.deleted else (record.texts[0], text)
-        return replace(record, source=source, number=number, texts=texts)
+        return record._replace(source=source, number=number, texts=texts)
 
     files = [[placed(record, f"f{n}", k) for k, record in enumerate(file, 1)] for n, file in enumerate(files)]
     section = SECTION.model_copy(update={"drop_retracted": drop_retracted, "min_words": 1})
