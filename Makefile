@@ -44,7 +44,8 @@ lint: $(INSTALLED)-lint
 	python -m pytest -q tests/test_language.py
 
 docs: $(INSTALLED)-docs
-	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	python docs/reference.py site-source
+	zensical build --strict --clean
 	python docs/links.py site
 
 dist: $(INSTALLED)

@@ -1,4 +1,5 @@
-"""Check the links of a built site: internal ones need an existing file and anchor, external ones a valid form.
+"""Check the links of a built site: internal ones need an existing file and anchor, external ones a valid form. Nothing
+may be loaded from another server.
 
 python docs/links.py site
 """
@@ -12,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 EXTERNAL = re.compile(r"https?://[\w.-]+(:\d+)?([/?#]\S*)?|mailto:\S+@\S+")
 LINK_ATTRIBUTES = {"a": "href", "link": "href", "img": "src", "script": "src", "iframe": "src"}
+FOLLOWED_BY_READERS = {"a"}
+"""Elements whose links the browser does not load with the page."""
 
 
 class Page(HTMLParser):
@@ -20,6 +23,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.links: list[str] = []
+        self.loaded: set[str] = set()
         self.anchors = {""}
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -28,6 +32,8 @@ class Page(HTMLParser):
         self.anchors |= {anchor for anchor in (values.get("id"), values.get("name")) if anchor}
         if (link := values.get(LINK_ATTRIBUTES.get(tag, ""))) is not None:
             self.links.append(link)
+            if tag not in FOLLOWED_BY_READERS:
+                self.loaded.add(link)
 
 
 def faults(site: Path) -> Iterator[str]:
@@ -39,15 +45,17 @@ def faults(site: Path) -> Iterator[str]:
         if path.name == "404.html":  # servers show it at any address, so its links start at the root
             continue
         for link in page.links:
-            if reason := _fault(path, link, pages):
+            if reason := _fault(path, link, pages, link in page.loaded):
                 yield f"{path.relative_to(site.resolve())}: {link}: {reason}"
 
 
-def _fault(path: Path, link: str, pages: dict[Path, Page]) -> str:
+def _fault(path: Path, link: str, pages: dict[Path, Page], loaded: bool) -> str:
     try:
         parts = urlsplit(link)
     except ValueError as error:
         return str(error)
+    if loaded and parts.netloc:
+        return "is loaded from another server"
     if parts.scheme or parts.netloc:
         return "" if EXTERNAL.fullmatch(link) else "is not a valid address"
     if link.startswith("/"):

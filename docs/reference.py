@@ -1,15 +1,19 @@
-"""Generate the pages of reference/ from the code. MkDocs calls `on_files`, the tests call `pages`."""
+"""Write the sources of the site: the pages of this folder, with sections of infra/README.md, and reference/, generated
+from the code.
+
+python docs/reference.py site-source
+"""
 
 import json
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import griffe
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
 from bert_pipeline.cli.app import PROGRAM, command_line
@@ -51,16 +55,21 @@ ROOMS = {
 """A page for each package: its folder and its title."""
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages to the pages of docs/."""
-    for path, text in pages().items():
-        files.append(File.generated(config, path, content=text))
-    return files
+def write(out: Path) -> None:
+    """Replace the folder `out`."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", out, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    for path in out.rglob("*.md"):
+        path.write_text(with_infra(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, text in pages().items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def with_infra(page: str) -> str:
     """Replace `<!-- infra: HEADING -->` by that section of infra/README.md."""
-    return re.sub(r"^<!-- infra: (.+) -->$", lambda found: infra(found[1]), markdown, flags=re.MULTILINE)
+    return re.sub(r"^<!-- infra: (.+) -->$", lambda found: infra(found[1]), page, flags=re.MULTILINE)
 
 
 def infra(heading: str) -> str:
@@ -230,3 +239,7 @@ def _default(schema: dict[str, Any], name: str) -> str:
 
 def _is_table(value: Any) -> bool:
     return isinstance(value[0] if isinstance(value, list) else value, dict)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -226,10 +226,10 @@ def test_broken_links_of_a_site_are_reported(tmp_path):
     ]
     (tmp_path / "index.html").write_text("<p id=top>" + "".join(f'<a href="{link}">x</a>' for link in links))
     (tmp_path / "more" / "index.html").write_text(
-        '<h1 id="here"></h1><a href="../index.html#top">up</a><img src="none.png">'
+        '<h1 id="here"></h1><a href="../index.html#top">up</a><img src="none.png"><script src="https://a.org/b.js">'
     )
     assert sorted(fault.split(": ")[1] for fault in faults(tmp_path)) == [
-        "/more/", "https://", "more/index.html#there", "none.html", "none.png",
+        "/more/", "https://", "https://a.org/b.js", "more/index.html#there", "none.html", "none.png",
     ]  # fmt: skip
 
 

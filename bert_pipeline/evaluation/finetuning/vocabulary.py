@@ -27,6 +27,8 @@ class OccurringPieces:
         self.row = torch.full((len(self.all),), none, device=self.all.device)
         self.row[self.pieces] = torch.arange(len(pieces), device=self.all.device)
         self.embedding.weight = nn.Parameter(self.all[self.pieces])
+        # A piece, not a row. Padding needs no exception: no output reads it, so it has no gradient.
+        self.padding_idx, self.embedding.padding_idx = self.embedding.padding_idx, None
 
     def rows(self, input_ids: Tensor) -> Tensor:
         """The rows of pieces of the examples."""
@@ -39,3 +41,4 @@ class OccurringPieces:
         self.all *= float(np.prod([1 - rate * weight_decay for rate in learning_rates]))
         self.all[self.pieces] = self.embedding.weight.data
         self.embedding.weight = nn.Parameter(self.all)
+        self.embedding.padding_idx = self.padding_idx

@@ -71,7 +71,7 @@ class Standing:
 
 
 def score_runs(task: Task, runs: Sequence[Sequence[Sequence[np.ndarray]]], rng: np.random.Generator) -> Scores:
-    """Score runs[arm][pretraining seed][fine-tuning seed], each the `statistics` of one run on the same examples.
+    """Score `runs[arm][pretraining seed][fine-tuning seed]`, each the `statistics` of one run on the same examples.
 
     Raises ValueError if the gold labels of the runs differ.
     """
