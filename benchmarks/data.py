@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks.children import Answer, measure
 from benchmarks.machine import machine
 from benchmarks.peers.environments import PACKAGES, environment
-from benchmarks.rows import Row, Run, extremes, row, table, take_turns, tell
+from benchmarks.rows import Row, Run, about, extremes, row, table, take_turns, tell
 from benchmarks.text import Fields, choose_fields
 from bert_pipeline.recipe import CorpusRecipe
 from bert_pipeline.settings import home
@@ -243,6 +243,7 @@ def run(work: Path, sources: list[str] | list[None], text_fields: Fields | None,
         bench = Bench(work / f"text-{number}", cores, compiled)
         bench.work.mkdir()
         texts.append(measure_text(bench, source, text_fields, megabytes))
+        tell("\n".join(about(texts[-1])))  # known even if a later text fails
         shutil.rmtree(bench.work)
     return {
         "machine": machine(cores, "numba", "numpy", "pyarrow", "tokenizers", "torch", "transformers"),

@@ -107,7 +107,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}", ""]
     if len(result["texts"]) > 1:
         lines.append(Table(EXTREMES_HEAD, [_extreme_cells(row) for row in result["extremes"]]).text())
-    lines += [line for text in result["texts"] for line in _about(text)]
+    lines += [line for text in result["texts"] for line in about(text)]
     compiling = result["first_compilation_seconds"]
     return "\n".join([*lines, f"First compilation (once per machine, not included above): {compiling:.0f} s."])
 
@@ -117,7 +117,7 @@ def _extreme_cells(row: Row) -> tuple[str, ...]:
     return (row["name"], str(row["max_seq_length"] or ""), row["peer_name"], *extreme)
 
 
-def _about(text: Mapping[str, Any]) -> list[str]:
+def about(text: Mapping[str, Any]) -> list[str]:
     memory = text["memory"]
     return [
         f"{text['name']}: {text['documents']:,} documents, {text['megabytes']:.1f} MB; "

@@ -16,9 +16,6 @@ from typing import Any
 
 from benchmarks.children import Answer, answer
 
-VOCABULARY_SIZES = (30_522, 16_000, 8_000, 4_000, 2_000, 1_000, 500)
-"""BERT's size, then smaller ones; the largest that the text can fill is used."""
-
 Fields = tuple[str, ...]
 
 
@@ -99,23 +96,17 @@ def recipe(folder: Path, max_seq_length: int, **corpus: Any) -> Any:
 
 
 def corpus_and_tokenizer(chosen: Any, folder: Path) -> dict[str, Any]:
-    """Corpus and tokenizer of a recipe, with the largest vocabulary, up to the recipe's, that the text can fill."""
-    from bert_pipeline.data.tokenizer.build import VocabularyError
-    from bert_pipeline.formats.tokenizer import SPECIAL_TOKENS
+    """Corpus and tokenizer of a recipe, with as many pieces as the recipe wants, or as the text yields."""
+    from bert_pipeline.data.tokenizer.build import VocabularySizeError
     from bert_pipeline.lineage import make_stage
 
     made = {"raw_corpus": make_stage("raw_corpus", chosen, {}, folder / "raw_corpus")}
-    wanted = chosen.tokenizer.vocab_size
-    alphabet_alone = len(SPECIAL_TOKENS) + 2 * chosen.tokenizer.limit_alphabet  # all that Chinese text fills
-    sizes = sorted({*VOCABULARY_SIZES, alphabet_alone}, reverse=True)
-    for vocab_size in (wanted, *(size for size in sizes if size < wanted)):
-        section = chosen.tokenizer.model_copy(update={"vocab_size": vocab_size})
-        try:
-            smaller = chosen.model_copy(update={"tokenizer": section})
-            return made | {"tokenizer": make_stage("tokenizer", smaller, made, folder / "tokenizer")}
-        except VocabularyError as error:
-            too_large = error
-    raise too_large
+    try:
+        return made | {"tokenizer": make_stage("tokenizer", chosen, made, folder / "tokenizer")}
+    except VocabularySizeError as error:
+        section = chosen.tokenizer.model_copy(update={"vocab_size": error.possible})
+        smaller = chosen.model_copy(update={"tokenizer": section})
+        return made | {"tokenizer": make_stage("tokenizer", smaller, made, folder / "tokenizer")}
 
 
 def prepare(folder: str, fields: Fields, documents_per_shard: int, peer_megabytes: float) -> Answer:

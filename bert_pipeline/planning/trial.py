@@ -22,7 +22,7 @@ from bert_pipeline.data import masking, nsp
 from bert_pipeline.data.corpus.build import MIN_DOCUMENTS
 from bert_pipeline.data.corpus.shard import Pile, split_of, write_shard
 from bert_pipeline.data.sources.records import Document
-from bert_pipeline.data.tokenizer.build import VocabularyError, build_tokenizer, take_tokenizer_over
+from bert_pipeline.data.tokenizer.build import VocabularySizeError, build_tokenizer, take_tokenizer_over
 from bert_pipeline.data.tokenizer.counts import count_words
 from bert_pipeline.data.tokenizer.encoding import Encoder
 from bert_pipeline.formats.corpus import CorpusShard, corpus_shards, write_live
@@ -31,7 +31,7 @@ from bert_pipeline.formats.tables import SPLITS, shard_name
 from bert_pipeline.formats.tokenizer import read_tokenizer
 from bert_pipeline.planning.measured import measured
 from bert_pipeline.planning.survey import Survey, num_characters
-from bert_pipeline.recipe import Recipe
+from bert_pipeline.recipe import Recipe, TokenizerRecipe
 from bert_pipeline.stages import initial_directory
 from bert_pipeline.store.artifact import Facts
 from bert_pipeline.store.executors import end_idle_workers
@@ -196,22 +196,24 @@ def _sample_shards(recipe: Recipe, found: Survey) -> dict[str, list[Document]]:
 
 
 def _build_tokenizer(recipe: Recipe, raw_corpus: Path, out: Path) -> Facts:
-    """Build the tokenizer; halve the number of pieces to learn until the sample is large enough for it."""
-    section, init_from = recipe.tokenizer, initial_directory(recipe)
-    size, fewest = ("extend", 1) if init_from else ("vocab_size", 100)
-    while True:
+    """Build the tokenizer, with fewer pieces if the sample does not yield all."""
+    init_from = initial_directory(recipe)
+
+    def build(section: TokenizerRecipe) -> Facts:
         out.mkdir()
-        try:
-            if init_from:
-                return take_tokenizer_over(section, init_from, raw_corpus, out)
-            return build_tokenizer(section, raw_corpus, out)
-        except VocabularyError as error:
-            number = getattr(section, size)
-            if number <= fewest:
-                raise
-            log.warning("plan: on the sample: %s; trying half the number", error)
-            shutil.rmtree(out)
-            section = section.model_copy(update={size: max(fewest, number // 2)})
+        if init_from:
+            return take_tokenizer_over(section, init_from, raw_corpus, out)
+        return build_tokenizer(section, raw_corpus, out)
+
+    try:
+        return build(recipe.tokenizer)
+    except VocabularySizeError as error:
+        size = "extend" if init_from else "vocab_size"
+        if not 0 < error.possible < getattr(recipe.tokenizer, size):
+            raise
+        log.warning("plan: on the sample: %s; planning with %d", error, error.possible)
+        shutil.rmtree(out)
+        return build(recipe.tokenizer.model_copy(update={size: error.possible}))
 
 
 def _without_drops(path: Path) -> CorpusShard:

@@ -40,6 +40,15 @@ class VocabularyError(ValueError):
     """The text cannot yield the vocabulary that the recipe requests."""
 
 
+class VocabularySizeError(VocabularyError):
+    """The vocabulary, or its extension, needs another number of pieces."""
+
+    def __init__(self, message: str, possible: int) -> None:
+        """`possible`: a number of pieces that this text yields with the other settings."""
+        super().__init__(message)
+        self.possible = possible
+
+
 def build_tokenizer(section: TokenizerRecipe, raw_corpus: Path, out: Path) -> Facts:
     """Train a WordPiece vocabulary on the training split and save it as a Hugging Face tokenizer."""
     shards = corpus_shards(raw_corpus, "train")
@@ -79,9 +88,10 @@ def take_tokenizer_over(section: TokenizerRecipe, init_from: Path, raw_corpus: P
         counted = count_corpus(_bert_tokenizer(vocabulary.normalizer), shards, sample, Path(scratch))
     useful = useful_pieces(tokenizer, counted.words, counted.counts, section.extend, section.min_frequency)
     if len(useful) < section.extend:
-        raise VocabularyError(
+        raise VocabularySizeError(
             f"tokenizer.extend = {section.extend}, but only {len(useful)} new pieces save tokens on this text; remedy: "
-            f"set tokenizer.extend to {len(useful)} or less, or add text"
+            f"set tokenizer.extend to {len(useful)} or less, or add text",
+            len(useful),
         )
     extended = copy_tokenizer(vocabulary, [each.piece for each in useful])
     save_tokenizer(extended, out)
@@ -138,15 +148,17 @@ def _train(section: TokenizerRecipe, words: pa.StringArray, counts: np.ndarray) 
     alphabet, facts = choose_alphabet(spelling, section.limit_alphabet, _bert_tokenizer(_normalizer(section)))
     pieces, last_count = learn_pieces(spelling, alphabet, SPECIAL_TOKENS, section.vocab_size, section.min_frequency)
     if len(pieces) < section.vocab_size:
-        raise VocabularyError(
+        raise VocabularySizeError(
             f"tokenizer.vocab_size = {section.vocab_size}, but the text yields only {len(pieces)} pieces that occur "
-            f"{section.min_frequency} times; remedy: set tokenizer.vocab_size to {len(pieces)} or less, or add text"
+            f"{section.min_frequency} times; remedy: set tokenizer.vocab_size to {len(pieces)} or less, or add text",
+            len(pieces),
         )
     if len(pieces) > section.vocab_size:
-        raise VocabularyError(
+        raise VocabularySizeError(
             f"tokenizer.vocab_size = {section.vocab_size}, but the {len(alphabet.initial)} characters of the text and "
             f"the special tokens alone need {len(pieces)}; remedy: use a larger vocab_size or a smaller "
-            "tokenizer.limit_alphabet"
+            "tokenizer.limit_alphabet",
+            len(pieces),
         )
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     ranked = ((words[n].as_py(), int(counts[n])) for n in np.argsort(-counts, kind="stable"))

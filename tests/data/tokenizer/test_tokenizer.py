@@ -3,7 +3,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from bert_pipeline.data.tokenizer import build as tokenizer_stage
-from bert_pipeline.data.tokenizer.build import VocabularyError, build_tokenizer, save_tokenizer, train_wordpiece
+from bert_pipeline.data.tokenizer.build import (
+    VocabularyError,
+    VocabularySizeError,
+    build_tokenizer,
+    save_tokenizer,
+    train_wordpiece,
+)
 from bert_pipeline.data.tokenizer.encoding import Encoder
 from bert_pipeline.data.tokenizer.learn import Learnt
 from bert_pipeline.formats.tokenizer import read_tokenizer
@@ -95,6 +101,16 @@ def test_fewer_pieces_than_the_alphabet_needs_are_refused():
         VocabularyError, match=r"vocab_size = 100, but the \d+ characters .* smaller tokenizer.limit_al"
     ):
         train_wordpiece(TokenizerRecipe(vocab_size=100), [chr(n) * 3 for n in range(97, 600)])
+
+
+@pytest.mark.parametrize("vocab_size", [100, 5000])
+def test_a_refused_size_names_a_possible_one(vocab_size):
+    """In Chinese text each character is a word, so there is little to merge and much of an alphabet."""
+    text = [chr(n) * 3 for n in range(0x4E00, 0x4E00 + 300)]
+    with pytest.raises(VocabularySizeError) as refused:
+        train_wordpiece(TokenizerRecipe(vocab_size=vocab_size), text)
+    possible = refused.value.possible
+    assert train_wordpiece(TokenizerRecipe(vocab_size=possible), text).get_vocab_size() == possible
 
 
 def test_a_common_word_that_is_not_a_piece_is_refused(monkeypatch):
