@@ -1,6 +1,6 @@
 """UTF-8 for compiled functions, and a quick test for texts without unusual characters."""
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,7 @@ def decode(text, at):
     return (first & 0x07) << 18 | second << 12 | third << 6 | np.int64(text[at + 3]) & 0x3F, at + 4
 
 
+@lru_cache(maxsize=1)  # cleaning and splitting ask for the same text
 def kind_of_text(text: str) -> int:
     """UNUSUAL, PRINTABLE or PLAIN. `str.isprintable` and a search for two blanks take more than twice as long."""
     return _kind(np.frombuffer(text.encode(errors="surrogatepass"), np.uint8), _printable())

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -70,6 +70,12 @@ class Pile:
         self._full_at = 0 if full else len(self.documents)
         self._characters = self._characters if full else 0
         return full
+
+
+class Kept(NamedTuple):
+    record: Document
+    sentences: list[str]
+    num_words: int
 
 
 @dataclass
@@ -130,18 +136,19 @@ def write_shard(
     held = _held(index, records) if index else {}
     cleaned_by_rule: Counter[str] = Counter()
     ledger: list[dict[str, Any]] = []
-    kept: list[tuple[Document, list[str]]] = []
+    kept: list[Kept] = []
     for number, record in enumerate(records):
         try:
             sentences, reason, detail = _process(record, section, number in held, cleaned_by_rule)
         except Exception as error:
             error.add_note(f"document {record.document_id} of {record.source}")
             raise
-        ledger.append(_entry(record, sentences, reason, detail, len(kept)))
+        text = "\n".join(sentences).encode()
+        ledger.append(_entry(record, text, reason, detail, len(kept)))
         if sentences:
-            kept.append((record, sentences))
+            kept.append(Kept(record, sentences, text.count(b" ") + len(sentences)))
     write_table(folder / f"{name}.parquet", _table(kept))
-    texts = [" ".join(sentences) for _, sentences in kept] if section.near_duplicate_threshold else None
+    texts = [" ".join(each.sentences) for each in kept] if section.near_duplicate_threshold else None
     write_ledger(folder / FOLDER / f"{name}.parquet", ledger, packed(signatures(texts)) if texts is not None else None)
     return {
         "records": len(records),
@@ -180,9 +187,8 @@ def _process(
     return sentences, "" if sentences else NO_SENTENCE, ""
 
 
-def _entry(record: Document, sentences: list[str], reason: str, detail: str, row: int) -> dict[str, Any]:
-    """The ledger row of a record."""
-    text = "\n".join(sentences).encode()
+def _entry(record: Document, text: bytes, reason: str, detail: str, row: int) -> dict[str, Any]:
+    """The ledger row of a record. `text`: its sentences, as lines."""
     about = "\0".join([record.document_id, str(record.version), record.date, record.journal]).encode()
     return {
         "document_id": record.document_id,
@@ -190,7 +196,7 @@ def _entry(record: Document, sentences: list[str], reason: str, detail: str, row
         "source": record.source,
         "number": record.number,
         "version": record.version,
-        "row": row if sentences else -1,
+        "row": row if text else -1,
         "reason": reason,
         "detail": detail,
         "content": _hash(about + b"\0" + text),
@@ -205,16 +211,17 @@ def _hash(text: bytes) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest())
 
 
-def _table(kept: list[tuple[Document, list[str]]]) -> pa.Table:
+def _table(kept: list[Kept]) -> pa.Table:
+    records = [each.record for each in kept]
     columns = [
-        [record.document_id for record, _ in kept],
-        [sentences for _, sentences in kept],
-        [record.source for record, _ in kept],
-        [record.version for record, _ in kept],
-        [record.date for record, _ in kept],
-        [record.journal for record, _ in kept],
-        [len(sentences) for _, sentences in kept],
-        [" ".join(sentences).count(" ") + 1 for _, sentences in kept],
+        [record.document_id for record in records],
+        [each.sentences for each in kept],
+        [record.source for record in records],
+        [record.version for record in records],
+        [record.date for record in records],
+        [record.journal for record in records],
+        [len(each.sentences) for each in kept],
+        [each.num_words for each in kept],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, CORPUS_SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=CORPUS_SCHEMA)
