@@ -17,6 +17,7 @@ SMALLER = {
     "vocab_size": "800",
     "hidden_size": "64",
     "num_hidden_layers": "1",
+    "num_attention_heads": "4",
     "heldout_pairs": "50",
     "num_steps": "20",
     "warmup_steps": "1",
@@ -63,7 +64,9 @@ def smaller(recipe: str) -> str:
 def check_out(folder: Path) -> Path:
     """Copy the code with its compiled files, with a smaller `demo`, its own workspace, and text."""
     copy = folder / "copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "workspace", "out", "site", "*.egg-info"))
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".*", "workspace", "out", "site", "site-source", "*.egg-info")
+    )
     demo = copy / "bert_pipeline" / "recipes" / "demo.toml"
     demo.write_text(smaller(demo.read_text(encoding="utf-8")), encoding="utf-8")
     (copy / ".venv").symlink_to(Path(sys.executable).parents[1])
