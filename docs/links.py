@@ -13,8 +13,6 @@ from urllib.parse import unquote, urlsplit
 
 EXTERNAL = re.compile(r"https?://[\w.-]+(:\d+)?([/?#]\S*)?|mailto:\S+@\S+")
 LINK_ATTRIBUTES = {"a": "href", "link": "href", "img": "src", "script": "src", "iframe": "src"}
-FOLLOWED_BY_READERS = {"a"}
-"""Elements whose links the browser does not load with the page."""
 
 
 class Page(HTMLParser):
@@ -22,8 +20,8 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.links: list[str] = []
-        self.loaded: set[str] = set()
+        self.links: list[tuple[str, str]] = []
+        """The element and the address of each."""
         self.anchors = {""}
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -31,9 +29,7 @@ class Page(HTMLParser):
         values = dict(attrs)
         self.anchors |= {anchor for anchor in (values.get("id"), values.get("name")) if anchor}
         if (link := values.get(LINK_ATTRIBUTES.get(tag, ""))) is not None:
-            self.links.append(link)
-            if tag not in FOLLOWED_BY_READERS:
-                self.loaded.add(link)
+            self.links.append((tag, link))
 
 
 def faults(site: Path) -> Iterator[str]:
@@ -44,17 +40,17 @@ def faults(site: Path) -> Iterator[str]:
     for path, page in pages.items():
         if path.name == "404.html":  # servers show it at any address, so its links start at the root
             continue
-        for link in page.links:
-            if reason := _fault(path, link, pages, link in page.loaded):
+        for tag, link in page.links:
+            if reason := _fault(path, tag, link, pages):
                 yield f"{path.relative_to(site.resolve())}: {link}: {reason}"
 
 
-def _fault(path: Path, link: str, pages: dict[Path, Page], loaded: bool) -> str:
+def _fault(path: Path, tag: str, link: str, pages: dict[Path, Page]) -> str:
     try:
         parts = urlsplit(link)
     except ValueError as error:
         return str(error)
-    if loaded and parts.netloc:
+    if tag != "a" and parts.netloc:  # readers follow <a>; the browser loads all others with the page
         return "is loaded from another server"
     if parts.scheme or parts.netloc:
         return "" if EXTERNAL.fullmatch(link) else "is not a valid address"

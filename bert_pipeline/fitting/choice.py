@@ -173,10 +173,10 @@ def best_size(
 
 
 def shortest_as_good(size_in: Callable[[float], Size]) -> Size:
-    """Try each of SHARES of the time, the smallest first. Return the first size whose predicted loss is at most AS_GOOD
-    above the loss predicted for the whole time.
+    """Return the best model size for the smallest share of the time that is enough.
 
-    `size_in` returns the best size for a share of the time.
+    A share in SHARES is enough if its predicted loss exceeds that of the whole time by at most the fraction AS_GOOD.
+    `size_in(share)` returns the best size for a share of the time.
     """
     whole = size_in(1)
     return next(each for each in map(size_in, SHARES) if each.loss <= (1 + AS_GOOD) * whole.loss)
