@@ -16,14 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from bert_pipeline import settings
-from bert_pipeline.core.progress import LineTimer
 from bert_pipeline.formats import initial_model
 from bert_pipeline.formats.metrics import Row, RowFollower, read_rows
 from bert_pipeline.recipe import MaskingRecipe, ModelRecipe, PretrainRecipe
@@ -33,6 +31,7 @@ from bert_pipeline.store import artifact
 from bert_pipeline.store.artifact import Facts
 from bert_pipeline.training.job import Job, check_batches, check_data_parallel
 from bert_pipeline.training.launch.budget import decide_schedule
+from bert_pipeline.training.launch.progress import TrainingProgress
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 600.0
@@ -112,12 +111,13 @@ def build_pretrained_checkpoint(
     stopped.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
     follower = RowFollower(out / "metrics.jsonl")
-    log_progress = _ProgressLog(section.num_steps)
+    log_progress = TrainingProgress(section.num_steps)
 
     def follow() -> None:
-        for row in follower.new_rows():
+        rows = list(follower.new_rows())
+        for row in rows:
             on_row(row)
-            log_progress(row)
+        log_progress(rows)
         if failed.exists():
             raise TrainingFailed("an error that a restart would repeat")
 
@@ -222,35 +222,6 @@ def _end_group(process: subprocess.Popen) -> None:
             return
         sent = wanted
         time.sleep(0.1)
-
-
-class _ProgressLog:
-    """Logs the progress of training in one line, as often as Progress does."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps
-        self._due = LineTimer()
-        self._start: tuple[int, float] | None = None
-
-    def __call__(self, row: Row) -> None:
-        step, now = row["step"], time.monotonic()
-        if "heldout_mlm_loss" in row:
-            scores = ", ".join(f"{k.removeprefix('heldout_')} {v:.4f}" for k, v in row.items() if k != "step")
-            log.info("pretrain: step %d/%d  held-out: %s", step, self.num_steps, scores)
-            self._start = self._start or (step, now)
-            return
-        if "loss" not in row:
-            log.warning("pretrain: step %d/%d  all steps since the last row were skipped", step, self.num_steps)
-            return
-        first, clock = self._start = self._start or (step, now)
-        if not self._due(now - clock) and step < self.num_steps:
-            return
-        left = (self.num_steps - step) * (now - clock) / max(step - first, 1)
-        log.info(
-            "pretrain: step %d/%d  loss %.4f  lr %.2e  %s tokens/s  ETA %s",
-            *(step, self.num_steps, row["loss"], row["learning_rate"]),
-            *(f"{row['tokens_per_second']:,.0f}", timedelta(seconds=round(left))),
-        )
 
 
 def _summary(section: PretrainRecipe, rows: list[Row]) -> dict[str, Any]:
