@@ -21,7 +21,8 @@ import numpy as np
 
 from benchmarks.children import Answer, answer, measure
 from benchmarks.rows import tell
-from benchmarks.text import choose_fields, corpus_and_tokenizer
+from benchmarks.text import corpus_and_tokenizer
+from bert_pipeline.fitting.fields import choose_fields
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.store import artifact
@@ -78,7 +79,7 @@ def recipe_on(parser: argparse.ArgumentParser, name: str, text: str | None) -> R
         parser.error(f"unknown recipe {name}; remedy: one of {', '.join(recipes)}")
     chosen = load_recipe(recipes[name]).model_dump(mode="json")
     if text:
-        fields = choose_fields(text, None)
+        fields = choose_fields(text)[0]
         chosen["corpus"] |= {"source": "files", "path": text, "text_fields": fields, "id_field": ""}
     folder = "." if text else os.environ.get("BERT_PIPELINE_DATA") or "."
     if chosen["corpus"]["source"] == "files":

@@ -33,7 +33,9 @@ from benchmarks.children import Answer, measure
 from benchmarks.machine import machine
 from benchmarks.peers.environments import PACKAGES, environment
 from benchmarks.rows import Row, Run, about, extremes, row, table, take_turns, tell
-from benchmarks.text import Fields, choose_fields
+from benchmarks.text import Fields
+from bert_pipeline.data.sources.records import SourceError
+from bert_pipeline.fitting.fields import choose_fields
 from bert_pipeline.recipe import CorpusRecipe
 from bert_pipeline.settings import home
 
@@ -200,10 +202,9 @@ def first_compilation(bench: Bench) -> float:
     return seconds[0] - seconds[1]
 
 
-def measure_text(bench: Bench, source: str | None, text_fields: Fields | None, megabytes: float) -> dict[str, Any]:
+def measure_text(bench: Bench, source: str | None, fields: Fields, megabytes: float) -> dict[str, Any]:
     """All comparisons on one text."""
     tell(f"text: {source or 'generated sample'}")
-    fields = choose_fields(source, text_fields) if source else ("text",)
     whole = Text.take(bench, "whole", source, fields, max(megabytes, SCALE_MEGABYTES))
     quarter = Text.take(bench, "quarter", source, fields, whole.megabytes / 4)
     text = Text.take(bench, "text", source, fields, megabytes)
@@ -235,14 +236,14 @@ def measure_text(bench: Bench, source: str | None, text_fields: Fields | None, m
     }
 
 
-def run(work: Path, sources: list[str] | list[None], text_fields: Fields | None, megabytes: float) -> dict[str, Any]:
+def run(work: Path, sources: dict[str | None, Fields], megabytes: float) -> dict[str, Any]:
     cores, compiled = sorted(os.sched_getaffinity(0)), work / "numba"
     compiling = first_compilation(Bench(work, cores, compiled))
     texts = []
-    for number, source in enumerate(sources):
+    for number, (source, fields) in enumerate(sources.items()):
         bench = Bench(work / f"text-{number}", cores, compiled)
         bench.work.mkdir()
-        texts.append(measure_text(bench, source, text_fields, megabytes))
+        texts.append(measure_text(bench, source, fields, megabytes))
         tell("\n".join(about(texts[-1])))  # known even if a later text fails
         shutil.rmtree(bench.work)
     return {
@@ -258,21 +259,27 @@ def main() -> None:
     parser.add_argument(
         "--text",
         metavar="FILE",
+        type=os.path.abspath,
         action="append",
         help="read this text: .txt, .jsonl, .csv, .parquet, also .gz, .xz, .zst; repeat the option for several texts",
     )
     parser.add_argument(
-        "--text-fields", type=lambda names: tuple(names.split(",")), help="default: title and text, or text"
+        "--text-fields", type=lambda names: tuple(names.split(",")), help="default: the first found of the usual names"
     )
     parser.add_argument(
         "--megabytes", type=float, default=25.0, help="megabytes of text; two workers read 60 if available"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
-    sources = [str(Path(text).absolute()) for text in arguments.text] if arguments.text else [None]
+    sources: dict[str | None, Fields] = {}
+    for text in arguments.text or [None]:
+        try:
+            sources[text] = arguments.text_fields or (choose_fields(text)[0] if text else ("text",))
+        except SourceError as error:
+            parser.error(str(error))
     home().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=home()) as work:
-        result = run(Path(work), sources, arguments.text_fields, arguments.megabytes)
+        result = run(Path(work), sources, arguments.megabytes)
     print(json.dumps(result) if arguments.json else table(result))
 
 

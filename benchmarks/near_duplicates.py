@@ -31,7 +31,7 @@ from benchmarks.children import Answer
 from benchmarks.machine import machine
 from benchmarks.peers.environments import PACKAGES, environment
 from benchmarks.rows import Row, row, take_turns, tell
-from benchmarks.text import choose_fields, documents
+from benchmarks.text import documents
 from bert_pipeline.core.tables import Table
 from bert_pipeline.data.corpus.near_duplicates import (
     NGRAM_WORDS,
@@ -44,6 +44,7 @@ from bert_pipeline.data.corpus.near_duplicates import (
     similarity,
     unique_pairs,
 )
+from bert_pipeline.fitting.fields import choose_fields
 
 ROUNDS = 2
 TOGETHER = 1000
@@ -62,7 +63,7 @@ def texts_of(source: str | None, count: int, rng: random.Random) -> list[str]:
     """`count` documents in random order, a tenth of them variants; fewer if the file has fewer."""
     originals = count - count // 10
     if source:
-        texts = [" ".join(each.values()) for each in islice(documents(source, choose_fields(source, None)), originals)]
+        texts = [" ".join(each.values()) for each in islice(documents(source, choose_fields(source)[0]), originals)]
     else:
         words = [f"w{number}" for number in range(VOCABULARY)]
         frequencies = list(accumulate(1 / (rank + 10) for rank in range(VOCABULARY)))

@@ -19,20 +19,6 @@ from benchmarks.children import Answer, answer
 Fields = tuple[str, ...]
 
 
-def choose_fields(text: str, text_fields: Fields | None) -> Fields:
-    """The fields of a document: `text_fields` if given, else `text`; a .jsonl: the ones it has of title and text."""
-    from bert_pipeline.data.sources.files import read_documents
-    from bert_pipeline.data.sources.folders import find_files
-    from bert_pipeline.data.sources.records import Document
-
-    if text_fields or ".jsonl" not in Path(text).name.lower():
-        return text_fields or ("text",)
-    for fields in (("title", "text"), ("text",), ("title",)):
-        if any(isinstance(record, Document) for record in islice(read_documents(find_files(text), fields), 100)):
-            return fields
-    raise SystemExit(f"{text}: neither title nor text in its first 100 records; remedy: --text-fields NAME,NAME")
-
-
 def documents(text: str | None, fields: Fields) -> Iterator[dict[str, str]]:
     if text is None:
         from bert_pipeline.data.sources.sample.documents import sample_documents

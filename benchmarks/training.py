@@ -30,9 +30,9 @@ from benchmarks.children import Answer, measure
 from benchmarks.machine import bf16_units, described, machine, on_all
 from benchmarks.pretraining import cut_down
 from benchmarks.rows import Row, Run, rate, row, take_turns, tell
-from benchmarks.text import choose_fields
 from bert_pipeline.data.sources.folders import find_files
 from bert_pipeline.data.sources.records import SourceError
+from bert_pipeline.fitting.fields import choose_fields
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.recipe_files import load_recipe, recipe_files
 from bert_pipeline.settings import home
@@ -171,7 +171,7 @@ def find_text(recipe: Recipe, file: str | None) -> dict[str, Any]:
     """The text file, and the fields that make up a document; no file for the generated sample."""
     if file:
         source = str(Path(file).absolute())
-        return {"text": source, "fields": choose_fields(source, None)}
+        return {"text": source, "fields": choose_fields(source)[0]}
     reason = f"{recipe.name} is a recipe for it"
     if recipe.corpus.source == "files":
         try:
