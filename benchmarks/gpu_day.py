@@ -1,7 +1,12 @@
-"""The checks of gpu_day.sh that need more than a command of the library, and the bundle that they run from.
+r"""The checks of gpu_day.sh that need more than a command of the library, and the bundle that they run from.
 
-    python -m benchmarks.gpu_day pack BUNDLE.tar [--text FILE]... [--data DIR] [--wheels FOLDER]
+    python -m benchmarks.gpu_day pack BUNDLE.tar.gz [--text FILE]... [--data DIR] [--wheels FOLDER]
     python -m benchmarks.gpu_day TASK WORK --device cpu|cuda [--recipe NAME]
+
+FOLDER holds the wheels of gpu_wheels.txt for the other machine; dagster, mlflow and datasets are not needed there:
+
+    pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
+        --platform manylinux2014_x86_64 -c constraints.txt -r benchmarks/gpu_wheels.txt -d FOLDER
 
 A task prints one JSON object. WORK holds the datasets that `prepare` builds of the generated sample.
 
@@ -220,7 +225,7 @@ TASKS: dict[str, Callable[[Path, str, str], Result]] = {
 
 
 def pack_bundle(bundle: Path, texts: list[Path], data: Path | None, wheels: Path | None) -> Result:
-    """Write sources, texts (to corpus/), BC5CDR-chem (to blurb/) and wheels (to wheels/) to a tar file.
+    """Write sources, texts (to corpus/), BC5CDR-chem (to blurb/) and wheels (to wheels/) to a tar.gz file.
 
     Raise SystemExit if it is larger than MOST_BYTES.
     """
@@ -230,7 +235,7 @@ def pack_bundle(bundle: Path, texts: list[Path], data: Path | None, wheels: Path
         parts.append((data / "blurb" / "BC5CDR-chem", "blurb/BC5CDR-chem"))
     if wheels:
         parts += [(wheel, f"wheels/{wheel.name}") for wheel in sorted(wheels.glob("*.whl"))]
-    with tarfile.open(bundle, "w") as archive:
+    with tarfile.open(bundle, "w:gz") as archive:
         for path, name in parts:
             archive.add(path, name, filter=lambda each: None if "__pycache__" in each.name else each)
         largest = sorted(((each.size, each.name) for each in archive.getmembers()), reverse=True)[:5]

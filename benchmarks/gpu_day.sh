@@ -6,6 +6,10 @@
 # OUT receives one JSON file and one log per step as soon as it ends. A call resumes where the last one stopped, as long
 # as OUT and the work folder (GPU_DAY_WORK, else gpu-day in the current folder) are kept. Exit codes: 0 all steps have
 # ended, 75 time is up, call again; 1 all have ended, and those in OUT/*.failed with an error.
+# The machine needs torch for CUDA, accelerate, numba, pyarrow and the like; what else it lacks, the bundle brings:
+#
+#     python3 -m pip install --no-index --no-deps --target site wheels/*.whl; export PYTHONPATH=$PWD/site
+#
 # The text is corpus/*.jsonl.*, the task's data blurb/BC5CDR-chem, both below BERT_PIPELINE_DATA (else the bundle).
 # --smoke: the same on a CPU at a tiny size, on generated text.
 set -uo pipefail

@@ -43,7 +43,7 @@ def test_the_bundle(tmp_path, monkeypatch):
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / "some-1.0-py3-none-any.whl").write_bytes(b"wheel")
-    bundle = tmp_path / "bundle.tar"
+    bundle = tmp_path / "bundle.tar.gz"
     gpu_day.pack_bundle(bundle, [text], None, wheels)
     with tarfile.open(bundle) as archive:
         names = archive.getnames()
