@@ -55,12 +55,15 @@ def make_plan(
     hardware: dict[str, Hardware] = HARDWARE,
     workers: int | None = None,
     *,
+    found: Survey | None = None,
     time_training: bool = True,
 ) -> dict[str, Any]:
-    """Plan a recipe whose artifacts go to `home`. Raise SourceError if the source cannot be read or is too small."""
+    """Plan a recipe whose artifacts go to `home`. Raise SourceError if the source cannot be read or is too small.
+
+    `found`: the survey of its source; None: read it.
+    """
     recipe = resolve_recipe(recipe)
-    found = read_source(recipe.corpus)
-    log.info("plan: read %s of the source in %.1f s", f"{found.share_read:.0%}", found.seconds)
+    found = found or read_source(recipe.corpus)
     with tempfile.TemporaryDirectory(prefix="bert-pipeline-plan-") as folder:
         trial = run_trial(recipe, found, Path(folder))
         pace = _time_training(recipe, Path(folder)) if time_training else None

@@ -10,6 +10,7 @@ from bert_pipeline.core.tables import Table, byte_size
 from bert_pipeline.experiments import expand
 from bert_pipeline.planning.hardware import HARDWARE, Hardware
 from bert_pipeline.planning.plan import DoesNotFit, make_plan
+from bert_pipeline.planning.survey import Survey, read_source
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.settings import MOVE_HOME
 from bert_pipeline.stages import find_stage
@@ -26,7 +27,12 @@ def plan_study(
     seeds = len(study.pretraining_seeds)
     recipes = {arm: recipe for (arm, seed), recipe in expand(study).items() if seed == study.pretraining_seeds[0]}
     recipes = {arm: from_scratch(study, arm, recipes) for arm in recipes}
-    plans = {arm: make_plan(recipe, home, hardware, workers) for arm, recipe in recipes.items()}
+    surveys: dict[str, Survey] = {}
+    plans = {}
+    for arm, recipe in recipes.items():
+        source = recipe.corpus.model_dump_json()
+        surveys[source] = surveys.get(source) or read_source(recipe.corpus)
+        plans[arm] = make_plan(recipe, home, hardware, workers, found=surveys[source])
     seconds: list[float | None] = []
     disk, counted = 0, set()
     for arm, plan in plans.items():

@@ -5,6 +5,7 @@ documents with the smallest hashes, not the head of a file, which may be sorted.
 """
 
 import heapq
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ READING_SECONDS = 10.0
 SAMPLE_CHARACTERS = CHARACTERS_PER_SHARD * 4 // 3
 """Three quarters of it, the training part, make a full shard: enough text for a vocabulary as good as the corpus's."""
 ORDER_SEED = 12345
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -85,6 +88,7 @@ def read_source(section: CorpusRecipe) -> Survey:
             f"least {2 * MIN_DOCUMENTS} documents are needed; remedy: add text"
         )
     found.sample = [document for _, _, document in sorted(kept, key=lambda entry: -entry[1])]
+    log.info("plan: read %s of the source in %.1f s", f"{found.share_read:.0%}", found.seconds)
     return found
 
 

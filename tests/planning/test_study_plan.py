@@ -6,6 +6,7 @@ from bert_pipeline.cli import main
 from bert_pipeline.experiments import expand, find_study
 from bert_pipeline.planning.plan import DoesNotFit
 from bert_pipeline.planning.studies import assert_study_fits, from_scratch, plan_study, show_study
+from bert_pipeline.planning.survey import Survey
 from bert_pipeline.recipe import Recipe
 
 RECIPE = """
@@ -52,7 +53,7 @@ def study(tmp_path, monkeypatch):
     return find_study("which")
 
 
-def plan_of(recipe: Recipe, *_) -> dict:
+def plan_of(recipe: Recipe, *_, found) -> dict:
     """A plan with easy numbers; the data stages of a larger vocabulary take longer."""
     slower = recipe.tokenizer.vocab_size / 600
     data = {"raw_corpus": 1.0, "tokenizer": 10 * slower, "nsp_dataset": 100 * slower, "masked_dataset": 1000 * slower}
@@ -64,8 +65,11 @@ def plan_of(recipe: Recipe, *_) -> dict:
 
 
 def test_shared_artifacts_count_once_and_trainings_once_for_each_seed(study, tmp_path, monkeypatch):
+    read = []
     monkeypatch.setattr("bert_pipeline.planning.studies.make_plan", plan_of)
+    monkeypatch.setattr("bert_pipeline.planning.studies.read_source", lambda section: read.append(section) or Survey())
     plan = plan_study(study, tmp_path)
+    assert len(read) == 1, "the arms have the same text"
     larger = 640 / 600  # the first model's vocabulary and the pieces of `extended`
     assert plan["seconds"] == pytest.approx(1 + 1110 + larger * 1110 + 9 * 1.1e5)
     assert plan["disk"]["needed"] == 4 + 3 + 9 * 100 + 5 and plan["flops"] == 3 * 3 * 2.0
