@@ -342,7 +342,7 @@ class PretrainRecipe(Section):
     eval_every: int = Field(10_000, ge=1)
     """Steps between measurements on held-out pairs. They are also measured at the first step and at the end."""
     heldout_pairs: int = Field(2_000, ge=1)
-    """Number of held-out pairs to measure: the first ones of the held-out rows, or all if there are fewer."""
+    """Number of held-out pairs to measure, spread evenly over all of them; all if there are fewer."""
     checkpoint_every: int = Field(1_000, ge=1)
     """Steps between checkpoints. A killed run repeats at most this many steps."""
     checkpoints_kept: int = Field(2, ge=1)

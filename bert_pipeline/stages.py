@@ -248,7 +248,7 @@ STAGES = {
     ),
     "pretrained_checkpoint": Stage(
         ("tokenizer", "nsp_dataset", "masked_dataset"),
-        "7",
+        "8",
         lambda r: r.pretrain.for_origin() | {"model": r.model.for_origin()},
         _pretrained_checkpoint,
         outside=_initial_model,
@@ -256,7 +256,7 @@ STAGES = {
     ),
     "evaluations": Stage(
         ("contamination", "nsp_dataset", "masked_dataset", "pretrained_checkpoint"),
-        "2",
+        "3",
         lambda r: {"tasks": _evaluated_tasks(r)},
         _evaluations,
     ),

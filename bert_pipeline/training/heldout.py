@@ -12,15 +12,21 @@ from bert_pipeline.training.batches.packing import micro_batches, pack
 from bert_pipeline.training.model.loss import PretrainingLoss
 
 
+def chosen_rows(pairs: int, num_rows: int) -> np.ndarray:
+    """(min(pairs, num_rows),) int64: row numbers at equal distances, because a shard holds documents of one source."""
+    count = min(pairs, num_rows)
+    return np.arange(count) * num_rows // max(count, 1)
+
+
 def heldout_scores(
     loss: torch.nn.Module, dataset: PairDataset, pairs: int, tokens: int, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Means over the first `pairs` held-out rows: mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy.
+    """Means over `pairs` held-out rows, spread evenly over all of them: mlm_loss, mlm_accuracy, nsp_loss, nsp_accuracy.
 
     There are no NSP scores if no row has a next-sentence label. The rows are divided among the processes; `tokens`
     limits a micro-batch.
     """
-    mine = np.arange(min(pairs, dataset.num_rows(0)))[accelerator.process_index :: accelerator.num_processes]
+    mine = chosen_rows(pairs, dataset.num_rows(0))[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(6, dtype=torch.float64)
     was_training = loss.training
     loss.eval()
