@@ -12,7 +12,7 @@ from bert_pipeline.data.corpus.sentences import split_sentences
 from bert_pipeline.planning.survey import Survey
 
 SAMPLED = 1_000
-"""Documents whose language and sentences are counted."""
+"""At most so many documents have their language and sentences counted."""
 WITHOUT_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese."""
 SIMILARITY = 0.8
@@ -39,18 +39,19 @@ class Text:
 def describe(found: Survey) -> Text:
     documents = [" ".join(document.texts) for document in found.sample]
     lengths = np.array(list(map(_num_words, documents)))
-    first = documents[:: -(-len(documents) // SAMPLED)]
-    languages = Counter(map(language_of, first))
-    sentences = [sum(len(split_sentences(part)) for part in document.texts) for document in found.sample[:SAMPLED]]
+    every = -(-len(documents) // SAMPLED)  # spread over all files, which the sample follows
+    some = documents[::every]
+    languages = Counter(map(language_of, some))
+    sentences = [sum(len(split_sentences(part)) for part in document.texts) for document in found.sample[::every]]
     whole = sum(found.documents.values()) / found.share_read
     return Text(
         words=float(lengths.mean()) * whole,
         documents=whole,
         words_per_document=float(np.median(lengths)),
-        languages={code: count / len(first) for code, count in languages.most_common()},
+        languages={code: count / len(some) for code, count in languages.most_common()},
         one_sentence=sum(count <= 1 for count in sentences) / len(sentences),
         near_duplicates=len(duplicates_among(documents, SIMILARITY).records) / len(documents),
-        characters="\n".join(first),
+        characters="\n".join(some),
     )
 
 

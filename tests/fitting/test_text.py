@@ -33,6 +33,13 @@ def test_size_languages_sentences_and_repetitions():
     assert describe(survey(german)).one_sentence == 1
 
 
+def test_a_part_of_the_documents_is_spread_over_all_files():
+    """The sample follows the files: here one of titles, then one of abstracts as long."""
+    titles = [f"Aspirin and headache in ward {n}" for n in range(1_000)]
+    abstracts = [f"Nobody recovered in ward {n}. A second visit was needed." for n in range(1_000)]
+    assert describe(survey([*titles, *abstracts])).one_sentence == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("sentence", "words"),
     [
