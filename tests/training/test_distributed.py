@@ -213,6 +213,7 @@ accelerator = join_group()
 plugin = accelerator.state.dynamo_plugin
 said = [job.micro_batch_tokens, accelerator.mixed_precision, plugin.backend.value, plugin.dynamic]
 (Path(sys.argv[2]) / f"rank-{accelerator.process_index}").write_text(json.dumps(said))
+accelerator.wait_for_everyone()  # process 0 serves the store from which the other still learns addresses
 accelerator.end_training()
 """
 
