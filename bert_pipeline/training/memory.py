@@ -18,6 +18,7 @@ from torch import Tensor
 from bert_pipeline import settings
 from bert_pipeline.training.batches.dataset import Rows
 from bert_pipeline.training.batches.packing import pack
+from bert_pipeline.training.distributed import at_own_pace
 from bert_pipeline.training.model.loss import PretrainingLoss
 
 SAFE_SHARE = 0.25
@@ -56,10 +57,10 @@ def assert_a_step_fits(
     weights = sum(parameter.numel() * parameter.element_size() for parameter in objective.parameters())
     fixed = weights if optimizer.state else 3 * weights  # gradients; plus AdamW's two moments unless they exist
     one = rows.take(np.array([0]))
-    few, many = (_saved_for_backward(objective, each, accelerator) for each in (one, rows))
+    with at_own_pace():  # the first forward pass compiles; memory that a faster process uses later must not count here
+        few, many = (_saved_for_backward(objective, each, accelerator) for each in (one, rows))
+        free = free_on_cpu() // settings.group().local_world_size
     each = (many - few) / (rows.num_tokens - one.num_tokens)  # the constant part is the autocast copy of the weights
-    free = free_on_cpu() // settings.group().local_world_size
-    accelerator.wait_for_everyone()  # else memory that a faster process already uses would count as taken
     if fixed + tokens * each <= free:
         return
     fitting = int(SAFE_SHARE * (free - fixed) / each)

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
@@ -66,6 +66,7 @@ def train(job: Job) -> None:
     section, trainer = job.section, Trainer(job, accelerator)
     first = trainer.resume()
     trainer.assert_memory_suffices(first)
+    trainer.compile(first)
     if first == 0:
         trainer.measure(0)
     trainer.loss.train()
@@ -150,6 +151,17 @@ class Trainer:
             tokens = self.steps.most_tokens(first)
             assert_a_step_fits(self.objective, some, tokens, self.optimizer, self.accelerator)
 
+    def compile(self, first: int) -> None:
+        """Compile the passes of step `first`, if there are several processes, and drop the gradient.
+
+        Machines need different times for it, and one that waits for another's gradient has only the timeout.
+        """
+        if self.accelerator.num_processes > 1:
+            with at_own_pace(), self.accelerator.no_sync(self.loss):
+                sums = self._forward(self.steps.step(first).parts[0])
+                self.accelerator.backward(sums.mlm_loss + sums.nsp_loss)
+            self.optimizer.zero_grad(set_to_none=True)
+
     def step(self, number: int, step: Step, waited: float) -> None:
         """Update the weights once, or skip the step if its gradient is not finite.
 
@@ -178,14 +190,17 @@ class Trainer:
         for n, part in enumerate(step.parts):
             is_last = n + 1 == len(step.parts)
             with nullcontext() if is_last else self.accelerator.no_sync(self.loss):  # else DDP reduces each time
-                with self.accelerator.autocast():
-                    sums = self.loss(**{name: tensor.to(self.accelerator.device) for name, tensor in part.items()})
+                sums = self._forward(part)
                 mean = sums.mlm_loss / max(step.load.masked, 1) + sums.nsp_loss / max(step.num_labelled, 1)
                 # DistributedDataParallel averages gradients over the processes; the step's loss is their sum.
                 self.accelerator.backward(mean * self.accelerator.num_processes)
             found.append(sums)
         norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self.section.max_grad_norm)
         return found, float(norm)
+
+    def _forward(self, part: Mapping[str, torch.Tensor]) -> LossSums:
+        with self.accelerator.autocast():
+            return self.loss(**{name: tensor.to(self.accelerator.device) for name, tensor in part.items()})
 
     def _skip(self, number: int, grad_norm: float) -> None:
         """Record a step whose update would have destroyed the weights.
