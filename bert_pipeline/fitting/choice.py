@@ -173,7 +173,7 @@ def best_size(
 
 
 def shortest_as_good(size_in: Callable[[float], Size]) -> Size:
-    """Return the best model size for the smallest share of the time that is enough.
+    """Return the best model size for the shortest sufficient training time.
 
     A share in SHARES is enough if its predicted loss exceeds that of the whole time by at most the fraction AS_GOOD.
     `size_in(share)` returns the best size for a share of the time.

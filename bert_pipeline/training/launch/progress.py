@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class TrainingProgress:
     """Logs one line as often as Progress does, and one for each measurement on held-out pairs.
 
-    The remaining time follows from the seconds of steps that the rows tell, not from this object's age: a resumed run
-    reads all rows of the earlier one at once.
+    The remaining time is computed from the step times in the rows, not from the time since this object was created,
+    because a resumed run reads all rows of the earlier run at once.
     """
 
     def __init__(self, num_steps: int) -> None:
