@@ -2,9 +2,10 @@
 
     python -m benchmarks.choice --text FILE --runs FILE [--megabytes 6 60] [--minutes 2 10] [--json]
 
-For the first megabytes of the text and each time: `init` chooses, then the chosen recipe is trained, and models of the
-chosen width, a narrower and a wider one for the whole time, each on the same pairs. Each finished run becomes a line of
---runs; runs that it has are not repeated. A ratio of 1.03 means that the choice ended 3 % above the lowest loss.
+For the first megabytes of the text and each time: `init` chooses, then the chosen recipe is trained, and a narrower and
+a wider model for the whole time, each on the same pairs; also a model of the chosen width, if the choice takes only a
+part of the time. Each finished run becomes a line of --runs; runs that it has are not repeated. A ratio of 1.03 means
+that the choice ended 3 % above the lowest loss.
 """
 
 import argparse
@@ -30,6 +31,10 @@ from bert_pipeline.settings import home
 CHOICE = "choice"
 """The name of the run of init's recipe; the others are named by their width."""
 
+WHOLE_TIME = 0.7
+"""A choice whose steps take at least this share of the time took all of it: measurements and checkpoints are the rest.
+Otherwise it takes at most half of it (fitting.choice.SHARES)."""
+
 Run = dict[str, Any]
 """A line of --runs: text, megabytes, minutes, run, width, steps, tokens, seconds, mlm_loss, mlm_accuracy, predicted
 (the bounds of the loss; only of the choice), machine."""
@@ -45,11 +50,28 @@ def in_minutes(recipe: Recipe, width: int, minutes: float) -> Recipe:
     return Recipe.model_validate_json(json.dumps(table))
 
 
+def widths_around(width: int) -> list[int]:
+    """A narrower width, this one, and a wider one."""
+    return [each for each in (width - HEAD_WIDTH, width, width + HEAD_WIDTH) if each >= 2 * HEAD_WIDTH]
+
+
 def recipes_around(chosen: Recipe, minutes: float) -> dict[str, Recipe]:
     """The choice, and the grid around it, by the name of the run."""
-    width = chosen.model.hidden_size
-    widths = [each for each in (width - HEAD_WIDTH, width, width + HEAD_WIDTH) if each >= 2 * HEAD_WIDTH]
+    widths = widths_around(chosen.model.hidden_size)
     return {CHOICE: chosen} | {str(each): in_minutes(chosen, each, minutes) for each in widths}
+
+
+def is_repetition(name: str, choice: Run, minutes: float) -> bool:
+    """Whether this run of the grid is the same training as the choice."""
+    return name == str(choice["width"]) and choice["seconds"] >= WHOLE_TIME * 60 * minutes
+
+
+def is_complete(done: Sequence[Run], minutes: float) -> bool:
+    runs = {run["run"]: run for run in done}
+    if CHOICE not in runs:
+        return False
+    grid = map(str, widths_around(runs[CHOICE]["width"]))
+    return all(name in runs or is_repetition(name, runs[CHOICE], minutes) for name in grid)
 
 
 def ratio(runs: Sequence[Run]) -> float:
@@ -77,7 +99,7 @@ def table(runs: Sequence[Run]) -> str:
     return Table((*heads, "over the lowest"), rows).text()
 
 
-def measure_cell(text: Path, fields: Sequence[str], minutes: float, done: Sequence[str], work: Path) -> Iterator[Run]:
+def measure_cell(text: Path, fields: Sequence[str], minutes: float, done: Sequence[Run], work: Path) -> Iterator[Run]:
     """Yield the runs on this text in this time, without those that are done, as they end."""
     cores = sorted(os.sched_getaffinity(0))
     precision = "bf16" if bf16_units() else "float32"
@@ -90,12 +112,15 @@ def measure_cell(text: Path, fields: Sequence[str], minutes: float, done: Sequen
     chosen = Recipe.model_validate_json(json.dumps(found["recipe"]))
     tell(f"{minutes:g} minutes: init chooses {chosen.model.hidden_size} wide, {chosen.pretrain.num_steps:,} steps")
     prepare_datasets(chosen, str(work), cores)
+    runs = {each["run"]: each for each in done}
     for name, recipe in recipes_around(chosen, minutes).items():
-        if name not in done:
-            found = run("train", folder=work, recipe=recipe.model_dump(mode="json"))
-            tell(f"{name}: held-out MLM loss {found['mlm_loss']:.3f} after {found['seconds'] / 60:.1f} minutes")
-            predicted = chosen.expected_mlm_loss if name == CHOICE else None
-            yield {"run": name, "width": recipe.model.hidden_size, "predicted": predicted} | found
+        if name in runs or (name != CHOICE and is_repetition(name, runs[CHOICE], minutes)):
+            continue
+        found = run("train", folder=work, recipe=recipe.model_dump(mode="json"))
+        tell(f"{name}: held-out MLM loss {found['mlm_loss']:.3f} after {found['seconds'] / 60:.1f} minutes")
+        predicted = chosen.expected_mlm_loss if name == CHOICE else None
+        runs[name] = {"run": name, "width": recipe.model.hidden_size, "predicted": predicted} | found
+        yield runs[name]
 
 
 def main() -> None:
@@ -122,8 +147,8 @@ def main() -> None:
     for megabytes in arguments.megabytes:
         for minutes in arguments.minutes:
             cell = {"megabytes": megabytes, "minutes": minutes}
-            done = [run["run"] for run in stored() if cell.items() <= run.items()]
-            if CHOICE in done and len(done) > 2:
+            done = [run for run in stored() if cell.items() <= run.items()]
+            if is_complete(done, minutes):
                 continue
             with tempfile.TemporaryDirectory(prefix="benchmark-", dir=home()) as work:
                 taken = {"text": Path(arguments.text).absolute(), "fields": fields, "megabytes": megabytes}

@@ -38,6 +38,18 @@ def test_the_choice_is_compared_with_the_lowest_loss_of_its_text_and_time():
     assert shown[6].endswith("1.000") and len(shown) == 8
 
 
+def test_a_choice_that_takes_the_whole_time_is_not_trained_twice():
+    def run(name, seconds=100.0):
+        return {"run": name, "width": 256, "seconds": seconds}
+
+    whole, half = run("choice", seconds=100.0), run("choice", seconds=60.0)
+    assert not choice.is_complete([run("192"), run("320")], 2)
+    assert not choice.is_complete([whole, run("192")], 2)
+    assert choice.is_complete([whole, run("192"), run("320")], 2)
+    assert not choice.is_complete([half, run("192"), run("320")], 2)
+    assert choice.is_complete([half, run("192"), run("256"), run("320")], 2)
+
+
 @pytest.mark.slow
 def test_a_choice_and_its_grid_are_trained_and_not_repeated(run_python, tmp_path):
     runs = tmp_path / "runs.jsonl"
