@@ -3,6 +3,7 @@
 import re
 import shutil
 
+from bert_pipeline.core.processor import has_bf16_units
 from bert_pipeline.settings import ACCELERATE_CONFIGS
 
 
@@ -12,8 +13,7 @@ def suitable_config() -> str:
 
     if gpus := torch.cuda.device_count():
         return config_of_gpus(gpus)
-    has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    if has_units and shutil.which("g++"):  # for torch.compile
+    if has_bf16_units() and shutil.which("g++"):  # for torch.compile
         return (ACCELERATE_CONFIGS / "cpu_bf16.yaml").read_text(encoding="utf-8")
     return ""
 

@@ -15,7 +15,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bert_pipeline import settings
+from bert_pipeline.core.processor import has_bf16_units
 from bert_pipeline.data.corpus.build import group_files
 from bert_pipeline.data.corpus.shard import CHARACTERS_PER_SHARD
 from bert_pipeline.data.corpus.sources import source_files
@@ -157,6 +160,7 @@ class Estimate:
                 "num_parameters": weights,
                 "padded_vocab_size": padded_vocab_size(recipe.tokenizer.vocab_size),
                 "steps": recipe.pretrain.num_steps,
+                "leaves_bf16_units_idle": _leaves_bf16_units_idle(),
                 "per_device_tokens": self.pace and self.pace.per_device_tokens,
                 "tokens": round(sum(phase["tokens_per_step"] * phase["num_steps"] for phase in phases)),
                 "flops": flops,
@@ -286,6 +290,12 @@ class Estimate:
                 one = Load(sum(tokens), sum(n * n for n in tokens), 0, 0)
                 flops += times * training_flops(recipe.model, recipe.tokenizer.vocab_size, one)
         return flops / rate
+
+
+def _leaves_bf16_units_idle() -> bool:
+    config = yaml.safe_load(settings.accelerate_config().read_text(encoding="utf-8"))
+    in_float32 = config.get("use_cpu", False) and config.get("mixed_precision") != "bf16"
+    return in_float32 and has_bf16_units()
 
 
 def largest_shard(section: CorpusRecipe, found: Survey) -> float:

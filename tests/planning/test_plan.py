@@ -254,6 +254,16 @@ def test_a_budget_that_is_too_small_is_reported_and_the_rest_planned(text_recipe
     assert plan["seconds"]["pretrained_checkpoint"] is None and plan["disk"]["needed"] > 0
 
 
+def test_float32_on_a_processor_with_units_for_bfloat16_is_pointed_out(text_recipe, tmp_path, monkeypatch):
+    for has_units, config, expected in ((True, "cpu", True), (True, "cpu_bf16", False), (False, "cpu", False)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has_units: has)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        monkeypatch.setenv("BERT_PIPELINE_ACCELERATE_CONFIG", config)
+        plan = make_plan(text_recipe, tmp_path, time_training=False)
+        assert plan["training"]["leaves_bf16_units_idle"] is expected
+        assert ("BERT_PIPELINE_ACCELERATE_CONFIG=cpu_bf16 is faster" in show(plan)) is expected
+
+
 def test_unknown_hardware_and_missing_text_are_refused(capsys):
     assert main(["plan", "demo", "--hardware", "H20"]) == 1
     told = capsys.readouterr().err

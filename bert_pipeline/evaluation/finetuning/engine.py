@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bert_pipeline import settings
+from bert_pipeline.core.processor import has_bf16_units
 from bert_pipeline.evaluation.finetuning.batches import Rows, packed, padded, targets
 from bert_pipeline.evaluation.finetuning.inputs import Input
 from bert_pipeline.evaluation.finetuning.protocol import FIRST_POSITION_AFTER_PAD
@@ -41,7 +42,7 @@ def usual_computation(config: PretrainedConfig, device: torch.device) -> Computa
     if device.type == "cuda":
         has_units = torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
     else:
-        has_units = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        has_units = has_bf16_units()
     precision = settings.finetuning_precision() or ("bf16" if has_units else "float32")
     # A GPU packs with FlashAttention, which float32 does not have.
     packs = config.model_type in PACKABLE and (device.type == "cpu" or (precision == "bf16" and has_units))
