@@ -116,7 +116,8 @@ def choose(corpus: CorpusRecipe, minutes: float, task: str = "", hardware: Hardw
         )
     of_size = size_settings(size, in_text, phase.max_seq_length)
     sized = _changed(scaled(recipe, size.width), of_size)
-    of_size |= _schedule(base, _num_steps(sized, size, one_pair, paces.get(size.width)), size.seconds, 60 * minutes)
+    num_steps = _num_steps(sized, size, one_pair, paces.get(size.width))
+    of_size |= _schedule(base, num_steps, size.seconds, 60 * minutes) | _decay(base, sized, num_steps)
     if task:
         of_size["evaluation.tasks"] = _task(task, base, size.width)
         of_size["corpus.exclude_tasks"] = ("evaluation", "no example that scores the model may be part of its text")
@@ -259,6 +260,19 @@ def _schedule(base: Recipe, num_steps: int, seconds: float, given_seconds: float
         "pretrain.phases.0.num_steps": (num_steps, f"{seconds / 60:.3g} minutes{shorter}"),
         "pretrain.phases.0.warmup_steps": (warmup, ""),
     }
+
+
+def _decay(base: Recipe, sized: Recipe, num_steps: int) -> Settings:
+    """Muon's weight decay: over a longer training, as much in all as over that of the base.
+
+    The decay acts on a weight for about 1 / (rate * decay) steps, and the best such time is a fixed share of the
+    training (Wang and Aitchison 2024, arXiv 2405.13698).
+    """
+    [of_base], [phase] = base.pretrain.phases, sized.pretrain.phases
+    assert of_base.num_steps and of_base.muon_learning_rate and phase.muon_learning_rate
+    longer = num_steps * phase.muon_learning_rate / (of_base.num_steps * of_base.muon_learning_rate)
+    decay = float(f"{base.pretrain.muon_weight_decay / max(1, longer):.2g}")
+    return {"pretrain.muon_weight_decay": (decay, "keeps the feed-forward units active (docs/fast-start.md)")}
 
 
 def _task(name: str, base: Recipe, width: int) -> tuple[Any, str]:
