@@ -194,7 +194,8 @@ def test_continual_differs_from_crammed_only_in_its_initial_weights_and_optimize
     for section in ("corpus", "nsp", "masking", "evaluation"):
         assert getattr(crammed, section) == getattr(continual, section), section
     tables = [recipe.pretrain.model_dump() for recipe in (crammed, continual)]
-    assert {name for name in tables[0] if tables[0][name] != tables[1][name]} == {"init_from", "optimizer", "phases"}
+    different = {"init_from", "optimizer", "muon_weight_decay", "phases"}
+    assert {name for name in tables[0] if tables[0][name] != tables[1][name]} == different
     phases = [table["phases"][0] for table in tables]
     schedule = {"learning_rate", "muon_learning_rate", "warmup_fraction"}
     assert {name for name in phases[0] if phases[0][name] != phases[1][name]} == schedule

@@ -51,7 +51,7 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[str]:
         + (f"{training['steps']:,} steps" if training["steps"] else "steps by the budget of minutes")
     )
     if training["leaves_bf16_units_idle"]:
-        yield "In float32; this processor has units for bfloat16: BERT_PIPELINE_ACCELERATE_CONFIG=cpu_bf16 is faster"
+        yield "In float32. On this processor bfloat16 is faster: BERT_PIPELINE_ACCELERATE_CONFIG=cpu_bf16"
     yield _row("phase", "steps", "details (FLOPs by the formula in training/model/flops.py)")
     for number, phase in enumerate(training["phases"]):
         yield _row(
