@@ -2,59 +2,21 @@
 
     python -m benchmarks.active_units --model CHECKPOINT [--model CHECKPOINT] --text FILE [--documents N] [--json]
 
-A unit is active on a token if its input to the activation function is positive. GELU is almost zero and almost flat far
-below zero, so a unit that is active on no token adds nothing and hardly learns any more.
+bert_pipeline/training/model/units.py says what active means.
 """
 
 import argparse
 import json
-from collections.abc import Iterable
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.text import documents
 from bert_pipeline.core.tables import Table
 from bert_pipeline.data.sources.records import SourceError
 from bert_pipeline.fitting.fields import choose_fields
-
-
-class Units(NamedTuple):
-    """The feed-forward units of a layer, on all tokens."""
-
-    mean: float
-    """Mean input to the activation function."""
-    sd: float
-    """Standard deviation over tokens of a unit's input, averaged over units."""
-    active: float
-    """Share of units and tokens."""
-    never_active: float
-    """Share of the units."""
-
-
-def active_units(model: nn.Module, texts: Iterable[dict[str, Tensor]]) -> list[Units]:
-    """Each layer of a BERT; `texts`: the arguments of its forward pass."""
-    layers = model.encoder.layer
-    found: list[list[Tensor]] = [[] for _ in layers]
-    hooks = [
-        layer.intermediate.dense.register_forward_hook(lambda _, __, out, here=here: here.append(out.flatten(0, 1)))
-        for layer, here in zip(layers, found, strict=True)
-    ]
-    with torch.inference_mode():
-        for text in texts:
-            model.eval()(**text)
-    for hook in hooks:
-        hook.remove()
-    return [_units(torch.cat(of_layer)) for of_layer in found]
-
-
-def _units(inputs: Tensor) -> Units:
-    active = inputs > 0
-    spread = inputs.std(0).mean().item()
-    return Units(inputs.mean().item(), spread, active.float().mean().item(), (~active.any(0)).float().mean().item())
+from bert_pipeline.training.model.units import Units, active_units
 
 
 def table(found: dict[str, list[Units]]) -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,13 +10,20 @@ from transformers import BertForPreTraining
 
 from bert_pipeline.training.batches.dataset import PairDataset
 from bert_pipeline.training.batches.packing import pad
+from bert_pipeline.training.model.units import active_units
 
 
-def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairDataset) -> float:
-    """Write the model and its tokenizer into `out`, load them with plain transformers, and compare both models.
+class Exported(NamedTuple):
+    """The exported model on up to 8 held-out pairs, loaded with plain transformers."""
 
-    Return the largest absolute difference of their logits on up to 8 held-out pairs.
-    """
+    max_logit_difference: float
+    """Largest absolute difference of its logits to those of the trained model."""
+    active_units_by_layer: list[float]
+    """Share of each layer's feed-forward units that are active on a token."""
+
+
+def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairDataset) -> Exported:
+    """Write the model and its tokenizer into `out`, load them with plain transformers, and compare both models."""
     _write(model, tokenizer, out)
     model.set_attn_implementation("sdpa")
     batch = pad(heldout.rows(0, np.arange(min(8, heldout.num_rows(0)))))
@@ -24,10 +32,11 @@ def export(model: BertForPreTraining, tokenizer: Path, out: Path, heldout: PairD
     with torch.inference_mode():
         expected, found = model.cpu().float().eval()(**inputs), plain(**inputs)
     tokens = inputs["attention_mask"].bool()
-    return max(
+    difference = max(
         float((expected.prediction_logits - found.prediction_logits)[tokens].abs().max()),
         float((expected.seq_relationship_logits - found.seq_relationship_logits).abs().max()),
     )
+    return Exported(difference, [units.active for units in active_units(plain.bert, [inputs])])
 
 
 def save_snapshot(model: BertForPreTraining, tokenizer: Path, path: Path) -> None:

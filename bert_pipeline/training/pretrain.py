@@ -283,12 +283,11 @@ class Trainer:
         """Write the model as a Hugging Face directory, and work/result.json for the launcher."""
         with at_own_pace():
             if self.accelerator.is_main_process:
-                difference = export(self.model, self.job.tokenizer, self.job.out, self.heldout)
+                exported = export(self.model, self.job.tokenizer, self.job.out, self.heldout)
                 result = {
                     "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
                     "world_size": self.accelerator.num_processes,
-                    "max_logit_difference": difference,
-                }
+                } | exported._asdict()
                 (self.job.out / "work" / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 

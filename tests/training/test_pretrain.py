@@ -156,6 +156,7 @@ def test_the_exported_directory_is_a_plain_hugging_face_model(trained):
         *("metrics.jsonl", "README.md", "loss_curve.png", "record.json"),
     }
     assert made.facts["max_logit_difference"] < 1e-5
+    assert all(0.1 < share < 0.9 for share in made.facts["active_units_by_layer"])
     tokenizer = AutoTokenizer.from_pretrained(made.path)
     for kind in (BertForPreTraining, BertForMaskedLM):
         model, info = kind.from_pretrained(made.path, output_loading_info=True)
