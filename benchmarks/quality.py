@@ -2,10 +2,10 @@
 
     python -m benchmarks.quality [--recipe small] [--minutes 10] [--text FILE] [--runs FILE] [--picture PNG] [--json]
 
-    Trainer at its best     AdamW with the recipe's betas, epsilon, decay and clipping at its best rate, bfloat16 and
-                            torch.compile where the processor has bf16 units, batches padded to their longest row
+    Trainer at its best     AdamW at its best rate and decay with the recipe's betas, epsilon and clipping; bfloat16 and
+                            torch.compile where the processor has bf16 units; batches padded to their longest row
     Trainer as it comes     its own optimizer settings, float32, no torch.compile, rows padded to the full length
-    ours, BERT's start      the recipe with AdamW at its best rate and unstructured random weights
+    ours, BERT's start      the recipe with the same AdamW and unstructured random weights
     ours, as shipped        the recipe
 
 Each trains for the given minutes under a schedule that ends there. A figure is the minutes of training until the
@@ -13,15 +13,15 @@ held-out MLM loss reaches the loss with which the best Trainer ends. The clock c
 compilation or held-out measurements. The held-out loss is computed by the same code for all. All sides but the last
 start from the same weights.
 
-The two sides with AdamW are tuned in the same way: each of RATES is tried for a quarter of the minutes, under a
-schedule that ends there; the rate with the lowest held-out loss trains for all of them. If that run diverges, the next
-lower rate follows. A short run prefers higher rates than a long one (LOG.md), so the tries may choose too high a rate.
-"ours, as shipped" also trains under schedules of SHORTER shares, until one reaches the loss.
+AdamW is tuned for the Trainer: each of RATES, and at the best one each of DECAYS, is tried under the schedule that the
+Trainer has, with as many steps. Our trainer computes these tries: it is faster, and gives the same losses
+(tests/benchmarks/test_quality.py). If a run with the best settings diverges, one at the next lower rate follows.
+"ours, as shipped" also trains under schedules of SHORTER shares of the minutes, until one reaches the loss.
 
-This takes 2 x (3/4 + 1) + 1 + 1 = 5.5 times the minutes of training, up to 0.5 times for the shorter schedules, a run
-of PACE_STEPS steps for each side, and for each of the 14 runs or so about a minute of imports, compilation and held-out
-measurements: about 70 minutes with --minutes 10 (computed). With --runs, each finished run becomes a line of the file,
-and the same command repeats none of them.
+This takes four times the minutes of training, about half of the minutes for each try, up to half of them for the
+shorter schedules, and for each of the 15 runs or so about a minute of imports, compilation and held-out measurements:
+about 80 minutes with --minutes 10 (computed). With --runs, each finished run becomes a line of the file, and the same
+command repeats none of them.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,10 @@ from bert_pipeline.core.tables import Table
 from bert_pipeline.recipe import Recipe
 from bert_pipeline.settings import home
 
-RATES = (3e-4, 7.5e-4, 1.5e-3)
+RATES = (3e-4, 7.5e-4, 1.5e-3, 3e-3)
 """Learning rates of AdamW to choose from."""
-TRY = 1 / 4
-"""The share of the minutes for which each rate is tried."""
+DECAYS = (0.01, 0.1)
+"""Weight decays of AdamW to choose from; the rates are tried with the first."""
 SHORTER = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 """Shares of the minutes for which "ours, as shipped" is also trained."""
 PACE_STEPS = 60
@@ -65,25 +65,27 @@ PUBLISHED_START, SHIPPED = "ours, BERT's start", "ours, as shipped"
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """`learning_rate` None: the side has a rate and a warm-up of its own."""
-
-    num_steps: int
-    eval_every: int
-    learning_rate: float | None = None
-    warmup_steps: int = 0
+class AdamW:
+    learning_rate: float
+    weight_decay: float
 
 
 @dataclass(frozen=True)
-class Side:
-    learn: Callable[[Schedule], Curve]
-    rates: Sequence[float | None] = (None,)
-    """Learning rates to choose from, in rising order."""
+class Schedule:
+    """`adamw` None: the side has settings and a warm-up of its own."""
 
+    num_steps: int
+    eval_every: int
+    adamw: AdamW | None = None
+    warmup_steps: int = 0
+
+
+Side = Callable[[Schedule], Curve]
+"""Trains a model under a schedule."""
 
 Run = dict[str, Any]
-"""A line of --runs: side, share (of the minutes; 0: the pace), learning_rate, warmup_steps, steps, seconds, mlm_loss,
-mlm_accuracy, diverged, curve."""
+"""A line of --runs: side, share (of the minutes; 0: the pace), steps_of, learning_rate, weight_decay, warmup_steps,
+steps, seconds, mlm_loss, mlm_accuracy, diverged, curve."""
 
 
 def sides(folder: Path, recipe: Recipe, cores: Sequence[int], precision: str) -> dict[str, Side]:
@@ -105,32 +107,34 @@ def sides(folder: Path, recipe: Recipe, cores: Sequence[int], precision: str) ->
         )["curve"]
 
     def peer(schedule: Schedule, **arguments: Any) -> Curve:
-        rate = {"learning_rate": schedule.learning_rate, "warmup_steps": schedule.warmup_steps}
-        return learn("peers.transformers_quality", schedule, places=2**62, **rate, **arguments)
+        adamw = asdict(schedule.adamw) | {"warmup_steps": schedule.warmup_steps} if schedule.adamw else None
+        return learn("peers.transformers_quality", schedule, places=2**62, adamw=adamw, **arguments)
 
     def ours(schedule: Schedule, chosen: Recipe) -> Curve:
         return learn("curves", schedule, recipe=chosen.model_dump(mode="json"))
 
     return {
-        BEST: Side(lambda each: peer(each, full_length=False, compiled=compiled, precision=precision), RATES),
-        AS_IT_COMES: Side(lambda each: peer(each, full_length=True, compiled=False, precision="float32")),
-        PUBLISHED_START: Side(lambda each: ours(each, published_start(recipe, each)), RATES),
-        SHIPPED: Side(lambda each: ours(each, recipe)),
+        BEST: lambda each: peer(each, full_length=False, compiled=compiled, precision=precision),
+        AS_IT_COMES: lambda each: peer(each, full_length=True, compiled=False, precision="float32"),
+        PUBLISHED_START: lambda each: ours(each, published_start(recipe, each)),
+        SHIPPED: lambda each: ours(each, recipe),
     }
 
 
 def published_start(recipe: Recipe, schedule: Schedule) -> Recipe:
     """The recipe with AdamW, unstructured random weights, and one phase at its last length."""
+    assert schedule.adamw, "its settings are given"
     chosen = recipe.model_dump(mode="json")
     chosen["model"]["structured_attention_layers"] = 0
     phase = {
         "num_steps": schedule.num_steps,
-        "learning_rate": schedule.learning_rate,
+        "learning_rate": schedule.adamw.learning_rate,
         "warmup_steps": schedule.warmup_steps,
         "muon_learning_rate": None,
         "learning_rate_handover": None,
     }
-    chosen["pretrain"] |= {"optimizer": "adamw", "phases": [chosen["pretrain"]["phases"][-1] | phase]}
+    phases = [chosen["pretrain"]["phases"][-1] | phase]
+    chosen["pretrain"] |= {"optimizer": "adamw", "weight_decay": schedule.adamw.weight_decay, "phases": phases}
     return Recipe.model_validate_json(json.dumps(chosen))
 
 
@@ -159,16 +163,23 @@ class Runs:
         lines = file.read_text(encoding="utf-8").splitlines() if file and file.exists() else []
         self.finished = [line["run"] for line in map(json.loads, lines) if line["about"] == about]
 
-    def run(self, name: str, share: float, learning_rate: float | None) -> Run:
-        key = {"side": name, "share": share, "learning_rate": learning_rate}
+    def run(self, name: str, share: float, adamw: AdamW | None = None, steps_of: str = "") -> Run:
+        """Train a side for a share of the minutes (0: for PACE_STEPS), or as many steps as `steps_of` has in them."""
+        settings = asdict(adamw) if adamw else {"learning_rate": None, "weight_decay": None}
+        key = {"side": name, "share": share, "steps_of": steps_of or name, **settings}
         for run in self.finished:
             if key.items() <= run.items():
                 return run
-        num_steps = max(LEAST_STEPS, round(60 * share * self.minutes / self.pace(name))) if share else PACE_STEPS
-        warmup_steps = 0 if learning_rate is None else warmup(num_steps)
-        eval_every = num_steps // MEASUREMENTS if share else num_steps
-        schedule = Schedule(num_steps, eval_every, learning_rate, warmup_steps)
-        run = key | {"warmup_steps": warmup_steps, "steps": num_steps} | self._train(self.sides[name], schedule)
+        pace = self._seconds_per_step(steps_of or name, adamw) if share else 0
+        num_steps = max(LEAST_STEPS, round(60 * share * self.minutes / pace)) if share else PACE_STEPS
+        schedule = Schedule(
+            num_steps,
+            eval_every=num_steps if share == 0 else num_steps // MEASUREMENTS,
+            adamw=adamw,
+            warmup_steps=warmup(num_steps) if adamw else 0,
+        )
+        about = {"warmup_steps": schedule.warmup_steps, "steps": num_steps}
+        run = key | about | self._train(self.sides[name], schedule)
         tell(", ".join(f"{head} {cell}" for head, cell in zip(HEAD, _cells(run), strict=True) if cell))
         self.finished.append(run)
         if self.file:
@@ -176,15 +187,14 @@ class Runs:
                 out.write(json.dumps({"about": self.about, "run": run}) + "\n")
         return run
 
-    def pace(self, name: str) -> float:
-        """Seconds per step, at the lowest rate."""
-        run = self.run(name, 0, self.sides[name].rates[0])
+    def _seconds_per_step(self, name: str, adamw: AdamW | None) -> float:
+        run = self.run(name, 0, adamw and AdamW(RATES[0], DECAYS[0]))
         return run["seconds"] / run["steps"]
 
     def _train(self, side: Side, schedule: Schedule) -> Run:
         """Losses that are no numbers are left out of the curve."""
         try:
-            curve = side.learn(schedule)
+            curve = side(schedule)
         except MeasurementError as error:
             if "not finite" not in str(error):  # our trainer stops after a few such gradients
                 raise
@@ -199,38 +209,50 @@ class Runs:
         }
 
 
-def train_whole(runs: Runs, name: str) -> list[Run]:
-    """Try the rates of a side, then train for all of the minutes with the best one; return all of these runs.
+def tune(runs: Runs) -> list[Run]:
+    """Each of RATES, and at the best one each of DECAYS, with our trainer in the steps of the other."""
 
-    A whole run that diverges is followed by one at the next lower rate.
-    """
-    rates = runs.sides[name].rates
-    tries = [runs.run(name, TRY, rate) for rate in rates] if len(rates) > 1 else []
-    whole: list[Run] = []
-    for rate in in_order_of_promise(tries) if tries else rates:
-        whole.append(runs.run(name, 1, rate))
-        if not whole[-1]["diverged"]:
-            return tries + whole
-    raise SystemExit(f"{name}: every rate diverged; remedy: a lower one in RATES")
+    def attempt(rate: float, decay: float) -> Run:
+        return runs.run(PUBLISHED_START, 1, AdamW(rate, decay), steps_of=BEST)
+
+    of_rates = [attempt(rate, DECAYS[0]) for rate in RATES]
+    return of_rates + [attempt(best(of_rates)["learning_rate"], decay) for decay in DECAYS[1:]]
 
 
-def in_order_of_promise(tries: Sequence[Run]) -> list[float]:
-    """The rate with the lowest loss, then the lower ones from high to low."""
+def best(tries: Sequence[Run]) -> Run:
+    """The one with the lowest loss of those that did not diverge."""
     sound = [run for run in tries if not run["diverged"]]
-    best = min(sound, key=lambda run: run["mlm_loss"], default=tries[0])["learning_rate"]
-    return sorted((run["learning_rate"] for run in tries if run["learning_rate"] <= best), reverse=True)
+    return min(sound, key=lambda run: run["mlm_loss"], default=tries[0])
+
+
+def train_whole(runs: Runs, name: str, tries: Sequence[Run]) -> list[Run]:
+    """Train for all of the minutes with the best settings. A run that diverges is followed by one at the next lower
+    rate; return all of them.
+    """
+    chosen = best(tries)
+    whole: list[Run] = []
+    for rate in sorted((rate for rate in RATES if rate <= chosen["learning_rate"]), reverse=True):
+        whole.append(runs.run(name, 1, AdamW(rate, chosen["weight_decay"])))
+        if not whole[-1]["diverged"]:
+            return whole
+    raise SystemExit(f"{name}: every rate diverged; remedy: a lower one in RATES")
 
 
 def compare(runs: Runs, recipe: str) -> dict[str, Any]:
     """All runs in their order, the loss to reach, and a row for each other side."""
-    found = {name: train_whole(runs, name) for name in (BEST, AS_IT_COMES, PUBLISHED_START)}
+    tries = tune(runs)
+    found = {
+        BEST: train_whole(runs, BEST, tries),
+        AS_IT_COMES: [runs.run(AS_IT_COMES, 1)],
+        PUBLISHED_START: tries + train_whole(runs, PUBLISHED_START, tries),
+        SHIPPED: [],
+    }
     target = min(run["mlm_loss"] for name in (BEST, AS_IT_COMES) for run in found[name] if is_whole(run))
-    found[SHIPPED] = []
     for share in SHORTER:
-        found[SHIPPED].append(runs.run(SHIPPED, share, None))
+        found[SHIPPED].append(runs.run(SHIPPED, share))
         if seconds_to(target, [found[SHIPPED][-1]["curve"]]):
             break
-    found[SHIPPED] += train_whole(runs, SHIPPED)
+    found[SHIPPED].append(runs.run(SHIPPED, 1))
     ours = seconds_to(target, [run["curve"] for run in found[SHIPPED]])
     rows = [_row(recipe, name, target, ours, list(filter(is_whole, found[name]))) for name in found if name != SHIPPED]
     return {"mlm_loss": target, "runs": [run for name in found for run in found[name]], "rows": rows}
@@ -238,7 +260,7 @@ def compare(runs: Runs, recipe: str) -> dict[str, Any]:
 
 def is_whole(run: Run) -> bool:
     """Trained for all of the minutes, to the end."""
-    return run["share"] == 1 and not run["diverged"]
+    return run["share"] == 1 and run["steps_of"] == run["side"] and not run["diverged"]
 
 
 def _row(recipe: str, name: str, target: float, ours: float | None, whole: Sequence[Run]) -> Row:
@@ -257,7 +279,7 @@ def _row(recipe: str, name: str, target: float, ours: float | None, whole: Seque
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Held-out loss over minutes of training, one colour for each side; without the tries of rates."""
+    """Held-out loss over minutes of training, one colour for each side; without the tries of AdamW."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(dict.fromkeys(run["side"] for run in result["runs"])):
@@ -274,15 +296,16 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
-HEAD = ("side", "rate", "warm-up", "steps", "minutes", "held-out MLM loss", "accuracy", "diverged")
+HEAD = ("side", "rate", "decay", "warm-up", "steps", "minutes", "held-out MLM loss", "accuracy", "diverged")
 
 
 def _cells(run: Run) -> tuple[str, ...]:
-    own_rate, lost = run["learning_rate"] is None, run["mlm_loss"] is None
+    own_settings, lost = run["learning_rate"] is None, run["mlm_loss"] is None
     return (
         run["side"],
-        "" if own_rate else f"{run['learning_rate']:g}",
-        "" if own_rate else f"{run['warmup_steps']:,}",
+        "" if own_settings else f"{run['learning_rate']:g}",
+        "" if own_settings else f"{run['weight_decay']:g}",
+        "" if own_settings else f"{run['warmup_steps']:,}",
         f"{run['steps']:,}",
         f"{run['seconds'] / 60:.1f}",
         "" if lost else f"{run['mlm_loss']:.3f}",

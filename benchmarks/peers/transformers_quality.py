@@ -67,14 +67,13 @@ def learn(
     num_steps: int,
     eval_every: int,
     heldout_pairs: int,
-    learning_rate: float | None,
-    warmup_steps: int,
+    adamw: dict[str, float] | None,
     full_length: bool,
     compiled: bool,
     places: int,
     precision: str,
 ) -> Answer:
-    """Train for `num_steps` steps. `learning_rate` None: the Trainer's optimizer and rate as they come."""
+    """Train for `num_steps` steps. `adamw`: learning_rate, weight_decay and warmup_steps; None: all as they come."""
     here = Path(folder)
     recipe = read_recipe(here)
     section, [*_, phase] = recipe.pretrain, recipe.pretrain.phases
@@ -88,7 +87,6 @@ def learn(
     model, scored = (build_model(published, vocab_size, section.seed) for _ in range(2))
     model.set_attn_implementation("sdpa")
     recorder = Recorder(eval_every, PretrainingLoss(scored), PairDataset(*paths, length, "heldout"), heldout_pairs)
-    tuned = {"learning_rate": learning_rate, "warmup_steps": warmup_steps, **optimizer_arguments(section)}
     train(
         model,
         rows,
@@ -103,7 +101,7 @@ def learn(
         use_cpu=True,
         bf16=precision == "bf16",
         torch_compile=compiled,
-        **(tuned if learning_rate else {}),
+        **(optimizer_arguments(section) | adamw if adamw else {}),
     )
     return {"curve": with_seconds(recorder.seconds, recorder.points)}
 

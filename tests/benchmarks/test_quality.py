@@ -17,60 +17,77 @@ LOST = float("nan")
 
 
 class Learners:
-    """Made-up sides: each takes 0.1 s a step, and its loss falls from 10 linearly to the end given for it."""
+    """Made-up sides: a step takes 0.1 s, of our AdamW 0.05 s; the loss falls from 10 linearly to the side's end."""
 
     def __init__(self, best, start, plain=8.0, shipped=4.0):
-        """`best`, `start`: the end as a function of rate and steps. LOST: no loss is a number."""
-        self.seen = []  # (side, rate, steps, warm-up)
+        """`best`, `start`: the end as a function of AdamW's settings and the steps. LOST: no loss is a number."""
+        self.seen = []  # (side, settings, steps, warm-up)
         self.sides = {
-            quality.BEST: self._side(quality.BEST, best, quality.RATES),
+            quality.BEST: self._side(quality.BEST, best),
             quality.AS_IT_COMES: self._side(quality.AS_IT_COMES, lambda *_: plain),
-            quality.PUBLISHED_START: self._side(quality.PUBLISHED_START, start, quality.RATES),
+            quality.PUBLISHED_START: self._side(quality.PUBLISHED_START, start, seconds=0.05),
             quality.SHIPPED: self._side(quality.SHIPPED, lambda *_: shipped),
         }
 
-    def _side(self, name, end, rates=(None,)):
+    def _side(self, name, end, seconds=0.1):
         def learn(schedule):
-            rate, num_steps = schedule.learning_rate, schedule.num_steps
-            self.seen.append((name, rate, num_steps, schedule.warmup_steps))
-            fall = (10 - end(rate, num_steps)) / num_steps
+            adamw, num_steps = schedule.adamw, schedule.num_steps
+            self.seen.append((name, adamw, num_steps, schedule.warmup_steps))
+            fall = (10 - end(adamw, num_steps)) / num_steps
             at = [*range(schedule.eval_every, num_steps, schedule.eval_every), num_steps]
-            return [{"step": n, "seconds": n / 10, "mlm_loss": 10 - n * fall, "mlm_accuracy": 0.1} for n in at]
+            return [{"step": n, "seconds": n * seconds, "mlm_loss": 10 - n * fall, "mlm_accuracy": 0.1} for n in at]
 
-        return quality.Side(learn, rates)
+        return learn
 
     def runs(self, file=None, about="this machine"):
         return quality.Runs(self.sides, 10.0, 9.7, {"about": about}, file)
 
 
+RATES, [LIGHT, HEAVY] = quality.RATES, quality.DECAYS
+
+
 def by_rate(*ends):
-    """The end by the rate, whatever the length."""
-    return lambda rate, steps: dict(zip(quality.RATES, ends, strict=True))[rate]
+    """The end by the rate, whatever the length; a heavier decay makes it 0.1 worse."""
+    return lambda adamw, steps: (
+        dict(zip(RATES, ends, strict=True))[adamw.learning_rate] + 0.1 * (adamw.weight_decay == HEAVY)
+    )
 
 
 @pytest.fixture
 def learners():
-    return Learners(best=by_rate(7.0, 6.0, 6.5), start=by_rate(5.0, 4.0, 3.0))
+    return Learners(best=by_rate(7.0, 6.0, 6.5, 6.5), start=by_rate(5.0, 3.0, 4.0, 6.0))
 
 
-def test_the_rate_with_the_best_try_trains_for_all_of_the_minutes(learners):
-    found = quality.train_whole(learners.runs(), quality.BEST)
-    pace, *tries, whole = learners.seen
-    assert pace[2] == quality.PACE_STEPS
-    assert tries == [(quality.BEST, rate, 1500, 150) for rate in quality.RATES], "under schedules that end there"
-    assert whole == (quality.BEST, quality.RATES[1], 6000, 600)
-    assert [(run["share"], run["mlm_loss"]) for run in found] == [(0.25, 7.0), (0.25, 6.0), (0.25, 6.5), (1, 6.0)]
-    assert [quality.is_whole(run) for run in found] == [False, False, False, True]
+def test_adamw_is_tuned_for_the_steps_of_the_trainer(learners):
+    tries = quality.tune(learners.runs())
+    pace, *seen = learners.seen
+    assert pace == (quality.BEST, quality.AdamW(RATES[0], LIGHT), quality.PACE_STEPS, 30)
+    settings = [quality.AdamW(rate, LIGHT) for rate in RATES] + [quality.AdamW(RATES[1], HEAVY)]
+    assert seen == [(quality.PUBLISHED_START, each, 6000, 600) for each in settings]
+    assert [run["mlm_loss"] for run in tries] == pytest.approx([5.0, 3.0, 4.0, 6.0, 3.1])
+    assert not any(map(quality.is_whole, tries))
+    assert quality.best(tries) is tries[1]
 
 
-def test_a_side_with_its_own_rate_is_not_tuned(learners):
-    [whole] = quality.train_whole(learners.runs(), quality.AS_IT_COMES)
-    assert (whole["learning_rate"], whole["warmup_steps"], whole["steps"]) == (None, 0, 6000)
+def test_the_best_settings_train_for_all_of_the_minutes(learners):
+    runs = learners.runs()
+    tries = [{"learning_rate": RATES[2], "weight_decay": HEAVY, "mlm_loss": 1.0, "diverged": False}]
+    [theirs] = quality.train_whole(runs, quality.BEST, tries)
+    [ours] = quality.train_whole(runs, quality.PUBLISHED_START, tries)
+    for run, num_steps in ((theirs, 6000), (ours, 12000)):
+        assert (run["learning_rate"], run["weight_decay"], run["steps"]) == (RATES[2], HEAVY, num_steps)
+        assert run["warmup_steps"] == num_steps / 10 and quality.is_whole(run)
+
+
+def test_a_side_with_its_own_settings_has_no_warm_up(learners):
+    whole = learners.runs().run(quality.AS_IT_COMES, 1)
+    assert (whole["learning_rate"], whole["weight_decay"], whole["warmup_steps"]) == (None, None, 0)
+    assert whole["steps"] == 6000 and quality.is_whole(whole)
 
 
 def test_the_shortest_run_has_steps_after_those_of_compilation(learners):
-    run = quality.Runs(learners.sides, 1e-6, 9.7, {}, None).run(quality.BEST, quality.TRY, quality.RATES[0])
-    assert run["steps"] == 40 > curves.COMPILING and run["warmup_steps"] == 20
+    run = quality.Runs(learners.sides, 1e-6, 9.7, {}, None).run(quality.SHIPPED, 1 / 32)
+    assert run["steps"] == 40 > curves.COMPILING
 
 
 @pytest.mark.parametrize(("num_steps", "steps"), [(60, 30), (345, 100), (1380, 138)])
@@ -95,8 +112,8 @@ def curve(*losses):
     ],
 )
 def test_a_run_whose_loss_ends_high_or_is_lost_has_diverged(losses, diverged):
-    side = quality.Side(lambda schedule: curve(*losses))
-    run = quality.Runs({"side": side}, 1.0, 9.7, {}, None).run("side", 0, None)
+    side = {"side": lambda schedule: curve(*losses)}
+    run = quality.Runs(side, 1.0, 9.7, {}, None).run("side", 0)
     assert run["diverged"] is diverged
     assert json.loads(json.dumps(run, allow_nan=False)) == run
 
@@ -105,31 +122,33 @@ def test_our_trainer_that_gives_up_has_diverged_and_other_failures_are_errors():
     def fails(schedule):
         raise MeasurementError(message)
 
-    run = quality.Runs({"side": quality.Side(fails)}, 1.0, 9.7, {}, None).run
+    run = quality.Runs({"side": fails}, 1.0, 9.7, {}, None).run
     message = "benchmarks.curves learn: TrainingFailed: step 40: the gradient is not finite (nan)"
-    assert run("side", 0, None)["diverged"] and run("side", 0, None)["mlm_loss"] is None
+    assert run("side", 0)["diverged"] and run("side", 0)["mlm_loss"] is None
     message = "benchmarks.curves learn: MemoryError"
     with pytest.raises(MeasurementError):
-        run("side", 0, 1e-3)
+        run("side", 0, quality.AdamW(1e-3, 0.1))
 
 
 def test_a_diverged_try_is_shown_but_not_chosen_and_a_diverged_run_is_repeated_at_the_next_lower_rate():
-    lost_when_long = {3e-4: 7.0, 7.5e-4: 6.0, 1.5e-3: LOST}, {3e-4: 7.0, 7.5e-4: LOST, 1.5e-3: LOST}
-    learners = Learners(best=lambda rate, steps: lost_when_long[steps == 6000][rate], start=by_rate(5.0, 5.0, 5.0))
+    learners = Learners(best=by_rate(7.0, LOST, LOST, LOST), start=by_rate(7.0, 6.0, LOST, 6.5))
     found = quality.compare(learners.runs(), "small")
-    tuned = [run for run in found["runs"] if run["side"] == quality.BEST]
-    assert [(run["share"], run["learning_rate"], run["diverged"]) for run in tuned] == [
-        (0.25, 3e-4, False),
-        (0.25, 7.5e-4, False),
-        (0.25, 1.5e-3, True),
-        (1, 7.5e-4, True),
-        (1, 3e-4, False),
+    tuned = [run for run in found["runs"] if run["learning_rate"]]
+    assert [(run["side"], run["steps_of"], run["learning_rate"], run["diverged"]) for run in tuned] == [
+        (quality.BEST, quality.BEST, RATES[1], True),
+        (quality.BEST, quality.BEST, RATES[0], False),
+        (quality.PUBLISHED_START, quality.BEST, RATES[0], False),
+        (quality.PUBLISHED_START, quality.BEST, RATES[1], False),
+        (quality.PUBLISHED_START, quality.BEST, RATES[2], True),
+        (quality.PUBLISHED_START, quality.BEST, RATES[3], False),
+        (quality.PUBLISHED_START, quality.BEST, RATES[1], False),
+        (quality.PUBLISHED_START, quality.PUBLISHED_START, RATES[1], False),
     ]
-    assert found["mlm_loss"] == 7.0
+    assert found["mlm_loss"] == pytest.approx(7.0)
     assert quality.table(found | TEXT).count("yes") == 2
+    lost = by_rate(*[LOST] * len(RATES))
     with pytest.raises(SystemExit, match="every rate diverged; remedy: a lower one in RATES"):
-        lost = by_rate(LOST, LOST, LOST)
-        quality.train_whole(Learners(best=lost, start=lost).runs(), quality.BEST)
+        quality.compare(Learners(best=lost, start=lost).runs(), "small")
 
 
 TEXT = {
@@ -140,10 +159,10 @@ TEXT = {
 
 def test_quality_compares_with_the_end_of_the_best_trainer(learners, tmp_path):
     found = quality.compare(learners.runs(), "small")
-    assert found["mlm_loss"] == 6.0
+    assert found["mlm_loss"] == pytest.approx(6.0)
     ends = {row["peer_name"]: (row["peer"], row["ours"], row["peer_reached"]) for row in found["rows"]}
     at = 18.8 * (10 - 6) / (10 - 4) / 60  # seconds of the shortest schedule, which ends at 4; a linear fall from 10
-    assert ends[quality.BEST] == (10.0, pytest.approx(at), True)
+    assert ends[quality.BEST] == (pytest.approx(10.0), pytest.approx(at), True)
     assert ends[quality.AS_IT_COMES] == (10.0, pytest.approx(at), False)
     assert ends[quality.PUBLISHED_START] == (pytest.approx(10 * 4 / 7), pytest.approx(at), True)
     shares = [run["share"] for run in found["runs"] if run["side"] == quality.SHIPPED]
@@ -155,16 +174,17 @@ def test_quality_compares_with_the_end_of_the_best_trainer(learners, tmp_path):
 def test_finished_runs_are_not_repeated(learners, tmp_path):
     file = tmp_path / "runs.jsonl"
     whole = quality.compare(learners.runs(file=file), "small")
-    assert len(learners.seen) == len(file.read_text().splitlines()) == 5 + 2 + 5 + 3
+    assert len(learners.seen) == len(file.read_text().splitlines()) == 5 + 2 + 2 + 2 + 3
     learners.seen.clear()
     assert quality.compare(learners.runs(file=file), "small") == whole and not learners.seen
     stopped = file.read_text().splitlines()[:3]
     file.write_text("\n".join(stopped) + "\n")
     assert quality.compare(learners.runs(file=file), "small") == whole
-    assert learners.seen[0] == (quality.BEST, quality.RATES[2], 1500, 150) and len(learners.seen) == 12
+    assert learners.seen[0] == (quality.PUBLISHED_START, quality.AdamW(RATES[2], LIGHT), 6000, 600)
+    assert len(learners.seen) == 11
     learners.seen.clear()
     quality.compare(learners.runs(file=file, about="another machine"), "small")
-    assert len(learners.seen) == 15
+    assert len(learners.seen) == 14
 
 
 def test_a_side_that_never_reaches_the_loss_counts_with_all_of_its_minutes():
@@ -180,14 +200,14 @@ def test_the_trainer_learns_as_our_adamw_does(tiny, tiny_recipe, tmp_path, train
     because the Trainer's is one step later: its first step has rate 0.
     """
     still = tiny_recipe.model.model_copy(update={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
-    settings = {"adam_beta2": 0.98, "weight_decay": 0.5, "max_grad_norm": 0.7}
+    settings = {"adam_beta2": 0.98, "max_grad_norm": 0.7}
     section = tiny_recipe.pretrain.model_copy(update=settings)
     recipe = tiny_recipe.model_copy(update={"model": still, "pretrain": section})
     for kind, artifact in tiny.items():
         (tmp_path / kind).symlink_to(artifact.path)
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    schedule = quality.Schedule(num_steps=12, eval_every=4, learning_rate=5e-3)
-    theirs = quality.sides(tmp_path, recipe, [min(os.sched_getaffinity(0))], "float32")[quality.BEST].learn(schedule)
+    schedule = quality.Schedule(num_steps=12, eval_every=4, adamw=quality.AdamW(5e-3, 0.5))
+    theirs = quality.sides(tmp_path, recipe, [min(os.sched_getaffinity(0))], "float32")[quality.BEST](schedule)
     start = quality.published_start(recipe, schedule).model_dump(mode="json")
     found = curves.learn(str(tmp_path), start, schedule.num_steps, schedule.eval_every, quality.HELDOUT_PAIRS)["curve"]
     assert [point["step"] for point in found] == [point["step"] for point in theirs] == [4, 8, 12]
@@ -206,7 +226,7 @@ def test_quality_of_all_sides_on_a_tiny_recipe(run_python, tmp_path):
     options = ["--recipe", "tiny", "--minutes", "0.1", "--runs", str(runs), "--picture", str(picture), "--json"]
     code = (
         "import sys; from benchmarks import quality; quality.SHORTER = (1 / 2,); quality.PACE_STEPS = 30; "
-        "quality.RATES = (3e-3, 1e-2); "
+        "quality.RATES = (3e-3, 1e-2); quality.DECAYS = (0.01,); "
         f"sys.argv = ['quality', *{options}]; quality.main()"
     )
     environment = {"BERT_PIPELINE_HOME": str(tmp_path), "BERT_PIPELINE_RECIPES": str(tmp_path)}
@@ -214,10 +234,9 @@ def test_quality_of_all_sides_on_a_tiny_recipe(run_python, tmp_path):
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
     assert [row["peer_name"] for row in found["rows"]] == [quality.BEST, quality.AS_IT_COMES, quality.PUBLISHED_START]
-    tuned, own_rate = [quality.TRY, quality.TRY, 1], [1]
     shares = {name: [run["share"] for run in runs] for name, runs in groupby(found["runs"], lambda run: run["side"])}
     assert shares == {
-        quality.BEST: tuned, quality.AS_IT_COMES: own_rate, quality.PUBLISHED_START: tuned, quality.SHIPPED: [1 / 2, 1]
+        quality.BEST: [1], quality.AS_IT_COMES: [1], quality.PUBLISHED_START: [1, 1, 1], quality.SHIPPED: [1 / 2, 1]
     }  # fmt: skip
     ends = {run["side"]: run["mlm_loss"] for run in found["runs"] if quality.is_whole(run)}
     assert ends[quality.SHIPPED] < ends[quality.AS_IT_COMES]
