@@ -22,7 +22,7 @@ from typing import Any
 
 from bert_pipeline.fitting.loss import INTERVAL, RELATION, worth
 from bert_pipeline.fitting.scripts import Settings, script_settings
-from bert_pipeline.fitting.shapes import HEAD_WIDTH, RATE_EXPONENT, encoder_weights, scaled
+from bert_pipeline.fitting.shapes import HEAD_WIDTH, RATE_EXPONENT, encoder_weights, muon_weight_decay, scaled
 from bert_pipeline.fitting.text import SIMILARITY, Text, describe
 from bert_pipeline.planning.hardware import ASSUMED_UTILIZATION, Hardware
 from bert_pipeline.planning.survey import read_source
@@ -263,15 +263,7 @@ def _schedule(base: Recipe, num_steps: int, seconds: float, given_seconds: float
 
 
 def _decay(base: Recipe, sized: Recipe, num_steps: int) -> Settings:
-    """Muon's weight decay: over a longer training, as much in all as over that of the base.
-
-    The decay acts on a weight for about 1 / (rate * decay) steps, and the best such time is a fixed share of the
-    training (Wang and Aitchison 2024, arXiv 2405.13698).
-    """
-    [of_base], [phase] = base.pretrain.phases, sized.pretrain.phases
-    assert of_base.num_steps and of_base.muon_learning_rate and phase.muon_learning_rate
-    longer = num_steps * phase.muon_learning_rate / (of_base.num_steps * of_base.muon_learning_rate)
-    decay = float(f"{base.pretrain.muon_weight_decay / max(1, longer):.2g}")
+    decay = muon_weight_decay(base, sized, num_steps)
     return {"pretrain.muon_weight_decay": (decay, "keeps the feed-forward units active (docs/fast-start.md)")}
 
 
