@@ -27,7 +27,7 @@ from benchmarks.rows import tell
 from benchmarks.training import ACCELERATE
 from bert_pipeline.core.tables import Table
 from bert_pipeline.fitting.loss import Relation
-from bert_pipeline.fitting.shapes import encoder_weights, muon_weight_decay, scaled
+from bert_pipeline.fitting.shapes import encoder_weights, scaled
 from bert_pipeline.recipe import ModelRecipe, Recipe
 from bert_pipeline.settings import home
 from bert_pipeline.training.batches.dataset import Load
@@ -44,9 +44,6 @@ Run = dict[str, Any]
 def train(folder: str, recipe: Recipe, width: int, steps: int, cores: list[int]) -> Run:
     precision = "bf16" if bf16_units() else "float32"
     chosen = scaled(recipe, width)
-    if recipe.pretrain.optimizer == "muon":
-        decay = {"muon_weight_decay": muon_weight_decay(recipe, chosen, steps)}
-        chosen = chosen.model_copy(update={"pretrain": chosen.pretrain.model_copy(update=decay)})
     answer = measure(
         "benchmarks.curves",
         "learn",
@@ -137,9 +134,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, metavar="FILE", required=True, help="file of all runs, one JSON object each"
     )
-    parser.add_argument(
-        "--recipe", default="small", help="name of a recipe with one phase of num_steps (default: small)"
-    )
+    parser.add_argument("--recipe", default="small", help="name of a recipe with num_steps (default: small)")
     parser.add_argument("--widths", type=int, nargs="+", default=[], help="multiples of 64")
     parser.add_argument("--steps", type=int, nargs="+", default=[500, 1000, 3000], help="lengths of schedules")
     parser.add_argument("--text", metavar="FILE", help="text to train on instead of the recipe's")
@@ -147,8 +142,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     recipe = recipe_on(parser, arguments.recipe, arguments.text)
-    if len(recipe.pretrain.phases) > 1:
-        parser.error(f"{arguments.recipe} has several phases; remedy: a recipe with one, such as small")
     about = {"recipe": recipe.model_dump(mode="json"), "text": Path(recipe.corpus.path).name or "generated sample"}
     cores = sorted(os.sched_getaffinity(0))
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from bert_pipeline.fitting.loss import INTERVAL, RELATION, worth
 from bert_pipeline.fitting.scripts import Settings, script_settings
-from bert_pipeline.fitting.shapes import HEAD_WIDTH, RATE_EXPONENT, encoder_weights, muon_weight_decay, scaled
+from bert_pipeline.fitting.shapes import HEAD_WIDTH, RATE_EXPONENT, encoder_weights, scaled
 from bert_pipeline.fitting.text import SIMILARITY, Text, describe
 from bert_pipeline.planning.hardware import ASSUMED_UTILIZATION, Hardware
 from bert_pipeline.planning.survey import read_source
@@ -117,7 +117,7 @@ def choose(corpus: CorpusRecipe, minutes: float, task: str = "", hardware: Hardw
     of_size = size_settings(size, in_text, phase.max_seq_length)
     sized = _changed(scaled(recipe, size.width), of_size)
     num_steps = _num_steps(sized, size, one_pair, paces.get(size.width))
-    of_size |= _schedule(base, num_steps, size.seconds, 60 * minutes) | _decay(base, sized, num_steps)
+    of_size |= _schedule(base, num_steps, size.seconds, 60 * minutes)
     if task:
         of_size["evaluation.tasks"] = _task(task, base, size.width)
         of_size["corpus.exclude_tasks"] = ("evaluation", "no example that scores the model may be part of its text")
@@ -260,11 +260,6 @@ def _schedule(base: Recipe, num_steps: int, seconds: float, given_seconds: float
         "pretrain.phases.0.num_steps": (num_steps, f"{seconds / 60:.3g} minutes{shorter}"),
         "pretrain.phases.0.warmup_steps": (warmup, ""),
     }
-
-
-def _decay(base: Recipe, sized: Recipe, num_steps: int) -> Settings:
-    decay = muon_weight_decay(base, sized, num_steps)
-    return {"pretrain.muon_weight_decay": (decay, "keeps the feed-forward units active (docs/fast-start.md)")}
 
 
 def _task(name: str, base: Recipe, width: int) -> tuple[Any, str]:

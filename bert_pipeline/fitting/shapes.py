@@ -1,4 +1,4 @@
-"""One recipe at other widths and lengths of training, with the settings that follow from them."""
+"""One recipe at other widths, with settings that follow the width."""
 
 import json
 
@@ -29,18 +29,6 @@ def scaled(recipe: Recipe, width: int) -> Recipe:
             if phase[rate]:
                 phase[rate] = _rounded(phase[rate] * ratio**RATE_EXPONENT)
     return Recipe.model_validate_json(json.dumps(chosen))
-
-
-def muon_weight_decay(base: Recipe, sized: Recipe, num_steps: int) -> float:
-    """Muon's weight decay for `num_steps` at the rate of `sized`: no more in all than over the training of `base`.
-
-    The decay acts on a weight for about 1 / (rate * decay) steps, and the best such time is a fixed share of the
-    training (Wang and Aitchison 2024, arXiv 2405.13698). Both recipes have one phase with Muon.
-    """
-    [of_base], [phase] = base.pretrain.phases, sized.pretrain.phases
-    assert of_base.num_steps and of_base.muon_learning_rate and phase.muon_learning_rate
-    longer = num_steps * phase.muon_learning_rate / (of_base.num_steps * of_base.muon_learning_rate)
-    return _rounded(base.pretrain.muon_weight_decay / max(1, longer))
 
 
 def encoder_weights(model: ModelRecipe) -> int:
