@@ -324,7 +324,7 @@ class PretrainRecipe(Section):
     """`adamw`: AdamW for all weights, as published. `muon`: Muon for the matrices of the encoder layers, AdamW for the
     rest (training/model/muon.py)."""
     muon_weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of the matrices that Muon trains."""
+    """Weight decay of the matrices that Muon trains; 0.5 keeps feed-forward units active (docs/fast-start.md)."""
     adam_beta1: Fraction = 0.9
     """Decay rate of AdamW's running mean of gradients."""
     adam_beta2: Fraction = 0.999
