@@ -42,11 +42,11 @@ from bert_pipeline.training.export import export, save_snapshot
 from bert_pipeline.training.heldout import heldout_scores
 from bert_pipeline.training.job import Job, TrainingError, check_batches
 from bert_pipeline.training.memory import TooLittleMemory, assert_a_step_fits, explain_out_of_memory
-from bert_pipeline.training.model.attention import FLASH_CAPABILITY
 from bert_pipeline.training.model.flops import training_flops
 from bert_pipeline.training.model.loss import LossSums, PretrainingLoss
 from bert_pipeline.training.model.model import initial_model
 from bert_pipeline.training.model.optim import build_optimizer, learning_rate, schedule_learning_rate
+from bert_pipeline.training.precision import check_precision
 from bert_pipeline.training.utilization import Peak, Stopwatch
 from bert_pipeline.training.window import Window
 
@@ -98,7 +98,7 @@ class Trainer:
         section = job.section
         if accelerator.device.type == "cpu":
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // settings.group().local_world_size))
-        _check_precision(accelerator)
+        check_precision(accelerator.mixed_precision, accelerator.device)
         request_determinism(accelerator.device)
         check_batches(section, accelerator.num_processes)
         self.job, self.section, self.accelerator = job, section, accelerator
@@ -289,27 +289,6 @@ class Trainer:
                     "world_size": self.accelerator.num_processes,
                 } | exported._asdict()
                 (self.job.out / "work" / "result.json").write_text(json.dumps(result), encoding="utf-8")
-
-
-def _check_precision(accelerator: Accelerator) -> None:
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise TrainingError(
-            f"mixed_precision is {accelerator.mixed_precision}; remedy: bf16 or no in the accelerate config (float16 "
-            "needs loss scaling, which this loop does not implement)"
-        )
-    device = accelerator.device
-    if device.type == "cuda" and accelerator.mixed_precision == "bf16":
-        check_capability(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
-
-
-def check_capability(name: str, capability: tuple[int, int]) -> None:
-    """Raise TrainingError if a GPU is too old for bfloat16."""
-    if capability < FLASH_CAPABILITY:
-        raise TrainingError(
-            f"mixed_precision is bf16, but {name} has compute capability {'{}.{}'.format(*capability)}, and "
-            f"FlashAttention needs {'{}.{}'.format(*FLASH_CAPABILITY)}; remedy: `mixed_precision: 'no'` in the "
-            "accelerate config, or a newer GPU"
-        )
 
 
 def as_this_machine_computes(job: Job) -> Job:

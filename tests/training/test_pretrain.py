@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from training.runs import SABOTAGED, exit_code, fork_ranks, job_for, trace, train
 from transformers import AutoTokenizer, BertForMaskedLM, BertForPreTraining
 
+from bert_pipeline.core.processor import has_bf16_units
 from bert_pipeline.formats.metrics import read_rows
 from bert_pipeline.lineage import make_stage
 from bert_pipeline.training.launch.build import TrainingFailed
@@ -59,6 +60,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not has_bf16_units(), reason="this processor has no units for bfloat16")
 def test_a_compiled_run_in_bfloat16_goes_on_bit_for_bit(tiny, tiny_recipe, tmp_path):
     """On two threads; each start compiles again, for the first batch that it sees."""
     settings = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}

@@ -21,7 +21,6 @@ from bert_pipeline.evaluation.finetuning.inputs import Input
 from bert_pipeline.evaluation.finetuning.protocol import FIRST_POSITION_AFTER_PAD
 from bert_pipeline.evaluation.finetuning.vocabulary import OccurringPieces
 from bert_pipeline.evaluation.tasks.task import TAGGING, Kind, Task
-from bert_pipeline.training.model.attention import FLASH_CAPABILITY
 from bert_pipeline.training.model.dropout import Dropout
 from bert_pipeline.training.model.packed import compute_packed, packed_outputs
 
@@ -39,10 +38,7 @@ def usual_computation(config: PretrainedConfig, device: torch.device) -> Computa
     """The computation of this machine for a model, which is not always the fastest: bfloat16 where the device has units
     for it, unless BERT_PIPELINE_FINETUNING_PRECISION sets the precision, and packed rows where the model allows them.
     """
-    if device.type == "cuda":
-        has_units = torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
-    else:
-        has_units = has_bf16_units()
+    has_units = has_bf16_units(device)
     precision = settings.finetuning_precision() or ("bf16" if has_units else "float32")
     # A GPU packs with FlashAttention, which float32 does not have.
     packs = config.model_type in PACKABLE and (device.type == "cpu" or (precision == "bf16" and has_units))

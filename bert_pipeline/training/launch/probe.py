@@ -40,6 +40,7 @@ from bert_pipeline.training.memory import TooLittleMemory, free_on_cpu
 from bert_pipeline.training.model.loss import PretrainingLoss
 from bert_pipeline.training.model.model import build_model
 from bert_pipeline.training.model.optim import build_optimizer
+from bert_pipeline.training.precision import check_precision
 
 SMALLEST, LARGEST = {"cpu": 2_048, "cuda": 4_096}, {"cpu": 16_384, "cuda": 2**30}
 """Range of the micro-batches to try, in tokens; larger ones are not faster on a CPU."""
@@ -65,6 +66,7 @@ class Probe:
         settings.compile_as_configured(config.dynamo_config)
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.use_cpu)
         self.device = self.accelerator.device
+        check_precision(config.mixed_precision, self.device)
         request_determinism(self.device)
         local_processes = config.num_processes // config.num_machines
         if self.device.type == "cpu":

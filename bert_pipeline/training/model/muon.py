@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
+from bert_pipeline.core.processor import has_bf16_units
+
 COEFFICIENTS = ((8.0934, -23.6206, 17.4463), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 """Of the quintic polynomials that are applied one after the other. Each is the one that deviates least from 1 on the
 range that the polynomials before it leave of the singular values from 0.01 to 1 (Polar Express, Amsel et al. 2025,
@@ -54,8 +56,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def orthogonal_updates(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Each matrix with its singular values brought near 1, in bfloat16; the order is kept.
+    """Each matrix with its singular values brought near 1; the order is kept.
 
+    In bfloat16 where the device has units for it, else in float32; the two agree within bfloat16's rounding.
     Processes of a group share the work: all call it with the same matrices, and all get all results.
     """
     by_shape: dict[tuple[int, int], list[int]] = {}
@@ -71,12 +74,13 @@ def orthogonal_updates(matrices: Sequence[Tensor]) -> list[Tensor]:
 
 def _shared_out(matrices: Sequence[Tensor]) -> Sequence[Tensor]:
     """`orthogonalised`, of which each process computes every n-th matrix."""
+    dtype = torch.bfloat16 if has_bf16_units(matrices[0].device) else torch.float32
     if not (distributed.is_initialized() and distributed.get_world_size() > 1):
-        return orthogonalised(torch.stack([matrix.bfloat16() for matrix in matrices])).unbind()
+        return orthogonalised(torch.stack([matrix.to(dtype) for matrix in matrices])).unbind()
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     everything = torch.zeros((len(matrices), *matrices[0].shape), device=matrices[0].device)
     if mine := list(matrices[rank::world_size]):
-        everything[rank::world_size] = orthogonalised(torch.stack([matrix.bfloat16() for matrix in mine])).float()
+        everything[rank::world_size] = orthogonalised(torch.stack([matrix.to(dtype) for matrix in mine])).float()
     distributed.all_reduce(everything)  # each matrix is zero in all processes but one, so the sum is exact
     return everything.unbind()
 

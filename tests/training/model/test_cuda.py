@@ -20,12 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bert_pipeline import settings
 from bert_pipeline.recipe import ModelRecipe
 from bert_pipeline.training import determinism
-from bert_pipeline.training.job import TrainingError
 from bert_pipeline.training.model import attention
 from bert_pipeline.training.model.attention import packed_attention
 from bert_pipeline.training.model.loss import PretrainingLoss
 from bert_pipeline.training.model.model import build_model
-from bert_pipeline.training.pretrain import check_capability
 
 FORWARD, BACKWARD = "aten::_flash_attention_forward", "aten::_flash_attention_backward"
 COMPILED = "model.bert.encoder"
@@ -247,10 +245,3 @@ def test_determinism_is_requested_strictly_on_cuda_only(monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = before
-
-
-def test_a_gpu_without_flash_attention_is_refused_by_name():
-    check_capability("NVIDIA A100", (8, 0))
-    check_capability("NVIDIA H200", (9, 0))
-    with pytest.raises(TrainingError, match=r"bf16, but Tesla T4 has .* 7\.5, .* needs 8\.0; remedy: `mixed_precision"):
-        check_capability("Tesla T4", (7, 5))
