@@ -1,6 +1,7 @@
 """Show a run of the graph: live in a terminal, else as a few lines."""
 
 import logging
+import math
 import re
 import sys
 import time
@@ -20,6 +21,8 @@ HELDOUT = re.compile(r"^pretrain: step [\d/]+  held-out: ")
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS = 48
 """Most characters of a sparkline."""
+SECONDS_OF_SILENCE = 60.0
+"""After so long, a pipe or file gets the next line of the running stage, too."""
 
 
 @dataclass
@@ -60,21 +63,31 @@ class Stages:
 
 
 class Lines:
-    """One line for each stage that ended, each measurement on held-out text, and each warning. For pipes and files."""
+    """For pipes and files: one line for each stage that ended, each measurement on held-out text, each warning, and
+    each minute without any of these.
+    """
 
     def __init__(self) -> None:
         self.stages = Stages()
+        self._printed = math.inf
+        """Time of the row that was printed last; at the start, of the first row."""
 
     def __call__(self, rows: Sequence[Row]) -> None:
         for row in rows:
+            self._printed = min(self._printed, row["time"])
             if stage := self.stages.add(row):
                 state = "failed" if stage.failed else "done"
-                self._print(f"{stage.name}: {state} in {_duration(stage.seconds)}")
-            elif row["event"] is None and (row["level"] >= logging.WARNING or HELDOUT.match(row["message"])):
-                self._print(row["message"])
+                self._print(f"{stage.name}: {state} in {_duration(stage.seconds)}", row["time"])
+            elif row["event"] is None and (
+                row["level"] >= logging.WARNING
+                or HELDOUT.match(row["message"])
+                or (row["step"] and row["time"] - self._printed >= SECONDS_OF_SILENCE)
+            ):
+                self._print(row["message"], row["time"])
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str, at: float) -> None:
         print(one_record(text), file=sys.stderr, flush=True)
+        self._printed = at
 
 
 class Live:

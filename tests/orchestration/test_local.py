@@ -113,6 +113,13 @@ def test_few_lines_where_the_output_is_no_terminal(capsys):
     ]
 
 
+def test_a_long_stage_gets_a_line_each_minute_where_the_output_is_no_terminal(capsys):
+    lines = Lines()
+    for n in range(40):
+        lines([row("evaluation", f"fine-tuning: {n}/40 steps", 1000.0 + 7 * n)])
+    assert re.findall(r"(\d+)/40", capsys.readouterr().err) == ["9", "18", "27", "36"]
+
+
 def test_a_terminal_shows_the_running_stage_and_the_loss(monkeypatch, capsys):
     from orchestration.local.display import Live
 
