@@ -8,8 +8,8 @@ if it is small); prediction of its test set, the second time. BC5CDR-chem has th
 of their quick profile. Without --model, the model has the size of `small`, random weights, and a tokenizer learnt from
 the training set: speed does not depend on the weights.
 
-The Trainer pads each batch to its longest row. It runs with the settings that were the fastest in the first round; those
-in bfloat16 are tried only where the processor has units for it.
+The Trainer pads each batch to its longest row. It runs with the settings that were the fastest in the first round;
+those in bfloat16 are tried only where the processor has units for it.
 """
 
 import argparse
