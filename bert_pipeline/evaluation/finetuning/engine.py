@@ -64,9 +64,13 @@ class Head:
         """(outputs, classes) float32, in the order of the examples. ner, pico: an output for each of `first_pieces`, of
         which every example has one; otherwise an output for each example.
         """
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.how.precision == "bf16"):
+        with self.autocast():
             found = self._on_packed_rows(examples) if self.how.rows == "packed" else self._on_padded_rows(examples)
         return found.float()
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in the model's precision."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.how.precision == "bf16")
 
     def _on_packed_rows(self, examples: Sequence[Input]) -> Tensor:
         model: Any = self.model

@@ -32,9 +32,8 @@ from bert_pipeline.training.checkpoint import Checkpoints
 from bert_pipeline.training.model.optim import decay_groups, learning_rate, set_learning_rate
 
 MAX_GRAD_NORM = 1.0
-PREDICTION_TOKENS = 8_192
-"""Tokens per prediction batch, with padding. Prediction keeps no activations, so batches may be larger than in
-training."""
+PREDICTION_TOKENS = {"cpu": 2_048, "cuda": 8_192}
+"""Tokens per prediction batch, with padding, by device. The states of larger batches do not fit into a CPU's caches."""
 STEPS_BETWEEN_CHECKS = 100
 """Losses stay on the device for so many steps before they are checked."""
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
@@ -177,19 +176,21 @@ def training_step(
     return torch.stack((loss.detach(), norm))
 
 
-def predict(model: TaskModel, examples: Sequence[Input], tokens: int = PREDICTION_TOKENS) -> list[Label]:
-    """Predict a label for every example, in batches of at most `tokens` tokens with padding."""
+def predict(model: TaskModel, examples: Sequence[Input], tokens: int | None = None) -> list[Label]:
+    """Predict a label for every example, in batches of at most `tokens` (None: PREDICTION_TOKENS) with padding."""
     model.model.eval()
+    tokens = tokens or PREDICTION_TOKENS[model.model.device.type]
     predicted: dict[int, Label] = {}
     # Without a piece of any word there is nothing to compute: all tags are O.
     wordless = [n for n, each in enumerate(examples) if each.num_words and not len(each.words)]
     predicted |= {n: ("O",) * examples[n].num_words for n in wordless}
     rest = [n for n in range(len(examples)) if n not in predicted]
-    for batch in batches_by_length([len(examples[n].input_ids) for n in rest], tokens):
-        chosen = [examples[rest[n]] for n in batch]
-        with torch.inference_mode():
-            logits = model.logits(chosen)
-        predicted |= zip((rest[n] for n in batch), read_logits(model.task, chosen, logits), strict=True)
+    # Within one autocast, and outside of inference mode, which keeps no copies, the weights are cast only once.
+    with torch.no_grad(), model.autocast():
+        for batch in batches_by_length([len(examples[n].input_ids) for n in rest], tokens):
+            chosen = [examples[rest[n]] for n in batch]
+            found = read_logits(model.task, chosen, model.logits(chosen))
+            predicted |= zip((rest[n] for n in batch), found, strict=True)
     return [predicted[n] for n in range(len(examples))]
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
@@ -15,6 +16,7 @@ from transformers import (
 from bert_pipeline import settings
 from bert_pipeline.evaluation.finetuning.batches import packed, padded
 from bert_pipeline.evaluation.finetuning.engine import Computation, TaskModel, usual_computation
+from bert_pipeline.evaluation.finetuning.finetune import predict
 from bert_pipeline.evaluation.finetuning.heads import build_task_model
 from bert_pipeline.evaluation.finetuning.inputs import encode_task
 from bert_pipeline.training.model.attention import attention_on_cpu, attention_on_cpu_backward
@@ -97,6 +99,21 @@ def test_bfloat16_rounds_and_no_more(model_dir, small_task, rows):
     assert found["bf16"][0] == pytest.approx(found["float32"][0], rel=2**-6)
     exact, rounded = found["float32"][1], found["bf16"][1]
     assert rounded.dtype == torch.float32 and (rounded - exact).norm() < 2**-4 * exact.norm()
+
+
+def test_a_prediction_casts_the_weights_once(model_dir, small_task):
+    task, data = small_task("small-ner")
+    inputs = encode_task(model_dir, task, data, 64)
+    model, _ = build_task_model(model_dir, "pretrained", task)
+    wrapped, examples = TaskModel(model, task, inputs.pad_id, Computation("bf16", "packed")), inputs.learnable[:6]
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+        predict(wrapped, examples, tokens=1)
+    casts = {
+        tuple(event.input_shapes[0]): event.count
+        for event in profiled.key_averages(group_by_input_shape=True)
+        if event.key == "aten::_to_copy"
+    }
+    assert casts[tuple(model.classifier.weight.shape)] == 1, "of 6 batches"
 
 
 def test_a_packed_row_has_one_of_few_shapes_and_its_padding_changes_nothing(model_dir, small_task):
