@@ -2,13 +2,14 @@
 
 import torch
 
-from bert_pipeline.core.processor import has_bf16_units
 from bert_pipeline.training.job import TrainingError
 from bert_pipeline.training.model.attention import FLASH_CAPABILITY
 
 
 def check_precision(mixed_precision: str, device: torch.device) -> None:
-    """Raise TrainingError unless the device trains in this `mixed_precision` of an accelerate config at full speed."""
+    """Raise TrainingError unless the device trains at full speed in this `mixed_precision` of an accelerate
+    config.
+    """
     if mixed_precision == "no":
         return
     if mixed_precision != "bf16":
@@ -18,12 +19,17 @@ def check_precision(mixed_precision: str, device: torch.device) -> None:
         )
     if device.type == "cuda":
         check_capability(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
-    elif not has_bf16_units():
+    elif not computes_bf16():
         raise TrainingError(
-            "mixed_precision is bf16, but this processor has no instructions for it (AMX, AVX512-BF16), and without "
-            "them training can be hundreds of times slower than in float32; remedy: "
-            "BERT_PIPELINE_ACCELERATE_CONFIG=cpu, or `mixed_precision: 'no'` in the accelerate config"
+            "mixed_precision is bf16, but oneDNN has no products in bfloat16 for this processor, and torch's own can "
+            "take hundreds of times as long as float32; remedy: BERT_PIPELINE_ACCELERATE_CONFIG=cpu, or "
+            "`mixed_precision: 'no'` in the accelerate config"
         )
+
+
+def computes_bf16() -> bool:
+    """Whether oneDNN multiplies matrices in bfloat16 on this processor: by units for it, or converting by AVX-512."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def check_capability(name: str, capability: tuple[int, int]) -> None:

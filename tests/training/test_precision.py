@@ -3,19 +3,29 @@
 import pytest
 import torch
 
-from bert_pipeline.core.processor import CPU
+from bert_pipeline.core.processor import CPU, has_bf16_units
+from bert_pipeline.training import precision
 from bert_pipeline.training.job import TrainingError
-from bert_pipeline.training.precision import check_capability, check_precision
+from bert_pipeline.training.precision import check_capability, check_precision, computes_bf16
 
 
-def test_bfloat16_is_refused_on_a_processor_without_units_for_it(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+def test_bfloat16_is_refused_on_a_processor_that_cannot_multiply_in_it(monkeypatch):
+    monkeypatch.setattr(precision, "computes_bf16", lambda: True)
     check_precision("bf16", CPU)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(precision, "computes_bf16", lambda: False)
     check_precision("no", CPU)
-    with pytest.raises(TrainingError, match=r"bf16, but this processor .*AVX512-BF16.*remedy: BERT_PIPELINE_ACC.*=cpu"):
+    with pytest.raises(TrainingError, match=r"bf16, but oneDNN has no .*remedy: BERT_PIPELINE_ACC.*=cpu"):
         check_precision("bf16", CPU)
+
+
+def test_a_processor_with_units_is_not_refused():
+    assert computes_bf16() or not has_bf16_units()
+
+
+def test_a_gpu_has_units_since_ampere(monkeypatch):
+    for capability, expected in (((7, 0), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert has_bf16_units(torch.device("cuda")) is expected
 
 
 def test_float16_is_refused():
