@@ -33,7 +33,7 @@ from bert_pipeline.training.model.optim import decay_groups, learning_rate, set_
 
 MAX_GRAD_NORM = 1.0
 PREDICTION_TOKENS = {"cpu": 2_048, "cuda": 8_192}
-"""Tokens per prediction batch, with padding, by device. On two CPU threads larger batches are slower (recipes/LOG.md)."""
+"""Tokens per prediction batch, with padding, by device. On two CPU threads larger batches are slower (LOG.md)."""
 STEPS_BETWEEN_CHECKS = 100
 """Losses stay on the device for so many steps before they are checked."""
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
